@@ -1,0 +1,53 @@
+"""What can go wrong that a user can put right, and the one way to look a name up in a registry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import TypeVar
+
+Entry = TypeVar("Entry")
+
+
+class HydrabenchError(Exception):
+    """A mistake of the user's: the command line prints it as one line and exits with status 1."""
+
+
+class ConfigError(HydrabenchError):
+    """A recipe, an override or an option holds a value that is not allowed."""
+
+
+class CheckpointError(HydrabenchError):
+    """A checkpoint is missing, damaged, or does not fit what is asked of it."""
+
+
+class DataError(HydrabenchError):
+    """A data set is missing, incomplete, or smaller than what is asked of it."""
+
+
+class LedgerError(HydrabenchError):
+    """A run folder cannot be used: it belongs to another run, is incomplete, or is damaged."""
+
+
+class UnsupportedLayerError(HydrabenchError):
+    """A bound was asked to pass an operation that it has no sound rule for."""
+
+
+class NonFiniteError(HydrabenchError):
+    """A loss or a bound is NaN or infinite; the run stops instead of reporting it."""
+
+
+class GateError(HydrabenchError):
+    """The numbers are there, but they contradict each other or miss what was demanded."""
+
+
+def lookup(kind: str, registry: Mapping[str, Entry], name: str) -> Entry:
+    """Return `registry[name]`.
+
+    Raises: ConfigError naming `name`, the closest entry and all entries if there is none of that name.
+    """
+    if name in registry:
+        return registry[name]
+    close = get_close_matches(name, registry, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise ConfigError(f"unknown {kind} {name!r}; {hint}choose one of: {', '.join(sorted(registry))}")

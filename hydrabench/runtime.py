@@ -1,0 +1,116 @@
+"""The machine: device, arithmetic, keyed random streams, processes started by torchrun."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, TypeVar, cast
+
+import torch
+
+from hydrabench.errors import ConfigError, HydrabenchError
+
+Result = TypeVar("Result")
+PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
+
+
+def stream(*key: object) -> torch.Generator:
+    """A CPU random generator that depends on `key` alone.
+
+    The key is hashed (SHA-256), so streams of different keys are independent for all practical
+    purposes, whatever the order in which they are used and in whichever process.
+    """
+    text = "\x1f".join(map(str, key))
+    seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little", signed=True)
+    return torch.Generator().manual_seed(seed)
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """Return the device called `name`; "auto" takes the GPU of this process if there is one.
+
+    Raises: ConfigError if the device does not exist here.
+    """
+    if name == "auto":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {name!r} is not available here; choose cpu, cuda or cuda:N") from error
+    return device
+
+
+@contextmanager
+def exact_arithmetic() -> Iterator[None]:
+    """Switch TF32 and other reduced-precision matrix arithmetic off inside the block.
+
+    TF32 rounds operands to 10 bits, which moves bounds and verdicts (reference: field.md, section 5.2).
+    """
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = before[1:]
+
+
+class World:
+    """The processes that share one command: `torchrun` starts several, otherwise there is one.
+
+    Only small Python objects travel between them, through gloo, so it works with and without GPUs.
+    """
+
+    def __init__(self) -> None:
+        self.size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank = int(os.environ.get("RANK", "0"))
+        if self.size > 1 and not torch.distributed.is_initialized():
+            torch.distributed.init_process_group("gloo")
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the files and talks to the user."""
+        return self.rank == 0
+
+    def share(self, work: Callable[[], Result]) -> list[Result]:
+        """Do `work` on every process and return the results of all, in rank order, on all of them.
+
+        Raises: the first HydrabenchError of any process, on all of them, so that none waits for one that
+            has given up.
+        """
+        if self.size == 1:
+            return [work()]
+        try:
+            mine: Result | HydrabenchError = work()
+        except HydrabenchError as error:
+            mine = error
+        outcomes: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(outcomes, mine)
+        for outcome in outcomes:
+            if isinstance(outcome, HydrabenchError):
+                raise outcome
+        return outcomes
+
+    def on_main(self, work: Callable[[], Result]) -> Result:
+        """Do `work` on the main process only and return its result on all of them; errors as in `share`."""
+        result = self.share(lambda: work() if self.is_main else None)[0]
+        return cast("Result", result)
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """Versions and hardware that a number may depend on, for `run.json`."""
+    found = {"python": platform.python_version(), "device": device.type}
+    if device.type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(device)
+    for package in ("hydrabench", "torch", "torchvision", "numpy", "pyautoattack", "auto_LiRPA"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found

@@ -1,0 +1,72 @@
+"""The shape of the house: imports point down the rows of style.md section 1, modules and functions stay small."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import hydrabench
+
+PACKAGE = Path(hydrabench.__file__).parent
+ROWS = [
+    {"__main__"},
+    {"cli"},
+    {"workflows"},
+    {"objectives", "evaluators", "reporting"},
+    {"attacks", "bounds", "smoothing"},
+    {"checkpoints"},
+    {"models", "data"},
+    {"masking"},
+    {"config", "ledger"},
+    {"threat", "runtime", "files"},
+    {"errors"},
+    {"__init__"},
+]
+RANK = {name: rank for rank, row in enumerate(ROWS) for name in row}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def internal_imports(path: Path) -> set[str]:
+    """First-level names under `hydrabench` that a module imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            first, *rest = name.split(".")
+            if first == "hydrabench":
+                inner = rest[0] if rest else "__init__"
+                found.add(inner if inner in RANK else "__init__")
+    return found
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path):
+    here = room(path)
+    for there in internal_imports(path) - {here}:
+        assert RANK[there] > RANK[here], f"{here} must not import {there}; see section 1 of style.md"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_modules_and_functions_stay_small(path):
+    text = path.read_text()
+    assert text.count("\n") <= 320, "split this module"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 50, f"split {node.name}"
+
+
+def test_reporting_knows_nothing_of_torch():
+    for path in MODULES:
+        if room(path) in {"reporting", "ledger", "threat", "files"} or path.stem == "confidence":
+            tops = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+            assert not any("torch" in ast.unparse(node) or "runtime" in ast.unparse(node) for node in tops), path
