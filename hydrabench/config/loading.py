@@ -1,0 +1,114 @@
+"""Reading recipes and checking them: every problem is reported, with its place, in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from hydrabench.config import evaluation, recipe
+from hydrabench.config.recipe import Recipe
+from hydrabench.errors import ConfigError
+from hydrabench.files import shipped
+
+Parsed = TypeVar("Parsed")
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, apply `KEY=VALUE` overrides ("train.epochs=3"), and check all of it.
+
+    Args:
+        path: a YAML file, or the name of a recipe that comes with hydrabench ("digits-trades").
+        overrides: dotted keys with YAML values.
+    Raises: ConfigError with every problem and its place.
+    """
+    file = _find_recipe(Path(path))
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file} does not hold a recipe: expected keys and values, found {type(values).__name__}")
+    for override in overrides:
+        _apply(values, override)
+    return parse(TypeAdapter(Recipe), values, str(file))
+
+
+def parse(adapter: TypeAdapter[Parsed], values: Any, source: str) -> Parsed:
+    """Validate `values`. Raises: ConfigError naming `source` and every problem in one line."""
+    try:
+        return adapter.validate_python(values)
+    except ValidationError as error:
+        problems = [_describe(problem) for problem in error.errors()]
+        raise ConfigError(f"{source}: {'; '.join(problems)}") from error
+
+
+def _find_recipe(path: Path) -> Path:
+    if path.is_file():
+        return path
+    known = {file.stem: file for file in sorted(shipped("configs").glob("*.yml"))}
+    if path.name in known or (path.stem in known and len(path.parts) == 1):
+        return known[path.stem if path.stem in known else path.name]
+    raise ConfigError(f"no recipe {str(path)!r}; give a YAML file or one of: {', '.join(known)}")
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    """Set one dotted key in nested dictionaries."""
+    key, equals, text = override.partition("=")
+    *parents, last = key.strip().split(".")
+    if not equals or not last:
+        raise ConfigError(f"--set {override!r}: write KEY=VALUE, for example --set train.epochs=3")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"--set {override!r}: {parent!r} is a value, not a section")
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: {text!r} is not a YAML value") from error
+
+
+def _describe(problem: Any) -> str:
+    """One problem as "path: what is wrong", with a suggestion for a misspelt key."""
+    place = [part for part in problem["loc"] if not (isinstance(part, str) and part in _TAGS)]
+    path = ".".join(map(str, place)) or "the recipe"
+    if problem["type"] == "extra_forbidden":
+        close = get_close_matches(str(place[-1]), _known_keys(place), n=1)
+        return f"{path}: unknown key{f', did you mean {close[0]!r}?' if close else ''}"
+    if problem["type"] == "missing":
+        return f"{path}: is required"
+    message = problem["msg"].removeprefix("Value error, ")
+    received = problem.get("input")
+    shown = isinstance(received, str | int | float | None) and problem["type"] != "value_error"
+    return f"{path}: {message[0].lower()}{message[1:]}{f' (got {received!r})' if shown else ''}"
+
+
+_TAGS = {"natural", "trades", "crown-ibp", "clean", "pgd", "autoattack", "ibp", "smoothing"}
+_SECTIONS: dict[str, tuple[type[BaseModel], ...]] = {
+    "model": (recipe.ModelRecipe,),
+    "normalization": (recipe.Normalization,),
+    "data": (recipe.DataRecipe,),
+    "objective": (recipe.NaturalObjective, recipe.TradesObjective, recipe.CrownIbpObjective),
+    "train": (recipe.TrainRecipe,),
+    "prune": (recipe.PruneRecipe,),
+    "finetune": (recipe.FinetuneRecipe,),
+    "pipeline": (recipe.PipelineRecipe,),
+    "evaluate": (
+        evaluation.CleanSettings,
+        evaluation.PgdSettings,
+        evaluation.AutoAttackSettings,
+        evaluation.VerifiedSettings,
+        evaluation.SmoothingSettings,
+    ),
+}
+
+
+def _known_keys(place: Sequence[Any]) -> list[str]:
+    """The keys allowed where the misspelt key of `place` stands."""
+    sections = [part for part in place[:-1] if isinstance(part, str)]
+    models = _SECTIONS.get(sections[-1], (Recipe,)) if sections else (Recipe,)
+    return [key for model in models for key in model.model_fields]

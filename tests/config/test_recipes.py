@@ -1,0 +1,151 @@
+"""Recipes are checked once, completely, and every problem is named with its place."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+import yaml
+
+from hydrabench.config import (
+    AutoAttackSettings,
+    PgdSettings,
+    Recipe,
+    SmoothingSettings,
+    VerifiedSettings,
+    load_recipe,
+    with_default_threat,
+)
+from hydrabench.errors import ConfigError
+from hydrabench.files import shipped
+
+RECIPE = {
+    "name": "mine",
+    "model": {"arch": "cifar_model"},
+    "data": {"name": "digits"},
+    "objective": {"name": "trades", "epsilon": "8/255"},
+    "train": {"epochs": 3, "lr": 0.1},
+    "prune": {"epochs": 1, "lr": 0.1},
+    "finetune": {"epochs": 2, "lr": 0.01},
+    "evaluate": [{"kind": "pgd"}, {"kind": "ibp", "epsilon": "2/255"}, {"kind": "smoothing"}],
+}
+
+
+def write(tmp_path, **changes):
+    path = tmp_path / "recipe.yml"
+    path.write_text(yaml.safe_dump({**RECIPE, **changes}))
+    return path
+
+
+@pytest.mark.parametrize("path", sorted(shipped("configs").glob("*.yml")), ids=lambda path: path.stem)
+def test_every_shipped_recipe_loads_and_is_named_after_its_file(path):
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem
+    assert recipe == load_recipe(path.stem)
+    assert recipe.evaluate
+
+
+def test_a_recipe_is_read_exactly_and_completed(tmp_path):
+    recipe = load_recipe(write(tmp_path))
+    assert recipe.objective.epsilon == Fraction(8, 255)
+    assert recipe.evaluate[0].epsilon == Fraction(8, 255)  # inherited from the objective
+    assert recipe.evaluate[1].epsilon == Fraction(2, 255)
+    assert recipe.model_dump(mode="json")["objective"]["epsilon"] == "8/255"
+    assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
+
+
+def test_every_problem_is_named_at_once(tmp_path):
+    path = write(
+        tmp_path,
+        trian={},
+        prune={"epochs": 0, "lr": 0.1, "density": 99},
+        objective={"name": "trades", "epsilon": "8"},
+        finetune={"epoch": 2, "lr": -1},
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in (
+        "trian: unknown key, did you mean 'train'?",
+        "prune.epochs: input should be greater than 0 (got 0)",
+        "prune.density: is the fraction of weights kept, in (0, 1], got 99; to prune 99% of the weights write",
+        "objective.epsilon: epsilon '8' lies outside [0, 1]",
+        "finetune.epoch: unknown key, did you mean 'epochs'?",
+        "finetune.epochs: is required",
+        "finetune.lr: input should be greater than 0 (got -1)",
+    ):
+        assert part in message
+
+
+@pytest.mark.parametrize("density", [0, 1.5, 99])
+def test_a_density_outside_its_range_is_explained(tmp_path, density):
+    with pytest.raises(ConfigError, match=rf"in \(0, 1\], got {density}; to prune .*% .* write `density: 0\.\d+`"):
+        load_recipe(write(tmp_path), [f"prune.density={density}"])
+
+
+def test_overrides_are_yaml_values_at_dotted_keys(tmp_path):
+    recipe = load_recipe(write(tmp_path), ["train.epochs=7", "objective.epsilon=2/255", "evaluate=[{kind: clean}]"])
+    assert (recipe.train.epochs, recipe.objective.epsilon) == (7, Fraction(2, 255))
+    assert [settings.protocol for settings in recipe.evaluate] == ["clean@1"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.epochs", "--set 'train.epochs': write KEY=VALUE, for example --set train.epochs=3"),
+        ("name.x=1", "--set 'name.x=1': 'name' is a value, not a section"),
+        ("train.epochs=[", "is not a YAML value"),
+        ("train.epochz=1", "train.epochz: unknown key, did you mean 'epochs'"),
+    ],
+)
+def test_a_bad_override_is_refused(tmp_path, override, message):
+    with pytest.raises(ConfigError, match=message.replace("[", r"\[")):
+        load_recipe(write(tmp_path), [override])
+
+
+def test_files_that_are_no_recipes_are_refused(tmp_path):
+    path = tmp_path / "x.yml"
+    with pytest.raises(ConfigError, match=r"no recipe .*give a YAML file or one of: .*digits-trades"):
+        load_recipe(path)
+    path.write_text("a: [")
+    with pytest.raises(ConfigError, match=r"x\.yml is not YAML"):
+        load_recipe(path)
+    path.write_text("- 1")
+    with pytest.raises(ConfigError, match="does not hold a recipe: expected keys and values, found list"):
+        load_recipe(path)
+
+
+def test_a_ramp_longer_than_the_phase_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="train: epsilon_ramp_epochs 4 exceeds epochs 3"):
+        load_recipe(write(tmp_path), ["train.epsilon_ramp_epochs=4"])
+
+
+def test_protocol_ids_name_exactly_how_a_number_is_made():
+    assert PgdSettings(epsilon="8/255").protocol == "pgd-50@1"
+    assert PgdSettings(epsilon="8/255", steps=20, restarts=5, losses=("ce",)).protocol == "pgd-20-r5-ce@1"
+    assert PgdSettings(epsilon="8/255", seed=3).protocol == "pgd-50-s3@1"
+    assert AutoAttackSettings(epsilon="8/255").protocol == "aa-standard@1"
+    assert VerifiedSettings(kind="crown-ibp", epsilon="8/255").protocol == "crown-ibp@1"
+    assert SmoothingSettings().protocol == "smoothing-cohen@1"
+    assert SmoothingSettings(samples=10_000, alpha=0.01).protocol == "smoothing-cohen-n10000-a0.01@1"
+
+
+def test_the_hash_of_a_recipe_changes_with_its_values_only(tmp_path):
+    plain = load_recipe(write(tmp_path))
+    assert plain.sha256 == load_recipe(write(tmp_path), ["train.batch_size=128"]).sha256
+    assert plain.sha256 != load_recipe(write(tmp_path), ["train.batch_size=64"]).sha256
+
+
+def test_the_default_threat_fills_in_what_is_missing_only():
+    threat = {"norm": "l2", "epsilon": "0.5"}
+    assert with_default_threat({"kind": "pgd"}, threat) == {"kind": "pgd", "norm": "l2", "epsilon": "0.5"}
+    assert with_default_threat({"kind": "pgd", "epsilon": "0.1"}, threat) == {"kind": "pgd", "epsilon": "0.1"}
+    assert with_default_threat({"kind": "pgd", "norm": "linf"}, threat) == {"kind": "pgd", "norm": "linf"}
+    assert with_default_threat({"kind": "smoothing"}, threat) == {"kind": "smoothing"}
+
+
+def test_normalisation_needs_positive_deviations(tmp_path):
+    model = {"arch": "cifar_model", "normalization": {"mean": [0.5], "std": [0.0]}}
+    with pytest.raises(ConfigError, match=r"model\.normalization: needs one mean and one positive std per channel"):
+        load_recipe(write(tmp_path, model=model))
