@@ -1,0 +1,30 @@
+"""Which weights a network keeps: scores, masks, densities."""
+
+from hydrabench.masking.density import LayerDensity, global_density, kept_count, layer_densities, prunable_layers
+from hydrabench.masking.mask import (
+    Phase,
+    ScoreMask,
+    attach_masks,
+    bake_masks,
+    score_masks,
+    set_phase,
+    shared_masks,
+)
+from hydrabench.masking.scores import scaled_scores, top_k_mask
+
+__all__ = [
+    "LayerDensity",
+    "Phase",
+    "ScoreMask",
+    "attach_masks",
+    "bake_masks",
+    "global_density",
+    "kept_count",
+    "layer_densities",
+    "prunable_layers",
+    "scaled_scores",
+    "score_masks",
+    "set_phase",
+    "shared_masks",
+    "top_k_mask",
+]

@@ -1,0 +1,122 @@
+"""Masks as parametrizations of ordinary layers: attach, switch phase, share within a step, bake in.
+
+A masked layer is a Conv2d or Linear whose `weight` is `weight * mask` of a stored weight. Models know
+nothing about it. In the prune phase the mask is selected anew from the scores; in the other phases it
+is a constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
+
+from hydrabench.masking.density import kept_count, prunable_layers
+from hydrabench.masking.scores import scaled_scores, top_k_mask
+
+Phase = Literal["train", "prune", "finetune"]
+
+
+class ScoreMask(nn.Module):
+    """Keeps the `kept` weights with the largest |scores| and zeroes the others.
+
+    `scores` has the shape of the weight. While `selecting`, every call selects anew and gradients
+    reach the scores; otherwise the mask of the last `freeze` is used.
+    """
+
+    mask: Tensor
+
+    def __init__(self, scores: Tensor, kept: int) -> None:
+        super().__init__()
+        self.kept = kept
+        self.scores = nn.Parameter(scores.detach().clone())
+        self.register_buffer("mask", top_k_mask(self.scores.detach(), kept), persistent=False)
+        self.selecting = False
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the effective weight."""
+        return weight * (top_k_mask(self.scores, self.kept) if self.selecting else self.mask)
+
+    def select(self) -> None:
+        """Follow the scores from now on."""
+        self.selecting = True
+
+    def freeze(self) -> None:
+        """Keep the mask that the scores select now."""
+        self.selecting = False
+        self.mask = top_k_mask(self.scores.detach(), self.kept)
+
+
+def score_masks(network: nn.Module) -> dict[str, ScoreMask]:
+    """The masks of a network, by the name of the layer they sit on."""
+    return {
+        name: mask
+        for name, layer in prunable_layers(network).items()
+        if parametrize.is_parametrized(layer, "weight")
+        for mask in layer.parametrizations.weight  # type: ignore[union-attr]
+        if isinstance(mask, ScoreMask)
+    }
+
+
+def attach_masks(network: nn.Module, density: float) -> None:
+    """Put a mask on every Conv2d and Linear, with scaled scores: at first it keeps the largest weights.
+
+    Args:
+        network: changed in place; it must carry no masks yet.
+        density: fraction of weights kept in every layer, in (0, 1].
+    Raises: ConfigError if `density` is out of range.
+    """
+    for layer in prunable_layers(network).values():
+        kept = kept_count(layer.weight.numel(), density)
+        parametrize.register_parametrization(layer, "weight", ScoreMask(scaled_scores(layer), kept))
+
+
+def set_phase(network: nn.Module, phase: Phase, *, freeze_batch_norm: bool = False) -> None:
+    """Decide what is trained: the network in `train` and `finetune`, the scores in `prune`.
+
+    In `prune`, convolution and linear weights and biases are frozen, scores are trained, and so are
+    batch-norm weights and biases unless `freeze_batch_norm`. In the other phases everything but the
+    scores is trained, and the masks are constant.
+    Source: reference/hydra.md section 2.3.
+    """
+    pruning = phase == "prune"
+    for parameter in network.parameters():
+        parameter.requires_grad_(not pruning)
+    for module in network.modules():
+        if isinstance(module, _BatchNorm) and pruning:
+            for parameter in module.parameters():
+                parameter.requires_grad_(not freeze_batch_norm)
+    for mask in score_masks(network).values():
+        mask.scores.requires_grad_(pruning)
+        if pruning:
+            mask.select()
+        else:
+            mask.freeze()
+
+
+@contextmanager
+def shared_masks(network: nn.Module) -> Iterator[None]:
+    """Compute every effective weight once and use it for all forward passes inside the block.
+
+    Enter it anew for each optimizer step: the weights inside do not follow an update. They are computed
+    here, with gradients enabled, because whoever asked first might do so under `no_grad` and leave the
+    loss without a way back to the scores.
+    """
+    masked = [layer for layer in prunable_layers(network).values() if parametrize.is_parametrized(layer, "weight")]
+    with parametrize.cached():
+        with torch.enable_grad():
+            for layer in masked:
+                _ = layer.weight
+        yield
+
+
+def bake_masks(network: nn.Module) -> None:
+    """Replace every masked weight by its effective value, in place; plain layers remain."""
+    for layer in prunable_layers(network).values():
+        if parametrize.is_parametrized(layer, "weight"):
+            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
