@@ -1,0 +1,86 @@
+"""Image sets in memory, and the fixed blocks in which they are evaluated."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hydrabench.errors import DataError
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """One split of a data set: `images` uint8 (N, C, H, W), `labels` int64 (N,)."""
+
+    name: str
+    split: str
+    images: Tensor
+    labels: Tensor
+    num_classes: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: Tensor, split: str) -> ImageSet:
+        """Return the images at `indices` as a set of its own, called `split`."""
+        return ImageSet(self.name, split, self.images[indices], self.labels[indices], self.num_classes)
+
+    def to(self, device: torch.device) -> ImageSet:
+        """Return the same set on `device`, still uint8."""
+        return ImageSet(self.name, self.split, self.images.to(device), self.labels.to(device), self.num_classes)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive images that are evaluated together.
+
+    number: position of the block in the split. indices: data-set indices. images: (B, C, H, W), float,
+    in [0, 1]. labels: (B,), int64. shas: SHA-256 of each image's float32 pixels, row-major CHW.
+    """
+
+    number: int
+    indices: tuple[int, ...]
+    images: Tensor
+    labels: Tensor
+    shas: tuple[str, ...]
+
+
+def pixels(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Turn uint8 images into floats in [0, 1], the float32 quotient by 255 in every precision."""
+    return (images.to(torch.float32) / 255).to(dtype)
+
+
+def block_indices(n: int, size: int) -> list[tuple[int, ...]]:
+    """Cut the first `n` indices of a split into blocks at multiples of `size`."""
+    return [tuple(range(start, min(start + size, n))) for start in range(0, n, size)]
+
+
+def load_block(images: ImageSet, number: int, indices: tuple[int, ...]) -> Block:
+    """Return the images at `indices` as float32 in [0, 1] on the CPU, with their hashes."""
+    chosen = torch.tensor(indices)
+    floats = pixels(images.images[chosen])
+    shas = tuple(hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest() for image in floats)
+    return Block(number, indices, floats, images.labels[chosen], shas)
+
+
+def validation_split(images: ImageSet, fraction: float) -> tuple[ImageSet, ImageSet]:
+    """Hold out a fixed pseudo-random `fraction` of a training set, the same for every seed.
+
+    Returns: what is left to train on, and the held-out images (split "validation").
+    Raises: DataError if either part would be empty.
+    """
+    held_out = round(len(images) * fraction)
+    if not 0 < held_out < len(images):
+        raise DataError(f"validation_fraction {fraction} of {len(images)} images leaves a part empty")
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    train, validation = order[held_out:].sort().values, order[:held_out].sort().values
+    return images.subset(train, "train"), images.subset(validation, "validation")
+
+
+def batches(count: int, batch_size: int, order: Tensor | None = None) -> Iterator[Tensor]:
+    """Yield index tensors that cover `range(count)`, in `order` if given; the last may be shorter."""
+    yield from torch.split(torch.arange(count) if order is None else order, batch_size)
