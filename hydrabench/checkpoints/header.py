@@ -1,0 +1,68 @@
+"""What a checkpoint says about itself: a JSON header inside the safetensors file."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
+
+from hydrabench.config import Density, Normalization, Objective
+from hydrabench.config.fields import Section
+from hydrabench.errors import CheckpointError
+
+Layout = Literal["dense", "masked"]
+PhaseLabel = Literal["train", "prune", "finetune", "lwm"]
+
+
+class Selection(Section):
+    """Which epoch was kept, and by which number: `metric` is a fraction of the images of `split`."""
+
+    split: str
+    images: PositiveInt
+    metric: str
+    value: float
+    epoch: PositiveInt
+
+
+class Header(Section):
+    """Everything needed to rebuild the network and to know where it comes from. It holds no times.
+
+    density: fraction of the weights kept in every layer, 1 for an unpruned network.
+    layout: "dense" holds the plain torch.nn keys, pruned weights being zero; "masked" also holds
+    `NAME.scores` beside each `NAME.weight`, whose pruned entries keep their values.
+    parent: SHA-256 of the checkpoint that this one started from.
+    """
+
+    schema_: Literal["hydrabench.checkpoint/1"] = Field("hydrabench.checkpoint/1", alias="schema")
+    layout: Layout
+    phase: PhaseLabel
+    arch: str
+    dataset: str
+    shape: tuple[int, int, int]
+    num_classes: PositiveInt
+    normalization: Normalization | None
+    density: Density
+    objective: Objective
+    recipe: str
+    recipe_sha256: str
+    seed: int
+    selection: Selection
+    parent: str | None
+
+    def to_json(self) -> str:
+        """Return the header as canonical JSON."""
+        return self.model_dump_json(by_alias=True)
+
+    def default_threat(self) -> dict[str, Any]:
+        """The norm and radius that the network was trained for; empty if it was not trained for any."""
+        values = self.objective.model_dump(mode="json")
+        return {key: values[key] for key in ("norm", "epsilon") if key in values}
+
+
+def read_header(text: str, source: str) -> Header:
+    """Check and return a header. Raises: CheckpointError naming `source` and what is wrong."""
+    try:
+        return TypeAdapter(Header).validate_json(text)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise CheckpointError(f"{source} has a header this version cannot read: {problems}") from error
