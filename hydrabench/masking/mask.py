@@ -74,6 +74,7 @@ def attach_masks(network: nn.Module, density: float) -> None:
     for layer in prunable_layers(network).values():
         kept = kept_count(layer.weight.numel(), density)
         parametrize.register_parametrization(layer, "weight", ScoreMask(scaled_scores(layer), kept))
+        layer.train(layer.training)  # the new modules start in train mode, whatever the network is in
 
 
 def set_phase(network: nn.Module, phase: Phase, *, freeze_batch_norm: bool = False) -> None:
@@ -118,5 +119,18 @@ def shared_masks(network: nn.Module) -> Iterator[None]:
 def bake_masks(network: nn.Module) -> None:
     """Replace every masked weight by its effective value, in place; plain layers remain."""
     for layer in prunable_layers(network).values():
-        if parametrize.is_parametrized(layer, "weight"):
-            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+        if parametrize.is_parametrized(layer):
+            make_plain(layer)
+
+
+def make_plain(layer: nn.Module) -> None:
+    """Turn a parametrized layer into a plain one whose parameters have the values that apply now.
+
+    torch's `remove_parametrizations` also takes the property `weight` off the layer's class, which a
+    deep copy shares with its original: baking the one would break the other.
+    """
+    applied = {name: getattr(layer, name).detach() for name in layer.parametrizations}  # type: ignore[union-attr]
+    layer.__class__ = type(layer).__bases__[0]
+    del layer.parametrizations
+    for name, value in applied.items():
+        layer.register_parameter(name, nn.Parameter(value))

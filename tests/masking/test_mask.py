@@ -230,6 +230,8 @@ def test_a_masked_and_a_baked_network_agree_exactly(arch):
         baked = copy.deepcopy(network)
         bake_masks(baked)
         assert torch.equal(baked(x), masked)
+        assert torch.equal(network(x), masked)  # baking a copy leaves the original as it was
+    assert not any(module.training for module in network.modules())
     assert not any(parametrize.is_parametrized(module) for module in baked.modules())
     assert set(baked.state_dict()) == set(build_model(arch, shape, 5).state_dict())
     for layer in layer_densities(baked):
