@@ -1,0 +1,150 @@
+"""Interval bound propagation (IBP): boxes through every operation, as centers and widths.
+
+With the width u - l instead of the radius, an affine map needs no halving: its center goes through
+the map, its width through the map's absolute weight.
+Source: Gowal et al. (2018), arXiv:1810.12715, section 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hydrabench.bounds.graph import Node, program_of, read
+from hydrabench.bounds.operations import Convolution, Dense, Flatten, Identity, Operation, Relu, Scale, per_channel
+
+
+@dataclass(frozen=True, eq=False)
+class Interval:
+    """A box around every value: `center` (B, ...), and `width` = upper - lower, of the same shape and >= 0."""
+
+    center: Tensor
+    width: Tensor
+
+    @classmethod
+    def between(cls, lower: Tensor, upper: Tensor) -> Interval:
+        """The box from `lower` to `upper`."""
+        return cls(torch.lerp(lower, upper, 0.5), upper - lower)
+
+    @classmethod
+    def taking(cls, lower: Tensor, upper: Tensor) -> Interval:
+        """The same box in the storage of two corners that nobody else needs.
+
+        Fresh memory costs more than the arithmetic on small batches; autograd may need the corners as they are.
+        """
+        if lower.requires_grad or upper.requires_grad:
+            return cls.between(lower, upper)
+        width = upper.sub_(lower)
+        return cls(lower.add_(width, alpha=0.5), width)
+
+    def lower(self) -> Tensor:
+        """Return the lower corner, a new tensor."""
+        return self.center.sub(self.width, alpha=0.5)
+
+    def upper(self) -> Tensor:
+        """Return the upper corner, a new tensor."""
+        return self.center.add(self.width, alpha=0.5)
+
+
+@dataclass(frozen=True, eq=False)
+class Propagation:
+    """What a pass of intervals leaves for a pass backward.
+
+    output: bounds of the last value. shapes: of every value, batch axis included. before_relu: bounds
+    of the values that a ReLU takes, by number.
+    """
+
+    output: Interval
+    shapes: list[torch.Size]
+    before_relu: dict[int, Interval] = field(default_factory=dict)
+
+
+def _convolution(operation: Convolution, box: Interval) -> Interval:
+    return Interval(operation.apply(box.center), operation.linear(box.width, operation.weight.abs()))
+
+
+def _dense(operation: Dense, box: Interval) -> Interval:
+    return Interval(operation.apply(box.center), box.width @ operation.weight.abs().T)
+
+
+def _scale(operation: Scale, box: Interval) -> Interval:
+    return Interval(operation.apply(box.center), box.width * per_channel(operation.scale.abs(), box.width.ndim))
+
+
+def _relu(_operation: Relu, box: Interval) -> Interval:
+    return Interval.taking(box.lower().relu_(), box.upper().relu_())
+
+
+def _flatten(operation: Flatten, box: Interval) -> Interval:
+    return Interval(operation.apply(box.center), operation.apply(box.width))
+
+
+def _identity(_operation: Identity, box: Interval) -> Interval:
+    return box
+
+
+RULES: dict[type[Operation], Callable[[Any, Interval], Interval]] = {
+    Convolution: _convolution,
+    Dense: _dense,
+    Scale: _scale,
+    Relu: _relu,
+    Flatten: _flatten,
+    Identity: _identity,
+}
+
+
+def propagate(nodes: Sequence[Node], box: Interval, *, keep: bool = False) -> Propagation:
+    """Send a box of inputs through a program.
+
+    Args:
+        nodes: what `graph.read` returned.
+        box: bounds of the input, value 0.
+        keep: remember what `crown.lower_bounds` needs.
+    Returns: bounds of the last value, and, with `keep`, those before every ReLU.
+    """
+    last_use = {number: position for position, node in enumerate(nodes) for number in node.inputs}
+    values = {0: box}
+    shapes = [box.center.shape]
+    before_relu = {}
+    for position, node in enumerate(nodes):
+        inputs = [values[number] for number in node.inputs]
+        if keep and isinstance(node.operation, Relu):
+            before_relu[node.inputs[0]] = inputs[0]
+        for number in node.inputs:
+            if last_use[number] == position:
+                values.pop(number, None)
+        values[position + 1] = RULES[type(node.operation)](node.operation, *inputs)
+        shapes.append(values[position + 1].center.shape)
+    return Propagation(values[len(nodes)], shapes, before_relu)
+
+
+def concretize(rows: Tensor, offset: Tensor, box: Interval) -> Tensor:
+    """Smallest values of the linear functions `rows` · v + `offset` over v in a box.
+
+    Args:
+        rows: (B, S, F). offset: (B, S). box: center and width (B, F).
+    Returns: (B, S).
+    """
+    center, width = box.center.unsqueeze(2), box.width.unsqueeze(2)
+    return torch.baddbmm(offset.unsqueeze(2), rows, center).baddbmm(rows.abs(), width, alpha=-0.5).squeeze(2)
+
+
+def interval_bounds(network: nn.Module, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """Bounds of every output of a network over a box of inputs.
+
+    Args:
+        network: made of the layers in `graph.LAYERS`; batch norm in eval mode.
+        lower: lower corner of the box, (B, ...), any range.
+        upper: upper corner, of the same shape, nowhere below `lower`.
+    Returns: (lower, upper), both of the shape of the output; NaN where the inputs or weights are.
+    Raises: ValueError if the box is empty, UnsupportedLayerError for a layer without a rule.
+    Source: Gowal et al. (2018), arXiv:1810.12715, equations 6 and 7.
+    """
+    if (lower > upper).any():
+        raise ValueError("the box is empty: lower exceeds upper somewhere")
+    output = propagate(read(program_of(network)), Interval.between(lower, upper)).output
+    return output.lower(), output.upper()

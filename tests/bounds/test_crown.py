@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linprog
+from torch import nn
+
+from hydrabench.bounds import crown_ibp_margins, interval_margins
+from hydrabench.bounds.crown import relaxation
+
+
+def linear(weight, bias):
+    layer = nn.Linear(len(weight[0]), len(weight))
+    layer.weight.data, layer.bias.data = torch.tensor(weight), torch.tensor(bias)
+    return layer
+
+
+def one_relu(bias):
+    """Logits (relu(4 x + bias), 0) of one pixel."""
+    return nn.Sequential(nn.Flatten(), linear([[4.0]], [bias]), nn.ReLU(), linear([[1.0], [0.0]], [0.0, 0.0]))
+
+
+def margins_over_the_pixel_range(network, label):
+    return crown_ibp_margins(network, torch.full((1, 1, 1, 1), 0.5), torch.tensor([label]), 0.5).item()
+
+
+def test_a_mostly_active_neuron_worked_by_hand():
+    """x in [0, 1], z = 4x - 1 in [-1, 3]: slope above 3/4, so the line below has slope 1.
+
+    Label 0: relu(z) >= z >= -1 (the interval bound would be 0). Label 1: -relu(z) >= -(3/4 z + 3/4) =
+    -3x >= -3.
+    """
+    assert margins_over_the_pixel_range(one_relu(-1.0), 0) == pytest.approx(-1.0)
+    assert margins_over_the_pixel_range(one_relu(-1.0), 1) == pytest.approx(-3.0)
+
+
+def test_a_mostly_inactive_neuron_worked_by_hand():
+    """z = 4x - 3 in [-3, 1]: slope above 1/4, so the line below is 0.
+
+    Label 0: relu(z) >= 0. Label 1: -relu(z) >= -(z / 4 + 3/4) = -x >= -1.
+    """
+    assert margins_over_the_pixel_range(one_relu(-3.0), 0) == pytest.approx(0.0)
+    assert margins_over_the_pixel_range(one_relu(-3.0), 1) == pytest.approx(-1.0)
+
+
+def test_two_equal_neurons_cancel_as_far_as_their_lines_do():
+    """h1 - h2 with both = relu(4x - 1): h1 >= z, -h2 >= -(3/4 z + 3/4), together z/4 - 3/4 = x - 1 >= -1.
+
+    Intervals forget that both neurons see the same pixel: 0 - 3.
+    """
+    network = nn.Sequential(
+        nn.Flatten(), linear([[4.0], [4.0]], [-1.0, -1.0]), nn.ReLU(), linear([[1.0, -1.0], [0.0, 0.0]], [0.0, 0.0])
+    )
+    x, y = torch.full((1, 1, 1, 1), 0.5), torch.tensor([0])
+    assert crown_ibp_margins(network, x, y, 0.5).item() == pytest.approx(-1.0)
+    assert interval_margins(network, x, y, 0.5).item() == pytest.approx(-3.0)
+
+
+def test_lines_around_a_relu_worked_by_hand():
+    """[-1, 3]: 3/4 z + 3/4 above, z below. [-3, 1]: z/4 + 3/4 above, 0 below. Even split [-2, 2]: 0 below.
+
+    [1, 2] is passed as it is, [-2, -1] becomes 0, and [0, 0] must not divide by zero.
+    """
+    lower = torch.tensor([-1.0, -3.0, -2.0, 1.0, -2.0, 0.0])
+    upper = torch.tensor([3.0, 1.0, 2.0, 2.0, -1.0, 0.0])
+    below, above, offset = relaxation(lower, upper)
+    assert below.tolist() == [1, 0, 0, 1, 0, 1]
+    assert above.tolist() == [0.75, 0.25, 0.5, 1, 0, 1]
+    assert offset.tolist() == [0.75, 0.75, 1.0, 0, 0, 0]
+
+
+@given(low=st.floats(-10, 10), span=st.floats(0, 10), share=st.floats(0, 1))
+def test_the_lines_enclose_the_relu(low, span, share):
+    lower, upper = torch.tensor([low], dtype=torch.float64), torch.tensor([low + span], dtype=torch.float64)
+    z = lower + share * (upper - lower)
+    below, above, offset = relaxation(lower, upper)
+    assert below * z - 1e-12 <= z.relu() <= above * z + offset + 1e-7
+
+
+def exact_minimum(network, x, label, epsilon):
+    """True smallest margin of Flatten, Linear(2, n), ReLU, Linear(n, 2): one linear program per ReLU pattern."""
+    first, last = network[1], network[3]
+    weight, bias = first.weight.detach(), first.bias.detach()
+    row = (last.weight[label] - last.weight[1 - label]).detach()
+    constant = (last.bias[label] - last.bias[1 - label]).item()
+    box = [(max(0.0, v - epsilon), min(1.0, v + epsilon)) for v in x.flatten().tolist()]
+    found = []
+    for pattern in itertools.product([0.0, 1.0], repeat=len(bias)):
+        on = torch.tensor(pattern, dtype=torch.float64)
+        sides = (1 - 2 * on).unsqueeze(1) * weight, (2 * on - 1) * bias  # sides @ x <= bounds on this pattern
+        cost, left, right = ((row * on) @ weight).numpy(), sides[0].numpy(), sides[1].numpy()
+        solution = linprog(cost, A_ub=left, b_ub=right, bounds=box)
+        if solution.success:
+            found.append(solution.fun + constant + float((row * on) @ bias))
+    return min(found)
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 10_000), epsilon=st.floats(0, 0.6))
+def test_no_bound_exceeds_the_true_minimum_found_by_enumerating_relu_patterns(seed, epsilon):
+    rng = torch.Generator().manual_seed(seed)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)).double()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=rng, dtype=torch.float64))
+    x, label = torch.rand(1, 2, 1, 1, generator=rng, dtype=torch.float64), seed % 2
+    truth = exact_minimum(network, x, label, epsilon)
+    y = torch.tensor([label])
+    for bound in (interval_margins, crown_ibp_margins):
+        assert bound(network, x, y, epsilon).item() <= truth + 1e-7
+    pre = network[1](x.flatten(1)).abs() - network[1].weight.abs().sum(1) * epsilon
+    if (pre > 0).all():  # every ReLU is stable on the ball: then nothing is relaxed
+        clipped = ((x - epsilon < 0) | (x + epsilon > 1)).any()
+        assert clipped or crown_ibp_margins(network, x, y, epsilon).item() == pytest.approx(truth, abs=1e-6)
+
+
+def test_crown_is_exact_where_every_relu_is_stable():
+    """Hidden neurons 2x + 1 and -x - 1 on [0, 1] are on and off: margin (2x + 1) - 2, smallest -1 at x = 0."""
+    network = nn.Sequential(
+        nn.Flatten(), linear([[2.0], [-1.0]], [1.0, -1.0]), nn.ReLU(), linear([[1.0, 7.0], [0.0, 0.0]], [0.0, 2.0])
+    )
+    assert margins_over_the_pixel_range(network, 0) == pytest.approx(-1.0)
+    assert exact_minimum(network.double(), torch.full((1, 1), 0.5), 0, 0.5) == pytest.approx(-1.0)

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import copy
+import logging
+import sys
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from hydrabench.bounds import BOUNDS, lirpa, lirpa_margins
+from hydrabench.errors import ConfigError, HydrabenchError
+from hydrabench.masking import attach_masks
+
+
+@pytest.fixture
+def auto_lirpa():
+    try:
+        return lirpa._auto_lirpa()
+    except HydrabenchError as error:
+        pytest.skip(str(error))
+
+
+def network_for_both(seed):
+    """What auto_LiRPA 0.3 knows too: strides, paddings, groups, batch norm in front of a ReLU, pixel normalisation."""
+    from hydrabench.models.normalize import normalized
+
+    rng = torch.Generator().manual_seed(seed)
+    layers = [
+        *(nn.Conv2d(2, 4, 3, stride=1 + seed % 2, padding=seed % 3, bias=seed % 4 != 0), nn.BatchNorm2d(4), nn.ReLU()),
+        *(nn.Conv2d(4, 6, 2, stride=2, padding=1, groups=1 + seed % 2), nn.ReLU(), nn.Flatten()),
+    ]
+    with torch.no_grad():
+        features = nn.Sequential(*layers).eval()(torch.zeros(1, 2, 7, 6)).shape[1]
+    layers += [nn.Linear(features, 5), nn.ReLU(), nn.Linear(5, 4)]
+    network = normalized(nn.Sequential(*layers), [0.4, 0.6], [0.2, 0.3]).eval()
+    with torch.no_grad():
+        for tensor in network.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.copy_(torch.randn(tensor.shape, generator=rng) / max(1, tensor[0].numel()) ** 0.5)
+        network[1][1].running_var.uniform_(0.2, 2.0, generator=rng)
+    x = torch.rand(3, 2, 7, 6, generator=rng)
+    return network, x, torch.randint(4, (3,), generator=rng), rng
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+@pytest.mark.parametrize("seed", range(6))
+def test_our_bounds_equal_those_of_auto_lirpa(auto_lirpa, name, seed):
+    network, x, y, _ = network_for_both(seed)
+    for epsilon in (0.0, 0.01, 0.3):  # 0.3 leaves the pixel range
+        theirs = lirpa_margins(network, x, y, epsilon, method=name)
+        torch.testing.assert_close(BOUNDS[name](network, x, y, epsilon), theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", [1, 2])  # with groups, and without
+def test_crown_of_auto_lirpa_lies_between_crown_ibp_and_what_sampled_points_reach(auto_lirpa, seed):
+    """On these networks; that full CROWN beats CROWN-IBP is an example and no law."""
+    network, x, y, rng = network_for_both(seed)
+    crown = lirpa_margins(network, x, y, 0.05, method="crown")
+    assert (crown > BOUNDS["crown-ibp"](network, x, y, 0.05) + 1e-3).all()
+    for _ in range(20):
+        step = (2 * torch.rand(x.shape, generator=rng) - 1).sign()
+        logits = network((x + 0.05 * step).clamp(0, 1))
+        margin = (
+            logits.gather(1, y.unsqueeze(1)).squeeze(1) - logits.scatter(1, y.unsqueeze(1), -torch.inf).max(1).values
+        )
+        assert (crown <= margin + 1e-5).all()
+
+
+def test_auto_lirpa_sees_the_masked_weights_and_changes_nothing(auto_lirpa):
+    network, x, y, _ = network_for_both(2)
+    attach_masks(network, 0.3)
+    before = copy.deepcopy(network.state_dict())
+    theirs = lirpa_margins(network, x, y, 0.01, method="ibp")
+    torch.testing.assert_close(theirs, BOUNDS["ibp"](network, x, y, 0.01), rtol=1e-4, atol=1e-5)
+    assert list(network.state_dict()) == list(before)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert not theirs.requires_grad
+
+
+def test_importing_auto_lirpa_leaves_logging_warnings_and_numpy_alone(auto_lirpa):
+    lirpa._auto_lirpa.cache_clear()
+    for name in [name for name in sys.modules if name.split(".")[0] == "auto_LiRPA"]:
+        del sys.modules[name]
+    before = logging.getLogger().handlers[:], warnings.filters[:], "numpy.lib.arraysetops" in sys.modules
+    lirpa._auto_lirpa()
+    assert (logging.getLogger().handlers, warnings.filters, "numpy.lib.arraysetops" in sys.modules) == before
+
+
+def test_margin_rows_leave_the_true_class_out():
+    """Label 1 of 3: e_1 - e_0 and e_1 - e_2."""
+    assert lirpa.margin_rows(torch.tensor([1]), 3, torch.float32).tolist() == [[[-1, 1, 0], [0, 1, -1]]]
+
+
+def test_without_auto_lirpa_the_error_says_how_to_get_it(monkeypatch):
+    network, x, y, _ = network_for_both(0)
+    lirpa._auto_lirpa.cache_clear()
+    monkeypatch.setitem(sys.modules, "auto_LiRPA", None)
+    with pytest.raises(HydrabenchError, match=r"pip install --no-deps auto_LiRPA.*appdirs ninja packaging tqdm pyyaml"):
+        lirpa_margins(network, x, y, 0.01, method="ibp")
+
+
+def test_bad_requests_are_refused():
+    network, x, y, _ = network_for_both(0)
+    with pytest.raises(ConfigError, match="unknown auto_LiRPA method 'crwon'; did you mean 'crown'"):
+        lirpa_margins(network, x, y, 0.01, method="crwon")
+    with pytest.raises(ValueError, match="eval mode"):
+        lirpa_margins(network.train(), x, y, 0.01, method="ibp")
