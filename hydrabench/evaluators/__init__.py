@@ -1,0 +1,42 @@
+"""Evaluators: a network and a block of images in, one frozen record per image out.
+
+`EVALUATORS` is keyed by the `kind` of the settings. The network is in eval mode, on the device and
+in the precision of the block's images; reduced-precision arithmetic is switched off by the caller
+(`runtime.exact_arithmetic`). A record's `seconds` is its share of the block's wall time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from hydrabench.data.images import Block
+from hydrabench.evaluators.autoattack import evaluate_autoattack
+from hydrabench.evaluators.clean import evaluate_clean
+from hydrabench.evaluators.pgd import evaluate_pgd
+from hydrabench.evaluators.smoothed import evaluate_smoothed
+from hydrabench.evaluators.verified import evaluate_verified
+from hydrabench.ledger import Record
+
+Evaluator = Callable[[nn.Module, Block, Any], Sequence[Record]]
+
+EVALUATORS: dict[str, Evaluator] = {
+    "clean": evaluate_clean,
+    "pgd": evaluate_pgd,
+    "autoattack": evaluate_autoattack,
+    "ibp": evaluate_verified,
+    "crown-ibp": evaluate_verified,
+    "smoothing": evaluate_smoothed,
+}
+
+__all__ = [
+    "EVALUATORS",
+    "Evaluator",
+    "evaluate_autoattack",
+    "evaluate_clean",
+    "evaluate_pgd",
+    "evaluate_smoothed",
+    "evaluate_verified",
+]

@@ -1,0 +1,67 @@
+"""Verified robustness: a sound lower bound of every margin over the L∞ ball."""
+
+from __future__ import annotations
+
+from time import perf_counter
+
+import torch
+from torch import Tensor, nn
+
+from hydrabench.bounds import BOUNDS
+from hydrabench.config import VerifiedSettings
+from hydrabench.data.images import Block
+from hydrabench.errors import GateError, lookup
+from hydrabench.evaluators.clean import clean_logits, require_finite
+from hydrabench.ledger import VerifiedRecord
+
+# What rounding alone may add to a bound, relative to the largest logit: many times the unit roundoff.
+ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-10}
+
+
+def evaluate_verified(network: nn.Module, block: Block, settings: VerifiedSettings) -> list[VerifiedRecord]:
+    """Bound the margin of each image with the bound named `settings.kind`.
+
+    An image is verified if the bound is positive and the clean prediction is right. The second follows
+    from the first but for rounding; a bound that claims more than rounding can explain about a
+    misclassified image is unsound, and stops the run. The bound is recorded for misclassified images too.
+
+    Args:
+        network: classifier in eval mode, on the device and in the precision of `block.images`.
+    Raises: NonFiniteError naming the image if a logit or a bound is NaN or infinite;
+        UnsupportedLayerError if the bound has no rule for a layer; GateError naming the image if the
+        bound contradicts the network's own prediction.
+    """
+    started = perf_counter()
+    bound = lookup("bound", BOUNDS, settings.kind)
+    logits = clean_logits(network, block)
+    with torch.no_grad():
+        lower = bound(network, block.images, block.labels, float(settings.epsilon))
+    require_finite(lower, block.indices, f"the {settings.kind} bound")
+    _refuse_contradictions(logits, lower, block, settings)
+    predictions, labels, lowest = logits.argmax(1).tolist(), block.labels.tolist(), lower.tolist()
+    seconds = (perf_counter() - started) / len(block.indices)
+    return [
+        VerifiedRecord(
+            index=index,
+            input_sha=block.shas[row],
+            label=labels[row],
+            prediction=predictions[row],
+            seconds=seconds,
+            verified=lowest[row] > 0 and predictions[row] == labels[row],
+            lower=lowest[row],
+        )
+        for row, index in enumerate(block.indices)
+    ]
+
+
+def _refuse_contradictions(logits: Tensor, lower: Tensor, block: Block, settings: VerifiedSettings) -> None:
+    """Stop if a margin is bounded above 0, by more than rounding, although the clean image is misclassified."""
+    rounding = ROUNDING[logits.dtype] * logits.abs().amax(1).clamp_min(1)
+    contradicted = (lower > rounding) & (logits.argmax(1) != block.labels)
+    if contradicted.any():
+        row = int(contradicted.nonzero()[0, 0])
+        raise GateError(
+            f"image {block.indices[row]}: the {settings.kind} bound says that the margin is at least "
+            f"{float(lower[row]):g}, but the network misclassifies the clean image; "
+            "this bound is unsound for this network, please report it"
+        )

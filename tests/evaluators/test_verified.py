@@ -1,0 +1,135 @@
+"""What counts as verified, and that no attack breaks it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from torch import nn
+
+from hydrabench.bounds import BOUNDS
+from hydrabench.config import PgdSettings, VerifiedSettings
+from hydrabench.data.images import Block
+from hydrabench.errors import GateError, NonFiniteError
+from hydrabench.evaluators import EVALUATORS, evaluate_pgd, evaluate_verified, verified
+
+SEEDS = st.integers(0, 2**31)
+
+
+def as_block(images, labels, first=0):
+    indices = tuple(range(first, first + len(labels)))
+    return Block(0, indices, images, labels, tuple(f"sha{index}" for index in indices))
+
+
+def difference_network():
+    """Two pixels a and b; the logits are (a, b)."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(2, 2)).eval()
+    with torch.no_grad():
+        network[1].weight.copy_(torch.eye(2))
+        network[1].bias.zero_()
+    return network
+
+
+def trained_problem(seed, classes=4):
+    """A small network trained for a moment on noisy copies of four random pictures, and fresh copies."""
+    generator = torch.Generator().manual_seed(seed)
+    prototypes = torch.rand(classes, 1, 6, 6, generator=generator) * 0.6 + 0.2
+
+    def sample(count):
+        labels = torch.randint(classes, (count,), generator=generator)
+        noise = torch.randn(count, 1, 6, 6, generator=generator)
+        return (prototypes[labels] + 0.15 * noise).clamp(0, 1), labels
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = nn.Sequential(
+            nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(36, classes)
+        )
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.02)
+    for _ in range(40):
+        images, labels = sample(32)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(images), labels).backward()
+        optimizer.step()
+    return network.eval(), as_block(*sample(20))
+
+
+def always(lower):
+    """A bound that says `lower` whatever it is asked."""
+
+    def bound(network, x, y, epsilon):
+        return lower
+
+    return bound
+
+
+@pytest.mark.parametrize("kind", BOUNDS)
+def test_verdicts_of_a_linear_network_worked_by_hand(kind):
+    """Margin a - b of (0.75, 0.25) is 0.5 and falls to 0.5 - 2 * eps: 0.25 at 1/8, 0 at 1/4. Class 1 is wrong."""
+    block = as_block(torch.tensor([0.75, 0.25]).reshape(1, 1, 1, 2).repeat(2, 1, 1, 1), torch.tensor([0, 1]), first=5)
+    right, wrong = evaluate_verified(difference_network(), block, VerifiedSettings(kind=kind, epsilon="1/8"))
+    assert (right.index, right.input_sha, right.label, right.prediction) == (5, "sha5", 0, 0)
+    assert right.verified
+    assert right.lower == pytest.approx(0.25, abs=1e-6)
+    assert (wrong.index, wrong.prediction, wrong.verified) == (6, 0, False)
+    assert wrong.lower == pytest.approx(-0.75, abs=1e-6)
+    at_the_edge, _ = evaluate_verified(difference_network(), block, VerifiedSettings(kind=kind, epsilon="0.251"))
+    assert not at_the_edge.verified
+
+
+def test_a_bound_of_exactly_zero_is_no_certificate(monkeypatch):
+    monkeypatch.setitem(verified.BOUNDS, "ibp", always(torch.zeros(1)))
+    block = as_block(torch.tensor([0.75, 0.25]).reshape(1, 1, 1, 2), torch.tensor([0]))
+    (record,) = evaluate_verified(difference_network(), block, VerifiedSettings(kind="ibp", epsilon="1/8"))
+    assert (record.verified, record.lower) == (False, 0.0)
+
+
+def test_a_bound_that_rounding_lifts_above_zero_does_not_verify_a_misclassified_image(monkeypatch):
+    monkeypatch.setitem(verified.BOUNDS, "ibp", lambda network, x, y, epsilon: torch.full((len(y),), 1e-5))
+    block = as_block(torch.tensor([0.75, 0.25]).reshape(1, 1, 1, 2), torch.tensor([1]))
+    (record,) = evaluate_verified(difference_network(), block, VerifiedSettings(kind="ibp", epsilon="1/8"))
+    assert (record.verified, record.lower) == (False, pytest.approx(1e-5))
+
+
+def test_a_bound_that_contradicts_the_networks_own_prediction_stops_the_run(monkeypatch):
+    monkeypatch.setitem(verified.BOUNDS, "ibp", lambda network, x, y, epsilon: torch.ones(len(y)))
+    block = as_block(torch.tensor([0.75, 0.25]).reshape(1, 1, 1, 2), torch.tensor([1]), first=3)
+    with pytest.raises(GateError, match="image 3: the ibp bound says that the margin is at least 1, but the network"):
+        evaluate_verified(difference_network(), block, VerifiedSettings(kind="ibp", epsilon="1/8"))
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_bound_that_is_not_finite_names_its_image(monkeypatch, bad):
+    monkeypatch.setitem(verified.BOUNDS, "ibp", always(torch.tensor([1.0, bad])))
+    block = as_block(torch.rand(2, 1, 1, 2), torch.tensor([0, 0]), first=5)
+    with pytest.raises(NonFiniteError, match=r"image 6: the ibp bound is NaN or infinite; .*--precision float64"):
+        evaluate_verified(difference_network(), block, VerifiedSettings(kind="ibp", epsilon="1/8"))
+
+
+@pytest.mark.parametrize("kind", BOUNDS)
+@given(seed=SEEDS, epsilon=st.sampled_from(["0.005", "0.01", "0.02", "0.04"]))
+@hypothesis_settings(deadline=None, max_examples=8)
+def test_no_attack_beats_a_certificate(kind, seed, epsilon):
+    network, block = trained_problem(seed)
+    certified = evaluate_verified(network, block, VerifiedSettings(kind=kind, epsilon=epsilon))
+    assume(any(record.verified for record in certified))
+    attacked = evaluate_pgd(network, block, PgdSettings(epsilon=epsilon, steps=20, restarts=2))
+    for certificate, attack in zip(certified, attacked, strict=True):
+        assert attack.robust or not certificate.verified
+        assert attack.margin >= certificate.lower - 1e-4
+
+
+@pytest.mark.parametrize("kind", BOUNDS)
+def test_every_bound_is_an_evaluator(kind):
+    assert EVALUATORS[kind] is evaluate_verified
+
+
+@pytest.mark.parametrize("kind", BOUNDS)
+def test_no_graph_is_built(kind):
+    network, block = trained_problem(0)
+    for parameter in network.parameters():
+        parameter.grad = None
+    evaluate_verified(network, block, VerifiedSettings(kind=kind, epsilon="0.01"))
+    assert all(parameter.grad is None for parameter in network.parameters())
