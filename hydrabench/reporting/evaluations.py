@@ -1,0 +1,217 @@
+"""Ledgers, read and checked: what is not whole, or was not made from the same images, is refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from pydantic import PositiveInt, TypeAdapter
+
+from hydrabench.config import parse
+from hydrabench.errors import ConfigError, LedgerError
+from hydrabench.ledger import AttackRecord, Record, RunFolder, SmoothedRecord, VerifiedRecord
+from hydrabench.reporting.statistics import summarize
+from hydrabench.threat import Threat, parse_radius
+
+COMMANDS = ("attack", "certify")  # of the runs that are evaluations; the others train
+RECORDS: dict[str, type[Record]] = {
+    "clean": Record,
+    "pgd": AttackRecord,
+    "autoattack": AttackRecord,
+    "ibp": VerifiedRecord,
+    "crown-ibp": VerifiedRecord,
+    "smoothing": SmoothedRecord,
+}
+# Settings that a column cannot do without.
+_NEEDED = {"clean": (), "smoothing": ("sigma", "alpha", "radii")}
+_AGAIN = "run the same command again into a new --out"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The evaluated network. density: fraction of weights kept; bytes: size of its file."""
+
+    name: str
+    sha256: str
+    arch: str
+    objective: str
+    density: float
+    parameters: int
+    nonzero_parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True, order=True)
+class Selection:
+    """The first `n` images of one split of a data set."""
+
+    name: str
+    split: str
+    n: PositiveInt
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.split}, first {self.n:,} images"
+
+
+@dataclass(frozen=True)
+class Header:
+    """What `run.json` of an evaluation must say; the field names are its keys."""
+
+    checkpoint: Checkpoint
+    dataset: Selection
+    precision: str
+    protocol: str
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One complete ledger. `records` are sorted by index: record i is about image i."""
+
+    path: Path
+    checkpoint: Checkpoint
+    images: Selection
+    precision: str
+    kind: str
+    protocol: str
+    settings: dict[str, Any]
+    records: tuple[dict[str, Any], ...]
+
+    @property
+    def threat(self) -> Threat | None:
+        """What an attack may do or a bound covers; None for clean accuracy and for smoothing."""
+        if "epsilon" not in self.settings:
+            return None
+        norm = self.settings["norm"]
+        return Threat(norm, parse_radius(self.settings["epsilon"], norm=norm))
+
+    @property
+    def radii(self) -> tuple[float, ...]:
+        """The L2 radii at which smoothing certificates are counted."""
+        return tuple(self.settings.get("radii", ()))
+
+
+def read_evaluations(runs: Sequence[RunFolder]) -> list[Evaluation]:
+    """Read the evaluations among `runs`, sorted by path; training runs are passed over.
+
+    Raises: LedgerError, naming the run folder and the remedy, if there is no evaluation, a ledger is
+        incomplete or damaged, its summary is missing or says something else, or two ledgers hold
+        different pixels or labels for the same image.
+    """
+    chosen = sorted((run for run in runs if run.header.get("command") in COMMANDS), key=lambda run: str(run.path))
+    if not chosen:
+        raise LedgerError(
+            f"no evaluation among {len(runs)} run folder{'s' * (len(runs) != 1)}; "
+            "make one with hydrabench attack or hydrabench certify"
+        )
+    evaluations = [read_evaluation(run) for run in chosen]
+    _refuse_mixed_inputs(evaluations)
+    return evaluations
+
+
+def read_evaluation(run: RunFolder) -> Evaluation:
+    """Read one run of `attack` or `certify`. Raises: LedgerError as `read_evaluations` does."""
+    if not run.is_complete:
+        raise LedgerError(
+            f"{run.path} is not complete (status {run.header.get('status')!r}); "
+            "continue it with --resume, or leave it out"
+        )
+    header = _checked_header(run)
+    kind, images = header.settings["kind"], header.dataset
+    records = _whole_ledger(run, kind, images.n)
+    evaluation = Evaluation(
+        run.path, header.checkpoint, images, header.precision, kind, header.protocol, header.settings, records
+    )
+    _refuse_other_summary(run, evaluation)
+    return evaluation
+
+
+def _checked_header(run: RunFolder) -> Header:
+    """Check all of the header that the leaderboard relies on."""
+    source = str(run.path / "run.json")
+    try:
+        header = parse(TypeAdapter(Header), run.header, source)
+        _check_settings(header.settings)
+    except ConfigError as error:
+        place = "" if str(error).startswith(source) else f"{source}: settings."
+        raise LedgerError(f"{place}{error}; {_AGAIN}") from error
+    return header
+
+
+def _check_settings(settings: dict[str, Any]) -> None:
+    """Raises: ConfigError naming the first setting that is missing or not known to this version."""
+    kind, norm = settings.get("kind"), settings.get("norm", "linf")
+    for name, value, known in (("kind", kind, sorted(RECORDS)), ("norm", norm, ["linf", "l2"])):
+        if value not in known:
+            raise ConfigError(f"{name} is {value!r}, this version reads {', '.join(known)}")
+    for name in _NEEDED.get(str(kind), ("norm", "epsilon")):
+        if name not in settings:
+            raise ConfigError(f"{name}: is required")
+    if "epsilon" in settings:
+        parse_radius(settings["epsilon"], norm=norm)
+
+
+def _whole_ledger(run: RunFolder, kind: str, n: int) -> tuple[dict[str, Any], ...]:
+    """Read the records, one for each of the first `n` images, and sort them."""
+    if not run.records_path.is_file():
+        raise LedgerError(f"{run.path} holds no records.jsonl; {_AGAIN}")
+    records = sorted(run.records(), key=lambda record: record["index"])
+    indices = [record["index"] for record in records]
+    twice = sorted({a for a, b in pairwise(indices) if a == b})
+    missing = sorted(set(range(n)) - set(indices))
+    for problem, images in (("holds more than one record of", twice), ("has no record of", missing)):
+        if images:
+            raise LedgerError(f"{run.path} {problem} {name_images(images)}, of {n} images; {_AGAIN}")
+    if len(records) != n:
+        raise LedgerError(f"{run.path} holds {len(records)} records but selects {n} images; {_AGAIN}")
+    needed = [field.name for field in fields(RECORDS[kind])]
+    for record in records:
+        lacking = [name for name in needed if name not in record]
+        if lacking:
+            raise LedgerError(f"{run.path}: the record of image {record['index']} lacks {lacking[0]!r}; {_AGAIN}")
+    return tuple(records)
+
+
+def _refuse_other_summary(run: RunFolder, evaluation: Evaluation) -> None:
+    """The table is made from the records; a summary that says something else means one was altered."""
+    summary = run.summary()
+    for metric, found in summarize(evaluation.kind, evaluation.records, radii=evaluation.radii)["metrics"].items():
+        value = _number(summary, "metrics", metric, "value")
+        if value is None or not math.isclose(value, found["value"], abs_tol=1e-9):
+            raise LedgerError(
+                f"{run.path / 'summary.json'} says {metric} = {value} but records.jsonl gives "
+                f"{found['value']:.6g}; one was altered, {_AGAIN}"
+            )
+
+
+def _number(value: Any, *keys: str) -> float | None:
+    """The number at `keys` in nested JSON objects, None if there is none."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value if isinstance(value, int | float) else None
+
+
+def _refuse_mixed_inputs(evaluations: Sequence[Evaluation]) -> None:
+    """The same index of the same split must be the same pixels and the same label in every ledger."""
+    seen: dict[tuple[str, str, int], tuple[Evaluation, dict[str, Any]]] = {}
+    for evaluation in evaluations:
+        images = evaluation.images
+        for record in evaluation.records:
+            first, other = seen.setdefault((images.name, images.split, record["index"]), (evaluation, record))
+            for key, what in (("input_sha", "pixels"), ("label", "labels")):
+                if record[key] != other[key]:
+                    raise LedgerError(
+                        f"{first.path} and {evaluation.path} hold different {what} for image {record['index']} of "
+                        f"{images.name} {images.split}; evaluate both on the same data, or report them apart"
+                    )
+
+
+def name_images(indices: Sequence[int], limit: int = 10) -> str:
+    """Write "image 3", "images 3, 5" or "images 3, 5, … and 7 more", in the order given."""
+    shown = ", ".join(map(str, indices[:limit]))
+    more = f" and {len(indices) - limit} more" if len(indices) > limit else ""
+    return f"image{'s' * (len(indices) != 1)} {shown}{more}"

@@ -1,0 +1,113 @@
+"""The words around a table: headings, what the numbers mean, how they were made, how large a network is."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from hydrabench.reporting.leaderboard import Column, Leaderboard
+
+METHODS = {
+    "clean": "clean",
+    "pgd": "PGD",
+    "autoattack": "AutoAttack",
+    "ibp": "IBP",
+    "crown-ibp": "CROWN-IBP",
+    "smoothing": "smoothing",
+}
+MEANINGS = {
+    "clean": "accuracy on the unperturbed images",
+    "pgd": "right on the clean image and after projected gradient descent from every loss and restart",
+    "autoattack": "right on the clean image and under every attack of standard AutoAttack, as its authors ship it",
+    "ibp": "every margin provably positive in the whole ball, by interval bound propagation",
+    "crown-ibp": "every margin provably positive in the whole ball, by CROWN over interval bounds",
+    "smoothing": "right and certified at L2 radius r by randomized smoothing (Cohen et al. 2019), without abstaining",
+}
+
+
+def headings(board: Leaderboard) -> dict[Column, str]:
+    """A short, unique heading per column, such as "PGD-50 L∞ 8/255" or "smoothing σ=0.25 r=0.5".
+
+    What all columns share stays out of the headings: the images unless there are several selections,
+    the precision unless it is not float32, the protocol unless two columns would be called the same.
+    """
+    several = len({column.images for column in board.columns}) > 1
+    plain = {column: _heading(column, with_images=several) for column in board.columns}
+    uses = Counter(plain.values())
+    return {column: text if uses[text] == 1 else f"{text} [{column.protocol}]" for column, text in plain.items()}
+
+
+def _heading(column: Column, *, with_images: bool) -> str:
+    method = METHODS[column.kind]
+    steps = re.match(r"pgd(-\d+)", column.protocol)
+    parts = [f"{method}{steps[1]}" if steps else method]
+    if column.threat is not None:
+        parts.append(str(column.threat))
+    if column.sigma is not None:
+        parts.append(f"σ={column.sigma:g}")
+        parts.append("mean radius" if column.radius is None else f"r={column.radius:g}")
+    images = column.images
+    tail = [f"{images.name} {images.split} n={images.n}"] if with_images else []
+    tail += [column.precision] if column.precision != "float32" else []
+    return " ".join(parts) + (f" ({', '.join(tail)})" if tail else "")
+
+
+def caption(board: Leaderboard) -> str:
+    """Which images, and the unit: the one line that everything in the table shares."""
+    images = list(dict.fromkeys(str(column.images) for column in board.columns))
+    return f"{' · '.join(images)}. Accuracy in percent with 95 % intervals."
+
+
+def notes(board: Leaderboard) -> list[str]:
+    """How to read the table, as far as it concerns columns that are in it."""
+    metrics = {column.metric.partition("@")[0] for column in board.columns}
+    found = []
+    if metrics & {"robust_accuracy", "verified_accuracy"}:
+        found.append(
+            "At one radius, verified ≤ true ≤ attacked: accuracy under attack is an upper bound on the true robust "
+            "accuracy (a stronger attack can only lower it), verified accuracy a lower bound (a tighter bound can only "
+            "raise it)."
+        )
+    found.append(
+        "Intervals cover the sampling of images only: Wilson for clean and attacked accuracy, Clopper–Pearson for "
+        "verified and certified accuracy, Student's t for mean radii (pixel units, L2; wrong or abstained counts 0)."
+    )
+    certified = [column for column in board.columns if column.kind == "smoothing"]
+    for alpha in sorted({_settings(board, column)["alpha"] for column in certified}):
+        n = max(column.images.n for column in certified if _settings(board, column)["alpha"] == alpha)
+        found.append(
+            f"Each smoothing certificate fails with probability at most α = {alpha:g}, image by image: among {n:,} "
+            f"images at most {alpha * n:g} are expected to be wrong. It speaks about the smoothed classifier, "
+            "not about the network that is attacked and verified in the other columns."
+        )
+    found.append("Density is the fraction of weights kept; nonzero counts the weights that are not 0.")
+    return found
+
+
+def protocol_lines(board: Leaderboard) -> list[tuple[str, str]]:
+    """The protocol ids in the order of the columns, each with what it means and its settings."""
+    return [
+        (protocol.id, "; ".join(filter(None, (MEANINGS[protocol.kind], _settings_text(protocol.settings)))))
+        for protocol in board.protocols
+    ]
+
+
+def _settings(board: Leaderboard, column: Column) -> Mapping[str, Any]:
+    return next(protocol.settings for protocol in board.protocols if protocol.id == column.protocol)
+
+
+def _settings_text(settings: Mapping[str, Any]) -> str:
+    """Write {"steps": 50, "losses": ["ce", "margin"]} as "steps 50, losses ce + margin"."""
+    return ", ".join(
+        f"{key} {' + '.join(map(str, value)) if isinstance(value, list | tuple) else value}"
+        for key, value in settings.items()
+    )
+
+
+def size_text(count: int) -> str:
+    """Write a number of bytes readably, in powers of 1000: "512 B", "39.1 kB", "14.7 MB"."""
+    if count < 1000:
+        return f"{count} B"
+    return f"{count / 1e3:.1f} kB" if count < 1e6 else f"{count / 1e6:.1f} MB"

@@ -1,0 +1,160 @@
+"""The leaderboard as Markdown, CSV, JSON, and a table on a terminal: the same numbers each time."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from hydrabench.reporting.leaderboard import Column, Leaderboard, Row
+from hydrabench.reporting.legend import caption, headings, notes, protocol_lines, size_text
+from hydrabench.reporting.statistics import Estimate
+from hydrabench.threat import radius_text
+
+SCHEMA = "hydrabench.leaderboard/1"
+MISSING = "–"
+_ABOUT = ("name", "sha256", "arch", "objective", "density", "parameters", "nonzero_parameters", "bytes")
+
+
+def cell_text(estimate: Estimate | None) -> tuple[str, str]:
+    """A number and its interval as a reader sees them: ("93.4", "[90.9, 95.3]"), or a dash and nothing.
+
+    Fractions are shown in percent with one decimal, mean radii in pixel units with three.
+    """
+    if estimate is None:
+        return MISSING, ""
+    if estimate.count is None:
+        high = f"{estimate.high:.3f}]" if estimate.as_json()["high"] is not None else "∞)"
+        return f"{estimate.value:.3f}", f"[{estimate.low:.3f}, {high}"
+    return f"{estimate.value:.1%}"[:-1], f"[{estimate.low * 100:.1f}, {estimate.high * 100:.1f}]"
+
+
+def markdown(board: Leaderboard) -> str:
+    """The whole leaderboard as a Markdown page: caption, table, how to read it, protocols."""
+    names = headings(board)
+    head = ["checkpoint", "arch", "objective", "density", "nonzero", "size", *(names[c] for c in board.columns)]
+    rows = [_markdown_row(row, board.columns) for row in board.rows]
+    lines = [
+        "# Leaderboard",
+        "",
+        caption(board),
+        "",
+        _markdown_line(head),
+        _markdown_line(["---"] * 3 + ["---:"] * (len(head) - 3)),
+        *map(_markdown_line, rows),
+        "",
+        "## How to read it",
+        "",
+        *(f"- {note}" for note in notes(board)),
+        "",
+        "## Protocols",
+        "",
+        *(f"- `{protocol}`: {text}" for protocol, text in protocol_lines(board)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _markdown_row(row: Row, columns: Sequence[Column]) -> list[str]:
+    checkpoint = row.checkpoint
+    about = [row.label, checkpoint.arch, checkpoint.objective, f"{checkpoint.density:g}"]
+    about += [f"{checkpoint.nonzero_parameters:,} of {checkpoint.parameters:,}", size_text(checkpoint.bytes)]
+    return about + [" ".join(cell_text(row.cells.get(column))).strip() for column in columns]
+
+
+def _markdown_line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def csv_text(board: Leaderboard) -> str:
+    """The leaderboard for machines: one line per checkpoint, fractions at full precision.
+
+    Each column of the table becomes three, `KEY:value`, `KEY:low` and `KEY:high`, where KEY is
+    `Column.key`; a cell without a number (or with an infinite end) is empty.
+    """
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    parts = ("value", "low", "high")
+    writer.writerow([*_ABOUT, *(f"{column.key}:{part}" for column in board.columns for part in parts)])
+    for row in board.rows:
+        values = [getattr(row.checkpoint, name) for name in _ABOUT]
+        for column in board.columns:
+            cell = row.cells[column].as_json() if column in row.cells else {}
+            values += [cell.get(part) for part in parts]
+        writer.writerow(values)
+    return buffer.getvalue()
+
+
+def summary_json(board: Leaderboard) -> dict[str, Any]:
+    """The leaderboard as one JSON value; the keys of `cells` are those of `columns`."""
+    names = headings(board)
+    return {
+        "schema": SCHEMA,
+        "columns": [_column_json(column, names[column]) for column in board.columns],
+        "rows": [
+            {
+                "checkpoint": asdict(row.checkpoint),
+                "cells": {column.key: row.cells[column].as_json() for column in board.columns if column in row.cells},
+            }
+            for row in board.rows
+        ],
+        "protocols": {
+            protocol.id: {"kind": protocol.kind, "settings": dict(protocol.settings)} for protocol in board.protocols
+        },
+    }
+
+
+def _column_json(column: Column, heading: str) -> dict[str, Any]:
+    threat = column.threat
+    return {
+        "key": column.key,
+        "heading": heading,
+        "dataset": asdict(column.images),
+        "precision": column.precision,
+        "protocol": column.protocol,
+        "metric": column.metric,
+        "norm": threat.norm if threat else None,
+        "epsilon": radius_text(threat.epsilon) if threat else None,
+        "sigma": column.sigma,
+        "radius": column.radius,
+    }
+
+
+def rich_table(board: Leaderboard) -> Table:
+    """The leaderboard for a terminal: intervals on a second line, headings and names cut into lines.
+
+    Mean radii, architectures and objectives are left to the written report, so that clean, one attack,
+    one bound and two certified radii fit into 100 columns.
+    """
+    names = headings(board)
+    shown = [column for column in board.columns if column.metric != "average_certified_radius"]
+    table = Table(caption=Text(caption(board)), caption_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True)
+    table.add_column("checkpoint", overflow="fold")
+    for name in ("density", "size\nnonzero"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for column in shown:
+        table.add_column(Text(_stacked(names[column])), justify="right", no_wrap=True)
+    for row in board.rows:
+        checkpoint = row.checkpoint
+        size = f"{size_text(checkpoint.bytes)}\n{checkpoint.nonzero_parameters:,}"
+        cells = [_stacked_cell(row.cells.get(column)) for column in shown]
+        table.add_row(Text(row.label.replace("/", "/\n")), f"{checkpoint.density:g}", size, *cells)
+    return table
+
+
+def _stacked_cell(estimate: Estimate | None) -> str:
+    """The number above its interval, which is written without brackets: "93.4\\n90.9–95.3"."""
+    value, interval = cell_text(estimate)
+    return f"{value}\n{interval.strip('[]').replace(', ', '–')}"
+
+
+def _stacked(heading: str) -> str:
+    """Break a heading so that a threat or a radius stands on a line of its own: "PGD-50\\nL∞ 8/255"."""
+    for mark in (" L∞ ", " L2 ", " σ=", " r=", " (", " ["):
+        heading = heading.replace(mark, "\n" + mark[1:], 1)
+    return heading

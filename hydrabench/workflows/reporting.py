@@ -1,0 +1,61 @@
+"""From run folders to the files of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydrabench.errors import LedgerError, lookup
+from hydrabench.files import write_json, write_text
+from hydrabench.ledger import RunFolder, read_run
+from hydrabench.reporting import Leaderboard, build_leaderboard, csv_text, markdown, summary_json
+
+_FILES: dict[str, tuple[str, Callable[[Leaderboard], Any]]] = {
+    "md": ("leaderboard.md", markdown),
+    "csv": ("leaderboard.csv", csv_text),
+    "json": ("summary.json", summary_json),
+}
+REPORT_FORMATS = tuple(_FILES)
+
+
+def write_report(paths: Sequence[Path], out: Path, formats: Sequence[str] = REPORT_FORMATS) -> Leaderboard:
+    """Make the leaderboard of the runs in `paths` and write it to `out`; nothing is written if it is refused.
+
+    Args:
+        paths: run folders, or folders with run folders anywhere below; training runs are passed over.
+        out: folder for the files, made if needed; those of an earlier report are replaced.
+        formats: which files to write, of `REPORT_FORMATS`.
+    Raises:
+        ConfigError: unknown format.
+        LedgerError: a path holds no run, a ledger cannot be used, or `out` is a run folder or a file.
+        GateError: an image is verified in one ledger and broken in another.
+    """
+    chosen = [lookup("report format", _FILES, name) for name in formats]
+    if (out / "run.json").exists():
+        raise LedgerError(f"{out} is a run folder, whose summary a report would replace; choose another --out")
+    if out.exists() and not out.is_dir():
+        raise LedgerError(f"{out} is a file; --out names a folder")
+    board = build_leaderboard(find_runs(paths))
+    rendered = [(out / name, render(board)) for name, render in chosen]
+    for path, content in rendered:
+        (write_text if isinstance(content, str) else write_json)(path, content)
+    return board
+
+
+def find_runs(paths: Sequence[Path]) -> list[RunFolder]:
+    """Read the run folders at and below `paths`, each once, sorted by path.
+
+    Raises: LedgerError if a path does not exist, is a file, or holds no run, or a run is not readable.
+    """
+    found: dict[Path, Path] = {}
+    for path in paths:
+        if not path.is_dir():
+            problem = "is a file" if path.exists() else "does not exist"
+            raise LedgerError(f"{path} {problem}; give run folders, or folders that hold some")
+        folders = [file.parent for file in path.rglob("run.json")]
+        if not folders:
+            raise LedgerError(f"{path} is not a run folder and holds none: no run.json in it or below")
+        for folder in folders:
+            found.setdefault(folder.resolve(), folder)
+    return [read_run(folder) for folder in sorted(found.values())]

@@ -1,0 +1,110 @@
+"""Ledgers of ten images, written as the evaluators write them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hydrabench.ledger import AttackRecord, Record, RunFolder, SmoothedRecord, VerifiedRecord, open_run
+from hydrabench.reporting import summarize
+
+N = 10
+PROTOCOLS = {
+    "clean": "clean@1",
+    "pgd": "pgd-50@1",
+    "autoattack": "aa-standard@1",
+    "ibp": "ibp@1",
+    "crown-ibp": "crown-ibp@1",
+    "smoothing": "smoothing-cohen@1",
+}
+
+
+def settings_of(kind: str, **changes: Any) -> dict[str, Any]:
+    base: dict[str, Any] = {"kind": kind}
+    if kind == "smoothing":
+        base |= {"sigma": 0.25, "n0": 100, "samples": 100_000, "alpha": 0.001, "radii": [0.25, 0.5], "seed": 0}
+    elif kind != "clean":
+        base |= {"norm": "linf", "epsilon": "8/255"}
+    if kind == "pgd":
+        base |= {"steps": 50, "restarts": 1, "losses": ["ce", "margin"], "seed": 0}
+    return base | changes
+
+
+def record_of(kind: str, index: int, *, right: bool, holds: bool, radius: float) -> Record:
+    """Image `index` has label index % 3; a wrong prediction is the next class."""
+    prediction = index % 3 if right else (index + 1) % 3
+    base = (index, f"sha-{index}", index % 3, prediction, 0.01)
+    if kind in ("ibp", "crown-ibp"):
+        return VerifiedRecord(*base, verified=holds, lower=0.1 if holds else -0.1)
+    if kind == "smoothing":
+        abstain = radius == 0
+        base = (*base[:3], -1 if abstain else prediction, 0.01)
+        return SmoothedRecord(
+            *base, selected=prediction, count=9, samples=10, p_lower=0.6, radius=radius, abstain=abstain
+        )
+    robust = holds and right
+    return AttackRecord(
+        *base, robust=robust, broken_by=None if robust else "ce" if right else "clean", step=3, margin=0.1
+    )
+
+
+def write_run(
+    path: Path,
+    kind: str,
+    *,
+    name: str = "dense",
+    wrong: Collection[int] = (),
+    fails: Collection[int] = (),
+    radius: float = 0.3,
+    header: dict[str, Any] | None = None,
+    edit: Callable[[list[Record]], list[Record]] = list,
+    finish: bool = True,
+    **changes: Any,
+) -> RunFolder:
+    """Write the run of `kind` in which the images in `wrong` are misclassified and those in `fails` do not hold.
+
+    changes: settings that differ from the protocol's. header: what differs in run.json. edit: alters the
+    records before they are written. Names containing "sparse" are pruned to a tenth.
+    """
+    density = 0.1 if "sparse" in name else 1.0
+    checkpoint = {
+        "name": name,
+        "sha256": hashlib.sha256(name.encode()).hexdigest(),
+        "arch": "cnn_small",
+        "objective": "crown-ibp",
+        "density": density,
+        "parameters": 20_000,
+        "nonzero_parameters": int(20_000 * density),
+        "bytes": int(80_000 * density),
+    }
+    asked = settings_of(kind, **changes)
+    full = {
+        "command": "attack" if kind in ("clean", "pgd", "autoattack") else "certify",
+        "settings": asked,
+        "protocol": PROTOCOLS[kind],
+        "checkpoint": checkpoint,
+        "dataset": {"name": "digits", "split": "test", "n": N, "block_size": 100},
+        "precision": "float32",
+        "environment": {"python": "3"},
+        "world_size": 1,
+    } | (header or {})
+    run = open_run(path, full, resume=False)
+    records = [
+        record_of(
+            kind, i, right=i not in wrong, holds=i not in fails and i not in wrong, radius=0 if i in fails else radius
+        )
+        for i in range(full["dataset"]["n"])
+    ]
+    run.append(edit(records))
+    if finish:
+        run.finish(summarize(kind, list(run.records()), radii=asked.get("radii", ())))
+    return run
+
+
+@pytest.fixture(name="write_run", scope="session")
+def write_run_fixture() -> Callable[..., RunFolder]:
+    return write_run

@@ -1,0 +1,192 @@
+"""The written leaderboard: goldens of a hand-made pair of ledgers, and what readers and machines rely on."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from hydrabench.reporting import build_leaderboard, csv_text, markdown, rich_table, summary_json
+from hydrabench.reporting.legend import MEANINGS, METHODS, headings, notes, size_text
+from hydrabench.reporting.statistics import KINDS, Estimate, mean_interval, wilson
+from hydrabench.reporting.tables import cell_text
+
+GOLDEN = """\
+# Leaderboard
+
+digits test, first 10 images. Accuracy in percent with 95 % intervals.
+
+| checkpoint | arch | objective | density | nonzero | size | clean | PGD-50 L∞ 8/255 | IBP L∞ 8/255 |
+| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |
+| dense | cnn_small | crown-ibp | 1 | 20,000 of 20,000 | 80.0 kB | 80.0 [49.0, 94.3] | 80.0 [49.0, 94.3] | – |
+| sparse | cnn_small | crown-ibp | 0.1 | 2,000 of 20,000 | 8.0 kB | 100.0 [72.2, 100.0] | – | 0.0 [0.0, 30.8] |
+
+## How to read it
+"""
+
+
+@pytest.fixture
+def pair(tmp_path, write_run):
+    """An attack on one checkpoint (two images wrong, the rest robust), a bound that certifies nothing of another."""
+    attack = write_run(tmp_path / "a", "pgd", wrong=[0, 1])
+    return build_leaderboard([attack, write_run(tmp_path / "b", "ibp", name="sparse", fails=range(10))])
+
+
+@pytest.fixture
+def demo(tmp_path, write_run):
+    """What `make demo` shows: clean, PGD, CROWN-IBP, two certified radii."""
+    names = ["digits-crown-ibp/train", "digits-crown-ibp/lwm-sparse-0.1"]
+    runs = [
+        write_run(tmp_path / f"{kind}{i}", kind, name=name)
+        for i, name in enumerate(names)
+        for kind in ("pgd", "crown-ibp", "smoothing")
+    ]
+    return build_leaderboard(runs)
+
+
+def test_markdown_of_two_hand_made_ledgers(pair):
+    """Wilson 8/10 and 10/10: [0.49016, 0.94331], [10 / (10 + 3.8415), 1]; exact 0/10: [0, 1 - 0.025^0.1 = 0.30850]."""
+    text = markdown(pair)
+    assert text.startswith(GOLDEN)
+    assert "- `pgd-50@1`: right on the clean image and after projected gradient descent" in text
+    assert "steps 50, restarts 1, losses ce + margin, seed 0\n" in text
+    assert "verified ≤ true ≤ attacked" in text
+
+
+def test_csv_of_two_hand_made_ledgers(pair):
+    header, dense, sparse = csv.reader(io.StringIO(csv_text(pair)))
+    assert header[:8] == ["name", "sha256", "arch", "objective", "density", "parameters", "nonzero_parameters", "bytes"]
+    assert header[8:] == [
+        f"digits:test:10:float32:{key}:{part}"
+        for key in (
+            "clean@1::clean_accuracy",
+            "pgd-50@1:linf=8/255:robust_accuracy",
+            "ibp@1:linf=8/255:verified_accuracy",
+        )
+        for part in ("value", "low", "high")
+    ]
+    assert dense[0] == "dense"
+    assert dense[4:8] == ["1.0", "20000", "20000", "80000"]
+    assert list(map(float, dense[8:14])) == pytest.approx([0.8, 0.4901625, 0.9433178] * 2)
+    assert dense[14:] == sparse[11:14] == ["", "", ""]
+    assert list(map(float, sparse[14:])) == pytest.approx([0, 0, 1 - 0.025**0.1])
+
+
+def test_csv_and_json_give_back_every_number_exactly(demo):
+    lines = {line["sha256"]: line for line in csv.DictReader(io.StringIO(csv_text(demo)))}
+    summary = json.loads(json.dumps(summary_json(demo), allow_nan=False))
+    assert len(lines) == len(summary["rows"]) == 2
+    for row, told in zip(demo.rows, summary["rows"], strict=True):
+        assert told["checkpoint"]["sha256"] == row.checkpoint.sha256
+        assert [column["key"] for column in summary["columns"]] == list(told["cells"])
+        for column, cell in row.cells.items():
+            for part in ("value", "low", "high"):
+                assert float(lines[row.checkpoint.sha256][f"{column.key}:{part}"]) == getattr(cell, part)
+                assert told["cells"][column.key][part] == getattr(cell, part)
+
+
+def test_pandas_reads_the_csv_as_numbers_with_seven_colons_in_each_key(pair):
+    frame = pd.read_csv(io.StringIO(csv_text(pair))).set_index("name")
+    measured = frame[[name for name in frame.columns if ":" in name]]
+    assert measured.shape == (2, 9)
+    assert all(dtype.kind == "f" for dtype in measured.dtypes)
+    assert all(name.count(":") == 7 for name in measured.columns)
+    assert measured.isna().sum().sum() == 6  # PGD of the one, IBP of the other: three empty fields each
+
+
+def test_json_columns_say_how_their_numbers_were_made(demo):
+    columns = summary_json(demo)["columns"]
+    assert columns[1] == {
+        "key": "digits:test:10:float32:pgd-50@1:linf=8/255:robust_accuracy",
+        "heading": "PGD-50 L∞ 8/255",
+        "dataset": {"name": "digits", "split": "test", "n": 10},
+        "precision": "float32",
+        "protocol": "pgd-50@1",
+        "metric": "robust_accuracy",
+        "norm": "linf",
+        "epsilon": "8/255",
+        "sigma": None,
+        "radius": None,
+    }
+    assert [(column["sigma"], column["radius"]) for column in columns[3:]] == [(0.25, 0.25), (0.25, 0.5), (0.25, None)]
+    assert summary_json(demo)["protocols"]["smoothing-cohen@1"]["settings"]["alpha"] == 0.001
+
+
+def test_percent_appears_only_where_people_read(demo):
+    assert "100.0 [72.2, 100.0]" in markdown(demo)
+    assert "100.0" not in csv_text(demo) + json.dumps(summary_json(demo))
+
+
+def test_cells_are_short():
+    assert cell_text(wilson(467, 500)) == ("93.4", "[90.9, 95.3]")
+    assert cell_text(mean_interval([0.4, 0.5, 0.6])) == ("0.500", "[0.252, 0.748]")
+    assert cell_text(Estimate(0.3, 0.0, math.inf, None, 1, "t")) == ("0.300", "[0.000, ∞)")
+    assert cell_text(None) == ("–", "")
+
+
+@pytest.mark.parametrize("width", [100, 120])
+def test_the_demo_fits_a_terminal_without_losing_a_digit(demo, width):
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(rich_table(demo))
+    text = console.export_text()
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    assert text.count("72.2–100.0") == 4  # Wilson 10/10: clean and PGD, both rows
+    assert text.count("69.2–100.0") == 4  # exact 10/10: CROWN-IBP and r = 0.25
+    for part in (
+        "L∞ 8/255",
+        "σ=0.25",
+        "r=0.5",
+        "lwm-sparse-0.1",
+        "80.0 kB",
+        "2,000",
+        "digits test, first 10 images",
+    ):
+        assert part in text
+
+
+def test_every_kind_has_a_name_and_a_meaning():
+    assert set(METHODS) == set(MEANINGS) == set(KINDS)
+
+
+def test_columns_that_would_be_called_the_same_get_their_protocol(tmp_path, write_run):
+    more = {"protocol": "smoothing-cohen-n1000@1"}
+    board = build_leaderboard(
+        [
+            write_run(tmp_path / "a", "smoothing", radii=[0.5]),
+            write_run(tmp_path / "b", "smoothing", radii=[0.5, 1.0], samples=1000, header=more),
+        ]
+    )
+    assert list(headings(board).values()) == [
+        "smoothing σ=0.25 r=0.5 [smoothing-cohen@1]",
+        "smoothing σ=0.25 mean radius [smoothing-cohen@1]",
+        "smoothing σ=0.25 r=0.5 [smoothing-cohen-n1000@1]",
+        "smoothing σ=0.25 r=1",
+        "smoothing σ=0.25 mean radius [smoothing-cohen-n1000@1]",
+    ]
+
+
+def test_another_precision_is_part_of_the_heading(tmp_path, write_run):
+    board = build_leaderboard([write_run(tmp_path / "a", "clean", header={"precision": "float64"})])
+    assert list(headings(board).values()) == ["clean (float64)"]
+
+
+def test_certificates_come_with_their_probability_of_failure(demo, pair):
+    """0.001 of 10 images is 0.01 of an image."""
+    assert any("at most α = 0.001" in note and "at most 0.01 are expected" in note for note in notes(demo))
+    assert not any("α" in note for note in notes(pair))
+
+
+def test_a_bar_in_a_name_does_not_break_the_table(tmp_path, write_run):
+    text = markdown(build_leaderboard([write_run(tmp_path / "a", "clean", name="odd|name")]))
+    assert "| odd\\|name | cnn_small |" in text
+
+
+@pytest.mark.parametrize(("count", "text"), [(999, "999 B"), (39_100, "39.1 kB"), (14_728_266, "14.7 MB")])
+def test_sizes_are_readable(count, text):
+    assert size_text(count) == text
