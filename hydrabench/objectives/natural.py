@@ -1,0 +1,25 @@
+"""Ordinary training: cross entropy on clean images."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hydrabench.config import NaturalObjective
+from hydrabench.objectives.step import Losses, Step
+
+
+def natural_loss(network: nn.Module, x: Tensor, y: Tensor, settings: NaturalObjective, step: Step) -> Losses:  # noqa: ARG001
+    """Cross entropy of the clean logits.
+
+    Args:
+        x: images, (B, C, H, W), in [0, 1]; y: labels, (B,).
+    """
+    logits = network(x)
+    return Losses(functional.cross_entropy(logits, y), logits)
+
+
+def clean_verdicts(network: nn.Module, x: Tensor, y: Tensor, settings: NaturalObjective, step: Step) -> Tensor:  # noqa: ARG001
+    """Which images are classified correctly, (B,), bool."""
+    correct: Tensor = network(x).argmax(1) == y
+    return correct
