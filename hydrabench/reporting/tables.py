@@ -134,7 +134,8 @@ def rich_table(board: Leaderboard) -> Table:
     names = headings(board)
     shown = [column for column in board.columns if column.metric != "average_certified_radius"]
     table = Table(caption=Text(caption(board)), caption_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True)
-    table.add_column("checkpoint", overflow="fold")
+    parts = [part for row in board.rows for part in row.label.replace("/", "/\n").split("\n")]
+    table.add_column("checkpoint", overflow="fold", min_width=max(map(len, parts)))
     for name in ("density", "size\nnonzero"):
         table.add_column(name, justify="right", no_wrap=True)
     for column in shown:
