@@ -25,6 +25,7 @@ from hydrabench.config.recipe import (
     Recipe,
     TradesObjective,
     TrainRecipe,
+    sha256_of_values,
 )
 
 __all__ = [
@@ -51,5 +52,6 @@ __all__ = [
     "VerifiedSettings",
     "load_recipe",
     "parse",
+    "sha256_of_values",
     "with_default_threat",
 ]

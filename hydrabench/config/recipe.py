@@ -158,7 +158,11 @@ class Recipe(Section):
         """Allow the word "all"."""
         return None if value == "all" else value
 
-    @property
-    def sha256(self) -> str:
-        """Hash of the resolved recipe."""
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+    def of_phase(self, section: Literal["train", "prune", "finetune"]) -> dict[str, Any]:
+        """What one phase depends on, as plain values: the other phases and the evaluations are left out."""
+        return self.model_dump(mode="json", include={"name", "seed", "model", "data", "objective", section})
+
+
+def sha256_of_values(values: dict[str, Any]) -> str:
+    """Hash of plain values, whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

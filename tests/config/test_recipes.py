@@ -14,6 +14,7 @@ from hydrabench.config import (
     SmoothingSettings,
     VerifiedSettings,
     load_recipe,
+    sha256_of_values,
     with_default_threat,
 )
 from hydrabench.errors import ConfigError
@@ -131,10 +132,19 @@ def test_protocol_ids_name_exactly_how_a_number_is_made():
     assert SmoothingSettings(samples=10_000, alpha=0.01).protocol == "smoothing-cohen-n10000-a0.01@1"
 
 
-def test_the_hash_of_a_recipe_changes_with_its_values_only(tmp_path):
+def test_a_phase_depends_on_its_own_section_and_not_on_the_others(tmp_path):
     plain = load_recipe(write(tmp_path))
-    assert plain.sha256 == load_recipe(write(tmp_path), ["train.batch_size=128"]).sha256
-    assert plain.sha256 != load_recipe(write(tmp_path), ["train.batch_size=64"]).sha256
+    others = load_recipe(write(tmp_path), ["finetune.lr=0.5", "evaluate=[{kind: clean}]", "train.batch_size=128"])
+    assert plain.of_phase("train") == others.of_phase("train")
+    assert plain.of_phase("finetune") != others.of_phase("finetune")
+    assert plain.of_phase("train") != load_recipe(write(tmp_path), ["seed=1"]).of_phase("train")
+    assert set(plain.of_phase("prune")) == {"name", "seed", "model", "data", "objective", "prune"}
+
+
+def test_the_hash_of_values_ignores_the_order_of_keys():
+    assert (
+        sha256_of_values({"a": 1, "b": 2}) == sha256_of_values({"b": 2, "a": 1}) != sha256_of_values({"a": 1, "b": 3})
+    )
 
 
 def test_the_default_threat_fills_in_what_is_missing_only():
