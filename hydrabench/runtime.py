@@ -38,7 +38,7 @@ def pick_device(name: str = "auto") -> torch.device:
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # a device that cannot give a number back is of no use either
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device {name!r} is not available here; choose cpu, cuda or cuda:N") from error
     return device

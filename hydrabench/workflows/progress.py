@@ -1,0 +1,74 @@
+"""Progress of long work: a bar on a terminal, a status line every few seconds in a log, on stderr both."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+LOG_SECONDS = 5.0
+Advance = Callable[[int, str], None]
+
+
+def say(message: str) -> None:
+    """Tell the user one line, on stderr, so that stdout holds results only."""
+    print(message, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def tracking(title: str, *, total: int, done: int = 0, visible: bool = True) -> Iterator[Advance]:
+    """Show how far `total` pieces of work have come.
+
+    Args:
+        title: what is being done.
+        total: pieces in all; done: pieces that an earlier run finished.
+        visible: False for the processes that do not talk to the user.
+    Yields: `advance(pieces, note)`, to be called as work is finished; the note is shown beside it.
+    """
+    if not visible:
+        yield _ignore
+    elif sys.stderr.isatty():
+        with _bar(title, total, done) as advance:
+            yield advance
+    else:
+        yield _log(title, total, done)
+
+
+@contextmanager
+def _bar(title: str, total: int, done: int) -> Iterator[Advance]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=False) as progress:
+        task = progress.add_task(title, total=total, completed=done, note="")
+        yield lambda pieces, note: progress.update(task, advance=pieces, note=note)
+
+
+def _log(title: str, total: int, done: int) -> Advance:
+    """Print a line when `LOG_SECONDS` have passed since the last, and at the end."""
+    state = {"done": done, "fresh": 0, "printed": time.monotonic()}
+    start = time.monotonic()
+
+    def advance(pieces: int, note: str) -> None:
+        state["done"] += pieces
+        state["fresh"] += pieces
+        moment = time.monotonic()
+        if moment - state["printed"] >= LOG_SECONDS or state["done"] >= total:
+            state["printed"] = moment
+            left = (moment - start) / max(state["fresh"], 1) * (total - state["done"])
+            say(f"{title}: {state['done']:.0f}/{total}, {moment - start:.0f} s, {left:.0f} s left  {note}")
+
+    return advance
+
+
+def _ignore(pieces: int, note: str) -> None:
+    """Progress of a process that does not talk to the user."""

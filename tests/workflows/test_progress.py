@@ -1,0 +1,52 @@
+"""Progress goes to stderr: a line every few seconds in a log, nothing from processes that do not talk."""
+
+from __future__ import annotations
+
+from hydrabench.workflows import progress
+from hydrabench.workflows.progress import say, tracking
+
+
+def test_a_log_gets_the_last_line_and_those_in_between_only_when_time_has_passed(capsys, monkeypatch):
+    moments = iter([0.0, 0.0, 1.0, 6.0, 6.5, 7.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(moments))
+    with tracking("work", total=4) as advance:
+        for note in ("a", "b", "c", "d"):
+            advance(1, note)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == ["work: 2/4, 6 s, 6 s left  b", "work: 4/4, 7 s, 0 s left  d"]
+
+
+def test_what_an_earlier_run_did_counts_as_done_but_not_towards_the_speed(capsys, monkeypatch):
+    moments = iter([0.0, 0.0, 10.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(moments))
+    with tracking("work", total=4, done=2) as advance:
+        advance(1, "")
+    assert capsys.readouterr().err == "work: 3/4, 10 s, 10 s left  \n"
+
+
+def test_an_invisible_process_prints_nothing(capsys):
+    with tracking("work", total=1, visible=False) as advance:
+        advance(1, "note")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_messages_leave_stdout_to_the_results(capsys):
+    say("hello")
+    assert capsys.readouterr() == ("", "hello\n")
+
+
+def test_a_terminal_gets_a_bar(monkeypatch):
+    import io
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(progress.sys, "stderr", terminal)
+    with tracking("work", total=2) as advance:
+        advance(2, "almost")
+    assert "work" in terminal.getvalue()
+    assert "2/2" in terminal.getvalue()
+    assert "almost" in terminal.getvalue()
