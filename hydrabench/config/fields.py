@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationInfo
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationInfo
 
 from hydrabench.errors import ConfigError
 from hydrabench.threat import parse_radius, radius_text
@@ -23,19 +23,19 @@ def _radius(value: object, info: ValidationInfo) -> Fraction:
         raise ValueError(str(error)) from error
 
 
-def _density(value: object) -> object:
+def _density(value: float) -> float:
     """Explain the commonest mistake: a density written as a percentage."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and not 0 < value <= 1:
+    if not 0 < value <= 1:
         pruned = value if 1 < value < 100 else 99
         raise ValueError(
-            f"is the fraction of weights kept, in (0, 1], got {value}; "
+            f"is the fraction of weights kept, in (0, 1], got {value:g}; "
             f"to prune {pruned:g}% of the weights write `density: {round(1 - pruned / 100, 6):g}`"
         )
     return value
 
 
 Radius = Annotated[Fraction, BeforeValidator(_radius), PlainSerializer(radius_text)]
-Density = Annotated[float, BeforeValidator(_density)]
+Density = Annotated[float, AfterValidator(_density)]
 Channels = tuple[float, ...]
 
 

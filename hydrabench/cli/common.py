@@ -1,0 +1,98 @@
+"""What the commands share: error handling, option groups, reading their values, printing summaries."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from hydrabench.errors import HydrabenchError
+
+if TYPE_CHECKING:
+    from hydrabench.config import Recipe
+    from hydrabench.workflows.machine import Machine
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+FOLDER = click.Path(path_type=Path, file_okay=False)
+REF_HELP = "Checkpoint: a .safetensors file, a run folder, or a zoo id (see `hydrabench zoo list`)."
+
+
+class Commands(click.Group):
+    """Prints the user's mistakes as one line and exits with status 1; everything else keeps its traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except HydrabenchError as error:
+            click.echo(f"error: {error}", err=True)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            click.echo("interrupted; the same command with --resume goes on from here", err=True)
+            sys.exit(INTERRUPTED)
+
+
+def options(*added: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several options as one decorator, in the order in which --help shows them."""
+
+    def decorate(command: Command) -> Command:
+        return functools.reduce(lambda inner, option: option(inner), reversed(added), command)
+
+    return decorate
+
+
+machine_options = options(
+    click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N, or auto."),
+    click.option("--data-dir", type=FOLDER, envvar="HYDRABENCH_DATA", help="Where data sets lie.", show_envvar=True),
+    click.option("--download", is_flag=True, help="Fetch a data set that is missing (CIFAR-10, through torchvision)."),
+    click.option("--json", "as_json", is_flag=True, help="Print the summary, and nothing else, as JSON on stdout."),
+)
+recipe_options = options(
+    click.option("--config", required=True, help="Recipe: a YAML file, or the name of one that comes with hydrabench."),
+    click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override, e.g. train.epochs=3."),
+)
+run_options = options(
+    click.option("--out", type=FOLDER, help="Run folder; the default is under runs/."),
+    click.option("--resume", is_flag=True, help="Go on with an interrupted run in the same folder."),
+)
+image_options = options(
+    click.option("-n", "--images", "n", type=int, help="Only the first N test images.  [default: all]"),
+    click.option("--precision", default="float32", show_default=True, help="float32 or float64."),
+)
+
+
+def read_recipe(config: str, overrides: tuple[str, ...]) -> Recipe:
+    """Load the recipe that --config and --set describe."""
+    from hydrabench.config import load_recipe
+
+    return load_recipe(config, overrides)
+
+
+def density_override(section: str, density: float | None) -> tuple[str, ...]:
+    """--density as an override of a recipe's section."""
+    return () if density is None else (f"{section}.density={density!r}",)
+
+
+def read_machine(given: dict[str, Any]) -> Machine:
+    """--device, --data-dir and --download."""
+    from hydrabench.workflows.machine import Machine
+
+    return Machine(given["device"], given["data_dir"], given["download"])
+
+
+def print_summary(summary: dict[str, Any], as_json: bool, title: str = "") -> None:
+    """The summary of a run: JSON, or one line per metric."""
+    if as_json:
+        click.echo(json.dumps(summary, indent=2))
+        return
+    if title:
+        click.echo(title)
+    for name, metric in summary["metrics"].items():
+        interval = f"  [{metric['low']:.4f}, {metric['high']:.4f}]" if "low" in metric else ""
+        click.echo(f"  {name:<32}{metric['value']:.4f}{interval}")

@@ -1,0 +1,48 @@
+"""The command report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hydrabench.cli.common import FOLDER
+
+TABLE_WIDTH = 130
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=FOLDER, default=Path("reports/latest"), show_default=True, help="Folder of the report.")
+@click.option("--format", "formats", multiple=True, help="md, csv or json; may be repeated.  [default: all three]")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary, and nothing else, as JSON on stdout.")
+def report(runs: tuple[Path, ...], out: Path, formats: tuple[str, ...], as_json: bool) -> None:
+    """Make a leaderboard from the ledgers of RUNS (run folders, or folders that hold some).
+
+    Exits with status 1 if a ledger is incomplete, if ledgers speak of different images, or if one says
+    "verified" where another says "broken".
+
+    \b
+    Example
+      hydrabench report runs/evaluations --out reports/mine
+    """
+    from hydrabench.workflows.reporting import REPORT_FORMATS, write_report
+
+    show_report(write_report(list(runs), out, formats or REPORT_FORMATS), out, as_json)
+
+
+def show_report(leaderboard: Any, out: Path, as_json: bool) -> None:
+    """Print a leaderboard as a table and say where the report lies, or print its JSON."""
+    from rich.console import Console
+
+    from hydrabench.reporting import rich_table, summary_json
+
+    if as_json:
+        click.echo(json.dumps(summary_json(leaderboard), indent=2))
+        return
+    console = Console()
+    console.width = max(console.width, TABLE_WIDTH)  # a narrow window may wrap lines, a log must not lose columns
+    console.print(rich_table(leaderboard))
+    click.echo(f"report written to {out}")

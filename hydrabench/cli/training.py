@@ -1,0 +1,127 @@
+"""The commands train, prune, finetune and pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hydrabench.cli.common import (
+    REF_HELP,
+    density_override,
+    machine_options,
+    print_summary,
+    read_machine,
+    read_recipe,
+    recipe_options,
+    run_options,
+)
+from hydrabench.cli.reporting import show_report
+
+
+@click.command()
+@recipe_options
+@run_options
+@machine_options
+def train(
+    config: str,
+    overrides: tuple[str, ...],
+    out: Path | None,
+    resume: bool,
+    **machine: Any,
+) -> None:
+    """Train a dense network from scratch.
+
+    \b
+    Example
+      hydrabench train --config digits-trades --set train.epochs=5 --out runs/dense
+    """
+    recipe = read_recipe(config, overrides)
+    from hydrabench.workflows import training
+
+    folder = out or Path("runs") / recipe.name / "train"
+    print_summary(training.train(recipe, folder, machine=read_machine(machine), resume=resume), machine["as_json"])
+
+
+@click.command()
+@recipe_options
+@click.option("--ckpt", "ref", required=True, help=REF_HELP)
+@click.option("--density", type=float, help="Fraction of weights kept in every layer, in (0, 1]; 0.01 prunes 99%.")
+@run_options
+@machine_options
+def prune(
+    config: str,
+    overrides: tuple[str, ...],
+    ref: str,
+    density: float | None,
+    out: Path | None,
+    resume: bool,
+    **machine: Any,
+) -> None:
+    """Learn which weights to keep, under the recipe's robust loss (HYDRA).
+
+    \b
+    Example
+      hydrabench prune --config digits-trades --ckpt runs/dense --density 0.05 --out runs/pruned
+    """
+    recipe = read_recipe(config, (*overrides, *density_override("prune", density)))
+    from hydrabench.workflows import training
+
+    kept = recipe.prune.density if recipe.prune else None
+    folder = out or Path("runs") / recipe.name / f"prune-{kept or 1:g}"
+    print_summary(training.prune(recipe, ref, folder, machine=read_machine(machine), resume=resume), machine["as_json"])
+
+
+@click.command()
+@recipe_options
+@click.option("--ckpt", "ref", required=True, help=REF_HELP)
+@click.option("--lwm", is_flag=True, help="Baseline: keep the weights of largest magnitude; needs --density.")
+@click.option("--density", type=float, help="With --lwm: fraction of weights kept in every layer, in (0, 1].")
+@run_options
+@machine_options
+def finetune(
+    config: str,
+    overrides: tuple[str, ...],
+    ref: str,
+    lwm: bool,
+    density: float | None,
+    out: Path | None,
+    resume: bool,
+    **machine: Any,
+) -> None:
+    """Train the weights that a pruned checkpoint keeps.
+
+    \b
+    Examples
+      hydrabench finetune --config digits-trades --ckpt runs/pruned --out runs/final
+      hydrabench finetune --config digits-trades --ckpt runs/dense --lwm --density 0.05 --out runs/lwm
+    """
+    recipe = read_recipe(config, (*overrides, *density_override("finetune", density)))
+    from hydrabench.workflows import training
+
+    kept = recipe.finetune.density if recipe.finetune else None
+    source = Path(ref).name.removesuffix(".safetensors")
+    folder = out or Path("runs") / recipe.name / (f"lwm-{kept or 1:g}" if lwm else "finetune") / source
+    summary = training.finetune(recipe, ref, folder, machine=read_machine(machine), lwm=lwm, resume=resume)
+    print_summary(summary, machine["as_json"])
+
+
+@click.command()
+@recipe_options
+@run_options
+@machine_options
+def pipeline(config: str, overrides: tuple[str, ...], out: Path | None, resume: bool, **machine: Any) -> None:
+    """Run a whole recipe: train, prune, finetune, the LWM twins, every evaluation, and the report.
+
+    \b
+    Examples
+      hydrabench pipeline --config digits-crown-ibp --out runs/digits
+      hydrabench pipeline --config digits-crown-ibp --out runs/digits --resume
+    """
+    recipe = read_recipe(config, overrides)
+    from hydrabench.workflows.pipeline import run_pipeline
+
+    folder = out or Path("runs") / recipe.name
+    leaderboard = run_pipeline(recipe, folder, machine=read_machine(machine), resume=resume)
+    show_report(leaderboard, folder / "report", machine["as_json"])
