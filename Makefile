@@ -1,0 +1,42 @@
+# One environment for everything: `make demo` and `make test` make it first if it is not there.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO := reports/demo
+# Sleeping instead of spinning threads; see hydrabench/cli/__init__.py.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: install demo test test-all bench lint zoo clean
+
+install: $(STAMP)
+
+$(STAMP): setup.cfg pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "hydrabench needs Python 3.10 or newer, this is " + sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,lirpa]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps auto_LiRPA
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/python examples/demo.py $(DEMO)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: lint
+	$(BIN)/python -m pytest
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/bounds.py
+
+zoo: $(STAMP)
+	$(BIN)/python tools/make_zoo.py
+
+clean:
+	rm -rf $(VENV) runs $(DEMO) build dist *.egg-info

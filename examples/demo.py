@@ -1,0 +1,52 @@
+"""Attack and certify the digits checkpoints that come with hydrabench, and print the leaderboard.
+
+    python examples/demo.py [FOLDER]        # FOLDER holds the ledgers and the report; default reports/demo
+
+Every number is computed here and now; what an earlier demo left in FOLDER is removed first.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from rich.console import Console
+
+from hydrabench.config import PgdSettings, SmoothingSettings, VerifiedSettings
+from hydrabench.reporting import rich_table
+from hydrabench.workflows.evaluation import evaluate, open_subject, run_name
+from hydrabench.workflows.machine import Machine
+from hydrabench.workflows.reporting import REPORT_FORMATS, write_report
+
+CHECKPOINTS = ("digits-crown-ibp", "digits-crown-ibp-90", "digits-crown-ibp-95", "digits-crown-ibp-99")
+EPSILON = "16/255"
+EVALUATIONS = (
+    PgdSettings(epsilon=EPSILON),
+    VerifiedSettings(kind="crown-ibp", epsilon=EPSILON),
+    SmoothingSettings(sigma=0.12, samples=10_000, radii=(0.1, 0.2)),
+)
+
+
+def main(folder: Path) -> None:
+    """Run every evaluation on every checkpoint, then report."""
+    started = time.monotonic()
+    shutil.rmtree(folder, ignore_errors=True)
+    machine = Machine(device="cpu")
+    for ref in CHECKPOINTS:
+        for settings in EVALUATIONS:
+            subject = open_subject(ref, machine=machine)
+            evaluate(subject, settings, folder / "runs" / ref / run_name(settings), machine=machine)
+    leaderboard = write_report([folder / "runs"], folder, REPORT_FORMATS)
+    console = Console()
+    console.width = max(console.width, 120)
+    console.print(rich_table(leaderboard))
+    print(f"{time.monotonic() - started:.0f} s; report: {folder / 'leaderboard.md'} (also .csv and summary.json)")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path("reports/demo"))

@@ -1,0 +1,97 @@
+"""Make the zoo's digits checkpoints again: run the two pipelines, copy their results, write the manifest.
+
+    python tools/make_zoo.py [RUNS]       # RUNS: where the pipelines run (default runs/zoo), resumed if they are there
+
+The checkpoints are those that `hydrabench pipeline --config digits-crown-ibp` and `--config digits-trades` write,
+byte for byte; the ledgers are those of the same runs, without times.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import yaml
+
+from hydrabench.checkpoints import load_checkpoint
+from hydrabench.config import load_recipe
+from hydrabench.files import sha256_of, write_text
+from hydrabench.ledger import RunFolder, read_run
+from hydrabench.workflows.machine import Machine
+from hydrabench.workflows.pipeline import run_pipeline
+
+ZOO = Path(__file__).resolve().parents[1] / "zoo"
+RECIPES = ("digits-crown-ibp", "digits-trades")
+SHIPPED = ("pgd", "ibp", "crown-ibp")  # deterministic verdicts; smoothing counts would need their noise
+
+
+def main(runs: Path) -> None:
+    """Run the pipelines and fill the zoo's folder."""
+    entries = []
+    for name in RECIPES:
+        recipe = load_recipe(name)
+        run_pipeline(recipe, runs / name, machine=Machine(device="cpu"), resume=True)
+        folders = {"train": name}
+        folders |= {f"finetune-{k:g}": f"{name}-{100 * (1 - k):g}" for k in recipe.pipeline.densities}
+        folders |= {
+            f"lwm-{k:g}": f"{name}-lwm-{100 * (1 - k):g}" for k in recipe.pipeline.densities if recipe.pipeline.lwm
+        }
+        entries += [add(runs / name, folder, identity) for folder, identity in folders.items()]
+    manifest = {"schema_version": "hydrabench.zoo/1", "checkpoints": entries}
+    write_text(ZOO / "manifest.yml", "# Written by make_zoo.py.\n" + yaml.safe_dump(manifest, sort_keys=False))
+
+
+def add(run: Path, folder: str, identity: str) -> dict[str, Any]:
+    """Copy one checkpoint and its ledgers into the zoo and return its entry in the manifest."""
+    target = ZOO / identity
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
+    path = Path(shutil.copy(run / folder / "checkpoint.safetensors", target / "checkpoint.safetensors"))
+    header = load_checkpoint(path).header
+    return {
+        "id": identity,
+        "file": f"{identity}/{path.name}",
+        "sha256": sha256_of(path),
+        "bytes": path.stat().st_size,
+        "dataset": header.dataset,
+        "arch": header.arch,
+        "objective": header.objective.name,
+        "density": header.density,
+        "parent": header.recipe if header.density < 1 else None,
+        "recipe": header.recipe,
+        "licence": "MIT",
+        "results": [ledger(found, target) for found in evaluations(run, folder)],
+    }
+
+
+def evaluations(run: Path, folder: str) -> list[RunFolder]:
+    """The evaluation runs of one checkpoint whose ledgers are shipped."""
+    found = [read_run(path.parent) for path in sorted((run / "evaluations" / folder).glob("*/run.json"))]
+    return [evaluation for evaluation in found if evaluation.header["settings"]["kind"] in SHIPPED]
+
+
+def ledger(run: RunFolder, target: Path) -> dict[str, Any]:
+    """Ship one ledger without its times, and return its entry."""
+    settings = run.header["settings"]
+    records = [{key: value for key, value in record.items() if key != "seconds"} for record in run.records()]
+    verdict = "robust" if settings["kind"] == "pgd" else "verified"
+    file = target / f"{settings['kind']}.jsonl.gz"
+    with file.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as packed:
+        packed.write("".join(json.dumps(record) + "\n" for record in records).encode())
+    return {
+        "settings": settings,
+        "n": len(records),
+        "count": sum(record[verdict] for record in records),
+        "ledger": f"{target.name}/{file.name}",
+    }
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path("runs/zoo"))
