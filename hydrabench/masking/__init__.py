@@ -1,6 +1,14 @@
 """Which weights a network keeps: scores, masks, densities."""
 
-from hydrabench.masking.density import LayerDensity, global_density, kept_count, layer_densities, prunable_layers
+from hydrabench.masking.density import (
+    LayerDensity,
+    global_density,
+    kept_count,
+    layer_densities,
+    prunable_layers,
+    used_modules,
+    used_parameters,
+)
 from hydrabench.masking.mask import (
     Phase,
     ScoreMask,
@@ -29,4 +37,6 @@ __all__ = [
     "set_phase",
     "shared_masks",
     "top_k_mask",
+    "used_modules",
+    "used_parameters",
 ]

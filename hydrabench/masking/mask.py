@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
-from hydrabench.masking.density import kept_count, prunable_layers
+from hydrabench.masking.density import kept_count, prunable_layers, used_modules, used_parameters
 from hydrabench.masking.scores import scaled_scores, top_k_mask
 
 Phase = Literal["train", "prune", "finetune"]
@@ -83,12 +83,13 @@ def set_phase(network: nn.Module, phase: Phase, *, freeze_batch_norm: bool = Fal
     In `prune`, convolution and linear weights and biases are frozen, scores are trained, and so are
     batch-norm weights and biases unless `freeze_batch_norm`. In the other phases everything but the
     scores is trained, and the masks are constant.
+    Parameters that no forward pass uses (see `used_modules`) stay as they are: not trained.
     Source: reference/hydra.md section 2.3.
     """
     pruning = phase == "prune"
-    for parameter in network.parameters():
+    for parameter in used_parameters(network):
         parameter.requires_grad_(not pruning)
-    for module in network.modules():
+    for _, module in used_modules(network):
         if isinstance(module, _BatchNorm) and pruning:
             for parameter in module.parameters():
                 parameter.requires_grad_(not freeze_batch_norm)

@@ -11,11 +11,14 @@ from torch import nn
 from hydrabench.errors import ConfigError, lookup
 from hydrabench.models.cnn import LARGE, SMALL, VGG4, sequential_cnn
 from hydrabench.models.normalize import Normalize, inner_network, normalized
-from hydrabench.models.vgg import VGG16, vgg
+from hydrabench.models.resnet import cifar_resnet, imagenet_resnet
+from hydrabench.models.vgg import LAYOUTS, vgg
+from hydrabench.models.wide_resnet import wide_resnet
 
 Builder = Callable[[tuple[int, int, int], int], nn.Module]
 
-# name -> (image shape (C, H, W), number of classes) -> network
+# name -> (image shape (C, H, W), number of classes) -> network. The names are the original's: lower-case ResNets
+# are for CIFAR, capitalised ones for ImageNet. A ValueError means images that are too small.
 MODELS: dict[str, Builder] = {
     "cifar_model": partial(sequential_cnn, SMALL),
     "cifar_model_bn": partial(sequential_cnn, SMALL, batch_norm=True),
@@ -23,7 +26,35 @@ MODELS: dict[str, Builder] = {
     "mnist_model": partial(sequential_cnn, SMALL),
     "mnist_model_large": partial(sequential_cnn, LARGE),
     "vgg4_without_maxpool": partial(sequential_cnn, VGG4),
-    "vgg16_bn": partial(vgg, VGG16),
+    "vgg2": partial(vgg, LAYOUTS[2]),
+    "vgg2_bn": partial(vgg, LAYOUTS[2], batch_norm=True),
+    "vgg4": partial(vgg, LAYOUTS[4]),
+    "vgg4_bn": partial(vgg, LAYOUTS[4], batch_norm=True),
+    "vgg6": partial(vgg, LAYOUTS[6]),
+    "vgg6_bn": partial(vgg, LAYOUTS[6], batch_norm=True),
+    "vgg8": partial(vgg, LAYOUTS[8]),
+    "vgg8_bn": partial(vgg, LAYOUTS[8], batch_norm=True),
+    "vgg11": partial(vgg, LAYOUTS[11]),
+    "vgg11_bn": partial(vgg, LAYOUTS[11], batch_norm=True),
+    "vgg13": partial(vgg, LAYOUTS[13]),
+    "vgg13_bn": partial(vgg, LAYOUTS[13], batch_norm=True),
+    "vgg16": partial(vgg, LAYOUTS[16]),
+    "vgg16_bn": partial(vgg, LAYOUTS[16], batch_norm=True),
+    "resnet18": partial(cifar_resnet, 18),
+    "resnet34": partial(cifar_resnet, 34),
+    "resnet50": partial(cifar_resnet, 50),
+    "resnet101": partial(cifar_resnet, 101),
+    "resnet152": partial(cifar_resnet, 152),
+    "wrn_28_1": partial(wide_resnet, 28, 1),
+    "wrn_28_4": partial(wide_resnet, 28, 4),
+    "wrn_28_10": partial(wide_resnet, 28, 10),
+    "wrn_34_10": partial(wide_resnet, 34, 10),
+    "wrn_40_2": partial(wide_resnet, 40, 2),
+    "ResNet18": partial(imagenet_resnet, 18),
+    "ResNet34": partial(imagenet_resnet, 34),
+    "ResNet50": partial(imagenet_resnet, 50),
+    "ResNet101": partial(imagenet_resnet, 101),
+    "ResNet152": partial(imagenet_resnet, 152),
 }
 
 
@@ -55,7 +86,10 @@ def build_model(
         try:
             network = builder(shape, num_classes)
         except ValueError as error:
-            raise ConfigError(f"architecture {arch!r}: {error}; choose another of: {', '.join(MODELS)}") from error
+            raise ConfigError(
+                f"architecture {arch!r}: {error}; take larger images, or an architecture for small ones "
+                "such as cifar_model, which needs 4x4"
+            ) from error
     return normalized(network, *normalization) if normalization else network
 
 

@@ -9,17 +9,29 @@ import torch
 from torch import nn
 
 POOL = "M"
-VGG16: tuple[int | str, ...] = (64, 64, POOL, 128, 128, POOL, 256, 256, 256, POOL, 512, 512, 512, POOL, 512, 512, 512)
+Layout = tuple[int | str, ...]
+_VGG4: Layout = (64, 64, POOL, 128, 128, POOL)
+_VGG6: Layout = (*_VGG4, 256, 256, POOL)
+# depth in the name -> output channels of the convolutions, and "M" for a pooling layer
+LAYOUTS: dict[int, Layout] = {
+    2: (64, POOL, 64, POOL),
+    4: _VGG4,
+    6: _VGG6,
+    8: (*_VGG6, 512, 512, POOL),
+    11: (64, POOL, 128, POOL, 256, 256, POOL, 512, 512, POOL, 512, 512),
+    13: (*_VGG6, 512, 512, POOL, 512, 512),
+    16: (*_VGG4, 256, 256, 256, POOL, 512, 512, 512, POOL, 512, 512, 512),
+}
 HIDDEN = 256
 
 
 def vgg(
-    layout: Sequence[int | str], shape: tuple[int, int, int], num_classes: int, *, batch_norm: bool = True
+    layout: Sequence[int | str], shape: tuple[int, int, int], num_classes: int, *, batch_norm: bool = False
 ) -> nn.Sequential:
     """3x3 convolutions without bias, ReLU, 2x2 max pooling at "M"; average pooling to 2x2; three linear layers.
 
     Args:
-        layout: output channels of the convolutions, and "M" for a pooling layer.
+        layout: a value of `LAYOUTS`.
         shape: (channels, height, width) of the images; each side must survive the poolings.
         num_classes: outputs of the last linear layer.
         batch_norm: put BatchNorm2d between each convolution and its ReLU.

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from pydantic import TypeAdapter
@@ -24,9 +24,10 @@ from hydrabench.data import ImageSet, block_indices, first_images, load_block, l
 from hydrabench.errors import ConfigError, lookup
 from hydrabench.evaluators import EVALUATORS
 from hydrabench.ledger import Record, RunFolder, open_run
-from hydrabench.masking import prunable_layers
+from hydrabench.masking import prunable_layers, used_parameters
 from hydrabench.reporting.statistics import summarize, verdicts
 from hydrabench.runtime import PRECISIONS, World, environment, exact_arithmetic, pick_device
+from hydrabench.threat import Norm
 from hydrabench.workflows.machine import Machine
 from hydrabench.workflows.progress import say, tracking
 
@@ -50,13 +51,13 @@ class Subject:
     def describe(self) -> dict[str, Any]:
         """What `run.json` says of the checkpoint."""
         header = self.checkpoint.header
-        parameters = list(self.network.parameters())
+        parameters = used_parameters(self.network)
         return {
             "name": self.name,
             "sha256": self.checkpoint.sha256,
             "arch": header.arch,
             "dataset": header.dataset,
-            "objective": header.objective.name,
+            "objective": header.objective.name if header.objective else "unknown",
             "phase": header.phase,
             "density": header.density,
             "parameters": sum(parameter.numel() for parameter in parameters),
@@ -87,7 +88,8 @@ def settings_for(subject: Subject, values: Mapping[str, Any]) -> EvaluationSetti
     """
     threat = subject.checkpoint.header.default_threat()
     complete = with_default_threat(dict(values), threat) if threat else dict(values)
-    if complete["kind"] not in RADIUS_FREE and "epsilon" not in complete:
+    known_norm = complete.get("norm", "linf") in get_args(Norm)
+    if known_norm and complete["kind"] not in RADIUS_FREE and "epsilon" not in complete:
         raise ConfigError(f"{subject.name} was trained for no radius in this norm; add --epsilon, for example 8/255")
     return parse(TypeAdapter(EvaluationSettings), complete, complete["kind"])
 
@@ -163,7 +165,7 @@ def evaluate(
 def _open(out: Path, header: dict[str, Any], blocks: list[tuple[int, ...]], *, resume: bool) -> tuple[RunFolder, int]:
     """Start or continue the run and return how many whole blocks its ledger holds."""
     run = open_run(out, header, resume=resume)
-    return run, run.keep_whole_blocks(blocks)
+    return run, len(blocks) if run.is_complete else run.keep_whole_blocks(blocks)
 
 
 def _rounds(

@@ -122,6 +122,7 @@ def _run(
     training, validation = validation_split(images, recipe.data.validation_fraction)
     run = open_run(out, _run_header(recipe, start, device, len(training), len(validation)), resume=resume)
     if run.is_complete:
+        (out / STATE_FILE).unlink(missing_ok=True)  # it may have been killed between finishing and tidying up
         say(f"{out} is complete already")
         return run.summary()
     set_phase(start.network, start.phase, freeze_batch_norm=bool(getattr(phase, "freeze_batch_norm", False)))
