@@ -11,12 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+SCRATCH = ".partial"  # how the names of scratch files end, which a killed process leaves behind
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a scratch file beside `path` to write to; it takes the place of `path` when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=SCRATCH)
     os.close(handle)
     scratch = Path(name)
     try:

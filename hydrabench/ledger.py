@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hydrabench.errors import LedgerError
-from hydrabench.files import write_json
+from hydrabench.files import SCRATCH, write_json
 
 RUN_SCHEMA = "hydrabench.run/1"
 SUMMARY_SCHEMA = "hydrabench.summary/1"
@@ -180,6 +180,8 @@ def open_run(path: Path, header: Mapping[str, Any], *, resume: bool) -> RunFolde
         raise LedgerError(
             f"cannot resume {path}: {'; '.join(changed)}; keep the values it was started with, or choose a new --out"
         )
+    for scratch in path.glob(f".*{SCRATCH}"):
+        scratch.unlink(missing_ok=True)
     return found
 
 

@@ -72,6 +72,13 @@ def test_resuming_with_other_settings_names_every_one_that_changed(tmp_path):
         open_run(tmp_path, changed, resume=True)
 
 
+def test_resuming_removes_what_a_killed_process_left_half_written(tmp_path):
+    open_run(tmp_path, HEADER, resume=False)
+    (tmp_path / ".resume.pt.x1.partial").write_text("half")
+    open_run(tmp_path, HEADER, resume=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
 def test_resuming_what_has_not_started_starts_it(tmp_path):
     assert open_run(tmp_path / "new", HEADER, resume=True).keep_whole_blocks(BLOCKS) == 0
 

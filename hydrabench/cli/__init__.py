@@ -19,7 +19,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(__version__)
+@click.version_option(__version__, prog_name="hydrabench")
 def main() -> None:
     """Train, prune, attack, certify and compare robust image classifiers.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +32,8 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except HydrabenchError as error:
-            click.echo(f"error: {error}", err=True)
+            if os.environ.get("RANK", "0") == "0":  # one line, not one from every process that torchrun started
+                click.echo(f"error: {error}", err=True)
             sys.exit(1)
         except KeyboardInterrupt:
             click.echo("interrupted; the same command with --resume goes on from here", err=True)
@@ -94,5 +96,6 @@ def print_summary(summary: dict[str, Any], as_json: bool, title: str = "") -> No
     if title:
         click.echo(title)
     for name, metric in summary["metrics"].items():
-        interval = f"  [{metric['low']:.4f}, {metric['high']:.4f}]" if "low" in metric else ""
+        bounded = metric.get("high") is not None  # not for a validation metric, nor for the mean of one image
+        interval = f"  [{metric['low']:.4f}, {metric['high']:.4f}]" if bounded else ""
         click.echo(f"  {name:<32}{metric['value']:.4f}{interval}")

@@ -77,8 +77,11 @@ def _describe(problem: Any) -> str:
     place = [part for part in problem["loc"] if not (isinstance(part, str) and part in _TAGS)]
     path = ".".join(map(str, place)) or "the recipe"
     if problem["type"] == "extra_forbidden":
-        close = get_close_matches(str(place[-1]), _known_keys(place), n=1)
-        return f"{path}: unknown key{f', did you mean {close[0]!r}?' if close else ''}"
+        known = _known_keys(problem["loc"])
+        close = get_close_matches(str(place[-1]), known, n=1)
+        return f"{path}: unknown key, " + (
+            f"did you mean {close[0]!r}?" if close else f"allowed are {', '.join(known)}"
+        )
     if problem["type"] == "missing":
         return f"{path}: is required"
     message = problem["msg"].removeprefix("Value error, ")
@@ -87,28 +90,36 @@ def _describe(problem: Any) -> str:
     return f"{path}: {message[0].lower()}{message[1:]}{f' (got {received!r})' if shown else ''}"
 
 
-_TAGS = {"natural", "trades", "crown-ibp", "clean", "pgd", "autoattack", "ibp", "smoothing"}
-_SECTIONS: dict[str, tuple[type[BaseModel], ...]] = {
-    "model": (recipe.ModelRecipe,),
-    "normalization": (recipe.Normalization,),
-    "data": (recipe.DataRecipe,),
-    "objective": (recipe.NaturalObjective, recipe.TradesObjective, recipe.CrownIbpObjective),
-    "train": (recipe.TrainRecipe,),
-    "prune": (recipe.PruneRecipe,),
-    "finetune": (recipe.FinetuneRecipe,),
-    "pipeline": (recipe.PipelineRecipe,),
-    "evaluate": (
-        evaluation.CleanSettings,
-        evaluation.PgdSettings,
-        evaluation.AutoAttackSettings,
-        evaluation.VerifiedSettings,
-        evaluation.SmoothingSettings,
-    ),
+# Pydantic puts the tag of a union's member into the path; it says which model a misspelt key belongs to.
+_OBJECTIVES: dict[str, type[BaseModel]] = {
+    "natural": recipe.NaturalObjective,
+    "trades": recipe.TradesObjective,
+    "crown-ibp": recipe.CrownIbpObjective,
+}
+_EVALUATIONS: dict[str, type[BaseModel]] = {
+    "clean": evaluation.CleanSettings,
+    "pgd": evaluation.PgdSettings,
+    "autoattack": evaluation.AutoAttackSettings,
+    "ibp": evaluation.VerifiedSettings,
+    "crown-ibp": evaluation.VerifiedSettings,
+    "smoothing": evaluation.SmoothingSettings,
+}
+_TAGS = {*_OBJECTIVES, *_EVALUATIONS}
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "model": recipe.ModelRecipe,
+    "normalization": recipe.Normalization,
+    "data": recipe.DataRecipe,
+    "train": recipe.TrainRecipe,
+    "prune": recipe.PruneRecipe,
+    "finetune": recipe.FinetuneRecipe,
+    "pipeline": recipe.PipelineRecipe,
 }
 
 
 def _known_keys(place: Sequence[Any]) -> list[str]:
-    """The keys allowed where the misspelt key of `place` stands."""
+    """The keys allowed where the misspelt key of `place`, a path with tags, stands."""
     sections = [part for part in place[:-1] if isinstance(part, str)]
-    models = _SECTIONS.get(sections[-1], (Recipe,)) if sections else (Recipe,)
-    return [key for model in models for key in model.model_fields]
+    if not sections:
+        return list(Recipe.model_fields)
+    tagged = _OBJECTIVES if sections[0] == "objective" else _EVALUATIONS
+    return list((tagged.get(sections[-1]) or _SECTIONS.get(sections[-1], Recipe)).model_fields)

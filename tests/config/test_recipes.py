@@ -79,6 +79,13 @@ def test_every_problem_is_named_at_once(tmp_path):
         assert part in message
 
 
+def test_a_key_that_belongs_elsewhere_gets_the_list_of_those_allowed_here(tmp_path):
+    with pytest.raises(ConfigError, match=r"evaluate\.0\.sigma: unknown key, allowed are kind, norm, epsilon$"):
+        load_recipe(write(tmp_path), ["evaluate=[{kind: ibp, sigma: 0.5}]"])
+    with pytest.raises(ConfigError, match=r"objective\.beta_endd: unknown key, did you mean 'beta_end'\?"):
+        load_recipe(write(tmp_path), ["objective={name: crown-ibp, epsilon: 2/255, beta_endd: 0}"])
+
+
 @pytest.mark.parametrize("density", [0, 1.5, 99])
 def test_a_density_outside_its_range_is_explained(tmp_path, density):
     with pytest.raises(ConfigError, match=rf"in \(0, 1\], got {density}; to prune .*% .* write `density: 0\.\d+`"):

@@ -1,0 +1,180 @@
+"""The commands, end to end on the real digits: what they print, and where they write."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from hydrabench.checkpoints import load_checkpoint
+from hydrabench.reporting import summarize
+
+EPOCH = ("--set", "train.epochs=1")
+
+
+@pytest.fixture
+def recipe(here, write_recipe):
+    return write_recipe(here / "recipe.yml")
+
+
+@pytest.fixture
+def dense(here, write_checkpoint):
+    return write_checkpoint(here / "dense.safetensors")
+
+
+@pytest.fixture
+def succeed(hydrabench):
+    def run(*arguments):
+        result = hydrabench(*arguments)
+        assert result.exit_code == 0, result.stderr
+        return result.stdout
+
+    return run
+
+
+def test_the_whole_line_command_by_command(succeed, here, recipe):
+    """train, prune, finetune, the LWM twin, attack, certify, report: each finds what the one before it wrote."""
+    succeed("train", "--config", recipe, "--out", "r/dense")
+    succeed("prune", "--config", recipe, "--ckpt", "r/dense", "--density", 0.05, "--out", "r/pruned")
+    succeed("finetune", "--config", recipe, "--ckpt", "r/pruned", "--out", "r/final")
+    succeed("finetune", "--config", recipe, "--ckpt", "r/dense", "--lwm", "--density", 0.05, "--out", "r/lwm")
+    for name in ("dense", "final", "lwm"):
+        given = ("--ckpt", f"r/{name}", "--epsilon", "1/255", "-n", 30)
+        succeed("attack", *given, "--steps", 3, "--out", f"e/{name}/pgd")
+        succeed("certify", *given, "--method", "ibp", "--out", f"e/{name}/ibp")
+    printed = succeed("report", "e", "--out", "report")
+    assert printed.endswith("report written to report\n")
+    table = (here / "report" / "leaderboard.csv").read_text()
+    for name in ("dense", "final", "lwm"):
+        assert name in printed
+        assert f"r/{name}" in table
+    assert {path.name for path in (here / "report").iterdir()} == {"leaderboard.md", "leaderboard.csv", "summary.json"}
+    headers = {name: load_checkpoint(here / "r" / name / "checkpoint.safetensors").header for name in
+               ("dense", "pruned", "final", "lwm")}  # fmt: skip
+    assert {name: (h.phase, h.density) for name, h in headers.items()} == {
+        "dense": ("train", 1),
+        "pruned": ("prune", 0.05),
+        "final": ("finetune", 0.05),
+        "lwm": ("lwm", 0.05),
+    }
+
+
+def test_json_is_one_document_and_all_there_is_on_stdout(succeed, here, recipe, dense):
+    commands = {
+        "train": ("--config", recipe, *EPOCH),
+        "prune": ("--config", recipe, "--ckpt", dense, "--density", 0.1),
+        "finetune": ("--config", recipe, "--ckpt", dense, "--lwm", "--density", 0.1),
+        "attack": ("--ckpt", dense, "--attack", "clean", "-n", 20),
+        "certify": ("--ckpt", dense, "--method", "ibp", "-n", 20),
+        "pipeline": ("--config", recipe, *EPOCH),
+        "report": (here / "attack",),
+    }
+    for command, arguments in commands.items():
+        found = json.loads(
+            succeed(command, *arguments, "--out", f"{command}{'-out' * (command == 'report')}", "--json")
+        )
+        if command in ("pipeline", "report"):
+            folder = here / ("pipeline/report" if command == "pipeline" else "report-out")
+        else:
+            folder = here / command
+        assert found == json.loads((folder / "summary.json").read_text()), command
+
+
+def test_without_json_the_summary_is_one_line_per_metric(succeed, dense):
+    lines = succeed("certify", "--ckpt", dense, "--method", "ibp", "-n", 20, "--out", "run").splitlines()
+    assert lines[0] == "ibp@1 of here/dense, 20 images, in run"
+    assert [line.split()[0] for line in lines[1:]] == ["clean_accuracy", "verified_accuracy"]
+    assert lines[2].split()[1] == "0.0000"  # random weights verify nothing at 8/255
+
+
+def test_a_mean_over_one_image_has_no_upper_end_and_is_printed_without_an_interval(succeed, dense):
+    few = ("--method", "smoothing", "--n0", 5, "--samples", 20, "--radii", "0,0.1", "-n", 1, "--out", "run")
+    lines = succeed("certify", "--ckpt", dense, *few).splitlines()
+    assert [line.split()[0] for line in lines[1:]] == [
+        "certified_accuracy@0",
+        "certified_accuracy@0.1",
+        "average_certified_radius",
+    ]
+    assert "[" in lines[1]
+    assert "[" not in lines[3]
+
+
+def test_set_overrides_the_recipe_and_the_run_says_so(succeed, here, recipe):
+    succeed("train", "--config", recipe, *EPOCH, "--set", "seed=7", "--set", "data.flip=true", "--out", "run")
+    said = json.loads((here / "run" / "run.json").read_text())["recipe"]
+    assert (said["train"]["epochs"], said["seed"], said["data"]["flip"]) == (1, 7, True)
+    assert len((here / "run" / "metrics.csv").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("density", ["0.12345678", "0.00001"])
+def test_a_density_is_taken_to_its_last_digit(succeed, here, recipe, dense, density):
+    succeed("prune", "--config", recipe, "--ckpt", dense, "--density", density, "--out", "run")
+    assert load_checkpoint(here / "run" / "checkpoint.safetensors").header.density == float(density)
+
+
+def test_runs_go_to_folders_of_their_own_by_default(succeed, here, recipe, dense, write_checkpoint):
+    """Two sources and two densities must not meet in one folder."""
+    succeed("train", "--config", recipe, *EPOCH)
+    for density in (0.1, 0.05):
+        given = ("--config", recipe, "--density", density)
+        succeed("prune", *given, "--ckpt", dense)
+        succeed("finetune", "--config", recipe, "--ckpt", f"runs/tiny/prune-{density}")
+        succeed("finetune", *given, "--ckpt", dense, "--lwm")
+    succeed("attack", "--ckpt", dense, "--attack", "clean", "-n", 3)
+    succeed("certify", "--ckpt", dense, "-n", 3)
+    assert {path.parent.relative_to(here / "runs").as_posix() for path in here.rglob("run.json")} == {
+        "tiny/train",
+        "tiny/prune-0.1",
+        "tiny/prune-0.05",
+        "tiny/finetune/prune-0.1",
+        "tiny/finetune/prune-0.05",
+        "tiny/lwm-0.1/dense",
+        "tiny/lwm-0.05/dense",
+        "evaluations/here/dense/clean-v1",
+        "evaluations/here/dense/crown-ibp-v1-8_255",
+    }
+
+
+def test_resume_says_that_a_complete_run_is_complete_and_prints_its_summary_again(hydrabench, recipe, dense):
+    for command in (
+        ("train", "--config", recipe, *EPOCH, "--out", "trained"),
+        ("attack", "--ckpt", dense, "--attack", "clean", "-n", 20, "--out", "attacked"),
+    ):
+        first = hydrabench(*command)
+        again = hydrabench(*command, "--resume")
+        assert (again.exit_code, again.stdout) == (0, first.stdout)
+        assert again.stderr == f"{command[-1]} is complete already\n"
+
+
+def test_the_data_folder_may_come_from_the_environment(hydrabench, dense, monkeypatch):
+    monkeypatch.setenv("HYDRABENCH_DATA", "nowhere")
+    result = hydrabench("attack", "--ckpt", dense, "--out", "run")
+    assert result.exit_code == 1
+    assert "data folder 'nowhere' does not exist" in result.stderr
+
+
+def test_a_contradiction_between_ledgers_exits_1_and_names_the_image(hydrabench, here, dense):
+    """Two ledgers altered to say of an image that it is verified, and broken at the same radius."""
+    for command, kind in (("attack", "--attack=pgd"), ("certify", "--method=ibp")):
+        given = ("--ckpt", dense, "--epsilon", "1/255", "-n", 20, "--out", f"runs/{command}")
+        assert hydrabench(command, kind, *given).exit_code == 0
+    assert hydrabench("report", "runs", "--out", "before").exit_code == 0
+    index = alter(here / "runs" / "attack", "pgd", {"robust": False, "broken_by": "pgd-ce", "step": 1})
+    assert alter(here / "runs" / "certify", "ibp", {"verified": True}) == index
+    result = hydrabench("report", "runs", "--out", "after")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert f"image {index};" in result.stderr
+    assert not (here / "after").exists()
+
+
+def alter(folder, kind, changes):
+    """Change the record of the first image that is classified rightly, and make the summary agree."""
+    records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    chosen = next(record for record in records if record["prediction"] == record["label"])
+    chosen |= changes
+    (folder / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    summary = json.loads((folder / "summary.json").read_text()) | summarize(kind, records)
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return chosen["index"]

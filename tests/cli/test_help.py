@@ -1,0 +1,84 @@
+"""What a newcomer sees first: help with examples, at once, and the version."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+import hydrabench
+from hydrabench.cli import main
+
+ROOT = Path(hydrabench.__file__).parents[1]
+HEAVY = ("torch", "pydantic", "numpy", "scipy", "sklearn", "pandas", "rich")
+
+
+def all_commands(group: click.Group, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], click.Command]:
+    """Every command and group below `group`, by the words that call it."""
+    found: dict[tuple[str, ...], click.Command] = {path: group}
+    for name, command in group.commands.items():
+        below = all_commands(command, (*path, name)) if isinstance(command, click.Group) else {(*path, name): command}
+        found |= below
+    return found
+
+
+COMMANDS = all_commands(main)
+
+
+def test_the_commands_are_those_of_the_design():
+    assert {words[0] for words in COMMANDS if len(words) == 1} == {
+        "train", "prune", "finetune", "attack", "certify", "report", "pipeline", "zoo",
+    }  # fmt: skip
+    assert {words[1] for words in COMMANDS if len(words) == 2} == {"list", "show", "fetch", "verify", "export"}
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_help_shows_an_example_that_names_the_command(words, flag):
+    result = CliRunner().invoke(main, [*words, flag])
+    assert (result.exit_code, result.stderr) == (0, "")
+    _, heading, rest = result.stdout.partition("Example")
+    assert heading
+    examples = rest.partition("Options:")[0]
+    assert " ".join(("hydrabench", *words)) in " ".join(examples.split())
+
+
+@pytest.mark.parametrize("words", [words for words, c in COMMANDS.items() if not isinstance(c, click.Group)],
+                         ids=" ".join)  # fmt: skip
+def test_every_option_is_explained_and_every_example_uses_options_that_exist(words):
+    command = COMMANDS[words]
+    options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
+    assert all(option.help for option in options)
+    known = {name for option in options for name in (*option.opts, *option.secondary_opts)} | {"--nproc-per-node"}
+    examples = (command.help or "").partition("Example")[2]
+    used = {word for word in examples.split() if word.startswith("-") and word != "-m"}
+    assert used <= known
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, *arguments], env=env, capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+def test_help_imports_nothing_heavy():
+    probe = (
+        "import sys; from hydrabench.cli import main; main(['--help'], standalone_mode=False); "
+        f"print('LOADED', [name for name in {HEAVY} if name in sys.modules])"
+    )
+    done = python("-c", probe)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Train, prune, attack, certify and compare" in done.stdout
+    assert done.stdout.endswith("LOADED []\n")
+
+
+def test_the_module_can_be_run_and_knows_its_version():
+    done = python("-m", "hydrabench", "--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith(f"version {hydrabench.__version__}\n")

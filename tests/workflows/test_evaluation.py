@@ -1,0 +1,333 @@
+"""attack and certify on the real digits: what the ledgers hold, what is refused, and how they go on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import torch
+from sklearn import datasets as sklearn_datasets
+from torch import nn
+
+from hydrabench.checkpoints import save_checkpoint
+from hydrabench.config import (
+    AutoAttackSettings,
+    CleanSettings,
+    PgdSettings,
+    SmoothingSettings,
+    VerifiedSettings,
+)
+from hydrabench.data import load_block, load_images
+from hydrabench.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    LedgerError,
+    NonFiniteError,
+    UnsupportedLayerError,
+)
+from hydrabench.evaluators import EVALUATORS
+from hydrabench.files import sha256_of
+from hydrabench.ledger import AttackRecord, SmoothedRecord, VerifiedRecord, open_run
+from hydrabench.workflows.evaluation import (
+    default_folder,
+    evaluate,
+    open_subject,
+    require_rules,
+    run_name,
+    settings_for,
+)
+from hydrabench.workflows.machine import Machine
+
+PGD = PgdSettings(epsilon="8/255", steps=3)
+CROWN = VerifiedSettings(kind="crown-ibp", epsilon="1/255")
+SMOOTHING = SmoothingSettings(sigma=0.1, n0=10, samples=60, radii=(0.0, 0.05, 9.0))
+# kind -> (settings, images, record class, the field of the verdict)
+CASES = {
+    "clean": (CleanSettings(), 230, AttackRecord, "robust"),
+    "pgd": (PGD, 230, AttackRecord, "robust"),
+    "autoattack": (AutoAttackSettings(epsilon="128/255"), 2, AttackRecord, "robust"),
+    "ibp": (VerifiedSettings(kind="ibp", epsilon="1/255"), 230, VerifiedRecord, "verified"),
+    "crown-ibp": (CROWN, 230, VerifiedRecord, "verified"),
+    "smoothing": (SMOOTHING, 6, SmoothedRecord, "radius"),
+}
+
+
+@pytest.fixture(scope="module")
+def subject(line, cpu):
+    return open_subject(str(line.train), machine=cpu)
+
+
+@pytest.fixture(scope="module")
+def runs(subject, cpu, tmp_path_factory):
+    """One finished run of every kind, uninterrupted."""
+    root = tmp_path_factory.mktemp("evaluations")
+    for kind, (settings, n, _, _) in CASES.items():
+        evaluate(subject, settings, root / kind, machine=cpu, n=n)
+    return root
+
+
+def read(folder, name="run.json"):
+    return json.loads((folder / name).read_text())
+
+
+def test_every_kind_of_evaluation_is_tested():
+    assert set(CASES) == set(EVALUATORS)
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_a_ledger_has_one_record_per_image_about_the_very_pixels_of_the_data_set(runs, comparable, kind):
+    _, n, record, verdict = CASES[kind]
+    records = comparable(runs / kind)
+    assert [entry["index"] for entry in records] == list(range(n))
+    assert all(set(entry) == {field.name for field in fields(record)} - {"seconds"} for entry in records)
+    raw = sklearn_datasets.load_digits()
+    grey = np.round(raw.images[1297 : 1297 + n] * 255 / 16).astype(np.float32) / np.float32(255)
+    assert [entry["input_sha"] for entry in records] == [hashlib.sha256(image.tobytes()).hexdigest() for image in grey]
+    assert [entry["label"] for entry in records] == raw.target[1297 : 1297 + n].tolist()
+    if n > 100:
+        assert 0 < sum(entry[verdict] for entry in records) < n  # some hold, some do not
+
+
+@pytest.mark.parametrize("kind", ["clean", "pgd", "ibp", "crown-ibp"])
+def test_the_summary_is_the_fraction_of_records_that_hold(runs, comparable, kind):
+    _, n, _, verdict = CASES[kind]
+    records, summary = comparable(runs / kind), read(runs / kind, "summary.json")
+    metric = {"clean": "clean_accuracy", "pgd": "robust_accuracy"}.get(kind, "verified_accuracy")
+    count = sum(entry[verdict] for entry in records)
+    found = summary["metrics"][metric]
+    assert (summary["n"], found["count"], found["value"]) == (n, count, count / n)
+    right = sum(entry["prediction"] == entry["label"] for entry in records)
+    assert summary["metrics"]["clean_accuracy"]["value"] == right / n
+    assert found["low"] < found["value"] < found["high"]
+
+
+def test_the_summary_of_smoothing_counts_right_predictions_certified_at_each_radius(runs, comparable):
+    records, metrics = comparable(runs / "smoothing"), read(runs / "smoothing", "summary.json")["metrics"]
+    right = [entry for entry in records if entry["prediction"] == entry["label"]]
+    assert right
+    for radius, name in ((0.0, "0"), (0.05, "0.05"), (9.0, "9")):
+        certified = sum(entry["radius"] >= radius for entry in right)
+        assert metrics[f"certified_accuracy@{name}"]["count"] == certified
+    assert metrics["certified_accuracy@9"]["count"] == 0
+    assert metrics["average_certified_radius"]["value"] == pytest.approx(sum(e["radius"] for e in right) / 6)
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_run_json_says_how_the_number_was_made(runs, line, kind):
+    settings, n, _, _ = CASES[kind]
+    run = read(runs / kind)
+    assert (run["schema"], run["status"], run["world_size"]) == ("hydrabench.run/1", "complete", 1)
+    assert run["command"] == ("attack" if kind in ("clean", "pgd", "autoattack") else "certify")
+    assert (run["protocol"], run["settings"]) == (settings.protocol, settings.model_dump(mode="json"))
+    assert run["dataset"] == {"name": "digits", "split": "test", "n": n}
+    checkpoint = run["checkpoint"]
+    assert checkpoint["sha256"] == sha256_of(line.train / "checkpoint.safetensors")
+    assert (checkpoint["arch"], checkpoint["density"], checkpoint["phase"]) == ("cifar_model_bn", 1, "train")
+    assert run["started"] <= run["ended"]
+
+
+def test_no_image_is_both_verified_and_broken_at_the_same_radius(runs, subject, cpu, comparable, tmp_path):
+    evaluate(subject, PgdSettings(epsilon="1/255", steps=10), tmp_path / "pgd", machine=cpu, n=230)
+    verified = [entry["verified"] for entry in comparable(runs / "crown-ibp")]
+    robust = [entry["robust"] for entry in comparable(tmp_path / "pgd")]
+    assert any(verified)
+    assert not all(robust)
+    assert not any(holds and not survives for holds, survives in zip(verified, robust, strict=True))
+
+
+def test_fewer_images_give_the_first_records_of_more(runs, subject, cpu, comparable, tmp_path):
+    for kind, n in (("pgd", 100), ("smoothing", 2)):
+        evaluate(subject, CASES[kind][0], tmp_path / kind, machine=cpu, n=n)
+        assert comparable(tmp_path / kind) == comparable(runs / kind)[:n]
+
+
+def test_a_pruned_network_is_evaluated_with_its_masks_baked_in(line, cpu, comparable, tmp_path):
+    """26 + 820 + 1280 + 100 weights, 16 + 32 + 100 + 10 biases, 2 · (16 + 32) of batch norm."""
+    subject = open_subject(str(line.prune), machine=cpu)
+    evaluate(subject, CleanSettings(), tmp_path / "run", machine=cpu, n=5)
+    described = read(tmp_path / "run")["checkpoint"]
+    assert described["parameters"] == 22248 + 158 + 96
+    assert 2226 + 96 < described["nonzero_parameters"] <= 2226 + 158 + 96
+    assert described["prunable_layers"] == 4
+
+
+def test_float64_is_recorded_and_computed(runs, line, cpu, comparable, tmp_path):
+    subject = open_subject(str(line.train), machine=cpu, precision="float64")
+    evaluate(subject, CROWN, tmp_path / "run", machine=cpu, n=50)
+    assert read(tmp_path / "run")["precision"] == "float64"
+    exact, rounded = comparable(tmp_path / "run"), comparable(runs / "crown-ibp")[:50]
+    assert [e["input_sha"] for e in exact] == [e["input_sha"] for e in rounded]
+    differences = [abs(a["lower"] - b["lower"]) for a, b in zip(exact, rounded, strict=True)]
+    assert 0 < max(differences) < 1e-3
+
+
+# Settings and folders --------------------------------------------------------------------------
+
+
+def test_the_radius_defaults_to_the_one_the_checkpoint_was_trained_for(subject):
+    assert settings_for(subject, {"kind": "pgd"}) == PgdSettings(epsilon="8/255")
+    assert settings_for(subject, {"kind": "ibp", "epsilon": "1/255"}) == VerifiedSettings(kind="ibp", epsilon="1/255")
+    assert settings_for(subject, {"kind": "clean"}) == CleanSettings()
+    with pytest.raises(ConfigError, match=r"trained for no radius in this norm; add --epsilon, for example 8/255"):
+        settings_for(subject, {"kind": "pgd", "norm": "l2"})
+
+
+def test_different_ways_of_making_a_number_have_different_default_folders(subject):
+    several = [settings for settings, *_ in CASES.values()]
+    several += [PgdSettings(epsilon="4/255"), PgdSettings(epsilon="8/255"), PgdSettings(epsilon="8/255", norm="l2")]
+    several += [SmoothingSettings(sigma=0.5), SmoothingSettings(sigma=0.25), SmoothingSettings(seed=1)]
+    folders = [default_folder(subject, settings) for settings in several]
+    assert len(set(folders)) == len(several)
+    assert run_name(PgdSettings(epsilon="8/255")) == "pgd-50-v1-8_255"
+    assert all(folder.parts[:2] == ("runs", "evaluations") for folder in folders)
+
+
+# Going on after an interruption ----------------------------------------------------------------
+
+
+def interrupt(monkeypatch, kind, call):
+    """Press Ctrl-C at the `call`-th block from now."""
+    original, calls = EVALUATORS[kind], []
+
+    def evaluator(*arguments):
+        calls.append(1)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setitem(EVALUATORS, kind, evaluator)
+
+
+@pytest.mark.parametrize(("kind", "block"), [("pgd", 100), ("crown-ibp", 100), ("smoothing", 1)])
+def test_an_interrupted_evaluation_goes_on_to_the_same_records(
+    runs, subject, cpu, comparable, tmp_path, monkeypatch, kind, block
+):
+    """Interrupted in the first block, then in the third, with the torn line that a crash may leave."""
+    settings, n, _, _ = CASES[kind]
+    for call, kept in ((1, 0), (3, 2 * block)):
+        with monkeypatch.context() as patch:
+            interrupt(patch, kind, call)
+            with pytest.raises(KeyboardInterrupt):
+                evaluate(subject, settings, tmp_path / "run", machine=cpu, n=n, resume=True)
+        ledger = tmp_path / "run" / "records.jsonl"
+        assert (len(comparable(tmp_path / "run")) if ledger.exists() else 0) == kept
+    assert (read(tmp_path / "run")["status"], (tmp_path / "run" / "summary.json").exists()) == ("running", False)
+    with ledger.open("ab") as file:
+        file.write(b'{"index": 200, "input_sha": "b5')
+    summary = evaluate(subject, settings, tmp_path / "run", machine=cpu, n=n, resume=True)
+    assert comparable(tmp_path / "run") == comparable(runs / kind)
+    assert summary == read(runs / kind, "summary.json") == read(tmp_path / "run", "summary.json")
+
+
+def test_resuming_a_complete_evaluation_does_nothing_again(runs, subject, cpu, monkeypatch):
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in (runs / "pgd").iterdir()}
+    interrupt(monkeypatch, "pgd", 1)
+    summary = evaluate(subject, PGD, runs / "pgd", machine=cpu, n=230, resume=True)
+    assert summary == read(runs / "pgd", "summary.json")
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in (runs / "pgd").iterdir()} == before
+
+
+def test_a_folder_in_use_is_not_overwritten(runs, subject, cpu):
+    with pytest.raises(LedgerError, match=r"pgd already holds a run; continue it with --resume or choose a new --out"):
+        evaluate(subject, PGD, runs / "pgd", machine=cpu, n=230)
+
+
+@pytest.mark.parametrize(
+    ("settings", "n", "named"),
+    [
+        (PgdSettings(epsilon="4/255", steps=3), 230, r'settings\.epsilon was "8/255" and is now "4/255"'),
+        (PGD, 231, r"dataset\.n was 230 and is now 231"),
+    ],
+)
+def test_an_evaluation_is_not_continued_with_other_settings(runs, subject, cpu, settings, n, named):
+    with pytest.raises(LedgerError, match=rf"cannot resume .*{named}.*; keep the values"):
+        evaluate(subject, settings, runs / "pgd", machine=cpu, n=n, resume=True)
+
+
+def test_an_evaluation_is_not_continued_with_another_checkpoint_or_precision(runs, line, cpu):
+    other = open_subject(str(line.lwm), machine=cpu)
+    with pytest.raises(LedgerError, match=r"checkpoint\.sha256 was"):
+        evaluate(other, PGD, runs / "pgd", machine=cpu, n=230, resume=True)
+    other = open_subject(str(line.train), machine=cpu, precision="float64")
+    with pytest.raises(LedgerError, match=r'precision was "float32" and is now "float64"'):
+        evaluate(other, PGD, runs / "pgd", machine=cpu, n=230, resume=True)
+
+
+# Refusals, before anything is written ----------------------------------------------------------
+
+
+def test_a_layer_without_a_rule_is_refused_by_name_before_anything_is_written(subject, cpu, tmp_path):
+    pooled = nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(18, 10)).eval()
+    strange = replace(subject, network=pooled.requires_grad_(False))
+    for kind in ("ibp", "crown-ibp"):
+        with pytest.raises(UnsupportedLayerError, match=r"cannot bound 1 \(MaxPool2d\): it has no sound rule"):
+            evaluate(strange, VerifiedSettings(kind=kind, epsilon="1/255"), tmp_path / "run", machine=cpu, n=5)
+    assert not (tmp_path / "run").exists()
+    evaluate(strange, PGD, tmp_path / "run", machine=cpu, n=5)  # an attack needs no rules
+
+
+def test_a_layer_whose_settings_have_no_rule_is_refused_as_well():
+    reflecting = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1, padding_mode="reflect")).eval()
+    with pytest.raises(UnsupportedLayerError, match=r"pads with padding_mode='reflect'"):
+        require_rules(reflecting, CROWN)
+    require_rules(reflecting, PGD)
+
+
+@pytest.mark.parametrize("n", [0, -1, 501])
+def test_images_that_the_data_set_does_not_have_are_refused(subject, cpu, tmp_path, n):
+    with pytest.raises(DataError, match=rf"-n {n} is outside 1\.\.500, the test images of digits"):
+        evaluate(subject, PGD, tmp_path / "run", machine=cpu, n=n)
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_data_are_refused(subject, tmp_path):
+    with pytest.raises(DataError, match=r"data folder .*nowhere' does not exist; correct --data-dir"):
+        evaluate(subject, PGD, tmp_path / "run", machine=Machine("cpu", tmp_path / "nowhere"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_devices_and_precisions_that_are_not_there_are_refused(line):
+    with pytest.raises(ConfigError, match=r"device 'gpu' is not available here; choose cpu, cuda or cuda:N"):
+        open_subject(str(line.train), machine=Machine("gpu"))
+    with pytest.raises(ConfigError, match=r"device 'meta' is not available here"):
+        open_subject(str(line.train), machine=Machine("meta"))
+    with pytest.raises(ConfigError, match=r"unknown precision 'float16'; did you mean 'float64'\?"):
+        open_subject(str(line.train), machine=Machine("cpu"), precision="float16")
+
+
+def test_a_checkpoint_with_nan_weights_is_refused(subject, cpu, tmp_path):
+    checkpoint = subject.checkpoint
+    state = {key: tensor.clone() for key, tensor in checkpoint.network.state_dict().items()}
+    state["9.bias"][3] = torch.nan
+    save_checkpoint(tmp_path / "nan.safetensors", state, checkpoint.header)
+    with pytest.raises(CheckpointError, match=r"holds values that are not finite \(NaN or infinity\) in 9\.bias"):
+        open_subject(str(tmp_path / "nan.safetensors"), machine=cpu)
+
+
+def test_an_infinite_logit_stops_the_run_and_the_blocks_that_are_done_stay(subject, cpu, comparable, tmp_path):
+    unlucky = load_block(load_images("digits", "test"), 1, (150,)).images
+
+    class Overflowing(nn.Module):
+        def forward(self, x):
+            found = (x == unlucky).flatten(1).all(1)
+            return subject.network(x).masked_fill(found[:, None], torch.inf)
+
+    with pytest.raises(NonFiniteError, match=r"image 150: a logit of the clean image is NaN or infinite"):
+        evaluate(replace(subject, network=Overflowing().eval()), CleanSettings(), tmp_path / "run", machine=cpu, n=230)
+    assert len(comparable(tmp_path / "run")) == 100
+    assert read(tmp_path / "run")["status"] == "running"
+
+
+def test_a_folder_that_holds_something_else_is_refused(subject, cpu, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("mine")
+    with pytest.raises(LedgerError, match=r"is no run folder but holds thesis\.tex; choose a new --out"):
+        evaluate(subject, PGD, tmp_path / "run", machine=cpu, n=5)
+    open_run(tmp_path / "other", {"command": "train"}, resume=False)
+    with pytest.raises(LedgerError, match=r'cannot resume .*command was "train" and is now "attack"'):
+        evaluate(subject, PGD, tmp_path / "other", machine=cpu, n=5, resume=True)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"thesis.tex"}

@@ -1,0 +1,204 @@
+"""The whole line: one recipe from training to a leaderboard, and on again from wherever it was stopped."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from hydrabench.checkpoints import load_checkpoint
+from hydrabench.errors import ConfigError, DataError, LedgerError, UnsupportedLayerError
+from hydrabench.evaluators import EVALUATORS
+from hydrabench.files import sha256_of
+from hydrabench.objectives import OBJECTIVES
+from hydrabench.workflows.machine import Machine
+from hydrabench.workflows.pipeline import plan, run_pipeline
+
+RUNS = ("train", "prune-0.1", "finetune-0.1", "lwm-0.1")
+EVALUATED = ("train", "finetune-0.1", "lwm-0.1")
+PROTOCOLS = ("pgd-3-v1-8_255", "crown-ibp-v1-1_255")
+
+
+@pytest.fixture(scope="module")
+def done(make_recipe, cpu, tmp_path_factory):
+    """A finished pipeline of the tiny recipe, and its leaderboard."""
+    out = tmp_path_factory.mktemp("pipeline") / "run"
+    return out, run_pipeline(make_recipe(), out, machine=cpu)
+
+
+def contents(folder) -> dict[str, str]:
+    """Hashes of all files below `folder` that hold no times."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    timed = ("run.json", "records.jsonl", "metrics.csv")
+    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in files if path.name not in timed}
+
+
+def test_a_pipeline_trains_prunes_finetunes_evaluates_and_reports(done):
+    out, _ = done
+    assert {path.name for path in out.iterdir()} == {*RUNS, "evaluations", "report"}
+    assert all(load_checkpoint(out / name / "checkpoint.safetensors") for name in RUNS)
+    ledgers = {path.parent.relative_to(out / "evaluations").as_posix() for path in out.rglob("records.jsonl")}
+    assert ledgers == {f"{name}/{protocol}" for name in EVALUATED for protocol in PROTOCOLS}
+    runs = [json.loads(path.read_text()) for path in out.rglob("run.json")]
+    assert len(runs) == 4 + 6
+    assert all(run["status"] == "complete" for run in runs)
+    assert {path.name for path in (out / "report").iterdir()} == {"leaderboard.md", "leaderboard.csv", "summary.json"}
+
+
+def test_every_checkpoint_descends_from_the_one_before_it(done):
+    out, _ = done
+    parents = {name: load_checkpoint(out / name / "checkpoint.safetensors") for name in RUNS}
+    assert [parents[name].header.parent for name in RUNS] == [
+        None,
+        parents["train"].sha256,
+        parents["prune-0.1"].sha256,
+        parents["train"].sha256,
+    ]
+    assert [parents[name].header.density for name in RUNS] == [1, 0.1, 0.1, 0.1]
+
+
+def test_the_leaderboard_has_a_row_per_checkpoint_with_the_numbers_of_its_ledgers(done):
+    out, board = done
+    assert {row.label for row in board.rows} == {f"tiny/{name}" for name in EVALUATED}
+    for row in board.rows:
+        for column, cell in row.cells.items():
+            if column.kind == "pgd" and column.metric == "robust_accuracy":
+                folder = out / "evaluations" / row.label.removeprefix("tiny/") / PROTOCOLS[0]
+                records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+                assert (cell.count, cell.n) == (sum(record["robust"] for record in records), 120)
+                break
+        else:
+            pytest.fail(f"no robust accuracy for {row.label}")
+    text = (out / "report" / "leaderboard.csv").read_text()
+    rows = list(csv.DictReader(text.splitlines()))
+    assert all(f"tiny/{name}" in text for name in EVALUATED)
+    assert len(rows) >= 3
+
+
+def test_without_resume_a_folder_in_use_is_refused(done, make_recipe, cpu):
+    out, _ = done
+    before = contents(out)
+    with pytest.raises(LedgerError, match=r"run already holds files; continue with --resume or choose a new --out"):
+        run_pipeline(make_recipe(), out, machine=cpu)
+    assert contents(out) == before
+
+
+def test_with_resume_a_finished_pipeline_does_nothing_again(done, make_recipe, cpu, monkeypatch):
+    out, board = done
+    runs = [path for path in out.rglob("*") if path.is_file() and "report" not in path.parts]
+    before = {path: (sha256_of(path), path.stat().st_mtime_ns) for path in runs}
+    report = contents(out / "report")
+    for name in OBJECTIVES:
+        monkeypatch.setitem(OBJECTIVES, name, replace(OBJECTIVES[name], loss=None))
+    for kind in EVALUATORS:
+        monkeypatch.setitem(EVALUATORS, kind, None)  # whoever trains or evaluates now would fail
+    again = run_pipeline(make_recipe(), out, machine=cpu, resume=True)
+    assert {path: (sha256_of(path), path.stat().st_mtime_ns) for path in runs} == before
+    assert contents(out / "report") == report
+    assert [row.label for row in again.rows] == [row.label for row in board.rows]
+
+
+def stop_at(call, function):
+    """`function`, but the `call`-th call is interrupted."""
+    calls = []
+
+    def stopping(*arguments):
+        calls.append(1)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return function(*arguments)
+
+    return stopping
+
+
+def test_an_interrupted_pipeline_goes_on_to_the_same_leaderboard(done, make_recipe, cpu, tmp_path, monkeypatch):
+    """Stopped while pruning (15 training steps, then 10), and again in the last ledger but one (6 of 2 blocks each)."""
+    out, _ = done
+    cut = tmp_path / "run"
+    objective = OBJECTIVES["trades"]
+    with monkeypatch.context() as patch:
+        patch.setitem(OBJECTIVES, "trades", replace(objective, loss=stop_at(15 + 8, objective.loss)))
+        with pytest.raises(KeyboardInterrupt):
+            run_pipeline(make_recipe(), cut, machine=cpu)
+    assert {path.name for path in cut.iterdir()} == {"train", "prune-0.1"}
+    with monkeypatch.context() as patch:
+        patch.setitem(EVALUATORS, "pgd", stop_at(6, EVALUATORS["pgd"]))
+        with pytest.raises(KeyboardInterrupt):
+            run_pipeline(make_recipe(), cut, machine=cpu, resume=True)
+    assert not (cut / "report").exists()
+    records = cut / "evaluations" / "lwm-0.1" / PROTOCOLS[0] / "records.jsonl"
+    assert len(records.read_text().splitlines()) == 100
+    run_pipeline(make_recipe(), cut, machine=cpu, resume=True)
+    assert contents(cut) == contents(out)
+    assert (cut / "report/leaderboard.csv").read_bytes() == (out / "report/leaderboard.csv").read_bytes()
+
+
+def test_a_pipeline_is_not_continued_with_another_recipe(done, make_recipe, cpu):
+    out, _ = done
+    before = contents(out)
+    with pytest.raises(LedgerError, match=r"cannot resume .*train: recipe\.train\.lr was 0\.01 and is now 0\.02"):
+        run_pipeline(make_recipe(train={"lr": 0.02}), out, machine=cpu, resume=True)
+    assert contents(out) == before
+
+
+def test_another_density_joins_a_finished_pipeline_without_training_the_rest_again(done, make_recipe, cpu, tmp_path):
+    out, _ = done
+    shutil.copytree(out, tmp_path / "run")
+    recipe = make_recipe(pipeline={"densities": [0.1, 0.05], "lwm": False})
+    board = run_pipeline(recipe, tmp_path / "run", machine=cpu, resume=True)
+    assert {row.label for row in board.rows} == {f"tiny/{name}" for name in (*EVALUATED, "finetune-0.05")}
+    for name in RUNS:
+        checkpoint = f"{name}/checkpoint.safetensors"
+        assert (tmp_path / "run" / checkpoint).stat().st_mtime_ns == (out / checkpoint).stat().st_mtime_ns
+
+
+def test_the_plan_lists_what_each_run_starts_from(make_recipe):
+    steps = plan(make_recipe(pipeline={"densities": [0.1, 0.05], "lwm": True}))
+    assert [(step["name"], step.get("source"), step["evaluated"]) for step in steps] == [
+        ("train", None, True),
+        ("prune-0.1", "train", False),
+        ("finetune-0.1", "prune-0.1", True),
+        ("lwm-0.1", "train", True),
+        ("prune-0.05", "train", False),
+        ("finetune-0.05", "prune-0.05", True),
+        ("lwm-0.05", "train", True),
+    ]
+    assert [step["name"] for step in plan(make_recipe(pipeline={"densities": []}))] == ["train"]
+
+
+CIFAR_VGG = {"model": {"arch": "vgg16_bn"}, "data": {"name": "cifar10"}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"prune": None}, ConfigError, r"recipe tiny needs `prune:` and `finetune:` sections for its pipeline\.dens"),
+        ({"finetune": None}, ConfigError, r"recipe tiny needs `prune:` and `finetune:` sections"),
+        ({"evaluate": []}, ConfigError, r"recipe tiny has no `evaluate:` entries; a pipeline ends in a leaderboard"),
+        ({"evaluate_images": 501}, DataError, r"-n 501 is outside 1\.\.500, the test images of digits"),
+        ({"model": {"arch": "vgg16_bn"}}, ConfigError, r"images of 8x8 pixels are too small for 4 poolings"),
+        (
+            {"data": {"name": "cifar10"}},
+            DataError,
+            r"no CIFAR-10 in .*--data-dir or HYDRABENCH_DATA, or add --download",
+        ),
+        (CIFAR_VGG, UnsupportedLayerError, r"cannot bound features\.\d+ \(MaxPool2d\)"),
+    ],
+)
+def test_what_would_stop_it_hours_later_is_refused_before_anything_is_written(
+    make_recipe, tmp_path, changes, error, message
+):
+    (tmp_path / "data").mkdir()
+    with pytest.raises(error, match=message):
+        run_pipeline(make_recipe(**changes), tmp_path / "run", machine=Machine("cpu", tmp_path / "data"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_pipeline_under_torchrun_is_refused_before_anything_is_written(make_recipe, cpu, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=r"training runs in one process; start it without torchrun"):
+        run_pipeline(make_recipe(), tmp_path / "run", machine=cpu)
+    assert not (tmp_path / "run").exists()
