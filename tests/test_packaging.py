@@ -49,7 +49,13 @@ def test_the_wheel_holds_every_module_recipe_and_checkpoint(installed):
     modules = {path.relative_to(package).as_posix() for path in package.rglob("*.py")}
     packed = {path.relative_to(installed / "hydrabench").as_posix() for path in (installed / "hydrabench").rglob("*.*")}
     assert modules <= packed
-    for folder, pattern in (("configs", "*.yml"), ("zoo", "*.yml"), ("zoo", "*/*.safetensors"), ("zoo", "*/*.gz")):
+    for folder, pattern in (
+        ("configs", "*.yml"),
+        ("zoo", "*.yml"),
+        ("zoo", "*.json"),
+        ("zoo", "*/*.safetensors"),
+        ("zoo", "*/*.gz"),
+    ):
         found = {f"{folder}/{path.relative_to(shipped(folder)).as_posix()}" for path in shipped(folder).glob(pattern)}
         assert found
         assert found <= packed, folder

@@ -1,6 +1,7 @@
 """Make the zoo's digits checkpoints again: run the two pipelines, copy their results, write the manifest.
 
     python tools/make_zoo.py [RUNS]       # RUNS: where the pipelines run (default runs/zoo), resumed if they are there
+    python tools/make_zoo.py --schema     # only write the manifest's JSON Schema again
 
 The checkpoints are those that `hydrabench pipeline --config digits-crown-ibp` and `--config digits-trades` write,
 byte for byte; the ledgers are those of the same runs, without times.
@@ -21,15 +22,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import yaml
 
 from hydrabench.checkpoints import load_checkpoint
+from hydrabench.checkpoints.manifest import SCHEMA, SHIPPED, json_schema
 from hydrabench.config import load_recipe
-from hydrabench.files import sha256_of, write_text
+from hydrabench.files import sha256_of, write_json, write_text
 from hydrabench.ledger import RunFolder, read_run
 from hydrabench.workflows.machine import Machine
 from hydrabench.workflows.pipeline import run_pipeline
 
 ZOO = Path(__file__).resolve().parents[1] / "zoo"
 RECIPES = ("digits-crown-ibp", "digits-trades")
-SHIPPED = ("pgd", "ibp", "crown-ibp")  # deterministic verdicts; smoothing counts would need their noise
+COMPARED = ("pgd", "ibp", "crown-ibp")  # deterministic verdicts; smoothing counts would need their noise
 
 
 def main(runs: Path) -> None:
@@ -45,7 +47,9 @@ def main(runs: Path) -> None:
         }
         entries += [add(runs / name, folder, identity) for folder, identity in folders.items()]
     manifest = {"schema_version": "hydrabench.zoo/1", "checkpoints": entries}
-    write_text(ZOO / "manifest.yml", "# Written by make_zoo.py.\n" + yaml.safe_dump(manifest, sort_keys=False))
+    comments = f"# yaml-language-server: $schema={SCHEMA}\n# Written by make_zoo.py.\n"
+    write_text(ZOO / SHIPPED, comments + yaml.safe_dump(manifest, sort_keys=False))
+    write_json(ZOO / SCHEMA, json_schema())
 
 
 def add(run: Path, folder: str, identity: str) -> dict[str, Any]:
@@ -67,6 +71,8 @@ def add(run: Path, folder: str, identity: str) -> dict[str, Any]:
         "parent": header.recipe if header.density < 1 else None,
         "recipe": header.recipe,
         "licence": "MIT",
+        "normalization": header.normalization and header.normalization.model_dump(mode="json"),
+        "additional_data": False,
         "results": [ledger(found, target) for found in evaluations(run, folder)],
     }
 
@@ -74,7 +80,7 @@ def add(run: Path, folder: str, identity: str) -> dict[str, Any]:
 def evaluations(run: Path, folder: str) -> list[RunFolder]:
     """The evaluation runs of one checkpoint whose ledgers are shipped."""
     found = [read_run(path.parent) for path in sorted((run / "evaluations" / folder).glob("*/run.json"))]
-    return [evaluation for evaluation in found if evaluation.header["settings"]["kind"] in SHIPPED]
+    return [evaluation for evaluation in found if evaluation.header["settings"]["kind"] in COMPARED]
 
 
 def ledger(run: RunFolder, target: Path) -> dict[str, Any]:
@@ -94,4 +100,7 @@ def ledger(run: RunFolder, target: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path("runs/zoo"))
+    if sys.argv[1:] == ["--schema"]:
+        write_json(ZOO / SCHEMA, json_schema())
+    else:
+        main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path("runs/zoo"))

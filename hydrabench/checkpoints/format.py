@@ -1,4 +1,4 @@
-"""Checkpoint files: safetensors in the dense and the masked layout, read strictly, written whole.
+"""Checkpoint files: safetensors in the dense, the masked and the compact layout, read strictly, written whole.
 
 Keys are those of the bare architecture; a normalisation in front of it lives in the header only.
 """
@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from hydrabench.checkpoints.compact import pack, positive_zeros, unpack
 from hydrabench.checkpoints.header import Header, Layout, read_header
 from hydrabench.errors import CheckpointError, ConfigError
 from hydrabench.files import replacing, sha256_of
@@ -52,8 +53,9 @@ def save_checkpoint(path: Path, state: Mapping[str, Tensor], header: Header) -> 
 
     The same tensors and header give the same bytes.
     """
+    tensors = pack(positive_zeros(state)) if header.layout == "compact" else dict(state)
     with replacing(path) as scratch:
-        save_file(dict(state), scratch, metadata={METADATA_KEY: header.to_json()})
+        save_file(tensors, scratch, metadata={METADATA_KEY: header.to_json()})
     return sha256_of(path)
 
 
@@ -74,7 +76,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if header.layout == "masked":
         attach_masks(model, header.density)
     load_state(model, state, str(path))
-    if header.layout == "dense":
+    if header.layout != "masked":
         _check_density(model, header.density, path)
     return Checkpoint(path, sha256_of(path), header, model.eval())
 
@@ -108,11 +110,11 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> No
 def export_checkpoint(checkpoint: Checkpoint, path: Path, layout: Layout) -> str:
     """Write `checkpoint` to `path` in another layout and return the file's SHA-256.
 
-    From masked to dense the masks are baked in; from dense to masked, scores are made from the
+    From masked to dense or compact the masks are baked in; from these to masked, scores are made from the
     magnitudes, so that the mask keeps exactly the weights that are there.
     """
     model = checkpoint.network
-    if layout == "dense":
+    if layout != "masked":
         bake_masks(model)
     elif not score_masks(model):
         attach_masks(model, checkpoint.header.density)
@@ -132,7 +134,13 @@ def _read(path: Path) -> tuple[Header, dict[str, Tensor]]:
         ) from error
     if METADATA_KEY not in metadata:
         raise CheckpointError(f"{path} is a safetensors file without a hydrabench header; it names no architecture")
-    return read_header(metadata[METADATA_KEY], str(path)), state
+    header = read_header(metadata[METADATA_KEY], str(path))
+    if header.layout == "compact":
+        try:
+            state = unpack(state)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+    return header, state
 
 
 def _check_density(model: nn.Module, density: float, path: Path) -> None:

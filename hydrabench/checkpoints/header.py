@@ -10,7 +10,7 @@ from hydrabench.config import Density, Normalization, Objective
 from hydrabench.config.fields import Section
 from hydrabench.errors import CheckpointError
 
-Layout = Literal["dense", "masked"]
+Layout = Literal["dense", "masked", "compact"]
 PhaseLabel = Literal["train", "prune", "finetune", "lwm"]
 
 
@@ -29,24 +29,27 @@ class Header(Section):
 
     density: fraction of the weights kept in every layer, 1 for an unpruned network.
     layout: "dense" holds the plain torch.nn keys, pruned weights being zero; "masked" also holds
-    `NAME.scores` beside each `NAME.weight`, whose pruned entries keep their values.
+    `NAME.scores` beside each `NAME.weight`, whose pruned entries keep their values; "compact" holds the
+    dense tensors without their zeros (see compact.py).
     parent: SHA-256 of the checkpoint that this one started from.
+    phase: "imported" for a network that somebody else's code trained; then objective, recipe, recipe_sha256,
+    seed and selection are None.
     """
 
     schema_: Literal["hydrabench.checkpoint/1"] = Field("hydrabench.checkpoint/1", alias="schema")
     layout: Layout
-    phase: PhaseLabel
+    phase: PhaseLabel | Literal["imported"]
     arch: str
     dataset: str
     shape: tuple[int, int, int]
     num_classes: PositiveInt
     normalization: Normalization | None
     density: Density
-    objective: Objective
-    recipe: str
-    recipe_sha256: str
-    seed: int
-    selection: Selection
+    objective: Objective | None
+    recipe: str | None
+    recipe_sha256: str | None
+    seed: int | None
+    selection: Selection | None
     parent: str | None
 
     def to_json(self) -> str:
@@ -54,8 +57,8 @@ class Header(Section):
         return self.model_dump_json(by_alias=True)
 
     def default_threat(self) -> dict[str, Any]:
-        """The norm and radius that the network was trained for; empty if it was not trained for any."""
-        values = self.objective.model_dump(mode="json")
+        """The norm and radius that the network was trained for; empty if it was not trained for any, or is unknown."""
+        values = self.objective.model_dump(mode="json") if self.objective else {}
         return {key: values[key] for key in ("norm", "epsilon") if key in values}
 
 

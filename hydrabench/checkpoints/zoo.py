@@ -1,86 +1,84 @@
-"""The zoo: checkpoints that come with hydrabench, named by id, checked by hash."""
+"""The zoo: checkpoints named by id, checked by hash. Some come with hydrabench, others are fetched from the web."""
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
 
-import yaml
-from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter
-
+from hydrabench.checkpoints.cache import fetch_remote
+from hydrabench.checkpoints.fetch import Progress
 from hydrabench.checkpoints.format import Checkpoint, load_checkpoint
-from hydrabench.config import Density, EvaluationSettings, parse
-from hydrabench.config.fields import Section
-from hydrabench.errors import CheckpointError, lookup
+from hydrabench.checkpoints.hydra import import_checkpoint
+from hydrabench.checkpoints.manifest import RELEASED, SHIPPED, ProtocolResult, ZooEntry, read_entries
+from hydrabench.checkpoints.torch_files import is_torch_file
+from hydrabench.errors import CheckpointError, ConfigError
 from hydrabench.files import sha256_of, shipped
 
-MANIFEST = "manifest.yml"
-
-
-class ProtocolResult(Section):
-    """One result of ours: `count` of the first `n` test images hold; `ledger` has one record per image."""
-
-    settings: EvaluationSettings
-    n: PositiveInt
-    count: NonNegativeInt
-    ledger: str
-
-
-class ZooEntry(Section):
-    """One checkpoint of the zoo. Paths are relative to the folder of the manifest."""
-
-    id: str
-    file: str
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    bytes: PositiveInt
-    dataset: str
-    arch: str
-    objective: str
-    density: Density
-    parent: str | None = None
-    recipe: str
-    licence: str
-    results: tuple[ProtocolResult, ...]
-
-
-class Manifest(Section):
-    """The list of checkpoints."""
-
-    schema_version: Literal["hydrabench.zoo/1"]
-    checkpoints: tuple[ZooEntry, ...]
+__all__ = [
+    "ProtocolResult",
+    "ZooEntry",
+    "checkpoint_name",
+    "fetch",
+    "find_entry",
+    "open_ref",
+    "read_manifest",
+    "read_zoo",
+    "resolve",
+]
 
 
 def read_manifest(folder: Path | None = None) -> dict[str, ZooEntry]:
-    """Return the zoo's entries by id. Raises: ConfigError if the manifest is not valid."""
-    path = (folder or shipped("zoo")) / MANIFEST
-    if not path.is_file():
-        raise CheckpointError(f"the zoo's manifest {path} is missing; install hydrabench again")
-    values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    manifest = parse(TypeAdapter(Manifest), values, str(path))
-    return {entry.id: entry for entry in manifest.checkpoints}
+    """Return the checkpoints that come with hydrabench by id. Raises: ConfigError if the manifest is not valid."""
+    return read_entries((folder or shipped("zoo")) / SHIPPED)
 
 
-def fetch(entry: ZooEntry, folder: Path | None = None) -> Path:
-    """Return the file of a zoo entry after checking its hash.
+def read_zoo(folder: Path | None = None) -> dict[str, ZooEntry]:
+    """Return all checkpoints by id: those that come with hydrabench, then those released elsewhere.
 
-    Raises: CheckpointError if it is missing or its bytes are not those of the manifest.
+    Raises: ConfigError if a manifest is not valid.
     """
+    released = (folder or shipped("zoo")) / RELEASED
+    return {**read_manifest(folder), **(read_entries(released) if released.is_file() else {})}
+
+
+def find_entry(name: str) -> ZooEntry:
+    """Return one entry. Raises: ConfigError with the ids that are most like `name` if there is none."""
+    entries = read_zoo()
+    if name in entries:
+        return entries[name]
+    close = " or ".join(map(repr, get_close_matches(name, entries, n=3)))
+    hint = f"did you mean {close}? " if close else ""
+    raise ConfigError(f"unknown checkpoint {name!r}; {hint}`hydrabench zoo list` shows all, and a path names any file")
+
+
+def fetch(
+    entry: ZooEntry, folder: Path | None = None, *, offline: bool = False, progress: Progress | None = None
+) -> Path:
+    """Return the file of a zoo entry after checking its hash; one on the web is fetched if it is not in the cache.
+
+    Args:
+        folder: where shipped files lie; the zoo that comes with hydrabench if None.
+        offline: use what is here only; progress: told how far a download has come.
+    Raises: CheckpointError if it is missing, cannot be fetched, or its bytes are not the expected ones.
+    """
+    if entry.file is None:
+        return fetch_remote(entry, offline=offline, progress=progress)[0]
     path = (folder or shipped("zoo")) / entry.file
     if not path.is_file():
         raise CheckpointError(f"zoo checkpoint {entry.id} should lie at {path}; install hydrabench again")
     found = sha256_of(path)
     if found != entry.sha256:
         raise CheckpointError(
-            f"zoo checkpoint {entry.id} has SHA-256 {found[:16]}…, the manifest says {entry.sha256[:16]}…; "
+            f"zoo checkpoint {entry.id} has SHA-256 {found[:16]}…, the manifest says {str(entry.sha256)[:16]}…; "
             "its file was changed or damaged, install hydrabench again"
         )
     return path
 
 
 def resolve(ref: str) -> Path:
-    """Return the checkpoint file that `ref` names: a file, a run folder, or a zoo id.
+    """Return the checkpoint file that `ref` names: a file, a run folder, or a zoo id, fetched first if need be.
 
-    Raises: CheckpointError if it is none of them.
+    Raises: CheckpointError if it is none of them, or cannot be fetched.
     """
     path = Path(ref)
     if path.is_dir():
@@ -92,7 +90,7 @@ def resolve(ref: str) -> Path:
         return path
     if path.suffix or path.is_absolute() or ref.startswith("."):
         raise CheckpointError(f"no checkpoint at {ref}")
-    return fetch(lookup("checkpoint", read_manifest(), ref))
+    return fetch(find_entry(ref))
 
 
 def checkpoint_name(ref: str) -> str:
@@ -106,6 +104,23 @@ def checkpoint_name(ref: str) -> str:
     return "/".join(path.with_suffix("" if path.suffix == ".safetensors" else path.suffix).parts[-2:])
 
 
-def open_ref(ref: str) -> Checkpoint:
-    """Resolve and load. Raises: CheckpointError or ConfigError as `resolve` and `load_checkpoint` do."""
-    return load_checkpoint(resolve(ref))
+def open_ref(
+    ref: str, *, arch: str | None = None, dataset: str | None = None, density: float | None = None
+) -> Checkpoint:
+    """Resolve and load: one of our files, or one of the original HYDRA code's.
+
+    Args:
+        ref: see `resolve`.
+        arch, dataset, density: of a file of the original, see `import_checkpoint`; for a zoo id they are
+            taken from the manifest if they are not given. Our files say them themselves.
+    Raises: CheckpointError or ConfigError as `resolve`, `load_checkpoint` and `import_checkpoint` do.
+    """
+    path = resolve(ref)
+    if is_torch_file(path):
+        entry = None if Path(ref).exists() else read_zoo()[ref]
+        if entry:
+            arch, dataset, density = arch or entry.arch, dataset or entry.dataset, density or entry.density
+        return import_checkpoint(path, arch=arch, dataset=dataset, density=density)
+    if (arch, dataset, density) != (None, None, None):
+        raise ConfigError(f"{ref} says its architecture, data set and density itself; leave these options out")
+    return load_checkpoint(path)

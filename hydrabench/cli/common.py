@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 FOLDER = click.Path(path_type=Path, file_okay=False)
-REF_HELP = "Checkpoint: a .safetensors file, a run folder, or a zoo id (see `hydrabench zoo list`)."
+REF_HELP = "Checkpoint: a file (ours, or a .pth.tar of HYDRA's), a run folder, or a zoo id (`hydrabench zoo list`)."
 
 
 class Commands(click.Group):

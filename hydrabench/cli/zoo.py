@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,34 +14,50 @@ from hydrabench.cli.common import machine_options, read_machine
 
 @click.group()
 def zoo() -> None:
-    """The checkpoints that come with hydrabench.
+    """Checkpoints by name: those that come with hydrabench, and released ones that are fetched from the web.
 
     \b
     Examples
-      hydrabench zoo list
+      hydrabench zoo list --dataset cifar10 --density 0.01
+      hydrabench zoo fetch hydra/cifar10-wrn_28_4-adv-99
       hydrabench zoo verify
     """
 
 
 @zoo.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def zoo_list(as_json: bool) -> None:
-    """List all checkpoints.
+@click.option("--dataset", help="Only this data set, for example cifar10.")
+@click.option("--arch", help="Only this architecture, for example wrn_28_4.")
+@click.option("--objective", help="Only this training objective, for example trades.")
+@click.option("--density", type=float, help="Only this fraction of weights kept, for example 0.01.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with everything that is known, instead of a table.")
+def zoo_list(as_json: bool, **wanted: Any) -> None:
+    """List the checkpoints, all or those with the given properties.
 
     \b
     Example
-      hydrabench zoo list
+      hydrabench zoo list --dataset cifar10 --density 0.01
     """
     from hydrabench.workflows import zoo as workflow
 
-    entries = workflow.list_entries()
+    entries = workflow.list_entries(**wanted)
     if as_json:
         click.echo(json.dumps(entries, indent=2))
-        return
-    width = max(len(entry["id"]) for entry in entries)
+    elif entries:
+        click.echo(_table(entries))
+    else:
+        click.echo("no checkpoint has all of these properties", err=True)
+
+
+def _table(entries: Sequence[dict[str, Any]]) -> str:
+    """One line per checkpoint under a line of titles, in columns of equal width."""
+    rows = [("id", "dataset", "arch", "objective", "density", "size", "where")]
     for entry in entries:
-        shown = (entry["dataset"], entry["arch"], entry["objective"], f"density {entry['density']:g}")
-        click.echo(f"{entry['id']:<{width}}  {'  '.join(shown)}  {entry['bytes'] / 1000:.0f} kB")
+        size = "unknown" if entry["bytes"] is None else f"{entry['bytes'] / 1000:.0f} kB"
+        properties = (entry[key] for key in ("id", "dataset", "arch", "objective"))
+        rows.append((*properties, f"{entry['density']:g}", size, entry["where"]))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 @zoo.command("show")
@@ -54,21 +71,25 @@ def zoo_show(name: str) -> None:
     """
     from hydrabench.workflows import zoo as workflow
 
-    click.echo(workflow.find_entry(name).model_dump_json(indent=2))
+    click.echo(workflow.show_entry(name))
 
 
 @zoo.command("fetch")
 @click.argument("name", metavar="ID")
-def zoo_fetch(name: str) -> None:
-    """Check the hash of a checkpoint and print the path of its file.
+@click.option("--offline", is_flag=True, help="Use the cache only; fail if the checkpoint is not there.")
+def zoo_fetch(name: str, offline: bool) -> None:
+    """Download a checkpoint if it is not here yet, check its hash, and print the path of its file.
+
+    Files from the web are kept in the folder HYDRABENCH_CACHE (default ~/.cache/hydrabench) and fetched once. An
+    interrupted download goes on where it stopped, if the server can do that.
 
     \b
     Example
-      hydrabench zoo fetch digits-trades-95
+      hydrabench zoo fetch hydra/cifar10-wrn_28_4-adv-99
     """
     from hydrabench.workflows import zoo as workflow
 
-    click.echo(str(workflow.fetch_entry(name)))
+    click.echo(str(workflow.fetch_entry(name, offline=offline)))
 
 
 @zoo.command("verify")
@@ -89,16 +110,37 @@ def zoo_verify(names: tuple[str, ...], **machine: Any) -> None:
 
 @zoo.command("export")
 @click.argument("ref")
-@click.option("--format", "layout", required=True, type=click.Choice(["dense", "masked"]), help="Layout of the file.")
+@click.option(
+    "--format",
+    "layout",
+    required=True,
+    type=click.Choice(["dense", "masked", "compact", "hydra", "state-dict"]),
+    help="dense, masked, compact: .safetensors. hydra: the original code's .pth.tar. state-dict: a plain .pt.",
+)
 @click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="File to write.")
-def zoo_export(ref: str, layout: Any, out: Path) -> None:
-    """Write the checkpoint REF (file, run folder or zoo id) in another layout.
+@click.option("--arch", help="If REF is a file of the original: its network.  [default: what the file says]")
+@click.option("--dataset", help="If REF is one: its data set.  [default: cifar10 or imagenet, by channels and classes]")
+@click.option("--density", type=float, help="If REF is one: the k it was pruned with.  [default: from its zeros]")
+def zoo_export(ref: str, layout: str, out: Path, **described: Any) -> None:
+    """Write the checkpoint REF (file, run folder or zoo id) in another format.
+
+    REF may be a .pth.tar file of the original HYDRA code, or RobustBench's of it. A masked one does not say
+    its density, which is taken from the file NAME_dense.pth.tar beside it, or from --density. With --format hydra,
+    the file is masked if REF is, else dense; its entry `k` is the --k that the original needs for it.
+    hydra and state-dict files hold no input normalisation for other code to use.
 
     \b
-    Example
+    Examples
       hydrabench zoo export digits-trades-95 --format masked --out digits-trades-95.safetensors
+      hydrabench zoo export model_best.pth.tar --density 0.1 --format masked --out hydra-90.safetensors
+      hydrabench zoo export cifar10_wrn28.pt --arch wrn_28_10 --format dense --out hydra-90.safetensors
+      hydrabench zoo export runs/pruned --format hydra --out model_best.pth.tar
     """
     from hydrabench.workflows import zoo as workflow
 
-    sha256 = workflow.export_entry(ref, out, layout)
-    click.echo(f"{out}: {out.stat().st_size / 1000:.0f} kB, SHA-256 {sha256}")
+    sha256 = workflow.export_entry(ref, out, layout, **described)
+    size = out.stat().st_size
+    click.echo(f"{out}: {size / 1000:.1f} kB, SHA-256 {sha256}")
+    if layout == "compact":
+        dense = workflow.dense_bytes(out)
+        click.echo(f"its tensors take {dense / 1000:.1f} kB in a dense file, {dense / size:.1f} times as much")

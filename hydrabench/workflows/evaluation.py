@@ -90,7 +90,9 @@ def settings_for(subject: Subject, values: Mapping[str, Any]) -> EvaluationSetti
     complete = with_default_threat(dict(values), threat) if threat else dict(values)
     known_norm = complete.get("norm", "linf") in get_args(Norm)
     if known_norm and complete["kind"] not in RADIUS_FREE and "epsilon" not in complete:
-        raise ConfigError(f"{subject.name} was trained for no radius in this norm; add --epsilon, for example 8/255")
+        raise ConfigError(
+            f"{subject.name} names no radius in this norm that it was trained for; add --epsilon, for example 8/255"
+        )
     return parse(TypeAdapter(EvaluationSettings), complete, complete["kind"])
 
 

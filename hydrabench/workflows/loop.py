@@ -132,7 +132,7 @@ def _train_epoch(job: Job, optimizer: torch.optim.Optimizer, epoch: int, advance
         if value - value != 0:
             raise NonFiniteError(
                 f"{job.title}: the loss is {value} at step {step} (epoch {epoch + 1}; the {epoch} epochs before it are "
-                f"kept in {STATE_FILE}); lower the learning rate (lr) or lengthen epsilon_ramp_epochs and start a new run"
+                f"kept in {STATE_FILE}); lower lr or lengthen epsilon_ramp_epochs, and start a new run"
             )
         optimizer.step()
         loss_sum += value * len(y)

@@ -16,8 +16,10 @@ from hydrabench.checkpoints import (
     Header,
     PhaseLabel,
     Selection,
+    is_torch_file,
     load_state,
     open_ref,
+    resolve,
     save_checkpoint,
     state_of,
 )
@@ -207,7 +209,8 @@ def _section(start: _Start) -> Literal["train", "prune", "finetune"]:
 
 def _open_source(recipe: Recipe, ref: str) -> Checkpoint:
     """Load the checkpoint a phase starts from. Raises: CheckpointError if it is not of the recipe's network."""
-    source = open_ref(ref)
+    of_original = is_torch_file(resolve(ref))  # such a file does not say all of this itself
+    source = open_ref(ref, arch=recipe.model.arch, dataset=recipe.data.name) if of_original else open_ref(ref)
     header = source.header
     if (header.arch, header.dataset) != (recipe.model.arch, recipe.data.name):
         raise CheckpointError(

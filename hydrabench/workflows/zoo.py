@@ -4,59 +4,147 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import tempfile
+import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from hydrabench.checkpoints import Layout, ProtocolResult, ZooEntry, export_checkpoint, fetch, open_ref, read_manifest
-from hydrabench.errors import GateError, LedgerError, lookup
+from hydrabench.checkpoints import (
+    EXPORTS,
+    ProtocolResult,
+    ZooEntry,
+    fetch,
+    find_entry,
+    load_checkpoint,
+    open_ref,
+    read_zoo,
+    state_of,
+)
+from hydrabench.checkpoints.cache import cached_files, fetch_remote
+from hydrabench.checkpoints.fetch import Progress
+from hydrabench.errors import CheckpointError, ConfigError, GateError, LedgerError, lookup
 from hydrabench.files import shipped
 from hydrabench.ledger import read_run
 from hydrabench.workflows.evaluation import evaluate, open_subject
 from hydrabench.workflows.machine import Machine
-from hydrabench.workflows.progress import say
+from hydrabench.workflows.progress import LOG_SECONDS, Advance, say, tracking
 
 # Float kernels of other machines and versions may move a margin by this much, and a verdict with it.
 MARGIN_TOLERANCE = 1e-5
 
 
-def list_entries() -> list[dict[str, Any]]:
-    """All entries of the zoo as plain values, in the order of the manifest."""
-    return [entry.model_dump(mode="json") for entry in read_manifest().values()]
+def list_entries(
+    *, dataset: str | None = None, arch: str | None = None, objective: str | None = None, density: float | None = None
+) -> list[dict[str, Any]]:
+    """The entries of the zoo with all of the given properties as plain values, in the order of the manifests.
 
-
-def find_entry(name: str) -> ZooEntry:
-    """Return one entry. Raises: ConfigError naming the known ids."""
-    return lookup("checkpoint", read_manifest(), name)
-
-
-def fetch_entry(name: str) -> Path:
-    """Check the hash of an entry's file and return its path."""
-    return fetch(find_entry(name))
-
-
-def export_entry(ref: str, out: Path, layout: Layout) -> str:
-    """Write the checkpoint `ref` to `out` in a layout and return the SHA-256 of the file.
-
-    Raises: LedgerError if `out` exists.
+    Each also says under `where` whether its file is "shipped", "cached", or on the "web".
+    Raises: ConfigError naming the values there are, if no checkpoint at all has a given one.
     """
+    entries = everything = list(read_zoo().values())
+    for key, wanted in (("dataset", dataset), ("arch", arch), ("objective", objective)):
+        if wanted is not None:
+            lookup(key, {getattr(entry, key): entry for entry in everything}, wanted)
+            entries = [entry for entry in entries if getattr(entry, key) == wanted]
+    if density is not None:
+        known = sorted({entry.density for entry in everything})
+        if density not in known:
+            raise ConfigError(
+                f"no checkpoint has density {density:g}, the fraction of weights kept; "
+                f"choose one of: {', '.join(f'{value:g}' for value in known)}"
+            )
+        entries = [entry for entry in entries if entry.density == density]
+    return [{**entry.model_dump(mode="json"), "where": _where(entry)} for entry in entries]
+
+
+def _where(entry: ZooEntry) -> str:
+    if entry.file is not None:
+        return "shipped"
+    return "cached" if cached_files(entry, check=False) else "web"
+
+
+def show_entry(name: str) -> str:
+    """Everything the manifest says of one checkpoint, as JSON. Raises: ConfigError if there is none of that name."""
+    return find_entry(name).model_dump_json(indent=2)
+
+
+def fetch_entry(name: str, *, offline: bool = False) -> Path:
+    """Return the path of an entry's file after checking its hash; download it first if it is not in the cache.
+
+    The other file of an archive that holds two is named on stderr.
+    """
+    entry = find_entry(name)
+    if entry.file is not None:
+        return fetch(entry)
+    with _megabytes(name) as progress:
+        path, *others = fetch_remote(entry, offline=offline, progress=progress)
+    for other in others:
+        say(f"with its scores: {other}")
+    return path
+
+
+@contextmanager
+def _megabytes(name: str) -> Iterator[Progress]:
+    """Show how many megabytes have come: as `tracking` does, or in plain lines if the server tells no total."""
+    with ExitStack() as stack:
+        advance: Advance | None = None
+        shown, printed = 0, time.monotonic()
+
+        def report(done: int, total: int | None) -> None:
+            nonlocal advance, shown, printed
+            now = math.ceil(done / 1e6) if done == total else int(done / 1e6)
+            if total is not None and advance is None:
+                advance = stack.enter_context(tracking(f"fetch {name}, MB", total=math.ceil(total / 1e6)))
+            if total is not None and advance is not None and now != shown:
+                advance(now - shown, "")
+            elif total is None and time.monotonic() - printed >= LOG_SECONDS:
+                printed = time.monotonic()
+                say(f"fetch {name}: {now} MB")
+            shown = now
+
+        yield report
+
+
+def export_entry(
+    ref: str,
+    out: Path,
+    layout: str,
+    *,
+    arch: str | None = None,
+    dataset: str | None = None,
+    density: float | None = None,
+) -> str:
+    """Write the checkpoint `ref` to `out` in a format of `EXPORTS` and return the SHA-256 of the file.
+
+    Args:
+        arch, dataset, density: what a file of the original HYDRA code does not say, see `import_checkpoint`.
+    Raises: LedgerError if `out` exists; ConfigError or CheckpointError if `ref` cannot be read or written so.
+    """
+    export = lookup("format", EXPORTS, layout)
     if out.exists():
         raise LedgerError(f"{out} exists already; choose another --out")
-    return export_checkpoint(open_ref(ref), out, layout)
+    return export(open_ref(ref, arch=arch, dataset=dataset, density=density), out)
+
+
+def dense_bytes(path: Path) -> int:
+    """Bytes that the tensors of a checkpoint take when every weight is stored."""
+    return sum(tensor.nbytes for tensor in state_of(load_checkpoint(path).network).values())
 
 
 def verify(names: Sequence[str], *, machine: Machine) -> list[str]:
     """Evaluate shipped checkpoints again and compare every image with the shipped ledgers.
 
     Args:
-        names: zoo ids; empty for all.
+        names: zoo ids; empty for all that have shipped ledgers.
     Returns: one line per protocol that agrees.
     Raises: GateError listing the images whose verdict changed although their margin is not within
-        `MARGIN_TOLERANCE` of 0.
+        `MARGIN_TOLERANCE` of 0. CheckpointError for a name without a shipped ledger.
     """
-    entries = [find_entry(name) for name in names] or list(read_manifest().values())
+    entries = _with_ledgers(names)
     agreed, changed = [], []
     for entry in entries:
         fetch(entry)
@@ -70,6 +158,22 @@ def verify(names: Sequence[str], *, machine: Machine) -> list[str]:
         more = f" and {len(changed) - 10} more" if len(changed) > 10 else ""
         raise GateError(f"{len(changed)} verdicts differ from the shipped ledgers: {'; '.join(changed[:10])}{more}")
     return agreed
+
+
+def _with_ledgers(names: Sequence[str]) -> list[ZooEntry]:
+    """The entries to verify: the named ones, or all that can be, with a note on the others."""
+    entries = [find_entry(name) for name in names]
+    for entry in entries:
+        if not entry.results:
+            raise CheckpointError(
+                f"no ledger of {entry.id} is shipped, so there is nothing to compare with; leave it out"
+            )
+    if not names:
+        everything = list(read_zoo().values())
+        entries = [entry for entry in everything if entry.results]
+        if len(entries) < len(everything):
+            say(f"skipped: {len(everything) - len(entries)} checkpoints of which no ledger is shipped")
+    return entries
 
 
 def _compare(entry: ZooEntry, result: ProtocolResult, machine: Machine) -> list[int]:

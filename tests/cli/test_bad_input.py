@@ -265,7 +265,10 @@ def test_options_that_attack_and_certify_share_are_checked(refused, dense, optio
     [
         (("attack", "--attack", "pdg"), r"'pdg'; did you mean 'pgd'\? choose one of: autoattack, clean, pgd"),
         (("attack", "--norm", "l1"), r"pgd: norm: .*'linf' or 'l2'.*'l1'"),
-        (("attack", "--norm", "l2"), r"was trained for no radius in this norm; add --epsilon, for example 8/255"),
+        (
+            ("attack", "--norm", "l2"),
+            r"names no radius in this norm that it was trained for; add --epsilon",
+        ),
         (("attack", "--steps", "0"), r"steps: input should be greater than 0 \(got 0\)"),
         (("attack", "--attack", "autoattack", "--restarts", "2"), r"autoattack: restarts: unknown key"),
         (("attack", "--seed", "-1"), r"seed: input should be greater than or equal to 0 \(got -1\)"),
