@@ -44,7 +44,8 @@ def _from_parquet(files: list[Path], split: str) -> ImageSet:
         except (pa.ArrowException, KeyError, OSError) as error:
             raise DataError(f"{file} is not a Parquet file with columns img and label: {error}") from error
     with ThreadPoolExecutor() as pool:
-        images = np.stack(list(pool.map(_decode, encoded)))
+        # `stack` keeps the layout of its parts, channels last here.
+        images = np.ascontiguousarray(np.stack(list(pool.map(_decode, encoded))))
     return ImageSet("cifar10", split, torch.from_numpy(images), torch.tensor(labels), num_classes=10)
 
 

@@ -113,7 +113,8 @@ def _break(
     """Attack some rows of a block. Returns: row -> margin of the point that broke it."""
     chosen = torch.tensor(rows, device=block.images.device)
     x, y = block.images[chosen], block.labels[chosen]
-    points = perturb(x.float(), y).detach().to(x)
+    # Upstream views gradients as (B, -1), which works for images in the ordinary memory layout only.
+    points = perturb(x.float().contiguous(), y).detach().to(x)
     points = project(points, x, float(settings.epsilon), norm=settings.norm)
     with torch.no_grad():
         logits = network(points)

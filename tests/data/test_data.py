@@ -140,6 +140,7 @@ def test_cifar10_is_read_from_parquet_files_pixel_for_pixel(tmp_path, place, col
     raw = write_parquet(tmp_path / place, 5, column)
     found = load_images("cifar10", "test", tmp_path)
     assert torch.equal(found.images, torch.from_numpy(raw).permute(0, 3, 1, 2))
+    assert found.images.is_contiguous()
     assert found.labels.tolist() == [0, 1, 2, 3, 4]
 
 

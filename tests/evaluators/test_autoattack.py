@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 from unittest import mock
 
@@ -358,3 +358,19 @@ def test_both_precisions_agree():
     double_records = evaluate_autoattack(network.double(), double, chosen)
     network.float()
     assert [record.broken_by for record in double_records] == [record.broken_by for record in single_records]
+
+
+def test_images_in_another_memory_layout_get_the_same_records():
+    """Decoded colour images may lie channels last in memory, where upstream's views of the gradient fail."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 10)).eval()
+    images = torch.rand(6, 3, 6, 6, generator=rng())
+    labels = network(images).argmax(1)
+    settings = AutoAttackSettings(epsilon="1/255")
+    records = [
+        [{**asdict(record), "seconds": 0} for record in evaluate_autoattack(network, as_block(x, labels), settings)]
+        for x in (images, images.contiguous(memory_format=torch.channels_last))
+    ]
+    assert any(record["robust"] for record in records[0])
+    assert [(record["index"], record["robust"]) for record in records[0]] == [
+        (record["index"], record["robust"]) for record in records[1]
+    ]
