@@ -33,7 +33,7 @@ test-all: lint
 	$(BIN)/python -m pytest
 
 bench: $(STAMP)
-	$(BIN)/python benchmarks/bounds.py
+	for study in benchmarks/*.py; do echo "== $$study"; $(BIN)/python $$study || exit 1; done
 
 zoo: $(STAMP)
 	$(BIN)/python tools/make_zoo.py

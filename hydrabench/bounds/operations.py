@@ -6,6 +6,7 @@ sees only weights, scales and shifts. `interval.RULES` and `crown.RULES` have on
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -13,12 +14,12 @@ from torch.nn import functional as F
 
 
 @dataclass(frozen=True, eq=False)
-class Operation:
+class Operation(ABC):
     """One step from a value (B, ...) to the next."""
 
+    @abstractmethod
     def apply(self, x: Tensor) -> Tensor:
         """Return what the network computes from `x`; the operation without any bounds."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 
 LOG_SECONDS = 5.0
 Advance = Callable[[int, str], None]
@@ -40,15 +41,16 @@ def tracking(title: str, *, total: int, done: int = 0, visible: bool = True) -> 
 
 @contextmanager
 def _bar(title: str, total: int, done: int) -> Iterator[Advance]:
+    # On a narrow terminal the title and the note give way, never the numbers.
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=3)),
+        BarColumn(bar_width=10),
+        MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=len(f"{total}/{total}"))),
+        TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7)),
+        TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7)),
+        TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=4)),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=False) as progress:
+    with Progress(*columns, console=Console(stderr=True), expand=True) as progress:
         task = progress.add_task(title, total=total, completed=done, note="")
         yield lambda pieces, note: progress.update(task, advance=pieces, note=note)
 
