@@ -13,6 +13,7 @@ from hydrabench.checkpoints.header import Header, Layout, PhaseLabel, Selection
 from hydrabench.checkpoints.hydra import import_checkpoint
 from hydrabench.checkpoints.legacy import infer_density, legacy_kept_count
 from hydrabench.checkpoints.manifest import ProtocolResult, PublishedNumber, ZooEntry, json_schema
+from hydrabench.checkpoints.onnx_file import export_onnx
 from hydrabench.checkpoints.torch_files import is_torch_file
 from hydrabench.checkpoints.zoo import (
     checkpoint_name,
@@ -36,6 +37,7 @@ __all__ = [
     "ZooEntry",
     "checkpoint_name",
     "export_checkpoint",
+    "export_onnx",
     "export_original",
     "export_state_dict",
     "fetch",

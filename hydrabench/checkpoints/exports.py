@@ -1,4 +1,4 @@
-"""Every format that a checkpoint can be written in: ours, the original HYDRA code's, and a plain state dict."""
+"""Every format that a checkpoint can be written in: ours, the original HYDRA code's, a plain state dict, ONNX."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from hydrabench.checkpoints.format import Checkpoint, export_checkpoint, state_of
 from hydrabench.checkpoints.hydra import HEADER_ENTRY, POPUP, renamed, unused_layers
 from hydrabench.checkpoints.legacy import legacy_density, settled
+from hydrabench.checkpoints.onnx_file import export_onnx
 from hydrabench.checkpoints.torch_files import write_torch_file
 from hydrabench.errors import CheckpointError
 from hydrabench.masking import bake_masks, scaled_scores, score_masks
@@ -63,4 +64,5 @@ EXPORTS: dict[str, Callable[[Checkpoint, Path], str]] = {
     "compact": partial(export_checkpoint, layout="compact"),
     "hydra": export_original,
     "state-dict": export_state_dict,
+    "onnx": export_onnx,
 }

@@ -114,8 +114,8 @@ def zoo_verify(names: tuple[str, ...], **machine: Any) -> None:
     "--format",
     "layout",
     required=True,
-    type=click.Choice(["dense", "masked", "compact", "hydra", "state-dict"]),
-    help="dense, masked, compact: .safetensors. hydra: the original code's .pth.tar. state-dict: a plain .pt.",
+    type=click.Choice(["dense", "masked", "compact", "hydra", "state-dict", "onnx"]),
+    help="dense, masked, compact: .safetensors. hydra: the original code's .pth.tar. state-dict: .pt. onnx: .onnx.",
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="File to write.")
 @click.option("--arch", help="If REF is a file of the original: its network.  [default: what the file says]")
@@ -127,7 +127,8 @@ def zoo_export(ref: str, layout: str, out: Path, **described: Any) -> None:
     REF may be a .pth.tar file of the original HYDRA code, or RobustBench's of it. A masked one does not say
     its density, which is taken from the file NAME_dense.pth.tar beside it, or from --density. With --format hydra,
     the file is masked if REF is, else dense; its entry `k` is the --k that the original needs for it.
-    hydra and state-dict files hold no input normalisation for other code to use.
+    hydra and state-dict files hold no input normalisation for other code to use; an onnx file has it in its graph,
+    from `images` in [0, 1], in batches of any size, to `logits`. --format onnx needs `pip install 'hydrabench[onnx]'`.
 
     \b
     Examples
@@ -135,6 +136,7 @@ def zoo_export(ref: str, layout: str, out: Path, **described: Any) -> None:
       hydrabench zoo export model_best.pth.tar --density 0.1 --format masked --out hydra-90.safetensors
       hydrabench zoo export cifar10_wrn28.pt --arch wrn_28_10 --format dense --out hydra-90.safetensors
       hydrabench zoo export runs/pruned --format hydra --out model_best.pth.tar
+      hydrabench zoo export digits-crown-ibp-95 --format onnx --out digits-crown-ibp-95.onnx
     """
     from hydrabench.workflows import zoo as workflow
 

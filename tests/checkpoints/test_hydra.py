@@ -731,8 +731,8 @@ def run(*arguments: object):
     return CliRunner().invoke(main, ["zoo", "export", *map(str, arguments)])
 
 
-@pytest.mark.parametrize("layout", EXPORTS)
-def test_export_converts_a_masked_file_to_every_format(tmp_path, layout):
+@pytest.mark.parametrize("layout", sorted(EXPORTS.keys() - {"onnx"}))  # which only other programs read: test_onnx.py
+def test_export_converts_a_masked_file_to_every_format_that_is_read_again(tmp_path, layout):
     path = write(tmp_path / "model_best.pth.tar", masked_state("vgg2_bn"), None)
     out = tmp_path / "new" / "file"
     result = run(path, "--format", layout, "--out", out, "--arch", "vgg2_bn", "--dataset", "svhn", "--density", 0.1)
