@@ -18,7 +18,7 @@ from hydrabench.checkpoints.compact import pack, positive_zeros, unpack
 from hydrabench.checkpoints.header import Header, Layout, read_header
 from hydrabench.errors import CheckpointError, ConfigError
 from hydrabench.files import replacing, sha256_of
-from hydrabench.masking import attach_masks, bake_masks, kept_count, prunable_layers, score_masks
+from hydrabench.masking import attach_masks, bake_masks, freeze_masks, kept_counts, prunable_layers, score_masks
 from hydrabench.models import build_model, inner_network
 
 METADATA_KEY = "hydrabench"
@@ -71,13 +71,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         normalization = (header.normalization.mean, header.normalization.std) if header.normalization else None
         model = build_model(header.arch, header.shape, header.num_classes, normalization=normalization)
+        if header.layout == "masked":
+            attach_masks(model, header.density, kept=header.kept)
+        counts = kept_counts(model, header.density, header.kept)
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    if header.layout == "masked":
-        attach_masks(model, header.density)
     load_state(model, state, str(path))
     if header.layout != "masked":
-        _check_density(model, header.density, path)
+        _check_density(model, header, counts, path)
     return Checkpoint(path, sha256_of(path), header, model.eval())
 
 
@@ -103,8 +104,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> No
         raise CheckpointError(f"{source} holds values that are not finite (NaN or infinity) in {', '.join(broken[:4])}")
     names = dict(zip(network.state_dict(), wanted, strict=True))
     network.load_state_dict({key: state[name] for key, name in names.items()})
-    for mask in score_masks(network).values():
-        mask.freeze()
+    freeze_masks(network)
 
 
 def export_checkpoint(checkpoint: Checkpoint, path: Path, layout: Layout) -> str:
@@ -117,7 +117,7 @@ def export_checkpoint(checkpoint: Checkpoint, path: Path, layout: Layout) -> str
     if layout != "masked":
         bake_masks(model)
     elif not score_masks(model):
-        attach_masks(model, checkpoint.header.density)
+        attach_masks(model, checkpoint.header.density, kept=checkpoint.header.kept)
     header = checkpoint.header.model_copy(update={"layout": layout})
     return save_checkpoint(path, state_of(model), header)
 
@@ -143,11 +143,12 @@ def _read(path: Path) -> tuple[Header, dict[str, Tensor]]:
     return header, state
 
 
-def _check_density(model: nn.Module, density: float, path: Path) -> None:
-    """A dense file may not hold more weights than the density in its header allows."""
+def _check_density(model: nn.Module, header: Header, counts: Mapping[str, int], path: Path) -> None:
+    """A dense file may not hold more weights than the budget in its header allows."""
+    budget = f"density {header.density}" if header.kept is None else "its header"
     for name, layer in prunable_layers(model).items():
-        nonzero, allowed = int(layer.weight.count_nonzero()), kept_count(layer.weight.numel(), density)
+        nonzero, allowed = int(layer.weight.count_nonzero()), counts[name]
         if nonzero > allowed:
             raise CheckpointError(
-                f"{path}: layer {name} has {nonzero} weights that are not zero, but density {density} keeps {allowed}"
+                f"{path}: layer {name} has {nonzero} weights that are not zero, but {budget} keeps {allowed}"
             )

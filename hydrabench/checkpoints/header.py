@@ -27,7 +27,10 @@ class Selection(Section):
 class Header(Section):
     """Everything needed to rebuild the network and to know where it comes from. It holds no times.
 
-    density: fraction of the weights kept in every layer, 1 for an unpruned network.
+    density: fraction of the weights kept in every layer, 1 for an unpruned network; where the layers have
+    other budgets, the fraction that was asked for overall.
+    kept: these budgets, as the number of weights that each layer keeps; None: n - floor((1 - density) n). It
+    is written only where it is needed, so that other files do not change.
     layout: "dense" holds the plain torch.nn keys, pruned weights being zero; "masked" also holds
     `NAME.scores` beside each `NAME.weight`, whose pruned entries keep their values; "compact" holds the
     dense tensors without their zeros (see compact.py).
@@ -51,10 +54,11 @@ class Header(Section):
     seed: int | None
     selection: Selection | None
     parent: str | None
+    kept: dict[str, PositiveInt] | None = None
 
     def to_json(self) -> str:
         """Return the header as canonical JSON."""
-        return self.model_dump_json(by_alias=True)
+        return self.model_dump_json(by_alias=True, exclude={"kept"} if self.kept is None else None)
 
     def default_threat(self) -> dict[str, Any]:
         """The norm and radius that the network was trained for; empty if it was not trained for any, or is unknown."""

@@ -27,7 +27,7 @@ from hydrabench.config import Normalization
 from hydrabench.data import DATASETS
 from hydrabench.errors import CheckpointError, ConfigError, lookup
 from hydrabench.files import sha256_of
-from hydrabench.masking import attach_masks, kept_count, layer_densities, prunable_layers, score_masks
+from hydrabench.masking import attach_masks, kept_counts, layer_densities, prunable_layers, score_masks
 from hydrabench.models import build_model, inner_network
 
 POPUP = ".popup_scores"
@@ -78,7 +78,7 @@ def import_checkpoint(
         header = header.model_copy(update={"density": _header_density(source, network, counts, density)})
     else:
         density = header.density
-        counts = {name: kept_count(layer.weight.numel(), density) for name, layer in _layers(network)}
+        counts = _own_counts(source, network, source.header)
     for name, mask in score_masks(network).items():
         keep(mask, counts[name])
     if not source.masked:
@@ -185,6 +185,13 @@ def _find_dataset(source: _Source, dataset: str | None) -> tuple[str, tuple[int,
             f"{dataset} has {shape[0]} channels and {num_classes} classes"
         )
     return dataset, shape, num_classes, normalization
+
+
+def _own_counts(source: _Source, network: nn.Module, header: Header) -> dict[str, int]:
+    try:
+        return kept_counts(network, header.density, header.kept)
+    except ConfigError as error:
+        raise CheckpointError(f"{source.path}: {error}") from error
 
 
 def _load(source: _Source, header: Header) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +19,9 @@ from hydrabench.cli.common import (
 )
 from hydrabench.cli.reporting import show_report
 
+if TYPE_CHECKING:
+    from hydrabench.config import BudgetRecipe
+
 
 @click.command()
 @recipe_options
@@ -31,7 +34,7 @@ def train(
     resume: bool,
     **machine: Any,
 ) -> None:
-    """Train a dense network from scratch.
+    """Train a network from scratch: a dense one, or with train.density below 1 a sparse one.
 
     \b
     Example
@@ -47,7 +50,7 @@ def train(
 @click.command()
 @recipe_options
 @click.option("--ckpt", "ref", required=True, help=REF_HELP)
-@click.option("--density", type=float, help="Fraction of weights kept in every layer, in (0, 1]; 0.01 prunes 99%.")
+@click.option("--density", type=float, help="Fraction of weights kept, in (0, 1]; 0.01 prunes 99%.")
 @run_options
 @machine_options
 def prune(
@@ -68,8 +71,7 @@ def prune(
     recipe = read_recipe(config, (*overrides, *density_override("prune", density)))
     from hydrabench.workflows import training
 
-    kept = recipe.prune.density if recipe.prune else None
-    folder = out or Path("runs") / recipe.name / f"prune-{kept or 1:g}"
+    folder = out or Path("runs") / recipe.name / f"prune-{_kept(recipe.prune)}"
     print_summary(training.prune(recipe, ref, folder, machine=read_machine(machine), resume=resume), machine["as_json"])
 
 
@@ -77,7 +79,7 @@ def prune(
 @recipe_options
 @click.option("--ckpt", "ref", required=True, help=REF_HELP)
 @click.option("--lwm", is_flag=True, help="Baseline: keep the weights of largest magnitude; needs --density.")
-@click.option("--density", type=float, help="With --lwm: fraction of weights kept in every layer, in (0, 1].")
+@click.option("--density", type=float, help="With --lwm: fraction of weights kept, in (0, 1].")
 @run_options
 @machine_options
 def finetune(
@@ -100,9 +102,8 @@ def finetune(
     recipe = read_recipe(config, (*overrides, *density_override("finetune", density)))
     from hydrabench.workflows import training
 
-    kept = recipe.finetune.density if recipe.finetune else None
     source = Path(ref).name.removesuffix(".safetensors")
-    folder = out or Path("runs") / recipe.name / (f"lwm-{kept or 1:g}" if lwm else "finetune") / source
+    folder = out or Path("runs") / recipe.name / (f"lwm-{_kept(recipe.finetune)}" if lwm else "finetune") / source
     summary = training.finetune(recipe, ref, folder, machine=read_machine(machine), lwm=lwm, resume=resume)
     print_summary(summary, machine["as_json"])
 
@@ -125,3 +126,9 @@ def pipeline(config: str, overrides: tuple[str, ...], out: Path | None, resume: 
     folder = out or Path("runs") / recipe.name
     leaderboard = run_pipeline(recipe, folder, machine=read_machine(machine), resume=resume)
     show_report(leaderboard, folder / "report", machine["as_json"])
+
+
+def _kept(section: BudgetRecipe | None) -> str:
+    """A section's density as part of a folder's name."""
+    density = section.density if section else None
+    return "by-layer" if isinstance(density, dict) else f"{density or 1:g}"

@@ -9,9 +9,10 @@ from hydrabench.config.evaluation import (
     VerifiedSettings,
     with_default_threat,
 )
-from hydrabench.config.fields import Density, Radius
+from hydrabench.config.fields import Densities, Density, Radius
 from hydrabench.config.loading import load_recipe, parse
 from hydrabench.config.recipe import (
+    BudgetRecipe,
     CrownIbpObjective,
     DataRecipe,
     FinetuneRecipe,
@@ -23,6 +24,7 @@ from hydrabench.config.recipe import (
     PipelineRecipe,
     PruneRecipe,
     Recipe,
+    Scores,
     TradesObjective,
     TrainRecipe,
     sha256_of_values,
@@ -30,9 +32,11 @@ from hydrabench.config.recipe import (
 
 __all__ = [
     "AutoAttackSettings",
+    "BudgetRecipe",
     "CleanSettings",
     "CrownIbpObjective",
     "DataRecipe",
+    "Densities",
     "Density",
     "EvaluationSettings",
     "FinetuneRecipe",
@@ -46,6 +50,7 @@ __all__ = [
     "PruneRecipe",
     "Radius",
     "Recipe",
+    "Scores",
     "SmoothingSettings",
     "TradesObjective",
     "TrainRecipe",

@@ -5,7 +5,16 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    PlainSerializer,
+    Tag,
+    ValidationInfo,
+)
 
 from hydrabench.errors import ConfigError
 from hydrabench.threat import parse_radius, radius_text
@@ -34,8 +43,22 @@ def _density(value: float) -> float:
     return value
 
 
+def _named(value: object) -> object:
+    """Take numbers as layer names, too: YAML reads the names of a plain sequence as such."""
+    return {str(name): density for name, density in value.items()} if isinstance(value, dict) else value
+
+
+def _form(value: object) -> str:
+    return BY_LAYER if isinstance(value, dict) else FOR_ALL
+
+
 Radius = Annotated[Fraction, BeforeValidator(_radius), PlainSerializer(radius_text)]
 Density = Annotated[float, AfterValidator(_density)]
+FOR_ALL, BY_LAYER = "one density", "densities by layer"  # how errors tell the two forms of `Densities` apart
+Densities = Annotated[
+    Annotated[Density, Tag(FOR_ALL)] | Annotated[dict[str, Density], BeforeValidator(_named), Tag(BY_LAYER)],
+    Discriminator(_form),
+]
 Channels = tuple[float, ...]
 
 

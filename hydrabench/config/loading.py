@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from hydrabench.config import evaluation, recipe
+from hydrabench.config.fields import BY_LAYER, FOR_ALL
 from hydrabench.config.recipe import Recipe
 from hydrabench.errors import ConfigError
 from hydrabench.files import shipped
@@ -104,7 +105,7 @@ _EVALUATIONS: dict[str, type[BaseModel]] = {
     "crown-ibp": evaluation.VerifiedSettings,
     "smoothing": evaluation.SmoothingSettings,
 }
-_TAGS = {*_OBJECTIVES, *_EVALUATIONS}
+_TAGS = {*_OBJECTIVES, *_EVALUATIONS, FOR_ALL, BY_LAYER}
 _SECTIONS: dict[str, type[BaseModel]] = {
     "model": recipe.ModelRecipe,
     "normalization": recipe.Normalization,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     Field,
@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from hydrabench.config.evaluation import EvaluationSettings, with_default_threat
-from hydrabench.config.fields import Density, Radius, Section
+from hydrabench.config.fields import Densities, Density, Radius, Section
 from hydrabench.threat import Norm
 
 
@@ -82,8 +82,18 @@ class CrownIbpObjective(Section):
 Objective = Annotated[NaturalObjective | TradesObjective | CrownIbpObjective, Field(discriminator="name")]
 
 
+# How importance scores start: the keys of `SCORE_INITS` in hydrabench.masking.
+Scores = Literal["scaled", "kaiming_normal", "kaiming_uniform", "xavier_normal", "xavier_uniform", "snip"]
+
+
 class PhaseRecipe(Section):
-    """What the three phases have in common."""
+    """What the three phases have in common.
+
+    Keys in `added` came after the first checkpoints. Where they have their defaults they are left out of what a phase
+    depends on, so that hashes and runs from before them still agree.
+    """
+
+    added: ClassVar[tuple[str, ...]] = ()
 
     epochs: PositiveInt
     batch_size: PositiveInt = 128
@@ -102,21 +112,47 @@ class PhaseRecipe(Section):
         return self
 
 
-class TrainRecipe(PhaseRecipe):
-    """The `train:` section."""
+class BudgetRecipe(PhaseRecipe):
+    """A phase that may choose which weights to keep.
+
+    `scope: layer` gives every layer the density, or its own if `density` is a mapping from layer names;
+    `scope: global` gives all layers one budget together.
+    """
+
+    added: ClassVar[tuple[str, ...]] = ("scope",)
+
+    density: Densities | None = None  # k: fraction of weights kept
+    scope: Literal["layer", "global"] = "layer"
+
+    @model_validator(mode="after")
+    def scope_fits(self) -> BudgetRecipe:
+        """A global budget is one number."""
+        if self.scope == "global" and isinstance(self.density, dict):
+            raise ValueError("scope global takes one density for all layers together, not one for each layer")
+        return self
 
 
-class PruneRecipe(PhaseRecipe):
-    """The `prune:` section."""
+class TrainRecipe(BudgetRecipe):
+    """The `train:` section. Below density 1 a sparse network is trained from scratch, with a mask that stays."""
 
-    density: Density | None = None  # k: fraction of weights kept in every layer; `--density` overrides
+    added: ClassVar[tuple[str, ...]] = ("density", "scope", "scores", "rescale_weights")
+
+    density: Densities = 1.0
+    scores: Scores = "snip"  # what chooses the mask; snip looks at one batch, random scores give a random mask
+    rescale_weights: bool = False  # multiply the initial weights by 1 / sqrt(density)
+
+
+class PruneRecipe(BudgetRecipe):
+    """The `prune:` section. `--density` overrides the density."""
+
+    added: ClassVar[tuple[str, ...]] = ("scope", "scores")
+
+    scores: Scores = "scaled"
     freeze_batch_norm: bool = False
 
 
-class FinetuneRecipe(PhaseRecipe):
-    """The `finetune:` section."""
-
-    density: Density | None = None  # for `--lwm` only: fraction kept by magnitude
+class FinetuneRecipe(BudgetRecipe):
+    """The `finetune:` section. Its density and scope are for `--lwm` only, which keeps by scaled magnitude."""
 
 
 class PipelineRecipe(Section):
@@ -160,7 +196,14 @@ class Recipe(Section):
 
     def of_phase(self, section: Literal["train", "prune", "finetune"]) -> dict[str, Any]:
         """What one phase depends on, as plain values: the other phases and the evaluations are left out."""
-        return self.model_dump(mode="json", include={"name", "seed", "model", "data", "objective", section})
+        values = self.model_dump(mode="json", include={"name", "seed", "model", "data", "objective", section})
+        phase: PhaseRecipe | None = getattr(self, section)
+        if phase is not None:
+            fields = type(phase).model_fields
+            for key in phase.added:
+                if getattr(phase, key) == fields[key].default:
+                    del values[section][key]
+        return values
 
 
 def sha256_of_values(values: dict[str, Any]) -> str:

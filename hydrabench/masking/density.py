@@ -1,15 +1,18 @@
-"""How many weights a density keeps, in exact arithmetic, and what a network really keeps."""
+"""How many weights a density keeps, in exact arithmetic, layer by layer or overall, and what a network really keeps."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from math import floor
+from typing import Literal
 
 from torch import nn
 
 from hydrabench.errors import ConfigError
+
+Scope = Literal["layer", "global"]  # whether every layer has a budget of its own, or all share one
 
 
 def kept_count(n: int, density: float) -> int:
@@ -68,6 +71,91 @@ def used_parameters(network: nn.Module) -> list[nn.Parameter]:
 def prunable_layers(network: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
     """The layers whose weights a mask selects from: every Conv2d and Linear in use, by qualified name."""
     return {name: layer for name, layer in used_modules(network) if isinstance(layer, nn.Conv2d | nn.Linear)}
+
+
+def kept_counts(
+    network: nn.Module, density: float | Mapping[str, float], kept: Mapping[str, int] | None = None
+) -> dict[str, int]:
+    """Number of weights that every prunable layer keeps where each has a budget of its own.
+
+    Args:
+        density: one fraction for all layers, or one for each by its name.
+        kept: the numbers themselves, if they are known; then `density` is not used.
+    Raises: ConfigError if a fraction or number is out of range, or names are unknown or missing.
+    """
+    layers = prunable_layers(network)
+    if kept is not None:
+        _require_names("kept", kept, layers)
+        for name, layer in layers.items():
+            if not 1 <= kept[name] <= layer.weight.numel():
+                raise ConfigError(f"layer {name} has {layer.weight.numel()} weights and cannot keep {kept[name]}")
+        return {name: kept[name] for name in layers}
+    if isinstance(density, Mapping):
+        _require_names("density", density, layers)
+    return {name: kept_count(layer.weight.numel(), _of_layer(density, name)) for name, layer in layers.items()}
+
+
+def total_kept(network: nn.Module, density: float) -> int:
+    """Number of weights that all layers together keep under one global budget, at least one of each layer.
+
+    Raises: ConfigError if `density` is out of range, or keeps fewer weights than there are layers.
+    """
+    layers = prunable_layers(network)
+    weights = sum(layer.weight.numel() for layer in layers.values())
+    kept = kept_count(weights, density)
+    if kept < len(layers):
+        raise ConfigError(
+            f"density {density} keeps {kept} of {weights} weights, fewer than the {len(layers)} layers, each of which "
+            f"needs one; keep at least {-(-len(layers) * 1000 // weights) / 1000:g}"
+        )
+    return kept
+
+
+def overall_density(network: nn.Module, density: float | Mapping[str, float], scope: Scope) -> float:
+    """The fraction of all prunable weights that a budget asks for: `density` itself if it is one number.
+
+    Raises: ConfigError if the budget does not fit the network, see `kept_counts` and `total_kept`.
+    """
+    if not isinstance(density, Mapping):
+        if scope == "global":
+            total_kept(network, density)
+        else:
+            kept_count(0, density)
+        return density
+    if scope == "global":
+        raise ConfigError("a global budget is one density, not one for each layer; leave `scope: global` out")
+    kept_counts(network, density)
+    sizes = {name: layer.weight.numel() for name, layer in prunable_layers(network).items()}
+    asked = sum(Fraction(str(density[name])) * size for name, size in sizes.items())
+    return float(asked / sum(sizes.values()))
+
+
+def rescale_weights(network: nn.Module, density: float | Mapping[str, float]) -> None:
+    """Multiply the weights of every prunable layer by 1 / sqrt(k), in place, once.
+
+    A random mask of density k then leaves the variance of a layer's outputs as it was: for sparse networks
+    that are trained from scratch without batch norm. With a mapping, every layer has its own k; under a
+    global budget, k is the overall one, since the masks are chosen after it.
+    Source: reference/hydra.md section 2.2, `scale_rand_init`. The original calls it twice by mistake, so that
+        its factor is 1 / k (pitfall P13); we do not.
+    """
+    for name, layer in prunable_layers(network).items():
+        layer.weight.data.mul_(_of_layer(density, name) ** -0.5)
+
+
+def _of_layer(density: float | Mapping[str, float], name: str) -> float:
+    return density[name] if isinstance(density, Mapping) else density
+
+
+def _require_names(what: str, given: Mapping[str, object], layers: Mapping[str, object]) -> None:
+    """Refuse a mapping whose keys are not exactly the layers."""
+    unknown, missing = [name for name in given if name not in layers], [name for name in layers if name not in given]
+    problems = [f"unknown {', '.join(unknown)}"] * bool(unknown) + [f"missing {', '.join(missing)}"] * bool(missing)
+    if problems:
+        raise ConfigError(
+            f"{what} by layer does not fit the network: {'; '.join(problems)}; give exactly one value for each of "
+            f"its layers: {', '.join(layers)}"
+        )
 
 
 def layer_densities(network: nn.Module) -> list[LayerDensity]:

@@ -7,8 +7,8 @@ is a constant.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Literal
 
 import torch
@@ -16,8 +16,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
-from hydrabench.masking.density import kept_count, prunable_layers, used_modules, used_parameters
-from hydrabench.masking.scores import scaled_scores, top_k_mask
+from hydrabench.masking.density import (
+    Scope,
+    kept_counts,
+    prunable_layers,
+    total_kept,
+    used_modules,
+    used_parameters,
+)
+from hydrabench.masking.scores import scaled_scores, share_budget, top_k_mask
 
 Phase = Literal["train", "prune", "finetune"]
 
@@ -26,7 +33,8 @@ class ScoreMask(nn.Module):
     """Keeps the `kept` weights with the largest |scores| and zeroes the others.
 
     `scores` has the shape of the weight. While `selecting`, every call selects anew and gradients
-    reach the scores; otherwise the mask of the last `freeze` is used.
+    reach the scores; otherwise the mask of the last `freeze` is used. Under a shared `budget`, `kept`
+    follows the scores of all layers whenever a mask is selected.
     """
 
     mask: Tensor
@@ -34,13 +42,14 @@ class ScoreMask(nn.Module):
     def __init__(self, scores: Tensor, kept: int) -> None:
         super().__init__()
         self.kept = kept
+        self.budget: SharedBudget | None = None
         self.scores = nn.Parameter(scores.detach().clone())
         self.register_buffer("mask", top_k_mask(self.scores.detach(), kept), persistent=False)
         self.selecting = False
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the effective weight."""
-        return weight * (top_k_mask(self.scores, self.kept) if self.selecting else self.mask)
+        return weight * (self._selected(self.scores) if self.selecting else self.mask)
 
     def select(self) -> None:
         """Follow the scores from now on."""
@@ -49,7 +58,44 @@ class ScoreMask(nn.Module):
     def freeze(self) -> None:
         """Keep the mask that the scores select now."""
         self.selecting = False
-        self.mask = top_k_mask(self.scores.detach(), self.kept)
+        self.mask = self._selected(self.scores.detach())
+
+    def _selected(self, scores: Tensor) -> Tensor:
+        if self.budget is not None:
+            self.budget.distribute()
+        return top_k_mask(scores, self.kept)
+
+
+class SharedBudget:
+    """One number of weights that several masks keep together: those with the largest |scores| of all.
+
+    masks: the masks that share it, in the order of the layers.
+    kept: weights they keep together.
+    """
+
+    def __init__(self, masks: list[ScoreMask], kept: int) -> None:
+        self.masks = masks
+        self.kept = kept
+        self._holding = self._done = False
+
+    def distribute(self) -> None:
+        """Set `kept` of every mask from the scores as they are now; inside `hold` only the first time."""
+        if self._done:
+            return
+        counts = share_budget([mask.scores for mask in self.masks], self.kept)
+        for mask, kept in zip(self.masks, counts, strict=True):
+            mask.kept = kept
+        self._done = self._holding
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Distribute at most once inside the block, in which the scores must stay as they are."""
+        before = self._holding, self._done
+        self._holding, self._done = True, False
+        try:
+            yield
+        finally:
+            self._holding, self._done = before
 
 
 def score_masks(network: nn.Module) -> dict[str, ScoreMask]:
@@ -63,18 +109,50 @@ def score_masks(network: nn.Module) -> dict[str, ScoreMask]:
     }
 
 
-def attach_masks(network: nn.Module, density: float) -> None:
-    """Put a mask on every Conv2d and Linear, with scaled scores: at first it keeps the largest weights.
+def attach_masks(
+    network: nn.Module,
+    density: float | Mapping[str, float],
+    *,
+    scope: Scope = "layer",
+    kept: Mapping[str, int] | None = None,
+    scores: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Put a mask on every Conv2d and Linear in use.
 
     Args:
         network: changed in place; it must carry no masks yet.
-        density: fraction of weights kept in every layer, in (0, 1].
-    Raises: ConfigError if `density` is out of range.
+        density: fraction of weights kept in every layer, in (0, 1], or one for each layer by its name; with
+            the scope "global", the fraction of all weights together.
+        kept: number of weights each layer keeps, by its name, instead of what `density` says.
+        scores: by layer; None: scaled scores, with which every layer keeps its largest weights at first.
+    Raises: ConfigError if the budget is out of range or does not fit the layers.
     """
-    for layer in prunable_layers(network).values():
-        kept = kept_count(layer.weight.numel(), density)
-        parametrize.register_parametrization(layer, "weight", ScoreMask(scaled_scores(layer), kept))
+    layers = prunable_layers(network)
+    initial = {name: scaled_scores(layer) for name, layer in layers.items()} if scores is None else scores
+    shared = scope == "global" and kept is None
+    if shared:
+        if isinstance(density, Mapping):
+            raise ValueError("a global budget is one density")
+        total = total_kept(network, density)
+        counts = dict(zip(layers, share_budget([initial[name] for name in layers], total), strict=True))
+    else:
+        counts = kept_counts(network, density, kept)
+    masks = {name: ScoreMask(initial[name], counts[name]) for name in layers}
+    for name, layer in layers.items():
+        parametrize.register_parametrization(layer, "weight", masks[name])
         layer.train(layer.training)  # the new modules start in train mode, whatever the network is in
+    if shared:
+        budget = SharedBudget(list(masks.values()), total)
+        for mask in masks.values():
+            mask.budget = budget
+
+
+def freeze_masks(network: nn.Module) -> None:
+    """Keep the masks that the scores select now."""
+    masks = score_masks(network)
+    with _held_budgets(network):
+        for mask in masks.values():
+            mask.freeze()
 
 
 def set_phase(network: nn.Module, phase: Phase, *, freeze_batch_norm: bool = False) -> None:
@@ -97,13 +175,23 @@ def set_phase(network: nn.Module, phase: Phase, *, freeze_batch_norm: bool = Fal
         mask.scores.requires_grad_(pruning)
         if pruning:
             mask.select()
-        else:
-            mask.freeze()
+    if not pruning:
+        freeze_masks(network)
+
+
+@contextmanager
+def _held_budgets(network: nn.Module) -> Iterator[None]:
+    """Distribute every shared budget at most once in the block."""
+    budgets = {mask.budget for mask in score_masks(network).values() if mask.budget is not None}
+    with ExitStack() as stack:
+        for budget in budgets:
+            stack.enter_context(budget.hold())
+        yield
 
 
 @contextmanager
 def shared_masks(network: nn.Module) -> Iterator[None]:
-    """Compute every effective weight once and use it for all forward passes inside the block.
+    """Select every mask and compute every effective weight once and use it for all forward passes inside the block.
 
     Enter it anew for each optimizer step: the weights inside do not follow an update. They are computed
     here, with gradients enabled, because whoever asked first might do so under `no_grad` and leave the
@@ -111,7 +199,7 @@ def shared_masks(network: nn.Module) -> Iterator[None]:
     """
     masked = [layer for layer in prunable_layers(network).values() if parametrize.is_parametrized(layer, "weight")]
     with parametrize.cached():
-        with torch.enable_grad():
+        with torch.enable_grad(), _held_budgets(network):
             for layer in masked:
                 _ = layer.weight
         yield

@@ -23,7 +23,7 @@ from hydrabench.config import DataRecipe, Objective, PhaseRecipe
 from hydrabench.data import ImageSet, augment, batches, pixels
 from hydrabench.errors import LedgerError, NonFiniteError
 from hydrabench.files import replacing, write_text
-from hydrabench.masking import shared_masks
+from hydrabench.masking import freeze_masks, shared_masks
 from hydrabench.objectives import OBJECTIVES, SCHEDULES, Step, linear_epsilon
 from hydrabench.runtime import stream
 from hydrabench.workflows.progress import tracking
@@ -197,6 +197,8 @@ def _restore(job: Job, optimizer: torch.optim.Optimizer, folder: Path) -> Progre
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         job.network.load_state_dict(state["network"])
+        if job.phase != "prune":
+            freeze_masks(job.network)  # those of the scores that were saved, whatever was drawn today
         optimizer.load_state_dict(state["optimizer"])
         done = Progressed(**state["done"])
     except (RuntimeError, KeyError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:

@@ -77,8 +77,9 @@ def _train_step(recipe: Recipe, step: dict[str, Any], out: Path, machine: Machin
 
 
 def _with_density(recipe: Recipe, section: str, density: float) -> Recipe:
-    """The recipe with `density` written into its `prune:` or `finetune:` section."""
-    phase = getattr(recipe, section).model_copy(update={"density": density})
+    """The recipe with `density`, and the scope of its `prune:` section, in its `prune:` or `finetune:` section."""
+    scope = recipe.prune.scope if recipe.prune else "layer"
+    phase = getattr(recipe, section).model_copy(update={"density": density, "scope": scope})
     return recipe.model_copy(update={section: phase})
 
 

@@ -24,10 +24,21 @@ from hydrabench.checkpoints import (
     state_of,
 )
 from hydrabench.config import Normalization, PhaseRecipe, Recipe, sha256_of_values
-from hydrabench.data import DATASETS, load_images, validation_split
+from hydrabench.data import DATASETS, ImageSet, load_images, pixels, validation_split
 from hydrabench.errors import CheckpointError, ConfigError, lookup
 from hydrabench.ledger import RunFolder, open_run
-from hydrabench.masking import Phase, attach_masks, bake_masks, score_masks, set_phase
+from hydrabench.masking import (
+    SCORE_INITS,
+    Phase,
+    Scope,
+    attach_masks,
+    bake_masks,
+    kept_counts,
+    overall_density,
+    rescale_weights,
+    score_masks,
+    set_phase,
+)
 from hydrabench.models import build_model
 from hydrabench.runtime import environment, pick_device, stream
 from hydrabench.workflows.loop import METRICS_FILE, STATE_FILE, Job, run_epochs
@@ -39,20 +50,45 @@ BOUND_OBJECTIVES = ("crown-ibp",)  # objectives that pass bounds through the net
 
 
 @dataclass(frozen=True)
+class _Masks:
+    """The masks that a phase begins with; the recipe's keys say what they mean."""
+
+    density: float | dict[str, float]
+    scope: Scope
+    scores: str
+    rescale_weights: bool = False
+
+    def attach(self, network: nn.Module, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> None:
+        """Put them on a network without masks."""
+        if self.rescale_weights:
+            rescale_weights(network, self.density)
+        scores = SCORE_INITS[self.scores](network, generator, batch)
+        attach_masks(network, self.density, scope=self.scope, scores=scores)
+
+
+@dataclass(frozen=True)
 class _Start:
-    """What a phase starts from."""
+    """What a phase starts from. masks: those still to be put on; None if the network has all it needs."""
 
     network: nn.Module
     phase: Phase
     label: PhaseLabel
     density: float
     parent: str | None
+    masks: _Masks | None = None
 
 
 def train(recipe: Recipe, out: Path, *, machine: Machine, resume: bool = False) -> dict[str, Any]:
-    """Train a dense network from scratch. Returns the summary; writes `out/checkpoint.safetensors`."""
-    start = _Start(fresh_network(recipe), "train", "train", 1.0, None)
-    return _run(recipe, recipe.train, start, out, resume, machine)
+    """Train a network from scratch. Returns the summary; writes `out/checkpoint.safetensors`, in the dense layout.
+
+    With `train.density` below 1, the network is sparse: `train.scores` choose its masks before the first
+    step, and they stay.
+    """
+    network, section = fresh_network(recipe), recipe.train
+    density = overall_density(network, section.density, section.scope)
+    masks = _Masks(section.density, section.scope, section.scores, section.rescale_weights)
+    start = _Start(network, "train", "train", density, None, masks if density < 1 else None)
+    return _run(recipe, section, start, out, resume, machine)
 
 
 def fresh_network(recipe: Recipe) -> nn.Module:
@@ -70,7 +106,8 @@ def fresh_network(recipe: Recipe) -> nn.Module:
 def prune(recipe: Recipe, ref: str, out: Path, *, machine: Machine, resume: bool = False) -> dict[str, Any]:
     """Learn which weights to keep, starting from `ref`; writes a checkpoint in the masked layout.
 
-    Raises: ConfigError if the recipe has no `prune:` section or no density is given.
+    Raises: ConfigError if the recipe has no `prune:` section, no density is given, or it does not fit the
+        layers.
     """
     if recipe.prune is None:
         raise ConfigError(f"recipe {recipe.name} has no `prune:` section; add one with epochs and lr")
@@ -78,9 +115,11 @@ def prune(recipe: Recipe, ref: str, out: Path, *, machine: Machine, resume: bool
         raise ConfigError("no density given: add --density 0.1 to keep a tenth of the weights of every layer")
     source = _open_source(recipe, ref)
     network = source.baked()
-    attach_masks(network, recipe.prune.density)
-    start = _Start(network, "prune", "prune", recipe.prune.density, source.sha256)
-    return _run(recipe, recipe.prune, start, out, resume, machine)
+    section = recipe.prune
+    density = overall_density(network, recipe.prune.density, section.scope)
+    masks = _Masks(recipe.prune.density, section.scope, section.scores)
+    start = _Start(network, "prune", "prune", density, source.sha256, masks)
+    return _run(recipe, section, start, out, resume, machine)
 
 
 def finetune(
@@ -88,6 +127,8 @@ def finetune(
 ) -> dict[str, Any]:
     """Train the kept weights of a pruned checkpoint, or with `lwm` those of largest magnitude of any.
 
+    Magnitudes are those of the scaled scores, with which pruning starts by default: layer by layer they rank as
+    the weights do; under a global budget, a weight counts relative to its layer's largest and fan-in.
     Writes a checkpoint in the dense layout: the masks are baked in.
     Raises: ConfigError or CheckpointError if there is nothing that says which weights to keep.
     """
@@ -102,12 +143,15 @@ def finetune(
     if not lwm and source.header.density == 1:
         raise CheckpointError(f"{ref} is not pruned; run `hydrabench prune` first, or add --lwm --density 0.1")
     network = source.network
-    if lwm:
+    if lwm and density is not None:
         bake_masks(network)
-    kept = density if lwm and density is not None else source.header.density
-    if not score_masks(network):
-        attach_masks(network, kept)
-    start = _Start(network, "finetune", "lwm" if lwm else "finetune", kept, source.sha256)
+        overall = overall_density(network, density, recipe.finetune.scope)
+        attach_masks(network, density, scope=recipe.finetune.scope)
+        start = _Start(network, "finetune", "lwm", overall, source.sha256)
+    else:
+        if not score_masks(network):
+            attach_masks(network, source.header.density, kept=source.header.kept)
+        start = _Start(network, "finetune", "finetune", source.header.density, source.sha256)
     return _run(recipe, recipe.finetune, start, out, resume, machine)
 
 
@@ -127,6 +171,9 @@ def _run(
         (out / STATE_FILE).unlink(missing_ok=True)  # it may have been killed between finishing and tidying up
         say(f"{out} is complete already")
         return run.summary()
+    if start.masks is not None:
+        generator = stream(recipe.seed, start.label, "scores")
+        start.masks.attach(start.network, _one_batch(recipe, phase, start, training), generator)
     set_phase(start.network, start.phase, freeze_batch_norm=bool(getattr(phase, "freeze_batch_norm", False)))
     job = Job(
         title=f"{start.label} {recipe.name}" + (f" density {start.density:g}" if start.density < 1 else ""),
@@ -144,11 +191,22 @@ def _run(
     return _conclude(run, recipe, start, best, selection)
 
 
+def _one_batch(recipe: Recipe, phase: PhaseRecipe, start: _Start, training: ImageSet) -> tuple[Tensor, Tensor]:
+    """Random training images for scores that need some, as they are: pixels and labels."""
+    order = torch.randperm(len(training), generator=stream(recipe.seed, start.label, "scores batch"))
+    chosen = order[: phase.batch_size]
+    return pixels(training.images[chosen]), training.labels[chosen]
+
+
 def _conclude(
     run: RunFolder, recipe: Recipe, start: _Start, best: dict[str, Tensor], selection: Selection
 ) -> dict[str, Any]:
     """Write the checkpoint of the best epoch and the summary; the state to resume from is not needed any more."""
     dataset = DATASETS[recipe.data.name]
+    load_state(start.network, best, "the best epoch")
+    budgets = _budgets(start.network)
+    counts = {name: layer["kept"] for name, layer in budgets.items()}
+    even = not counts or counts == kept_counts(start.network, start.density)
     header = Header(
         schema="hydrabench.checkpoint/1",
         layout="masked" if start.label == "prune" else "dense",
@@ -165,17 +223,20 @@ def _conclude(
         seed=recipe.seed,
         selection=selection,
         parent=start.parent,
+        kept=None if even else counts,
     )
-    load_state(start.network, best, "the best epoch")
     if header.layout == "dense":
         bake_masks(start.network)
     sha256 = save_checkpoint(run.path / CHECKPOINT_FILE, state_of(start.network), header)
-    summary = {
+    summary: dict[str, Any] = {
         "n": selection.images,
         "checkpoint_sha256": sha256,
         "selection": selection.model_dump(mode="json"),
         "metrics": {f"validation_{selection.metric}": {"value": selection.value}},
     }
+    if budgets:
+        kept, weights = (sum(layer[key] for layer in budgets.values()) for key in ("kept", "weights"))
+        summary["density"] = {"global": kept / weights, "layers": budgets}
     run.finish(summary)
     (run.path / STATE_FILE).unlink(missing_ok=True)
     say(
@@ -183,6 +244,14 @@ def _conclude(
         f"{selection.images} held-out images; history in {run.path / METRICS_FILE}"
     )
     return run.summary()
+
+
+def _budgets(network: nn.Module) -> dict[str, dict[str, int]]:
+    """Weights of every masked layer, and how many of them its mask keeps."""
+    return {
+        name: {"weights": mask.mask.numel(), "kept": int(mask.mask.count_nonzero())}
+        for name, mask in score_masks(network).items()
+    }
 
 
 def _run_header(
