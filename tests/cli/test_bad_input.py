@@ -373,7 +373,7 @@ def test_a_report_of_nothing_or_of_half_a_run_is_refused(refused, hydrabench, he
         ("attack", "--ckpt", "dense.safetensors", "--out", "recipe.yml"),
         ("attack",),
         ("report",),
-        ("zoo", "export", "dense.safetensors", "--format", "onnx", "--out", "x"),
+        ("zoo", "export", "dense.safetensors", "--format", "tflite", "--out", "x"),
     ],
     ids=" ".join,
 )

@@ -197,3 +197,21 @@ def test_two_processes_attack_as_one_does_and_stop_at_once_when_they_must(made, 
     ):
         assert message in lines
     assert "several.py" not in "".join(line for line in lines if line.lstrip().startswith("File"))  # no traceback
+
+
+def test_two_runs_on_several_threads_give_the_same_bytes(tmp_path):
+    """What resuming bit by bit rests on; the command line sees to it, so nothing is set for it here."""
+    environment = {key: value for key, value in ENVIRONMENT.items() if key != "MKL_NUM_THREADS"}
+    short = ("--set", "train.epochs=2", "--set", "train.epsilon_ramp_epochs=2", "--device", "cpu")
+    written = []
+    for name in ("first", "second"):
+        command = ["train", "--config", "digits-crown-ibp", *short, "--out", str(tmp_path / name)]
+        subprocess.run(
+            [sys.executable, "-m", "hydrabench", *command],
+            env=environment | {"OMP_NUM_THREADS": "2"},
+            check=True,
+            capture_output=True,
+            timeout=PATIENCE,
+        )
+        written.append((tmp_path / name / "checkpoint.safetensors").read_bytes())
+    assert written[0] == written[1]

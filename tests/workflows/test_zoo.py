@@ -414,4 +414,4 @@ def test_export_of_nothing_writes_nothing(folder, tmp_path):
     result = hydrabench("export", tmp_path / "no.safetensors", "--format", "dense", "--out", tmp_path / "new" / "x")
     assert (result.exit_code, result.stderr) == (1, f"error: no checkpoint at {tmp_path / 'no.safetensors'}\n")
     assert not (tmp_path / "new").exists()
-    assert hydrabench("export", "tiny", "--format", "onnx", "--out", tmp_path / "x").exit_code == 2
+    assert hydrabench("export", "tiny", "--format", "tflite", "--out", tmp_path / "x").exit_code == 2
