@@ -25,26 +25,30 @@ if TYPE_CHECKING:
 
 @click.command()
 @recipe_options
+@click.option("--ckpt", "ref", help=f"Start from its weights instead of fresh ones. {REF_HELP}")
 @run_options
 @machine_options
 def train(
     config: str,
     overrides: tuple[str, ...],
+    ref: str | None,
     out: Path | None,
     resume: bool,
     **machine: Any,
 ) -> None:
-    """Train a network from scratch: a dense one, or with train.density below 1 a sparse one.
+    """Train a network, from scratch or from --ckpt: a dense one, or with train.density below 1 a sparse one.
 
     \b
-    Example
+    Examples
       hydrabench train --config digits-trades --set train.epochs=5 --out runs/dense
+      hydrabench train --config digits-trades --ckpt runs/dense --out runs/more
     """
     recipe = read_recipe(config, overrides)
     from hydrabench.workflows import training
 
     folder = out or Path("runs") / recipe.name / "train"
-    print_summary(training.train(recipe, folder, machine=read_machine(machine), resume=resume), machine["as_json"])
+    summary = training.train(recipe, folder, machine=read_machine(machine), ref=ref, resume=resume)
+    print_summary(summary, machine["as_json"])
 
 
 @click.command()

@@ -78,16 +78,26 @@ class _Start:
     masks: _Masks | None = None
 
 
-def train(recipe: Recipe, out: Path, *, machine: Machine, resume: bool = False) -> dict[str, Any]:
-    """Train a network from scratch. Returns the summary; writes `out/checkpoint.safetensors`, in the dense layout.
+def train(
+    recipe: Recipe, out: Path, *, machine: Machine, ref: str | None = None, resume: bool = False
+) -> dict[str, Any]:
+    """Train all weights, from scratch or from those of `ref`; writes `out/checkpoint.safetensors`, dense.
 
     With `train.density` below 1, the network is sparse: `train.scores` choose its masks before the first
     step, and they stay.
+    Returns: the summary. Raises: CheckpointError if `ref` does not fit the recipe, or is pruned.
     """
-    network, section = fresh_network(recipe), recipe.train
+    section = recipe.train
+    source = _open_source(recipe, ref) if ref else None
+    if source and source.header.density < 1:
+        raise CheckpointError(
+            f"{ref} is pruned, and `train` would fill its zeros; use `hydrabench finetune` to keep them"
+        )
+    network = source.baked() if source else fresh_network(recipe)
     density = overall_density(network, section.density, section.scope)
     masks = _Masks(section.density, section.scope, section.scores, section.rescale_weights)
-    start = _Start(network, "train", "train", density, None, masks if density < 1 else None)
+    parent = source.sha256 if source else None
+    start = _Start(network, "train", "train", density, parent, masks if density < 1 else None)
     return _run(recipe, section, start, out, resume, machine)
 
 
