@@ -14,7 +14,7 @@ from hydrabench.cli.training import finetune, pipeline, prune, train
 from hydrabench.cli.zoo import zoo
 
 # Before torch is imported: threads that wait by spinning fight for a core that another process needs, which made
-# small convolutions 20 to 200 times slower on a busy two-core machine; sleeping costs nothing measurable.
+# small convolutions 20 to 200 times slower on a busy two-core machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Matrix products on several MKL threads differ in their last bits from run to run (MKL_CBWR does not help), which
 # would break the promise that a resumed run ends with the same bytes. Convolutions use the other threads and do not.

@@ -59,7 +59,6 @@ Densities = Annotated[
     Annotated[Density, Tag(FOR_ALL)] | Annotated[dict[str, Density], BeforeValidator(_named), Tag(BY_LAYER)],
     Discriminator(_form),
 ]
-Channels = tuple[float, ...]
 
 
 class Section(BaseModel):
