@@ -1,36 +1,31 @@
 """Recipes and evaluation settings: frozen models, checked once, at the boundary."""
 
+from hydrabench.config.data import DataRecipe
 from hydrabench.config.evaluation import (
+    EVALUATIONS,
     AutoAttackSettings,
     CleanSettings,
     EvaluationSettings,
     PgdSettings,
-    SmoothingSettings,
-    VerifiedSettings,
     with_default_threat,
 )
 from hydrabench.config.fields import Densities, Density, Radius
 from hydrabench.config.loading import load_recipe, parse
-from hydrabench.config.recipe import (
-    BudgetRecipe,
+from hydrabench.config.objectives import (
+    OBJECTIVE_SETTINGS,
     CrownIbpObjective,
-    DataRecipe,
-    FinetuneRecipe,
-    ModelRecipe,
     NaturalObjective,
-    Normalization,
     Objective,
-    PhaseRecipe,
-    PipelineRecipe,
-    PruneRecipe,
-    Recipe,
-    Scores,
     TradesObjective,
-    TrainRecipe,
-    sha256_of_values,
 )
+from hydrabench.config.phases import BudgetRecipe, FinetuneRecipe, PhaseRecipe, PruneRecipe, Scores, TrainRecipe
+from hydrabench.config.recipe import ModelRecipe, Normalization, PipelineRecipe, Recipe, sha256_of_values
+from hydrabench.config.smoothing import SmoothingSettings
+from hydrabench.config.verified import VerifiedSettings
 
 __all__ = [
+    "EVALUATIONS",
+    "OBJECTIVE_SETTINGS",
     "AutoAttackSettings",
     "BudgetRecipe",
     "CleanSettings",

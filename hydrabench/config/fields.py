@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Annotated
+from typing import Annotated, Any, ClassVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -62,6 +62,25 @@ Densities = Annotated[
 
 
 class Section(BaseModel):
-    """Base of everything that is read from YAML: immutable, and a misspelt key is an error."""
+    """Base of everything that is read from YAML: immutable, and a misspelt key is an error.
+
+    Keys in `added` came after the first checkpoints and ledgers. Where they have their defaults, `plain` leaves them
+    out, so that hashes and runs from before them still agree.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    added: ClassVar[tuple[str, ...]] = ()
+
+    def plain(self) -> dict[str, Any]:
+        """The values as JSON has them, without those of `added` that have their defaults."""
+        values = self.model_dump(mode="json")
+        for key in self.added:
+            if getattr(self, key) == type(self).model_fields[key].default:
+                del values[key]
+        return values
+
+
+def members_by_tag(union: Any, tag: str) -> dict[str, type[Section]]:
+    """The models of a discriminated union, by every value that its `tag` field may have."""
+    members = get_args(get_args(union)[0])
+    return {name: member for member in members for name in get_args(member.model_fields[tag].annotation)}

@@ -10,9 +10,12 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from hydrabench.config import evaluation, recipe
+from hydrabench.config.data import DataRecipe
+from hydrabench.config.evaluation import EVALUATIONS
 from hydrabench.config.fields import BY_LAYER, FOR_ALL
-from hydrabench.config.recipe import Recipe
+from hydrabench.config.objectives import OBJECTIVE_SETTINGS
+from hydrabench.config.phases import FinetuneRecipe, PruneRecipe, TrainRecipe
+from hydrabench.config.recipe import ModelRecipe, Normalization, PipelineRecipe, Recipe
 from hydrabench.errors import ConfigError
 from hydrabench.files import shipped
 
@@ -92,28 +95,15 @@ def _describe(problem: Any) -> str:
 
 
 # Pydantic puts the tag of a union's member into the path; it says which model a misspelt key belongs to.
-_OBJECTIVES: dict[str, type[BaseModel]] = {
-    "natural": recipe.NaturalObjective,
-    "trades": recipe.TradesObjective,
-    "crown-ibp": recipe.CrownIbpObjective,
-}
-_EVALUATIONS: dict[str, type[BaseModel]] = {
-    "clean": evaluation.CleanSettings,
-    "pgd": evaluation.PgdSettings,
-    "autoattack": evaluation.AutoAttackSettings,
-    "ibp": evaluation.VerifiedSettings,
-    "crown-ibp": evaluation.VerifiedSettings,
-    "smoothing": evaluation.SmoothingSettings,
-}
-_TAGS = {*_OBJECTIVES, *_EVALUATIONS, FOR_ALL, BY_LAYER}
+_TAGS = {*OBJECTIVE_SETTINGS, *EVALUATIONS, FOR_ALL, BY_LAYER}
 _SECTIONS: dict[str, type[BaseModel]] = {
-    "model": recipe.ModelRecipe,
-    "normalization": recipe.Normalization,
-    "data": recipe.DataRecipe,
-    "train": recipe.TrainRecipe,
-    "prune": recipe.PruneRecipe,
-    "finetune": recipe.FinetuneRecipe,
-    "pipeline": recipe.PipelineRecipe,
+    "model": ModelRecipe,
+    "normalization": Normalization,
+    "data": DataRecipe,
+    "train": TrainRecipe,
+    "prune": PruneRecipe,
+    "finetune": FinetuneRecipe,
+    "pipeline": PipelineRecipe,
 }
 
 
@@ -122,5 +112,5 @@ def _known_keys(place: Sequence[Any]) -> list[str]:
     sections = [part for part in place[:-1] if isinstance(part, str)]
     if not sections:
         return list(Recipe.model_fields)
-    tagged = _OBJECTIVES if sections[0] == "objective" else _EVALUATIONS
+    tagged = OBJECTIVE_SETTINGS if sections[0] == "objective" else EVALUATIONS
     return list((tagged.get(sections[-1]) or _SECTIONS.get(sections[-1], Recipe)).model_fields)

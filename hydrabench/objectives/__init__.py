@@ -17,17 +17,22 @@ from hydrabench.objectives.trades import pgd_verdicts, trades_loss
 
 @dataclass(frozen=True)
 class TrainingObjective:
-    """loss: what a step minimises. verdicts: which validation images count, (B,) bool. metric: its name."""
+    """How one objective trains and selects.
+
+    loss: what a step minimises. verdicts: which validation images count, (B,) bool. metric: its name.
+    passes_bounds: whether bounds go through the network, so that every layer must have rules.
+    """
 
     loss: Callable[[nn.Module, Tensor, Tensor, Any, Step], Losses]
     verdicts: Callable[[nn.Module, Tensor, Tensor, Any, Step], Tensor]
     metric: str
+    passes_bounds: bool = False
 
 
 OBJECTIVES: dict[str, TrainingObjective] = {
     "natural": TrainingObjective(natural_loss, clean_verdicts, "clean_accuracy"),
     "trades": TrainingObjective(trades_loss, pgd_verdicts, "robust_accuracy"),
-    "crown-ibp": TrainingObjective(crown_ibp_loss, verified_verdicts, "verified_accuracy"),
+    "crown-ibp": TrainingObjective(crown_ibp_loss, verified_verdicts, "verified_accuracy", passes_bounds=True),
 }
 
 __all__ = [

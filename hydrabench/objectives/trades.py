@@ -42,10 +42,9 @@ def trades_loss(network: nn.Module, x: Tensor, y: Tensor, settings: TradesObject
 def _attack(network: nn.Module, x: Tensor, settings: TradesObjective, step: Step) -> Tensor:
     with torch.no_grad():
         clean_logits = network(x)
-    noise = torch.randn(x.shape, generator=step.generator).to(x)
     return ascend(
         x,
-        (x + START_DEVIATION * noise).clamp(0, 1),
+        (x + START_DEVIATION * step.normal(x)).clamp(0, 1),
         step.epsilon,
         lambda candidate: divergence(clean_logits, network(candidate)),
         norm=settings.norm,

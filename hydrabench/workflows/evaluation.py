@@ -235,7 +235,7 @@ def _run_header(subject: Subject, settings: EvaluationSettings, count: int, worl
     """What `run.json` says of an evaluation."""
     return {
         "command": "attack" if settings.kind in ATTACKS else "certify",
-        "settings": settings.model_dump(mode="json"),
+        "settings": settings.plain(),
         "protocol": settings.protocol,
         "checkpoint": subject.describe(),
         "dataset": {"name": subject.checkpoint.header.dataset, "split": "test", "n": count},

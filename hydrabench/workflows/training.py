@@ -40,13 +40,13 @@ from hydrabench.masking import (
     set_phase,
 )
 from hydrabench.models import build_model
+from hydrabench.objectives import OBJECTIVES
 from hydrabench.runtime import environment, pick_device, stream
 from hydrabench.workflows.loop import METRICS_FILE, STATE_FILE, Job, run_epochs
 from hydrabench.workflows.machine import Machine
 from hydrabench.workflows.progress import say
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
-BOUND_OBJECTIVES = ("crown-ibp",)  # objectives that pass bounds through the network
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def _run(
     """Run one phase in its folder, or find it done."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("training runs in one process; start it without torchrun, which is for attack and certify")
-    if recipe.objective.name in BOUND_OBJECTIVES:
+    if OBJECTIVES[recipe.objective.name].passes_bounds:
         program_of(start.network)  # an unsupported layer is refused before the run folder is made
     device = pick_device(machine.device)
     images = load_images(recipe.data.name, "train", machine.data_dir, download=machine.download)

@@ -1,0 +1,75 @@
+"""The sections `train:`, `prune:` and `finetune:` of a recipe."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from hydrabench.config.fields import Densities, Section
+
+# How importance scores start: the keys of `SCORE_INITS` in hydrabench.masking.
+Scores = Literal["scaled", "kaiming_normal", "kaiming_uniform", "xavier_normal", "xavier_uniform", "snip"]
+
+
+class PhaseRecipe(Section):
+    """What the three phases have in common."""
+
+    epochs: PositiveInt
+    batch_size: PositiveInt = 128
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    lr: PositiveFloat
+    weight_decay: NonNegativeFloat = 1e-4
+    momentum: float = Field(0.9, ge=0, lt=1)  # of sgd; adam ignores it
+    schedule: Literal["cosine", "constant"] = "cosine"
+    epsilon_ramp_epochs: PositiveInt = 1  # the radius grows linearly over these; 1: full from the first step
+
+    @model_validator(mode="after")
+    def ramp_fits(self) -> PhaseRecipe:
+        """The ramp must leave at least its last epoch at the full radius."""
+        if self.epsilon_ramp_epochs > self.epochs:
+            raise ValueError(f"epsilon_ramp_epochs {self.epsilon_ramp_epochs} exceeds epochs {self.epochs}")
+        return self
+
+
+class BudgetRecipe(PhaseRecipe):
+    """A phase that may choose which weights to keep.
+
+    `scope: layer` gives every layer the density, or its own if `density` is a mapping from layer names;
+    `scope: global` gives all layers one budget together.
+    """
+
+    added: ClassVar[tuple[str, ...]] = ("scope",)
+
+    density: Densities | None = None  # k: fraction of weights kept
+    scope: Literal["layer", "global"] = "layer"
+
+    @model_validator(mode="after")
+    def scope_fits(self) -> BudgetRecipe:
+        """A global budget is one number."""
+        if self.scope == "global" and isinstance(self.density, dict):
+            raise ValueError("scope global takes one density for all layers together, not one for each layer")
+        return self
+
+
+class TrainRecipe(BudgetRecipe):
+    """The `train:` section. Below density 1 a sparse network is trained from scratch, with a mask that stays."""
+
+    added: ClassVar[tuple[str, ...]] = ("density", "scope", "scores", "rescale_weights")
+
+    density: Densities = 1.0
+    scores: Scores = "snip"  # what chooses the mask; snip looks at one batch, random scores give a random mask
+    rescale_weights: bool = False  # multiply the initial weights by 1 / sqrt(density)
+
+
+class PruneRecipe(BudgetRecipe):
+    """The `prune:` section. `--density` overrides the density."""
+
+    added: ClassVar[tuple[str, ...]] = ("scope", "scores")
+
+    scores: Scores = "scaled"
+    freeze_batch_norm: bool = False
+
+
+class FinetuneRecipe(BudgetRecipe):
+    """The `finetune:` section. Its density and scope are for `--lwm` only, which keeps by scaled magnitude."""
