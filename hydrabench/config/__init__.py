@@ -19,7 +19,14 @@ from hydrabench.config.objectives import (
     TradesObjective,
 )
 from hydrabench.config.phases import BudgetRecipe, FinetuneRecipe, PhaseRecipe, PruneRecipe, Scores, TrainRecipe
-from hydrabench.config.recipe import ModelRecipe, Normalization, PipelineRecipe, Recipe, sha256_of_values
+from hydrabench.config.recipe import (
+    ModelRecipe,
+    Normalization,
+    PipelineRecipe,
+    Recipe,
+    SectionName,
+    sha256_of_values,
+)
 from hydrabench.config.smoothing import SmoothingSettings
 from hydrabench.config.verified import VerifiedSettings
 
@@ -46,6 +53,7 @@ __all__ = [
     "Radius",
     "Recipe",
     "Scores",
+    "SectionName",
     "SmoothingSettings",
     "TradesObjective",
     "TrainRecipe",

@@ -13,30 +13,25 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from hydrabench.config.data import DataRecipe
 from hydrabench.config.evaluation import EVALUATIONS
 from hydrabench.config.fields import BY_LAYER, FOR_ALL
+from hydrabench.config.inheritance import find_recipe, resolved_values
 from hydrabench.config.objectives import OBJECTIVE_SETTINGS
 from hydrabench.config.phases import FinetuneRecipe, PruneRecipe, TrainRecipe
 from hydrabench.config.recipe import ModelRecipe, Normalization, PipelineRecipe, Recipe
 from hydrabench.errors import ConfigError
-from hydrabench.files import shipped
 
 Parsed = TypeVar("Parsed")
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe, apply `KEY=VALUE` overrides ("train.epochs=3"), and check all of it.
+    """Read a recipe and those it is based on, apply `KEY=VALUE` overrides ("train.epochs=3"), and check all of it.
 
     Args:
         path: a YAML file, or the name of a recipe that comes with hydrabench ("digits-trades").
         overrides: dotted keys with YAML values.
     Raises: ConfigError with every problem and its place.
     """
-    file = _find_recipe(Path(path))
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{file} does not hold a recipe: expected keys and values, found {type(values).__name__}")
+    file = find_recipe(Path(path))
+    values = resolved_values(file)
     for override in overrides:
         _apply(values, override)
     return parse(TypeAdapter(Recipe), values, str(file))
@@ -49,15 +44,6 @@ def parse(adapter: TypeAdapter[Parsed], values: Any, source: str) -> Parsed:
     except ValidationError as error:
         problems = [_describe(problem) for problem in error.errors()]
         raise ConfigError(f"{source}: {'; '.join(problems)}") from error
-
-
-def _find_recipe(path: Path) -> Path:
-    if path.is_file():
-        return path
-    known = {file.stem: file for file in sorted(shipped("configs").glob("*.yml"))}
-    if path.name in known or (path.stem in known and len(path.parts) == 1):
-        return known[path.stem if path.stem in known else path.name]
-    raise ConfigError(f"no recipe {str(path)!r}; give a YAML file or one of: {', '.join(known)}")
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
@@ -112,5 +98,5 @@ def _known_keys(place: Sequence[Any]) -> list[str]:
     sections = [part for part in place[:-1] if isinstance(part, str)]
     if not sections:
         return list(Recipe.model_fields)
-    tagged = OBJECTIVE_SETTINGS if sections[0] == "objective" else EVALUATIONS
+    tagged = OBJECTIVE_SETTINGS if "objective" in sections else EVALUATIONS
     return list((tagged.get(sections[-1]) or _SECTIONS.get(sections[-1], Recipe)).model_fields)

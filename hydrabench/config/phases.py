@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from hydrabench.config.fields import Densities, Section
+from hydrabench.config.objectives import Objective
 
 # How importance scores start: the keys of `SCORE_INITS` in hydrabench.masking.
 Scores = Literal["scaled", "kaiming_normal", "kaiming_uniform", "xavier_normal", "xavier_uniform", "snip"]
@@ -15,6 +16,9 @@ Scores = Literal["scaled", "kaiming_normal", "kaiming_uniform", "xavier_normal",
 class PhaseRecipe(Section):
     """What the three phases have in common."""
 
+    added: ClassVar[tuple[str, ...]] = ("objective",)
+
+    objective: Objective | None = None  # None: the recipe's own
     epochs: PositiveInt
     batch_size: PositiveInt = 128
     optimizer: Literal["sgd", "adam"] = "sgd"
@@ -39,7 +43,7 @@ class BudgetRecipe(PhaseRecipe):
     `scope: global` gives all layers one budget together.
     """
 
-    added: ClassVar[tuple[str, ...]] = ("scope",)
+    added: ClassVar[tuple[str, ...]] = (*PhaseRecipe.added, "scope")
 
     density: Densities | None = None  # k: fraction of weights kept
     scope: Literal["layer", "global"] = "layer"
@@ -55,7 +59,7 @@ class BudgetRecipe(PhaseRecipe):
 class TrainRecipe(BudgetRecipe):
     """The `train:` section. Below density 1 a sparse network is trained from scratch, with a mask that stays."""
 
-    added: ClassVar[tuple[str, ...]] = ("density", "scope", "scores", "rescale_weights")
+    added: ClassVar[tuple[str, ...]] = (*BudgetRecipe.added, "density", "scores", "rescale_weights")
 
     density: Densities = 1.0
     scores: Scores = "snip"  # what chooses the mask; snip looks at one batch, random scores give a random mask
@@ -65,7 +69,7 @@ class TrainRecipe(BudgetRecipe):
 class PruneRecipe(BudgetRecipe):
     """The `prune:` section. `--density` overrides the density."""
 
-    added: ClassVar[tuple[str, ...]] = ("scope", "scores")
+    added: ClassVar[tuple[str, ...]] = (*BudgetRecipe.added, "scores")
 
     scores: Scores = "scaled"
     freeze_batch_norm: bool = False

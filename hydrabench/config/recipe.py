@@ -12,7 +12,9 @@ from hydrabench.config.data import DataRecipe
 from hydrabench.config.evaluation import EvaluationSettings, with_default_threat
 from hydrabench.config.fields import Density, Section
 from hydrabench.config.objectives import Objective
-from hydrabench.config.phases import FinetuneRecipe, PruneRecipe, TrainRecipe
+from hydrabench.config.phases import FinetuneRecipe, PhaseRecipe, PruneRecipe, TrainRecipe
+
+SectionName = Literal["train", "prune", "finetune"]
 
 
 class Normalization(Section):
@@ -75,13 +77,21 @@ class Recipe(Section):
         """Allow the word "all"."""
         return None if value == "all" else value
 
-    def of_phase(self, section: Literal["train", "prune", "finetune"]) -> dict[str, Any]:
+    def objective_of(self, section: SectionName) -> Objective:
+        """What a phase trains: its own objective if it has one, else the recipe's."""
+        phase: PhaseRecipe | None = getattr(self, section)
+        return self.objective if phase is None or phase.objective is None else phase.objective
+
+    def of_phase(self, section: SectionName) -> dict[str, Any]:
         """What one phase depends on, as plain values: the other phases and the evaluations are left out."""
-        parts = {key: getattr(self, key) for key in ("model", "data", "objective", section)}
+        phase: PhaseRecipe | None = getattr(self, section)
         return {
             "name": self.name,
             "seed": self.seed,
-            **{key: None if part is None else part.plain() for key, part in parts.items()},
+            "model": self.model.plain(),
+            "data": self.data.plain(),
+            "objective": self.objective_of(section).plain(),
+            section: phase.model_copy(update={"objective": None}).plain() if phase else None,
         }
 
 

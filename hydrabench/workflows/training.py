@@ -171,7 +171,7 @@ def _run(
     """Run one phase in its folder, or find it done."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("training runs in one process; start it without torchrun, which is for attack and certify")
-    if OBJECTIVES[recipe.objective.name].passes_bounds:
+    if OBJECTIVES[recipe.objective_of(_section(start)).name].passes_bounds:
         program_of(start.network)  # an unsupported layer is refused before the run folder is made
     device = pick_device(machine.device)
     images = load_images(recipe.data.name, "train", machine.data_dir, download=machine.download)
@@ -190,7 +190,7 @@ def _run(
         phase=start.label,
         seed=recipe.seed,
         recipe=phase,
-        objective=recipe.objective,
+        objective=recipe.objective_of(_section(start)),
         data=recipe.data,
         train=training.to(device),
         validation=validation.to(device),
@@ -227,7 +227,7 @@ def _conclude(
         num_classes=dataset.num_classes,
         normalization=recipe.model.normalization,
         density=start.density,
-        objective=recipe.objective,
+        objective=recipe.objective_of(_section(start)),
         recipe=recipe.name,
         recipe_sha256=sha256_of_values(recipe.of_phase(_section(start))),
         seed=recipe.seed,

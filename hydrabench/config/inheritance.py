@@ -1,0 +1,82 @@
+"""Recipe files, and how one is based on another: `base: other.yml`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hydrabench.errors import ConfigError
+from hydrabench.files import shipped
+
+REPLACED = ("objective",)  # sections whose keys depend on their `name`: another name starts afresh
+
+
+def find_recipe(path: Path, beside: Path | None = None) -> Path:
+    """Return the file of a recipe: one that is there, or one that comes with hydrabench.
+
+    Args:
+        path: a file, or the name of a recipe that comes with hydrabench, with or without ".yml".
+        beside: the folder that relative files are looked for in; None: the working directory.
+    Raises: ConfigError naming those that exist.
+    """
+    file = path if beside is None else beside / path
+    if file.is_file():
+        return file
+    known = {file.stem: file for file in sorted(shipped("configs").glob("*.yml"))}
+    name = path.name.removesuffix(".yml")
+    if len(path.parts) == 1 and name in known:
+        return known[name]
+    raise ConfigError(f"no recipe {str(path)!r}; give a YAML file or one of: {', '.join(known)}")
+
+
+def resolved_values(file: Path) -> dict[str, Any]:
+    """Read a recipe's values, on top of those of the recipe it names as its `base`, and so on down.
+
+    `base` is a file, relative to the one that names it, or the name of a recipe that comes with hydrabench. Sections
+    are merged key by key; anything else, lists included, replaces what was there. An `objective:` of another
+    `name` is not merged, because its keys mean other things.
+    Raises: ConfigError if a file is no recipe, or bases go round in a circle.
+    """
+    chain: list[Path] = []
+    layers: list[dict[str, Any]] = []
+    following: Path | None = file
+    while following is not None:
+        if following.resolve() in chain:
+            names = " -> ".join(path.name for path in [*chain, following])
+            raise ConfigError(f"{file} is based on itself: {names}; take one `base:` out")
+        chain.append(following.resolve())
+        values = _read(following)
+        base = values.pop("base", None)
+        if base is not None and not isinstance(base, str):
+            raise ConfigError(f"{following}: base: is the file or name of one recipe, got {base!r}")
+        layers.append(values)
+        following = find_recipe(Path(base), following.parent) if base else None
+    merged: dict[str, Any] = {}
+    for values in reversed(layers):
+        merged = _merge(merged, values)
+    return merged
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file} does not hold a recipe: expected keys and values, found {type(values).__name__}")
+    return values
+
+
+def _merge(under: Mapping[str, Any], over: Mapping[str, Any], key: str = "") -> dict[str, Any]:
+    """`over` on top of `under`; `key` is where both stand."""
+    if key in REPLACED and over.get("name", under.get("name")) != under.get("name"):
+        return dict(over)
+    merged = dict(under)
+    for name, value in over.items():
+        below = under.get(name)
+        both = isinstance(value, Mapping) and isinstance(below, Mapping)
+        merged[name] = _merge(below, value, name) if both else value  # type: ignore[arg-type]
+    return merged
