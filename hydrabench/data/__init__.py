@@ -13,19 +13,21 @@ from hydrabench.data.digits import load_digits
 from hydrabench.data.images import (
     Block,
     ImageSet,
+    ImageSource,
     batches,
     block_indices,
     load_block,
     pixels,
     validation_split,
 )
+from hydrabench.data.loaders import TrainingBatches
 from hydrabench.errors import DataError, lookup
 
 
 class Loader(Protocol):
     """Returns the "train" or "test" split found in a folder."""
 
-    def __call__(self, split: str, folder: Path | None, *, download: bool = False) -> ImageSet:
+    def __call__(self, split: str, folder: Path | None, *, download: bool = False) -> ImageSource:
         """Load one split."""
 
 
@@ -44,7 +46,7 @@ DATASETS: dict[str, DataSet] = {
 }
 
 
-def load_images(name: str, split: str, folder: Path | None = None, *, download: bool = False) -> ImageSet:
+def load_images(name: str, split: str, folder: Path | None = None, *, download: bool = False) -> ImageSource:
     """Load one split of a registered data set.
 
     Args:
@@ -60,12 +62,12 @@ def load_images(name: str, split: str, folder: Path | None = None, *, download: 
     if folder is not None and not folder.is_dir() and not download:
         raise DataError(f"data folder {str(folder)!r} does not exist; correct --data-dir or HYDRABENCH_DATA")
     images = dataset.load(split, folder, download=download)
-    if tuple(images.images.shape[1:]) != dataset.shape:
-        raise DataError(f"{name} images should be {dataset.shape}, found {tuple(images.images.shape[1:])}")
+    if images.shape != dataset.shape:
+        raise DataError(f"{name} images should be {dataset.shape}, found {images.shape}")
     return images
 
 
-def first_images(images: ImageSet, n: int | None) -> int:
+def first_images(images: ImageSource, n: int | None) -> int:
     """Return how many of the first images to take: `n`, or all if None.
 
     Raises: DataError if there are fewer than `n`.
@@ -80,6 +82,8 @@ __all__ = [
     "Block",
     "DataSet",
     "ImageSet",
+    "ImageSource",
+    "TrainingBatches",
     "augment",
     "batches",
     "block_indices",

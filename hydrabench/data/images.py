@@ -1,10 +1,11 @@
-"""Image sets in memory, and the fixed blocks in which they are evaluated."""
+"""What every image source offers, image sets in memory, and the fixed blocks in which images are evaluated."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,9 +13,44 @@ from torch import Tensor
 from hydrabench.errors import DataError
 
 
+class ImageSource(Protocol):
+    """One split of a data set, in memory or decoded when asked for; `labels` int64 (N,)."""
+
+    @property
+    def name(self) -> str:
+        """The key of `DATASETS`."""
+
+    @property
+    def split(self) -> str:
+        """Which part of the data set this is."""
+
+    @property
+    def num_classes(self) -> int:
+        """Labels lie in 0..num_classes - 1."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of every image."""
+
+    @property
+    def labels(self) -> Tensor:
+        """One label for each image, on the device of the set."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, indices: Tensor) -> Tensor:
+        """Return the images at `indices`, uint8 (B, C, H, W), as they are evaluated, on the device of the set."""
+
+    def subset(self, indices: Tensor, split: str) -> ImageSource:
+        """Return the images at `indices` as a set of its own, called `split`."""
+
+    def to(self, device: torch.device) -> ImageSource:
+        """Return the same set, whose images and labels come on `device`."""
+
+
 @dataclass(frozen=True)
 class ImageSet:
-    """One split of a data set: `images` uint8 (N, C, H, W), `labels` int64 (N,)."""
+    """An image source in memory: `images` uint8 (N, C, H, W), `labels` int64 (N,)."""
 
     name: str
     split: str
@@ -24,6 +60,16 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of every image."""
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
+    def take(self, indices: Tensor) -> Tensor:
+        """Return the images at `indices`, uint8 (B, C, H, W)."""
+        return self.images[indices.to(self.images.device)]
 
     def subset(self, indices: Tensor, split: str) -> ImageSet:
         """Return the images at `indices` as a set of its own, called `split`."""
@@ -59,15 +105,15 @@ def block_indices(n: int, size: int) -> list[tuple[int, ...]]:
     return [tuple(range(start, min(start + size, n))) for start in range(0, n, size)]
 
 
-def load_block(images: ImageSet, number: int, indices: tuple[int, ...]) -> Block:
+def load_block(images: ImageSource, number: int, indices: tuple[int, ...]) -> Block:
     """Return the images at `indices` as float32 in [0, 1] on the CPU, with their hashes."""
     chosen = torch.tensor(indices)
-    floats = pixels(images.images[chosen])
+    floats = pixels(images.take(chosen))
     shas = tuple(hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest() for image in floats)
     return Block(number, indices, floats, images.labels[chosen], shas)
 
 
-def validation_split(images: ImageSet, fraction: float) -> tuple[ImageSet, ImageSet]:
+def validation_split(images: ImageSource, fraction: float) -> tuple[ImageSource, ImageSource]:
     """Hold out a fixed pseudo-random `fraction` of a training set, the same for every seed.
 
     Returns: what is left to train on, and the held-out images (split "validation").

@@ -20,7 +20,7 @@ from torch import nn
 from hydrabench.bounds import BOUNDS, program_of, read
 from hydrabench.checkpoints import Checkpoint, checkpoint_name, open_ref
 from hydrabench.config import EvaluationSettings, SmoothingSettings, parse, with_default_threat
-from hydrabench.data import ImageSet, block_indices, first_images, load_block, load_images
+from hydrabench.data import ImageSource, block_indices, first_images, load_block, load_images
 from hydrabench.errors import ConfigError, lookup
 from hydrabench.evaluators import EVALUATORS
 from hydrabench.ledger import Record, RunFolder, open_run
@@ -174,7 +174,7 @@ def _rounds(
     world: World,
     subject: Subject,
     settings: EvaluationSettings,
-    images: ImageSet,
+    images: ImageSource,
     blocks: list[tuple[int, tuple[int, ...]]],
 ) -> Iterator[list[Record]]:
     """Yield the records of `world.size` blocks at a time, in block order, on every process."""
@@ -185,7 +185,7 @@ def _rounds(
 
 
 def _evaluate_blocks(
-    subject: Subject, settings: EvaluationSettings, images: ImageSet, blocks: Sequence[tuple[int, tuple[int, ...]]]
+    subject: Subject, settings: EvaluationSettings, images: ImageSource, blocks: Sequence[tuple[int, tuple[int, ...]]]
 ) -> list[Record]:
     """The records of this process's share of a round: one block, or none in the last round."""
     records: list[Record] = []

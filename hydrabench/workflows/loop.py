@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from hydrabench.checkpoints import Selection, state_of
 from hydrabench.config import DataRecipe, Objective, PhaseRecipe
-from hydrabench.data import ImageSet, augment, batches, pixels
+from hydrabench.data import ImageSource, augment, batches, pixels
 from hydrabench.errors import LedgerError, NonFiniteError
 from hydrabench.files import replacing, write_text
 from hydrabench.masking import freeze_masks, shared_masks
@@ -42,8 +42,8 @@ class Job:
     recipe: PhaseRecipe
     objective: Objective
     data: DataRecipe
-    train: ImageSet
-    validation: ImageSet
+    train: ImageSource
+    validation: ImageSource
     network: nn.Module
     device: torch.device
 
@@ -151,7 +151,7 @@ def _train_epoch(job: Job, optimizer: torch.optim.Optimizer, epoch: int, advance
 def _batch(job: Job, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     chosen = indices.to(job.device)
     images = augment(
-        job.train.images[chosen], crop_padding=job.data.crop_padding, flip=job.data.flip, generator=generator
+        job.train.take(chosen), crop_padding=job.data.crop_padding, flip=job.data.flip, generator=generator
     )
     return pixels(images), job.train.labels[chosen]
 
@@ -172,7 +172,7 @@ def _validate(job: Job) -> dict[str, float]:
     with shared_masks(job.network):
         for number, indices in enumerate(batches(len(job.validation), VALIDATION_BATCH)):
             chosen = indices.to(job.device)
-            x, y = pixels(job.validation.images[chosen]), job.validation.labels[chosen]
+            x, y = pixels(job.validation.take(chosen)), job.validation.labels[chosen]
             step = Step(job.epsilon, 1.0, stream(job.seed, "validation", number))
             with torch.no_grad():
                 counts["clean_accuracy"] += int((job.network(x).argmax(1) == y).sum())

@@ -24,7 +24,7 @@ from hydrabench.checkpoints import (
     state_of,
 )
 from hydrabench.config import Normalization, PhaseRecipe, Recipe, sha256_of_values
-from hydrabench.data import DATASETS, ImageSet, load_images, pixels, validation_split
+from hydrabench.data import DATASETS, ImageSource, load_images, pixels, validation_split
 from hydrabench.errors import CheckpointError, ConfigError, lookup
 from hydrabench.ledger import RunFolder, open_run
 from hydrabench.masking import (
@@ -201,11 +201,11 @@ def _run(
     return _conclude(run, recipe, start, best, selection)
 
 
-def _one_batch(recipe: Recipe, phase: PhaseRecipe, start: _Start, training: ImageSet) -> tuple[Tensor, Tensor]:
+def _one_batch(recipe: Recipe, phase: PhaseRecipe, start: _Start, training: ImageSource) -> tuple[Tensor, Tensor]:
     """Random training images for scores that need some, as they are: pixels and labels."""
     order = torch.randperm(len(training), generator=stream(recipe.seed, start.label, "scores batch"))
     chosen = order[: phase.batch_size]
-    return pixels(training.images[chosen]), training.labels[chosen]
+    return pixels(training.take(chosen)), training.labels[chosen]
 
 
 def _conclude(
