@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and their hashes."""
+"""Files that appear whole or not at all, their hashes, and the folders that hydrabench knows by itself."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+CACHE_VARIABLE = "HYDRABENCH_CACHE"
 SCRATCH = ".partial"  # how the names of scratch files end, which a killed process leaves behind
 
 
@@ -56,3 +57,10 @@ def shipped(folder: str) -> Path:
     package = Path(__file__).resolve().parent
     beside, inside = package.parent / folder, package / folder
     return inside if inside.is_dir() else beside
+
+
+def cache_folder() -> Path:
+    """The folder of all that is kept for later: HYDRABENCH_CACHE, else $XDG_CACHE_HOME/hydrabench, else in ~/.cache."""
+    if given := os.environ.get(CACHE_VARIABLE):
+        return Path(given).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hydrabench"

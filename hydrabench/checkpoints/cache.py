@@ -1,13 +1,12 @@
 """Checkpoints from the web: fetched once, kept in the user's cache, their hashes in the user's lock file.
 
-The cache is the folder HYDRABENCH_CACHE, else $XDG_CACHE_HOME/hydrabench, else ~/.cache/hydrabench. In it, `zoo/ID/`
-holds the files of a checkpoint, and `zoo.lock.json` says what every file was when it was first fetched: a
-checkpoint whose hash nobody published is trusted on first use, and may not change after that.
+In the cache (see `hydrabench.files.cache_folder`), `zoo/ID/` holds the files of a checkpoint, and `zoo.lock.json` says
+what every file was when it was first fetched: a checkpoint whose hash nobody published is trusted on first use, and
+may not change after that.
 """
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,14 +20,13 @@ from hydrabench.checkpoints.fetch import TIMEOUT, Expected, Progress, download
 from hydrabench.checkpoints.manifest import Identity, Sha256, ZooEntry
 from hydrabench.config.fields import Section
 from hydrabench.errors import CheckpointError
-from hydrabench.files import sha256_of, write_text
+from hydrabench.files import CACHE_VARIABLE, cache_folder, sha256_of, write_text
 
 try:
     import fcntl
 except ImportError:  # not on Windows: there, two processes that fetch the same checkpoint at once are not kept apart
     fcntl = None  # type: ignore[assignment]
 
-CACHE_VARIABLE = "HYDRABENCH_CACHE"
 LOCK = "zoo.lock.json"
 # Names without their endings; the first that is there is what an id stands for.
 ORDER = ("checkpoint_dense", "checkpoint")
@@ -47,13 +45,6 @@ class Lock(Section):
 
     schema_version: Literal["hydrabench.zoo-lock/1"] = "hydrabench.zoo-lock/1"
     checkpoints: dict[Identity, dict[FileName, LockedFile]] = Field(default_factory=dict)
-
-
-def cache_folder() -> Path:
-    """The folder of everything that hydrabench keeps for later."""
-    if given := os.environ.get(CACHE_VARIABLE):
-        return Path(given).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hydrabench"
 
 
 def cached_files(entry: ZooEntry, *, check: bool = True) -> list[Path]:
