@@ -52,7 +52,7 @@ def options(*added: Callable[[Command], Command]) -> Callable[[Command], Command
 machine_options = options(
     click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N, or auto."),
     click.option("--data-dir", type=FOLDER, envvar="HYDRABENCH_DATA", help="Where data sets lie.", show_envvar=True),
-    click.option("--download", is_flag=True, help="Fetch a data set that is missing (CIFAR-10, through torchvision)."),
+    click.option("--download", is_flag=True, help="Fetch a missing data set (cifar10, cifar100, svhn)."),
     click.option("--json", "as_json", is_flag=True, help="Print the summary, and nothing else, as JSON on stdout."),
 )
 recipe_options = options(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from hydrabench.data.augment import augment
-from hydrabench.data.cifar import load_cifar10
+from hydrabench.data.cifar import load_cifar10, load_cifar100
 from hydrabench.data.digits import load_digits
 from hydrabench.data.images import (
     Block,
@@ -16,11 +16,13 @@ from hydrabench.data.images import (
     ImageSource,
     batches,
     block_indices,
+    check_labels,
     load_block,
     pixels,
     validation_split,
 )
 from hydrabench.data.loaders import TrainingBatches
+from hydrabench.data.svhn import load_svhn
 from hydrabench.errors import DataError, lookup
 
 
@@ -42,7 +44,9 @@ class DataSet:
 
 DATASETS: dict[str, DataSet] = {
     "cifar10": DataSet((3, 32, 32), 10, load_cifar10),
+    "cifar100": DataSet((3, 32, 32), 100, load_cifar100),
     "digits": DataSet((1, 8, 8), 10, load_digits),
+    "svhn": DataSet((3, 32, 32), 10, load_svhn),
 }
 
 
@@ -64,6 +68,7 @@ def load_images(name: str, split: str, folder: Path | None = None, *, download: 
     images = dataset.load(split, folder, download=download)
     if images.shape != dataset.shape:
         raise DataError(f"{name} images should be {dataset.shape}, found {images.shape}")
+    check_labels(images, name)
     return images
 
 

@@ -1,71 +1,65 @@
-"""CIFAR-10, from a folder of Parquet files in the Hugging Face layout or from torchvision's files."""
+"""CIFAR-10 and CIFAR-100, from a folder of Parquet files in the Hugging Face layout or from torchvision's files."""
 
 from __future__ import annotations
 
-import io
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 
 from hydrabench.data.images import ImageSet
+from hydrabench.data.parquet import find_parquet, places_of, read_parquet
 from hydrabench.errors import DataError
+
+SHAPE = (3, 32, 32)
+CLASSES = {"CIFAR-10": ("cifar10", 10), "CIFAR-100": ("cifar100", 100)}
 
 
 def load_cifar10(split: str, folder: Path | None, *, download: bool = False) -> ImageSet:
     """Return CIFAR-10's "train" or "test" images.
 
-    Looked for, in this order: `folder/cifar10/{split}-*.parquet`, `folder/{split}-*.parquet`, and
-    torchvision's `folder/cifar-10-batches-py`, which `download` fetches.
+    Looked for, in this order: `folder/cifar10/{split}-*.parquet`, the same in `plain_text` (as on the hub),
+    `folder/{split}-*.parquet`, and torchvision's `folder/cifar-10-batches-py`, which `download` fetches.
     Raises: DataError that says how to get the data if none of them is there.
+    Source: Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
     """
     if folder is not None:
-        for place in (folder / "cifar10", folder):
-            files = sorted(place.glob(f"{split}-*.parquet"))
-            if files:
-                return _from_parquet(files, split)
-    return _from_torchvision(split, folder, download=download)
-
-
-def _from_parquet(files: list[Path], split: str) -> ImageSet:
-    """Decode the images of Parquet files with columns `img` (or `image`): {bytes, path}, and `label`."""
-    import pyarrow as pa  # noqa: PLC0415 - needed for this layout only
-    import pyarrow.parquet as pq  # noqa: PLC0415
-
-    encoded: list[bytes] = []
-    labels: list[int] = []
-    for file in files:
-        try:
-            table = pq.read_table(file)
-            column = "img" if "img" in table.column_names else "image"
-            encoded += table[column].combine_chunks().field("bytes").to_pylist()
-            labels += table["label"].to_pylist()
-        except (pa.ArrowException, KeyError, OSError) as error:
-            raise DataError(f"{file} is not a Parquet file with columns img and label: {error}") from error
-    with ThreadPoolExecutor() as pool:
-        # `stack` keeps the layout of its parts, channels last here.
-        images = np.ascontiguousarray(np.stack(list(pool.map(_decode, encoded))))
-    return ImageSet("cifar10", split, torch.from_numpy(images), torch.tensor(labels), num_classes=10)
-
-
-def _decode(data: bytes) -> np.ndarray:  # type: ignore[type-arg]
-    """Decode one image to uint8, (3, 32, 32)."""
-    from PIL import Image  # noqa: PLC0415 - comes with torchvision
-
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).transpose(2, 0, 1)
-
-
-def _from_torchvision(split: str, folder: Path | None, *, download: bool) -> ImageSet:
+        files = find_parquet([*places_of(folder, "cifar10", "plain_text"), folder], split)
+        if files:
+            return read_parquet(files, "cifar10", split, shape=SHAPE, num_classes=10)
     from torchvision.datasets import CIFAR10  # noqa: PLC0415 - slow to import
 
+    return _from_torchvision(CIFAR10, "CIFAR-10", split, folder, download=download)
+
+
+def load_cifar100(split: str, folder: Path | None, *, download: bool = False) -> ImageSet:
+    """Return CIFAR-100's "train" or "test" images with their fine labels, 0..99.
+
+    Looked for, in this order: `folder/cifar100/{split}-*.parquet`, the same in `cifar100/cifar100` (as on the hub)
+    or in `folder` itself if that is called cifar100, and torchvision's `folder/cifar-100-python`, which `download`
+    fetches. Files of CIFAR-10 are never taken for it: the original HYDRA evaluated CIFAR-100 on CIFAR-10's test set.
+    Raises: DataError that says how to get the data if none of them is there.
+    Source: as of CIFAR-10.
+    """
+    files = find_parquet(places_of(folder, "cifar100", "cifar100"), split) if folder is not None else []
+    if files:
+        return read_parquet(files, "cifar100", split, shape=SHAPE, num_classes=100)
+    from torchvision.datasets import CIFAR100  # noqa: PLC0415 - slow to import
+
+    return _from_torchvision(CIFAR100, "CIFAR-100", split, folder, download=download)
+
+
+def _from_torchvision(kind: Any, title: str, split: str, folder: Path | None, *, download: bool) -> ImageSet:
     root = folder or Path("data")
     try:
-        found = CIFAR10(root, train=split == "train", download=download)
+        found = kind(root, train=split == "train", download=download)
     except (RuntimeError, OSError) as error:
+        if download:
+            raise DataError(f"{title} could not be fetched into {str(root)!r}: {error}") from error
         raise DataError(
-            f"no CIFAR-10 in {str(root)!r}: neither {split}-*.parquet (Hugging Face layout) nor cifar-10-batches-py; "
+            f"no {title} in {str(root)!r}: neither {split}-*.parquet (Hugging Face layout) nor {kind.base_folder}; "
             "name the folder with --data-dir or HYDRABENCH_DATA, or add --download"
         ) from error
     images = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
-    return ImageSet("cifar10", split, images, torch.tensor(found.targets), num_classes=10)
+    name, classes = CLASSES[title]
+    return ImageSet(name, split, images, torch.tensor(found.targets), num_classes=classes)

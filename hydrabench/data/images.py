@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -50,13 +50,17 @@ class ImageSource(Protocol):
 
 @dataclass(frozen=True)
 class ImageSet:
-    """An image source in memory: `images` uint8 (N, C, H, W), `labels` int64 (N,)."""
+    """An image source in memory: `images` uint8 (N, C, H, W), `labels` int64 (N,).
+
+    groups: int64 (N,), equal for images that a validation split must not separate; None if all are independent.
+    """
 
     name: str
     split: str
     images: Tensor
     labels: Tensor
     num_classes: int
+    groups: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -73,11 +77,12 @@ class ImageSet:
 
     def subset(self, indices: Tensor, split: str) -> ImageSet:
         """Return the images at `indices` as a set of its own, called `split`."""
-        return ImageSet(self.name, split, self.images[indices], self.labels[indices], self.num_classes)
+        groups = None if self.groups is None else self.groups[indices]
+        return replace(self, split=split, images=self.images[indices], labels=self.labels[indices], groups=groups)
 
     def to(self, device: torch.device) -> ImageSet:
         """Return the same set on `device`, still uint8."""
-        return ImageSet(self.name, self.split, self.images.to(device), self.labels.to(device), self.num_classes)
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,15 @@ def pixels(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return (images.to(torch.float32) / 255).to(dtype)
 
 
+def check_labels(images: ImageSource, title: str) -> None:
+    """Raises: DataError if there are no images, or a label is not one of the classes."""
+    if len(images) == 0:
+        raise DataError(f"{title}: the {images.split} files hold no images")
+    lowest, highest = int(images.labels.min()), int(images.labels.max())
+    if lowest < 0 or highest >= images.num_classes:
+        raise DataError(f"{title}: labels should lie in 0..{images.num_classes - 1}, found {lowest}..{highest}")
+
+
 def block_indices(n: int, size: int) -> list[tuple[int, ...]]:
     """Cut the first `n` indices of a split into blocks at multiples of `size`."""
     return [tuple(range(start, min(start + size, n))) for start in range(0, n, size)]
@@ -116,15 +130,29 @@ def load_block(images: ImageSource, number: int, indices: tuple[int, ...]) -> Bl
 def validation_split(images: ImageSource, fraction: float) -> tuple[ImageSource, ImageSource]:
     """Hold out a fixed pseudo-random `fraction` of a training set, the same for every seed.
 
+    Images of one group stay on one side, so of a set with groups a few more may be held out.
     Returns: what is left to train on, and the held-out images (split "validation").
     Raises: DataError if either part would be empty.
     """
     held_out = round(len(images) * fraction)
+    groups = images.groups if isinstance(images, ImageSet) else None
+    generator = torch.Generator().manual_seed(0)
+    if groups is None:
+        order = torch.randperm(len(images), generator=generator)
+    else:
+        order, ends = _order_by_group(groups, generator)
+        held_out = next((end for end in ends if end >= held_out > 0), 0)
     if not 0 < held_out < len(images):
         raise DataError(f"validation_fraction {fraction} of {len(images)} images leaves a part empty")
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     train, validation = order[held_out:].sort().values, order[:held_out].sort().values
     return images.subset(train, "train"), images.subset(validation, "validation")
+
+
+def _order_by_group(groups: Tensor, generator: torch.Generator) -> tuple[Tensor, list[int]]:
+    """Indices of all images, group after group in random order, and how many have been seen at each group's end."""
+    names, numbers = torch.unique(groups, return_inverse=True)
+    rank = torch.randperm(len(names), generator=generator)[numbers]
+    return rank.argsort(stable=True), rank.bincount().cumsum(0).tolist()
 
 
 def batches(count: int, batch_size: int, order: Tensor | None = None) -> Iterator[Tensor]:

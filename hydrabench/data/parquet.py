@@ -1,0 +1,151 @@
+"""Parquet files in the layout of the Hugging Face hub: one row per image, its encoded bytes, and its label."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hydrabench.data.cache import Pixels, cached_pixels
+from hydrabench.data.images import ImageSet
+from hydrabench.errors import DataError
+
+IMAGE_COLUMNS = ("img", "image")
+LABEL_COLUMNS = ("fine_label", "label")  # CIFAR-100 on the hub has fine and coarse ones
+GROUP_COLUMN = "photo"  # images cut from one photograph overlap
+DECODED_AT_ONCE = 1000
+
+
+def find_parquet(places: Sequence[Path], split: str) -> list[Path]:
+    """The files SPLIT-*.parquet of the first of `places` that has some, in order; empty if none has.
+
+    Raises: DataError if the names say (-00000-of-00004) that files are missing.
+    """
+    for place in places:
+        files = sorted(place.glob(f"{split}-*.parquet"))
+        if files:
+            parts = {int(found[1]) for file in files if (found := re.search(r"-of-(\d+)\.parquet$", file.name))}
+            if parts and parts != {len(files)}:
+                raise DataError(f"{place} holds {len(files)} of {max(parts)} files {split}-*.parquet; get all of them")
+            return files
+    return []
+
+
+def places_of(folder: Path, name: str, hub: str) -> list[Path]:
+    """Where the files of a data set may lie in a data folder, which may be its own; `hub`: their folder on the hub."""
+    own = [folder / name, folder / name / hub]
+    return [*own, folder, folder / hub] if folder.name == name else own
+
+
+def read_parquet(
+    files: Sequence[Path], name: str, split: str, *, shape: tuple[int, int, int], num_classes: int
+) -> ImageSet:
+    """Return the images of `files`, decoded, or as they were decoded before.
+
+    Columns: `img` or `image`, a struct with the encoded `bytes`; `fine_label` or `label`; `photo`, if there is one,
+    becomes the groups.
+    Raises: DataError naming the file that is no such Parquet file, or whose images have another shape.
+    """
+    labels = np.concatenate([read_column(file, LABEL_COLUMNS) for file in files])
+    grouped = all(GROUP_COLUMN in column_names(file) for file in files)
+    groups = np.concatenate([read_column(file, (GROUP_COLUMN,)) for file in files]) if grouped else None
+    images = cached_pixels(files, (len(labels), *shape), lambda: _decode(files, len(labels), shape))
+    return ImageSet(
+        name,
+        split,
+        torch.from_numpy(images),
+        torch.from_numpy(labels),
+        num_classes,
+        None if groups is None else torch.from_numpy(groups),
+    )
+
+
+def column_names(file: Path) -> list[str]:
+    """The columns of a Parquet file. Raises: DataError if it is none."""
+    import pyarrow as pa  # noqa: PLC0415 - needed for this layout only
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    try:
+        return list(pq.read_schema(file).names)
+    except (pa.ArrowException, OSError) as error:
+        raise _unfit(file, error) from error
+
+
+def read_column(file: Path, names: Sequence[str]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The integers of the first of the columns `names` that the file has. Raises: DataError."""
+    import pyarrow as pa  # noqa: PLC0415
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    column = _choose(file, names)
+    try:
+        values = pq.read_table(file, columns=[column])[column].to_numpy()
+    except (pa.ArrowException, OSError) as error:
+        raise _unfit(file, error) from error
+    if values.dtype.kind not in "iu":
+        raise DataError(f"{file}: column {column} should hold an integer in every row, found {values.dtype}")
+    return np.array(values, np.int64)
+
+
+def read_encoded(file: Path, row_groups: Sequence[int] | None = None) -> Iterator[list[bytes | None]]:
+    """Yield the encoded images of a file, or of some of its row groups, in order, a list of many at a time.
+
+    Raises: DataError if there is no column of them.
+    """
+    import pyarrow as pa  # noqa: PLC0415
+    import pyarrow.compute as pc  # noqa: PLC0415
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    column = _choose(file, IMAGE_COLUMNS)
+    try:
+        with pq.ParquetFile(file) as opened:
+            for batch in opened.iter_batches(DECODED_AT_ONCE, columns=[column], row_groups=row_groups):
+                yield pc.struct_field(batch[column], "bytes").to_pylist()
+    except (pa.ArrowException, OSError, TypeError, NotImplementedError) as error:
+        raise _unfit(file, error) from error
+
+
+def _decode(files: Sequence[Path], count: int, shape: tuple[int, int, int]) -> Pixels:
+    images = np.empty((count, *shape), np.uint8)
+    row = 0
+    with ThreadPoolExecutor() as pool:
+        for file in files:
+            first = row
+            for encoded in read_encoded(file):
+                for image in pool.map(_decode_one, encoded):
+                    if image is None or image.shape != shape:
+                        found = "none that can be read" if image is None else f"one of shape {image.shape}"
+                        raise DataError(
+                            f"{file}, row {row - first}: there should be an image of {shape}, found {found}"
+                        )
+                    images[row] = image
+                    row += 1
+    return images
+
+
+def _decode_one(data: bytes | None) -> Pixels | None:
+    """Decode one image to uint8, (3, H, W); None if that is not possible."""
+    from PIL import Image, UnidentifiedImageError  # noqa: PLC0415 - comes with torchvision
+
+    try:
+        return np.asarray(Image.open(io.BytesIO(data or b"")).convert("RGB")).transpose(2, 0, 1)
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):  # all of these come from damaged files
+        return None
+
+
+def _choose(file: Path, names: Sequence[str]) -> str:
+    """The first of the columns `names` that the file has."""
+    present = column_names(file)
+    for name in names:
+        if name in present:
+            return name
+    raise _unfit(file, f"it has {', '.join(present)}")
+
+
+def _unfit(file: Path, problem: object) -> DataError:
+    return DataError(f"{file} is not a Parquet file with columns img and label (or image, fine_label): {problem}")
