@@ -1,6 +1,6 @@
 """Recipes and evaluation settings: frozen models, checked once, at the boundary."""
 
-from hydrabench.config.data import DataRecipe
+from hydrabench.config.data import DataRecipe, PseudoLabelRecipe
 from hydrabench.config.evaluation import (
     EVALUATIONS,
     AutoAttackSettings,
@@ -50,6 +50,7 @@ __all__ = [
     "PhaseRecipe",
     "PipelineRecipe",
     "PruneRecipe",
+    "PseudoLabelRecipe",
     "Radius",
     "Recipe",
     "Scores",

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from hydrabench.config.data import DataRecipe
+from hydrabench.config.data import DataRecipe, PseudoLabelRecipe
 from hydrabench.config.evaluation import EVALUATIONS
 from hydrabench.config.fields import BY_LAYER, FOR_ALL
 from hydrabench.config.inheritance import find_recipe, resolved_values
@@ -86,6 +86,7 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "model": ModelRecipe,
     "normalization": Normalization,
     "data": DataRecipe,
+    "pseudo_labels": PseudoLabelRecipe,
     "train": TrainRecipe,
     "prune": PruneRecipe,
     "finetune": FinetuneRecipe,

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import torch
+
+from hydrabench.config import DataRecipe
 from hydrabench.data.augment import augment
 from hydrabench.data.cifar import load_cifar10, load_cifar100
 from hydrabench.data.digits import load_digits
@@ -22,8 +25,10 @@ from hydrabench.data.images import (
     validation_split,
 )
 from hydrabench.data.loaders import TrainingBatches
+from hydrabench.data.pseudo_labels import load_pseudo_labels
 from hydrabench.data.svhn import load_svhn
 from hydrabench.errors import DataError, lookup
+from hydrabench.runtime import stream
 
 
 class Loader(Protocol):
@@ -61,8 +66,7 @@ def load_images(name: str, split: str, folder: Path | None = None, *, download: 
     Raises: ConfigError for an unknown data set, DataError if it is not there or damaged.
     """
     dataset = lookup("data set", DATASETS, name)
-    if folder is None and os.environ.get("HYDRABENCH_DATA"):
-        folder = Path(os.environ["HYDRABENCH_DATA"])
+    folder = _data_folder(folder)
     if folder is not None and not folder.is_dir() and not download:
         raise DataError(f"data folder {str(folder)!r} does not exist; correct --data-dir or HYDRABENCH_DATA")
     images = dataset.load(split, folder, download=download)
@@ -70,6 +74,60 @@ def load_images(name: str, split: str, folder: Path | None = None, *, download: 
         raise DataError(f"{name} images should be {dataset.shape}, found {images.shape}")
     check_labels(images, name)
     return images
+
+
+@dataclass(frozen=True)
+class TrainingImages:
+    """What a phase trains on: labelled images, pseudo-labelled ones if the recipe has some, and those held out."""
+
+    labelled: ImageSource
+    pseudo: ImageSource | None
+    validation: ImageSource
+
+    def counts(self) -> dict[str, int]:
+        """How many images there are of each kind, as `run.json` says it."""
+        pseudo = {"pseudo_labelled": len(self.pseudo)} if self.pseudo is not None else {}
+        return {"train": len(self.labelled), "validation": len(self.validation), **pseudo}
+
+
+def load_training_images(
+    settings: DataRecipe, folder: Path | None = None, *, seed: int, download: bool = False
+) -> TrainingImages:
+    """Load the images of a recipe's `data:` section.
+
+    The validation split comes first and is the same for every `fraction` and seed; the fraction is drawn from what it
+    leaves. Smaller fractions of one seed are parts of larger ones.
+
+    Args:
+        settings: which images. seed: of the recipe; the fraction depends on it.
+        folder, download: as for `load_images`. A relative path of pseudo-labels begins there.
+    Raises: as `load_images`; DataError if a part would be empty, or the pseudo-labelled images do not fit.
+    """
+    images = load_images(settings.name, "train", folder, download=download)
+    labelled, validation = validation_split(images, settings.validation_fraction)
+    count = round(settings.fraction * len(labelled))
+    if count == 0:
+        raise DataError(f"data.fraction {settings.fraction} of {len(labelled)} training images leaves none")
+    if count < len(labelled):
+        order = torch.randperm(len(labelled), generator=stream(seed, "data fraction"))
+        labelled = labelled.subset(order[:count].sort().values, "train")
+    return TrainingImages(labelled, _pseudo_labelled(settings, folder), validation)
+
+
+def _pseudo_labelled(settings: DataRecipe, folder: Path | None) -> ImageSource | None:
+    if settings.pseudo_labels is None:
+        return None
+    dataset = DATASETS[settings.name]
+    path = (_data_folder(folder) or Path("data")) / settings.pseudo_labels.path
+    fraction = settings.pseudo_labels.fraction
+    return load_pseudo_labels(path, fraction, name=settings.name, shape=dataset.shape, num_classes=dataset.num_classes)
+
+
+def _data_folder(given: Path | None) -> Path | None:
+    """Where data sets lie, if that was said."""
+    if given is None and os.environ.get("HYDRABENCH_DATA"):
+        return Path(os.environ["HYDRABENCH_DATA"])
+    return given
 
 
 def first_images(images: ImageSource, n: int | None) -> int:
@@ -89,12 +147,14 @@ __all__ = [
     "ImageSet",
     "ImageSource",
     "TrainingBatches",
+    "TrainingImages",
     "augment",
     "batches",
     "block_indices",
     "first_images",
     "load_block",
     "load_images",
+    "load_training_images",
     "pixels",
     "validation_split",
 ]
