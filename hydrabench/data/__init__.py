@@ -1,4 +1,4 @@
-"""Data sets: uint8 images in memory, blocks for evaluation, augmentation for training."""
+"""Data sets: uint8 images, in memory or decoded when asked for; blocks for evaluation, minibatches for training."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from hydrabench.config import DataRecipe
 from hydrabench.data.augment import augment
 from hydrabench.data.cifar import load_cifar10, load_cifar100
 from hydrabench.data.digits import load_digits
+from hydrabench.data.imagenet import load_imagenet
 from hydrabench.data.images import (
     Block,
     ImageSet,
@@ -51,6 +52,7 @@ DATASETS: dict[str, DataSet] = {
     "cifar10": DataSet((3, 32, 32), 10, load_cifar10),
     "cifar100": DataSet((3, 32, 32), 100, load_cifar100),
     "digits": DataSet((1, 8, 8), 10, load_digits),
+    "imagenet": DataSet((3, 224, 224), 1000, load_imagenet),
     "svhn": DataSet((3, 32, 32), 10, load_svhn),
 }
 

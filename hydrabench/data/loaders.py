@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from hydrabench.config import DataRecipe
 from hydrabench.data.augment import augment
+from hydrabench.data.encoded import EncodedImages
 from hydrabench.data.images import ImageSource, batches, pixels
+from hydrabench.errors import ConfigError, DataError
 from hydrabench.runtime import stream
+
+WORKERS = 8  # processes that decode images, at most
 
 
 class TrainingBatches:
@@ -19,6 +26,9 @@ class TrainingBatches:
     With pseudo-labelled images, a minibatch holds `batch_size` labelled images and after them `batch_size`
     pseudo-labelled ones, and an epoch ends with the shorter of the two sets (HYDRA's 128 + 128; of the larger
     set, every epoch sees other images). The last minibatch of a set may be smaller.
+
+    Images in memory are augmented in batches on the device. Encoded ones are decoded and cut at random by worker
+    processes, each by a stream of its own, so that nothing depends on how many workers there are.
     """
 
     def __init__(
@@ -40,7 +50,12 @@ class TrainingBatches:
             key: what the random streams depend on: order and augmentation add the number of the epoch or
                 minibatch to it (see `hydrabench.runtime.stream`).
             device: where images in memory are kept and augmented, and minibatches come out.
+        Raises: ConfigError if the settings ask for what encoded images do not have.
         """
+        if isinstance(labelled, EncodedImages) and (settings.crop_padding or pseudo is not None):
+            raise ConfigError(
+                f"data: {labelled.name} is trained on random parts of images; leave out crop_padding and pseudo_labels"
+            )
         self.sources = [source.to(device) for source in (labelled, pseudo) if source is not None]
         self.settings = settings
         self.batch_size = batch_size
@@ -51,7 +66,15 @@ class TrainingBatches:
         """Yield the minibatches of epoch `number` (from 0), from minibatch `first` on.
 
         Yields: images, float32 (B, C, H, W) in [0, 1], and labels, int64 (B,), on the device.
+        Raises: DataError naming an image that cannot be decoded.
         """
+        labelled = self.sources[0]
+        return (
+            self._decoded(labelled, number, first) if isinstance(labelled, EncodedImages) else self._kept(number, first)
+        )
+
+    def _kept(self, number: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Minibatches of images in memory."""
         chosen = list(zip(*(self._order(source, number) for source in range(len(self.sources))), strict=False))
         for position in range(first, self.per_epoch):
             parts = list(zip(self.sources, chosen[position], strict=True))
@@ -63,8 +86,50 @@ class TrainingBatches:
             )
             yield pixels(images), torch.cat([source.labels[indices.to(images.device)] for source, indices in parts])
 
+    def _decoded(self, labelled: EncodedImages, number: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Minibatches of encoded images."""
+        chosen = self._order(0, number)[first:]
+        views = _Views(labelled.to(torch.device("cpu")), self.settings.flip, (*self.key, "augment", number))
+        # A generator of its own: the loader would take a number from the global one.
+        loader = DataLoader(
+            views,
+            sampler=chosen,
+            batch_size=None,
+            num_workers=_workers(),
+            generator=torch.Generator(),
+        )
+        for images, indices in zip(loader, chosen, strict=True):
+            if isinstance(images, DataError):
+                raise images
+            yield pixels(images.to(labelled.device)), labelled.labels[indices.to(labelled.device)]
+
     def _order(self, source: int, number: int) -> list[Tensor]:
         """The indices of an epoch's minibatches: of the labelled images (0) or the pseudo-labelled ones (1)."""
         count = len(self.sources[source])
         key = (*self.key, "order", number) if source == 0 else (*self.key, "pseudo-labelled order", number)
         return list(batches(count, self.batch_size, torch.randperm(count, generator=stream(*key))))
+
+
+@dataclass(frozen=True)
+class _Views(Dataset[Tensor | DataError]):
+    """Random views of encoded images, a minibatch at a time; what a worker process works on."""
+
+    images: EncodedImages
+    flip: bool
+    key: tuple[object, ...]
+
+    def __getitem__(self, indices: Tensor) -> Tensor | DataError:
+        """Returns an error instead of raising it: on its way out of a worker, the loader would rewrite its message."""
+        try:
+            return torch.stack([self._view(index) for index in indices.tolist()])
+        except DataError as error:
+            return error
+
+    def _view(self, index: int) -> Tensor:
+        return self.images.random_view(index, flip=self.flip, generator=stream(*self.key, index))
+
+
+def _workers() -> int:
+    """Processes to decode with: the processors of this machine, shared by the processes of a torchrun start."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(WORKERS, processors // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
