@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from hydrabench.checkpoints import Selection, state_of
-from hydrabench.config import DataRecipe, Objective, PhaseRecipe
-from hydrabench.data import ImageSource, augment, batches, pixels
+from hydrabench.config import Objective, PhaseRecipe
+from hydrabench.data import ImageSource, TrainingBatches, batches, pixels
 from hydrabench.errors import LedgerError, NonFiniteError
 from hydrabench.files import replacing, write_text
 from hydrabench.masking import freeze_masks, shared_masks
@@ -41,8 +41,7 @@ class Job:
     seed: int
     recipe: PhaseRecipe
     objective: Objective
-    data: DataRecipe
-    train: ImageSource
+    batches: TrainingBatches
     validation: ImageSource
     network: nn.Module
     device: torch.device
@@ -50,7 +49,7 @@ class Job:
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps of one epoch; the last batch may be smaller."""
-        return -(-len(self.train) // self.recipe.batch_size)
+        return self.batches.per_epoch
 
     @property
     def epsilon(self) -> float:
@@ -113,15 +112,13 @@ def _optimizer(job: Job) -> torch.optim.Optimizer:
 
 def _train_epoch(job: Job, optimizer: torch.optim.Optimizer, epoch: int, advance: Any) -> dict[str, float]:
     """One pass over the training images; returns the metrics of the epoch so far."""
-    order = torch.randperm(len(job.train), generator=stream(job.seed, job.phase, "order", epoch))
-    loss_sum, correct, lr, epsilon = 0.0, 0, 0.0, 0.0
+    loss_sum, correct, count, lr, epsilon = 0.0, 0, 0, 0.0, 0.0
     job.network.train()
-    for number, indices in enumerate(batches(len(job.train), job.recipe.batch_size, order)):
+    for number, (x, y) in enumerate(job.batches.epoch(epoch)):
         step = epoch * job.steps_per_epoch + number
         lr = job.recipe.lr * SCHEDULES[job.recipe.schedule](step, total=job.recipe.epochs * job.steps_per_epoch)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        x, y = _batch(job, indices, stream(job.seed, job.phase, "augment", step))
         settings = _step(job, step)
         epsilon = settings.epsilon
         with shared_masks(job.network):
@@ -135,10 +132,10 @@ def _train_epoch(job: Job, optimizer: torch.optim.Optimizer, epoch: int, advance
                 f"kept in {STATE_FILE}); lower lr or lengthen epsilon_ramp_epochs, and start a new run"
             )
         optimizer.step()
+        count += len(y)
         loss_sum += value * len(y)
         correct += int((losses.logits.argmax(1) == y).sum())
         advance(1, f"epoch {epoch + 1}: loss {value:.3f}")
-    count = len(job.train)
     return {
         "epoch": epoch + 1,
         "lr": lr,
@@ -146,14 +143,6 @@ def _train_epoch(job: Job, optimizer: torch.optim.Optimizer, epoch: int, advance
         "loss": loss_sum / count,
         "train_accuracy": correct / count,
     }
-
-
-def _batch(job: Job, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    chosen = indices.to(job.device)
-    images = augment(
-        job.train.take(chosen), crop_padding=job.data.crop_padding, flip=job.data.flip, generator=generator
-    )
-    return pixels(images), job.train.labels[chosen]
 
 
 def _step(job: Job, step: int) -> Step:

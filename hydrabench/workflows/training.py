@@ -24,7 +24,7 @@ from hydrabench.checkpoints import (
     state_of,
 )
 from hydrabench.config import Normalization, PhaseRecipe, Recipe, sha256_of_values
-from hydrabench.data import DATASETS, ImageSource, load_images, pixels, validation_split
+from hydrabench.data import DATASETS, ImageSource, TrainingBatches, TrainingImages, load_training_images, pixels
 from hydrabench.errors import CheckpointError, ConfigError, lookup
 from hydrabench.ledger import RunFolder, open_run
 from hydrabench.masking import (
@@ -174,16 +174,15 @@ def _run(
     if OBJECTIVES[recipe.objective_of(_section(start)).name].passes_bounds:
         program_of(start.network)  # an unsupported layer is refused before the run folder is made
     device = pick_device(machine.device)
-    images = load_images(recipe.data.name, "train", machine.data_dir, download=machine.download)
-    training, validation = validation_split(images, recipe.data.validation_fraction)
-    run = open_run(out, _run_header(recipe, start, device, len(training), len(validation)), resume=resume)
+    images = load_training_images(recipe.data, machine.data_dir, seed=recipe.seed, download=machine.download)
+    run = open_run(out, _run_header(recipe, start, device, images), resume=resume)
     if run.is_complete:
         (out / STATE_FILE).unlink(missing_ok=True)  # it may have been killed between finishing and tidying up
         say(f"{out} is complete already")
         return run.summary()
     if start.masks is not None:
         generator = stream(recipe.seed, start.label, "scores")
-        start.masks.attach(start.network, _one_batch(recipe, phase, start, training), generator)
+        start.masks.attach(start.network, _one_batch(recipe, phase, start, images.labelled), generator)
     set_phase(start.network, start.phase, freeze_batch_norm=bool(getattr(phase, "freeze_batch_norm", False)))
     job = Job(
         title=f"{start.label} {recipe.name}" + (f" density {start.density:g}" if start.density < 1 else ""),
@@ -191,9 +190,15 @@ def _run(
         seed=recipe.seed,
         recipe=phase,
         objective=recipe.objective_of(_section(start)),
-        data=recipe.data,
-        train=training.to(device),
-        validation=validation.to(device),
+        batches=TrainingBatches(
+            images.labelled,
+            images.pseudo,
+            recipe.data,
+            batch_size=phase.batch_size,
+            key=(recipe.seed, start.label),
+            device=device,
+        ),
+        validation=images.validation.to(device),
         network=start.network.to(device),
         device=device,
     )
@@ -264,9 +269,7 @@ def _budgets(network: nn.Module) -> dict[str, dict[str, int]]:
     }
 
 
-def _run_header(
-    recipe: Recipe, start: _Start, device: torch.device, train_images: int, validation_images: int
-) -> dict[str, Any]:
+def _run_header(recipe: Recipe, start: _Start, device: torch.device, images: TrainingImages) -> dict[str, Any]:
     """What `run.json` says of a training run."""
     return {
         "command": _section(start),
@@ -274,7 +277,7 @@ def _run_header(
         "recipe": recipe.of_phase(_section(start)),
         "density": start.density,
         "parent": start.parent,
-        "dataset": {"name": recipe.data.name, "train": train_images, "validation": validation_images},
+        "dataset": {"name": recipe.data.name, **images.counts()},
         "precision": "float32",
         "environment": environment(device),
         "world_size": 1,
