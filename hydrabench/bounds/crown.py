@@ -10,7 +10,6 @@ CROWN-IBP, Zhang et al. (2019), arXiv:1906.06316, section 3.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,18 +17,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hydrabench.bounds.graph import Node
-from hydrabench.bounds.interval import Interval, Propagation, concretize
-from hydrabench.bounds.operations import Convolution, Dense, Flatten, Identity, Operation, Relu, Scale, per_channel
+from hydrabench.bounds.interval import Interval, Place, Propagation, concretize
+from hydrabench.bounds.operations import (
+    AdaptiveAveragePool,
+    Add,
+    AveragePool,
+    Convolution,
+    Dense,
+    Flatten,
+    Identity,
+    MaxPool,
+    Operation,
+    Relu,
+    Scale,
+    per_channel,
+)
+from hydrabench.bounds.pooling import adaptive_pool, average_pool, max_pool
 
 GUARD = 1e-8  # keeps the slope of a neuron with l = u = 0 finite
-
-
-@dataclass(frozen=True, eq=False)
-class Place:
-    """Where a rule is applied: the shape of the value the operation takes, and its bounds if it is a ReLU."""
-
-    shape: torch.Size
-    box: Interval | None
 
 
 # A rule takes coefficients (B, S, *output shape) to coefficients (B, S, *input shape) and what the offset gains.
@@ -98,7 +103,8 @@ def _flatten(_operation: Flatten, rows: Tensor, place: Place) -> tuple[Tensor, N
     return rows.reshape(*rows.shape[:2], *place.shape[1:]), None
 
 
-def _identity(_operation: Identity, rows: Tensor, _place: Place) -> tuple[Tensor, None]:
+def _same(_operation: Identity | Add, rows: Tensor, _place: Place) -> tuple[Tensor, None]:
+    """What both values of a sum get, too."""
     return rows, None
 
 
@@ -107,8 +113,12 @@ RULES: dict[type[Operation], Rule] = {
     Dense: _dense,
     Scale: _scale,
     Relu: _relu,
+    MaxPool: max_pool,
+    AveragePool: average_pool,
+    AdaptiveAveragePool: adaptive_pool,
+    Add: _same,
     Flatten: _flatten,
-    Identity: _identity,
+    Identity: _same,
 }
 
 
@@ -124,9 +134,14 @@ def lower_bounds(nodes: Sequence[Node], box: Interval, passed: Propagation, rows
     Returns: (B, S); NaN where inputs or weights are.
     Source: reference/hydra.md, section 1.7, "CROWN backward".
     """
-    for node in reversed(nodes):
-        (source,) = node.inputs
-        place = Place(passed.shapes[source], passed.before_relu.get(source))
-        rows, gain = RULES[type(node.operation)](node.operation, rows, place)
+    waiting = {len(nodes): rows}  # coefficients of values whose operations are still to be substituted
+    for number in range(len(nodes), 0, -1):
+        if number not in waiting:
+            continue  # a prefix of a program may compute values for what comes after it
+        node = nodes[number - 1]
+        place = passed.place(node.inputs[0])
+        found, gain = RULES[type(node.operation)](node.operation, waiting.pop(number), place)
         offset = offset if gain is None else offset + gain
-    return concretize(rows.flatten(2), offset, Interval(box.center.flatten(1), box.width.flatten(1)))
+        for source in node.inputs:
+            waiting[source] = waiting[source] + found if source in waiting else found
+    return concretize(waiting[0].flatten(2), offset, Interval(box.center.flatten(1), box.width.flatten(1)))

@@ -9,13 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hydrabench.bounds.graph import Node, program_of, read
-from hydrabench.bounds.operations import Convolution, Dense, Flatten, Identity, Operation, Relu, Scale, per_channel
+from hydrabench.bounds.operations import (
+    AdaptiveAveragePool,
+    Add,
+    AveragePool,
+    Convolution,
+    Dense,
+    Flatten,
+    Identity,
+    MaxPool,
+    Operation,
+    Relu,
+    Scale,
+    per_channel,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,16 +63,28 @@ class Interval:
 
 
 @dataclass(frozen=True, eq=False)
+class Place:
+    """Where a rule is applied: the shape of the value the operation takes, and its bounds if it is `relaxed`."""
+
+    shape: torch.Size
+    box: Interval | None
+
+
+@dataclass(frozen=True, eq=False)
 class Propagation:
     """What a pass of intervals leaves for a pass backward.
 
     output: bounds of the last value. shapes: of every value, batch axis included. before_relu: bounds
-    of the values that a ReLU takes, by number.
+    of the values that a ReLU, or another operation that is `relaxed`, takes; by number.
     """
 
     output: Interval
     shapes: list[torch.Size]
     before_relu: dict[int, Interval] = field(default_factory=dict)
+
+    def place(self, number: int) -> Place:
+        """Return what a rule backward needs to know about a value."""
+        return Place(self.shapes[number], self.before_relu.get(number))
 
 
 def _convolution(operation: Convolution, box: Interval) -> Interval:
@@ -79,20 +103,30 @@ def _relu(_operation: Relu, box: Interval) -> Interval:
     return Interval.taking(box.lower().relu_(), box.upper().relu_())
 
 
-def _flatten(operation: Flatten, box: Interval) -> Interval:
-    return Interval(operation.apply(box.center), operation.apply(box.width))
+def _max_pool(operation: MaxPool, box: Interval) -> Interval:
+    return Interval.taking(operation.apply(box.lower()), operation.apply(box.upper()))
+
+
+def _monotone_linear(operation: AveragePool | AdaptiveAveragePool | Flatten | Add, *boxes: Interval) -> Interval:
+    """Linear without a constant or a negative weight: widths go the way of the centers."""
+    return Interval(operation.apply(*(box.center for box in boxes)), operation.apply(*(box.width for box in boxes)))
 
 
 def _identity(_operation: Identity, box: Interval) -> Interval:
     return box
 
 
-RULES: dict[type[Operation], Callable[[Any, Interval], Interval]] = {
+# A rule takes the boxes of the values that the operation takes.
+RULES: dict[type[Operation], Callable[..., Interval]] = {
     Convolution: _convolution,
     Dense: _dense,
     Scale: _scale,
     Relu: _relu,
-    Flatten: _flatten,
+    MaxPool: _max_pool,
+    AveragePool: _monotone_linear,
+    AdaptiveAveragePool: _monotone_linear,
+    Add: _monotone_linear,
+    Flatten: _monotone_linear,
     Identity: _identity,
 }
 
@@ -104,7 +138,7 @@ def propagate(nodes: Sequence[Node], box: Interval, *, keep: bool = False) -> Pr
         nodes: what `graph.read` returned.
         box: bounds of the input, value 0.
         keep: remember what `crown.lower_bounds` needs.
-    Returns: bounds of the last value, and, with `keep`, those before every ReLU.
+    Returns: bounds of the last value, and, with `keep`, those before every ReLU and max pooling.
     """
     last_use = {number: position for position, node in enumerate(nodes) for number in node.inputs}
     values = {0: box}
@@ -112,7 +146,7 @@ def propagate(nodes: Sequence[Node], box: Interval, *, keep: bool = False) -> Pr
     before_relu = {}
     for position, node in enumerate(nodes):
         inputs = [values[number] for number in node.inputs]
-        if keep and isinstance(node.operation, Relu):
+        if keep and node.operation.relaxed:
             before_relu[node.inputs[0]] = inputs[0]
         for number in node.inputs:
             if last_use[number] == position:
@@ -137,7 +171,7 @@ def interval_bounds(network: nn.Module, lower: Tensor, upper: Tensor) -> tuple[T
     """Bounds of every output of a network over a box of inputs.
 
     Args:
-        network: made of the layers in `graph.LAYERS`; batch norm in eval mode.
+        network: made of the layers in `layers.LAYERS`; batch norm in eval mode.
         lower: lower corner of the box, (B, ...), any range.
         upper: upper corner, of the same shape, nowhere below `lower`.
     Returns: (lower, upper), both of the shape of the output; NaN where the inputs or weights are.

@@ -26,7 +26,7 @@ def interval_margins(network: nn.Module, x: Tensor, y: Tensor, epsilon: float) -
     """Lower bounds of min over j != y of f_y - f_j over the L-infinity ball, by intervals.
 
     Args:
-        network: made of the layers in `graph.LAYERS`, returning logits (B, K).
+        network: made of the layers in `layers.LAYERS`, returning logits (B, K).
         x: images, (B, C, H, W), in [0, 1].
         y: true classes, (B,), int64, in [0, K).
         epsilon: radius in pixel units, >= 0; the ball is clipped to [0, 1].

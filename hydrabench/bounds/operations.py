@@ -8,18 +8,28 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.nn import functional as F
 
+from hydrabench.errors import UnsupportedLayerError
+
+Pair = tuple[int, int]  # along the last two axes, height and width
+
 
 @dataclass(frozen=True, eq=False)
 class Operation(ABC):
-    """One step from a value (B, ...) to the next."""
+    """One step from a value (B, ...), or from several, to the next.
+
+    relaxed: whether it is not linear, so that a pass backward needs the bounds of the value it takes.
+    """
+
+    relaxed: ClassVar[bool] = False
 
     @abstractmethod
-    def apply(self, x: Tensor) -> Tensor:
-        """Return what the network computes from `x`; the operation without any bounds."""
+    def apply(self, *values: Any, **_: Any) -> Tensor:  # Any, so that mypy accepts fixed numbers of tensors below
+        """Return what the network computes from the values it takes; the operation without any bounds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,9 +38,9 @@ class Convolution(Operation):
 
     weight: Tensor
     bias: Tensor | None
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
+    stride: Pair
+    padding: Pair
+    dilation: Pair
     groups: int
 
     def apply(self, x: Tensor) -> Tensor:
@@ -70,9 +80,65 @@ class Scale(Operation):
 class Relu(Operation):
     """max(x, 0), element by element."""
 
+    relaxed: ClassVar[bool] = True
+
     def apply(self, x: Tensor) -> Tensor:
         """Rectify."""
         return x.relu()
+
+
+@dataclass(frozen=True, eq=False)
+class MaxPool(Operation):
+    """Largest value of every window; padding never wins."""
+
+    relaxed: ClassVar[bool] = True
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Pool images (B, C, H, W)."""
+        return F.max_pool2d(x, self.kernel, self.stride, self.padding, self.dilation)
+
+
+@dataclass(frozen=True, eq=False)
+class AveragePool(Operation):
+    """Mean of every window, in which padding counts as zeros if `count_padding` and is left out otherwise."""
+
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+    count_padding: bool
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Pool images (B, C, H, W)."""
+        return F.avg_pool2d(x, self.kernel, self.stride, self.padding, count_include_pad=self.count_padding)
+
+
+@dataclass(frozen=True, eq=False)
+class AdaptiveAveragePool(Operation):
+    """Means of as many windows as `size` says, which cover the image evenly; None keeps the size of an axis."""
+
+    size: tuple[int | None, int | None]
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Pool images (B, C, H, W)."""
+        return F.adaptive_avg_pool2d(x, self.size)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, eq=False)
+class Add(Operation):
+    """The sum of two values of the same shape."""
+
+    def apply(self, a: Tensor, b: Tensor) -> Tensor:
+        """Add; a difference in shape is refused, because it might mix the images of a batch."""
+        if a.shape[1:] != b.shape[1:]:
+            raise UnsupportedLayerError(
+                f"cannot bound the sum of values of shapes {(*a.shape[1:],)} and {(*b.shape[1:],)}: only values of "
+                "the same shape have a rule; expand one of them, or certify the network with smoothing"
+            )
+        return a + b
 
 
 @dataclass(frozen=True, eq=False)

@@ -102,6 +102,53 @@ def test_an_affine_network_is_bounded_exactly(seed):
         torch.testing.assert_close((low[0, output], high[0, output]), (worst, best), rtol=1e-9, atol=1e-9)
 
 
+@settings(deadline=None, max_examples=60)
+@given(seed=seeds, reach=st.floats(0, 0.5))
+def test_branches_and_pooling_keep_sampled_outputs_inside_and_one_point_exact(tiny_dag, seed, reach):
+    network, x, _, rng = tiny_dag(seed)
+    for ends in interval_bounds(network, x, x):
+        torch.testing.assert_close(ends, network(x), rtol=1e-9, atol=1e-9)
+    spread = reach * torch.rand(x.shape, generator=rng, dtype=x.dtype)
+    lower, upper = interval_bounds(network, x - spread, x + spread)
+    for _ in range(4):
+        share = torch.rand(x.shape, generator=rng, dtype=x.dtype)
+        for point in (x - spread + 2 * spread * share, x - spread + 2 * spread * share.round()):
+            output = network(point)
+            assert (lower - 1e-9 <= output).all()
+            assert (output <= upper + 1e-9).all()
+
+
+def test_interval_bounds_of_poolings_worked_by_hand():
+    """Pixels in [0, 1], [2, 5], [-3, 3], windows of two, one pixel of padding on both sides.
+
+    Padding never wins a maximum: p0, max(p0, p1), max(p1, p2), p2. It counts as 0 in a mean of two, p0 / 2,
+    unless it is left out: p0. Two adaptive means of three pixels are (p0 + p1) / 2 and (p1 + p2) / 2.
+    """
+    box = torch.tensor([[[[0.0, 2.0, -3.0]]]]), torch.tensor([[[[1.0, 5.0, 3.0]]]])
+    pools = {
+        nn.MaxPool2d((1, 2), 1, (0, 1)): ([0, 2, 2, -3], [1, 5, 5, 3]),
+        nn.AvgPool2d((1, 2), 1, (0, 1)): ([0, 1, -0.5, -1.5], [0.5, 3, 4, 1.5]),
+        nn.AvgPool2d((1, 2), 1, (0, 1), count_include_pad=False): ([0, 1, -0.5, -3], [1, 3, 4, 3]),
+        nn.AdaptiveAvgPool2d((1, 2)): ([1, -0.5], [3, 4]),
+        nn.AdaptiveAvgPool2d((1, 1)): ([-1 / 3], [3]),
+    }
+    for pool, expected in pools.items():
+        found = interval_bounds(pool, *box)
+        for ends, numbers in zip(found, expected, strict=True):
+            assert ends.flatten().tolist() == pytest.approx(numbers), pool
+
+
+def test_a_sum_forgets_that_both_values_come_from_the_same_pixel():
+    """x + relu(x) on [-1, 2]: [-1, 2] + [0, 2]."""
+
+    class Sum(nn.Module):
+        def forward(self, x):
+            return x + x.relu()
+
+    lower, upper = interval_bounds(Sum(), torch.tensor([[-1.0]]), torch.tensor([[2.0]]))
+    assert (lower.item(), upper.item()) == (-1.0, 4.0)
+
+
 def test_an_empty_box_is_a_mistake():
     with pytest.raises(ValueError, match="lower exceeds upper"):
         interval_bounds(nn.Linear(1, 1), torch.ones(1, 1), torch.zeros(1, 1))

@@ -51,6 +51,17 @@ def test_no_sampled_point_has_a_smaller_margin_than_the_bound(tiny_problem, boun
 
 
 @every_bound
+@settings(deadline=None, max_examples=60)
+@given(seed=seeds, epsilon=st.floats(0, 0.4))
+def test_no_sampled_point_has_a_smaller_margin_where_values_branch_and_pool(tiny_dag, bound, seed, epsilon):
+    network, x, y, rng = tiny_dag(seed)
+    torch.testing.assert_close(bound(network, x, y, 0.0), clean_margins(network(x), y), rtol=1e-6, atol=1e-6)
+    lower = bound(network, x, y, epsilon)
+    for point in points(x, epsilon, rng):
+        assert (lower <= clean_margins(network(point), y) + 1e-9).all()
+
+
+@every_bound
 @settings(deadline=None, max_examples=48)
 @given(seed=seeds)
 def test_epsilon_zero_gives_back_the_clean_margins(tiny_problem, bound, seed):

@@ -261,10 +261,10 @@ def test_an_evaluation_is_not_continued_with_another_checkpoint_or_precision(run
 
 
 def test_a_layer_without_a_rule_is_refused_by_name_before_anything_is_written(subject, cpu, tmp_path):
-    pooled = nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(18, 10)).eval()
+    pooled = nn.Sequential(nn.Conv2d(1, 2, 3), nn.LPPool2d(2, 2), nn.Flatten(), nn.Linear(18, 10)).eval()
     strange = replace(subject, network=pooled.requires_grad_(False))
     for kind in ("ibp", "crown-ibp"):
-        with pytest.raises(UnsupportedLayerError, match=r"cannot bound 1 \(MaxPool2d\): it has no sound rule"):
+        with pytest.raises(UnsupportedLayerError, match=r"cannot bound 1 \(LPPool2d\): it has no sound rule"):
             evaluate(strange, VerifiedSettings(kind=kind, epsilon="1/255"), tmp_path / "run", machine=cpu, n=5)
     assert not (tmp_path / "run").exists()
     evaluate(strange, PGD, tmp_path / "run", machine=cpu, n=5)  # an attack needs no rules

@@ -10,7 +10,9 @@ from math import cos, pi
 import pytest
 import torch
 from safetensors import safe_open
+from torch import nn
 
+from hydrabench.bounds.layers import LAYERS
 from hydrabench.checkpoints import load_checkpoint, state_of
 from hydrabench.errors import (
     CheckpointError,
@@ -363,7 +365,8 @@ def test_training_under_torchrun_is_refused(line, make_recipe, cpu, tmp_path, mo
     assert not (tmp_path / "run").exists()
 
 
-def test_a_network_that_the_training_bounds_cannot_pass_is_refused(make_recipe, cpu, tmp_path):
+def test_a_network_that_the_training_bounds_cannot_pass_is_refused(make_recipe, cpu, tmp_path, monkeypatch):
+    monkeypatch.delitem(LAYERS, nn.MaxPool2d)
     recipe = make_recipe(
         model={"arch": "vgg16_bn"}, data={"name": "cifar10"}, objective={"name": "crown-ibp", "epsilon": "2/255"}
     )

@@ -1,0 +1,175 @@
+"""Which operations a network applies to which values, read off its code.
+
+A network of plain `nn.Sequential` containers is read by walking it; any other is traced with torch.fx.
+What cannot be read without doubt is refused: an unknown layer, a hook, a value that nobody reads, or
+one that is read after an operation in place has changed it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import fx, nn
+
+from hydrabench.bounds.layers import FUNCTIONS, LAYERS, METHODS, Call, NoRule, is_size, reader, refusal
+from hydrabench.bounds.operations import Flatten, Identity, Operation
+
+# The result of these may be the value they take, or a view of it.
+ALIASES = (Identity, Flatten, nn.Identity, nn.Dropout, nn.Flatten)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation of a program, its parameters not yet read.
+
+    path: where it stands in the network. inputs: numbers of the values it takes; value 0 is the
+    network's input and value i + 1 the result of step i. source: the layer, or the operation itself.
+    """
+
+    path: str
+    inputs: tuple[int, ...]
+    source: nn.Module | Operation
+
+
+def steps_of(network: nn.Module) -> tuple[Step, ...]:
+    """The steps of a network in the order in which they run; the last one gives its output.
+
+    Raises: UnsupportedLayerError naming the first layer or function that the bounds do not know.
+    """
+    for path, module in network.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise refusal(path, type(module).__name__, "carries forward hooks, which may change what it computes")
+    layers = _chain(network, "")
+    if layers is None:
+        return _traced(network)
+    return tuple(Step(path, (number,), layer) for number, (path, layer) in enumerate(layers))
+
+
+def _chain(module: nn.Module, path: str) -> list[tuple[str, nn.Module]] | None:
+    """The layers of nested plain `nn.Sequential`s, with their paths; None if another container is among them."""
+    if getattr(module.forward, "__func__", None) is nn.Sequential.forward:
+        found: list[tuple[str, nn.Module]] = []
+        for name, child in module._modules.items():
+            layers = _chain(child, f"{path}.{name}" if path else name) if child is not None else None
+            if layers is None:
+                return None
+            found += layers
+        return found
+    if not _is_leaf(module):
+        return None
+    _check(path, module)
+    return [(path, module)]
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    known = isinstance(module, tuple(LAYERS))
+    return known or (type(module).__module__.startswith("torch.nn.") and not isinstance(module, nn.Sequential))
+
+
+def _check(path: str, module: nn.Module) -> None:
+    try:
+        reader(module)
+    except NoRule as reason:
+        raise refusal(path, type(module).__name__, str(reason)) from None
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, _qualified_name: str) -> bool:
+        return _is_leaf(m)
+
+
+def _traced(network: nn.Module) -> tuple[Step, ...]:
+    """Trace `network` inside a container, so that its own optional arguments keep their defaults."""
+    tracer, root = _Tracer(), nn.Sequential(network)
+    try:
+        graph = tracer.trace(root)
+    except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
+        reason = f"does something that depends on the values of its input ({error})"
+        raise refusal("", type(network).__name__, reason) from error
+    image, *calls, output = graph.nodes
+    record = _Record({image: 0})
+    try:
+        for node in calls:
+            if not is_size(node):
+                record.add(node, root)
+        record.finish(output)
+    except NoRule as reason:
+        raise refusal("", type(network).__name__, str(reason)) from None
+    return tuple(record.steps)
+
+
+@dataclass
+class _Record:
+    """The steps so far, and what guards them against a change in place.
+
+    numbers: of the values that calls returned. storage: for every value, the first of those that may share
+    its memory. fresh: for such a first value, the number of the last change in place; what is older holds the
+    changed content in torch, and its own in the program.
+    """
+
+    numbers: dict[fx.Node, int]
+    steps: list[Step] = field(default_factory=list)
+    storage: list[int] = field(default_factory=lambda: [0])
+    fresh: dict[int, int] = field(default_factory=dict)
+    unread: set[int] = field(default_factory=lambda: {0})
+
+    def add(self, node: fx.Node, root: nn.Module) -> None:
+        """Append the steps of one call."""
+        if node.op == "call_module":
+            layer = root.get_submodule(str(node.target))
+            _check(_path(node), layer)
+            sources: Sequence[nn.Module | Operation] = (layer,)
+            inputs, in_place = node.args, bool(getattr(layer, "inplace", False))
+            if node.kwargs or len(inputs) != 1:
+                raise NoRule(f"calls {_path(node)} with other arguments than one value")
+        else:
+            call = _call(node)
+            sources, inputs, in_place = call.operations, call.inputs, call.in_place
+        taken = tuple(self._read(value, _path(node)) for value in inputs)
+        for source in sources:
+            self._append(Step(_path(node), taken, source), in_place=in_place)
+            taken = (len(self.steps),)
+            self.unread.discard(taken[0])
+        self.unread.add(taken[0])
+        self.numbers[node] = taken[0]
+
+    def _append(self, step: Step, *, in_place: bool) -> None:
+        self.steps.append(step)
+        number, shared = len(self.steps), self.storage[step.inputs[0]]
+        self.storage.append(shared if in_place or isinstance(step.source, ALIASES) else number)
+        if in_place and not isinstance(step.source, ALIASES):
+            self.fresh[shared] = number
+
+    def _read(self, value: Any, reader_name: str) -> int:
+        if not isinstance(value, fx.Node) or value not in self.numbers:
+            raise NoRule(f"gives {reader_name} something that is not a value of the network")
+        number = self.numbers[value]
+        if number < self.fresh.get(self.storage[number], 0):
+            raise NoRule(f"reads {_path(value)} in {reader_name} after an operation in place may have changed it")
+        self.unread.discard(number)
+        return number
+
+    def finish(self, output: fx.Node) -> None:
+        """Check that the network returns one value, and that it reads every other."""
+        self._read(output.args[0], "its output")
+        if self.unread:
+            name = next(_path(node) for node, number in self.numbers.items() if number in self.unread)
+            raise NoRule(f"leaves a value unused: nothing reads the result of {name}")
+
+
+def _call(node: fx.Node) -> Call:
+    calls: Mapping[str, dict[Any, Callable[[fx.Node], Call]]] = {"call_function": FUNCTIONS, "call_method": METHODS}
+    kind = f"{node.op.removeprefix('call_')} {getattr(node.target, '__name__', node.target)}"
+    try:
+        if node.target not in calls.get(node.op, {}):
+            raise NoRule("has no sound rule")
+        return calls[node.op][node.target](node)
+    except NoRule as reason:
+        raise refusal(_path(node), kind, str(reason)) from None
+
+
+def _path(node: fx.Node) -> str:
+    """Path of a layer, or name of a call, without the container that `_traced` adds."""
+    return str(node.target).removeprefix("0").removeprefix(".") if node.op == "call_module" else node.name
