@@ -6,13 +6,15 @@ Nothing is cached, because a stale program would be an unsound bound. `tracing` 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hydrabench.bounds.layers import NoRule, batch_scale, reader, refusal
-from hydrabench.bounds.operations import Operation
+from hydrabench.bounds.operations import Add, Convolution, Dense, Flatten, Identity, Operation, Relu, Scale
 from hydrabench.bounds.tracing import Step, steps_of
 
 
@@ -46,7 +48,9 @@ def read(program: Program, clean: Tensor | None = None) -> list[Node]:
     """Read the parameters that the layers of a program apply now.
 
     Gradients flow into the parameters, through parametrizations into what these compute them from.
-    Each weight is read once. Running statistics are not touched.
+    Each weight is read once. Running statistics are not touched. Batch norm is folded into the linear
+    operation in front of it where nothing else reads that one's result; in front of a convolution it
+    stays, because padding is zero before the convolution and not before the batch norm.
 
     Args:
         program: what `program_of` returned.
@@ -66,7 +70,7 @@ def read(program: Program, clean: Tensor | None = None) -> list[Node]:
         nodes.append(Node(operation, step.inputs))
         if taken:
             values.append(operation.apply(*taken))
-    return nodes
+    return _folded(program.steps, nodes)
 
 
 def _operation(step: Step, value: Tensor | None = None) -> Operation:
@@ -82,3 +86,47 @@ def _operation(step: Step, value: Tensor | None = None) -> Operation:
 
 def _needs_batch(source: nn.Module | Operation) -> bool:
     return isinstance(source, _BatchNorm) and source.training
+
+
+# Folding ---------------------------------------------------------------------------------------
+
+
+def _folded(steps: Sequence[Step], nodes: Sequence[Node]) -> list[Node]:
+    """The same program, its values numbered anew, without the batch norms that a linear operation can take in."""
+    readers = Counter(number for node in nodes for number in node.inputs)
+    vectors = _vectors(nodes)
+    found: list[Node] = []
+    numbers = [0]
+    for step, node in zip(steps, nodes, strict=True):
+        source = node.inputs[0]
+        before = found[numbers[source] - 1] if numbers[source] else None
+        # Only images and vectors have their outputs along axis 1, which is the one that batch norm scales.
+        image = before and isinstance(before.operation, Convolution) and isinstance(step.source, nn.BatchNorm2d)
+        fits = (image or source in vectors) and readers[source] == 1
+        merged = _merged(before.operation, node.operation) if before and fits else None
+        if before and merged:
+            found[numbers[source] - 1] = Node(merged, before.inputs)
+            numbers.append(numbers[source])
+        else:
+            found.append(Node(node.operation, tuple(numbers[number] for number in node.inputs)))
+            numbers.append(len(found))
+    return found
+
+
+def _merged(before: Operation, scale: Operation) -> Operation | None:
+    """One operation instead of a linear one and the scale behind it; None if there is none."""
+    if not isinstance(scale, Scale) or not isinstance(before, Convolution | Dense):
+        return None
+    factor = scale.scale.view(-1, *[1] * (before.weight.ndim - 1))
+    shift = scale.shift if before.bias is None else before.bias * scale.scale + scale.shift
+    return replace(before, weight=before.weight * factor, bias=shift)
+
+
+def _vectors(nodes: Sequence[Node]) -> set[int]:
+    """Numbers of the values that surely have the two axes (B, F), because they come out of a flatten."""
+    found: set[int] = set()
+    for number, node in enumerate(nodes, 1):
+        keeps = isinstance(node.operation, Dense | Relu | Scale | Identity | Add)
+        if isinstance(node.operation, Flatten) or (keeps and found.issuperset(node.inputs)):
+            found.add(number)
+    return found

@@ -36,6 +36,67 @@ def kinds(network, clean=None):
     return [type(node.operation).__name__ for node in read(program_of(network), clean)]
 
 
+def random_norm(norm):
+    torch.manual_seed(0)
+    for tensor in (norm.running_mean, norm.weight.data, norm.bias.data):
+        tensor.normal_()
+    norm.running_var.uniform_(0.5, 2)
+    return norm
+
+
+def test_batch_norm_behind_a_linear_operation_worked_by_hand():
+    """(3x + 1 - 2) / sqrt(4) · 6 + 5 = 9x + 2: one dense layer, whose batch norm is gone."""
+    dense, norm = nn.Linear(1, 1), nn.BatchNorm1d(1, eps=0.0).eval()
+    dense.weight.data.fill_(3.0), dense.bias.data.fill_(1.0)
+    norm.running_mean.fill_(2.0), norm.running_var.fill_(4.0)
+    norm.weight.data.fill_(6.0), norm.bias.data.fill_(5.0)
+    (_, node) = read(program_of(nn.Sequential(nn.Flatten(), dense, norm)))
+    assert (node.operation.weight.tolist(), node.operation.bias.tolist(), node.inputs) == ([[9.0]], [2.0], (1,))
+
+
+class Residual(nn.Module):
+    """relu(bn(conv(x)) + conv(x)), or with a shortcut that reads the convolution of the main branch."""
+
+    def __init__(self, *, shared):
+        super().__init__()
+        self.main, self.short = conv(padding=1), conv(padding=1)
+        self.norm, self.shared = random_norm(nn.BatchNorm2d(4)), shared
+
+    def forward(self, x):
+        main = self.main(x)
+        return torch.relu(self.norm(main) + (main if self.shared else self.short(x)))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_batch_norm_is_folded_only_where_nothing_else_reads_what_it_scales(training):
+    x = torch.rand(3, 2, 4, 4)
+    for shared, expected in (
+        (False, ["Convolution", "Convolution", "Add", "Relu"]),
+        (True, ["Convolution", "Scale", "Add", "Relu"]),
+    ):
+        network = Residual(shared=shared).train(training)
+        assert kinds(network, x) == expected
+        torch.testing.assert_close(run(network, x, x), network(x), rtol=1e-4, atol=1e-5)
+
+
+def test_batch_norm_in_front_of_a_padded_convolution_is_not_folded():
+    """The padding is zero behind the batch norm and would not be in front of it."""
+    network, x = nn.Sequential(random_norm(nn.BatchNorm2d(2)), conv(padding=1)).eval(), torch.rand(2, 2, 4, 4)
+    assert kinds(network) == ["Scale", "Convolution"]
+    torch.testing.assert_close(run(network, x), network(x))
+
+
+def test_batch_norm_behind_a_linear_layer_is_folded_only_if_it_scales_the_axis_of_its_outputs():
+    """Of (B, 3, 3) the linear layer maps axis 2 and batch norm scales axis 1; sizes alone do not tell."""
+    layers, x = (nn.Linear(3, 3), random_norm(nn.BatchNorm1d(3))), torch.rand(2, 3, 3)
+    network = nn.Sequential(*layers).eval()
+    assert kinds(network) == ["Dense", "Scale"]
+    torch.testing.assert_close(run(network, x), network(x))
+    assert kinds(nn.Sequential(nn.Flatten(), *layers).eval()) == ["Flatten", "Dense"]
+    square = nn.Sequential(nn.Linear(4, 4), random_norm(nn.BatchNorm2d(4))).eval()
+    torch.testing.assert_close(run(square, torch.ones(1, 4, 3, 4)), square(torch.ones(1, 4, 3, 4)))
+
+
 def test_a_layer_used_twice_is_two_steps():
     relu, dense = nn.ReLU(), nn.Linear(3, 3)
     network, x = nn.Sequential(dense, relu, dense, relu), torch.rand(2, 3)
