@@ -35,6 +35,8 @@ from hydrabench.bounds.operations import (
 from hydrabench.bounds.pooling import adaptive_pool, average_pool, max_pool
 
 GUARD = 1e-8  # keeps the slope of a neuron with l = u = 0 finite
+MEMORY = 2**30  # bytes that a pass may take at once, besides its arguments; larger ones are cut into parts
+LIVE = 5  # tensors of the size of the largest coefficients that a pass holds at once: a ReLU's and a shortcut's
 
 
 # A rule takes coefficients (B, S, *output shape) to coefficients (B, S, *input shape) and what the offset gains.
@@ -122,18 +124,61 @@ RULES: dict[type[Operation], Rule] = {
 }
 
 
-def lower_bounds(nodes: Sequence[Node], box: Interval, passed: Propagation, rows: Tensor, offset: Tensor) -> Tensor:
+def lower_bounds(
+    nodes: Sequence[Node], box: Interval, passed: Propagation, rows: Tensor, offset: Tensor, *, memory: int = MEMORY
+) -> Tensor:
     """Lower bounds of linear functions of a program's last value, over a box of inputs.
 
     Args:
-        nodes: what `graph.read` returned.
+        nodes: what `graph.read` returned, or the first of them.
         box: bounds of the input, value 0.
         passed: what `interval.propagate` returned for these nodes and this box, with `keep`.
         rows: coefficients of the functions, (B, S, *shape of the last value).
-        offset: their constants, (B, S).
+        offset: their constants, (B, S). A function with -inf here, whose bound is not wanted, is left out of
+            the work as far as the others allow: they are padded to the same number for every image.
+        memory: bytes to keep to, as far as one function of one image does; images, then functions, are
+            taken in parts. Gradients need everything at once and are not bounded by this.
     Returns: (B, S); NaN where inputs or weights are.
     Source: reference/hydra.md, section 1.7, "CROWN backward".
     """
+    if (offset == -torch.inf).any():
+        return _some(nodes, box, passed, rows, offset, memory=memory)
+    images, functions = offset.shape
+    largest = max(shape[1:].numel() for shape in passed.shapes[: len(nodes) + 1])
+    pairs = max(1, memory // (LIVE * largest * rows.element_size()))
+    if images * functions <= pairs:
+        return _all(nodes, box, passed, rows, offset)
+    together = max(1, pairs // functions)
+    found = []
+    for start in range(0, images, together):
+        part = slice(start, start + together)
+        here = box.images(part), passed.images(part)
+        pieces = zip(torch.split(rows[part], pairs, 1), torch.split(offset[part], pairs, 1), strict=True)
+        found.append(torch.cat([_all(nodes, *here, *piece) for piece in pieces], 1))
+    return torch.cat(found)
+
+
+def _some(
+    nodes: Sequence[Node], box: Interval, passed: Propagation, rows: Tensor, offset: Tensor, *, memory: int
+) -> Tensor:
+    """The bounds of the functions whose constant is not -inf, which it stays elsewhere."""
+    wanted = offset != -torch.inf
+    (images,) = wanted.any(1).nonzero(as_tuple=True)
+    if len(images) == 0:
+        return offset
+    most = int(wanted.sum(1).max())
+    picked = wanted[images].byte().argsort(1, descending=True)[:, :most]
+    expanded = picked.view(*picked.shape, *[1] * (rows.ndim - 2)).expand(-1, -1, *rows.shape[2:])
+    functions = (
+        rows[images].gather(1, expanded),
+        offset[images].gather(1, picked).clamp(min=torch.finfo(rows.dtype).min),
+    )
+    lower = lower_bounds(nodes, box.images(images), passed.images(images), *functions, memory=memory)
+    found = offset.index_put((images,), offset[images].scatter(1, picked, lower))
+    return found.masked_fill(~wanted, -torch.inf)
+
+
+def _all(nodes: Sequence[Node], box: Interval, passed: Propagation, rows: Tensor, offset: Tensor) -> Tensor:
     waiting = {len(nodes): rows}  # coefficients of values whose operations are still to be substituted
     for number in range(len(nodes), 0, -1):
         if number not in waiting:

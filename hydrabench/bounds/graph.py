@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -71,6 +72,18 @@ def read(program: Program, clean: Tensor | None = None) -> list[Node]:
         if taken:
             values.append(operation.apply(*taken))
     return _folded(program.steps, nodes)
+
+
+@torch.no_grad()
+def shapes_of(nodes: Sequence[Node], x: Tensor) -> list[torch.Size]:
+    """The shapes of all values of a program that takes images like `x`, without the batch axis.
+
+    Found with none of the images, which costs next to nothing.
+    """
+    values = [x[:0]]
+    for node in nodes:
+        values.append(node.operation.apply(*(values[number] for number in node.inputs)))
+    return [value.shape[1:] for value in values]
 
 
 def _operation(step: Step, value: Tensor | None = None) -> Operation:

@@ -61,6 +61,10 @@ class Interval:
         """Return the upper corner, a new tensor."""
         return self.center.add(self.width, alpha=0.5)
 
+    def images(self, part: slice | Tensor) -> Interval:
+        """Return the boxes of some images, given by a slice or their numbers."""
+        return Interval(self.center[part], self.width[part])
+
 
 @dataclass(frozen=True, eq=False)
 class Place:
@@ -85,6 +89,12 @@ class Propagation:
     def place(self, number: int) -> Place:
         """Return what a rule backward needs to know about a value."""
         return Place(self.shapes[number], self.before_relu.get(number))
+
+    def images(self, part: slice | Tensor) -> Propagation:
+        """Return what the pass leaves for some images, given by a slice or their numbers."""
+        output = self.output.images(part)
+        shapes = [torch.Size((len(output.center), *shape[1:])) for shape in self.shapes]
+        return Propagation(output, shapes, {number: box.images(part) for number, box in self.before_relu.items()})
 
 
 def _convolution(operation: Convolution, box: Interval) -> Interval:

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 from torch import nn
 
-from hydrabench.bounds import crown_ibp_margins, interval_margins
-from hydrabench.bounds.crown import relaxation
+from hydrabench.bounds import crown, crown_ibp_margins, interval_margins, program_of, read
+from hydrabench.bounds.crown import lower_bounds, relaxation
+from hydrabench.bounds.interval import Interval, propagate
 
 
 def linear(weight, bias):
@@ -125,3 +126,64 @@ def test_crown_is_exact_where_every_relu_is_stable():
     )
     assert margins_over_the_pixel_range(network, 0) == pytest.approx(-1.0)
     assert exact_minimum(network.double(), torch.full((1, 1), 0.5), 0, 0.5) == pytest.approx(-1.0)
+
+
+# Parts -----------------------------------------------------------------------------------------
+
+
+def functions_of(network, x, count, rng):
+    """A program, what a pass of intervals left, and `count` random functions of the values before its last layer."""
+    nodes = read(program_of(network))[:-1]
+    box = Interval.between((x - 0.05).clamp(0, 1), (x + 0.05).clamp(0, 1))
+    passed = propagate(nodes, box, keep=True)
+    rows = torch.randn(len(x), count, *passed.shapes[-1][1:], generator=rng, dtype=x.dtype)
+    return nodes, box, passed, rows, torch.randn(len(x), count, generator=rng, dtype=x.dtype)
+
+
+@settings(deadline=None, max_examples=16)
+@given(seed=st.integers(0, 10_000))
+def test_parts_give_what_the_whole_gives(tiny_dag, seed):
+    """From one function of one image at a time to everything at once."""
+    network, x, _, rng = tiny_dag(seed)
+    given = functions_of(network, x, 5, rng)
+    whole = lower_bounds(*given)
+    largest = max(shape[1:].numel() for shape in given[2].shapes)
+    for pairs in (0, 2, 7, 11):
+        torch.testing.assert_close(lower_bounds(*given, memory=pairs * crown.LIVE * largest * 8), whole)
+
+
+def test_no_part_is_larger_than_the_memory_allows(tiny_problem, monkeypatch):
+    network, x, _, rng = tiny_problem(0)
+    given = functions_of(network, x, 5, rng)
+    seen = []
+    monkeypatch.setattr(crown, "_all", lambda *args: seen.append(args[-1].shape) or args[-1])
+    largest = max(shape[1:].numel() for shape in given[2].shapes)
+    for pairs, parts in ((1, [(1, 1)] * 15), (3, [(1, 3), (1, 2)] * 3), (10, [(2, 5), (1, 5)]), (15, [(3, 5)])):
+        seen.clear()
+        lower_bounds(*given, memory=pairs * crown.LIVE * largest * 8)
+        assert seen == parts
+
+
+@settings(deadline=None, max_examples=16)
+@given(seed=st.integers(0, 10_000), share=st.floats(0, 1))
+def test_a_function_whose_constant_is_minus_infinity_is_left_out(tiny_problem, seed, share):
+    network, x, _, rng = tiny_problem(seed)
+    *given, rows, offset = functions_of(network, x, 5, rng)
+    whole = lower_bounds(*given, rows, offset)
+    closed = torch.rand(offset.shape, generator=rng) < share
+    found = lower_bounds(*given, rows, offset.masked_fill(closed, -torch.inf))
+    assert (found[closed] == -torch.inf).all()
+    torch.testing.assert_close(found[~closed], whole[~closed])
+
+
+def test_functions_that_are_left_out_cost_nothing(tiny_problem, monkeypatch):
+    """Of 3 images with 5 functions each, one image has none left and the others 1 and 2."""
+    network, x, _, rng = tiny_problem(0)
+    given = functions_of(network, x, 5, rng)
+    offset = torch.full((3, 5), -torch.inf, dtype=torch.float64)
+    offset[0, 4] = offset[2, 1] = offset[2, 3] = 1.0
+    seen = []
+    monkeypatch.setattr(crown, "_all", lambda *args: seen.append(args[-1].shape) or args[-1])
+    assert torch.equal(lower_bounds(*given[:-1], offset), offset)
+    assert torch.equal(lower_bounds(*given[:-1], torch.full_like(offset, -torch.inf)), offset - torch.inf)
+    assert seen == [(2, 2)]

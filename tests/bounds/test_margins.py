@@ -8,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from hydrabench.bounds import BOUNDS, class_margins, interval_bounds, margins
+from hydrabench.bounds import (
+    BOUNDS,
+    class_margins,
+    crown_ibp_margins,
+    interval_bounds,
+    margins,
+    program_of,
+    read,
+)
+from hydrabench.bounds.graph import shapes_of
 from hydrabench.masking import attach_masks, bake_masks, set_phase, shared_masks
 
 seeds = st.integers(0, 10_000)
@@ -189,6 +198,46 @@ def test_class_margins_mix_both_bounds(tiny_problem, training, beta, seed):
         torch.testing.assert_close(smallest, bound(network, x, y, 0.05))
 
 
+@every_bound
+@pytest.mark.parametrize("training", [False, True])
+def test_parts_of_a_batch_give_what_the_whole_gives(tiny_problem, bound, training):
+    """Batch norm in training mode takes the statistics of the whole batch."""
+    network, x, y, _ = tiny_problem(5)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.train(training)
+    whole = bound(network, x, y, 0.05)
+    for memory in (0, 20_000, 10**6):
+        torch.testing.assert_close(bound(network, x, y, 0.05, memory=memory), whole)
+
+
+def test_images_are_taken_together_as_far_as_memory_goes(tiny_problem, monkeypatch):
+    network, x, y, _ = tiny_problem(0)
+    sizes = []
+    monkeypatch.setattr(margins, "propagate", lambda nodes, box, keep: sizes.append(len(box.center)) or never())
+
+    def never():
+        raise KeyboardInterrupt
+
+    shapes = shapes_of(read(program_of(network))[:-1], x)
+    image = margins._image_size(read(program_of(network))[:-1], shapes) * 8
+    for memory, first in ((image - 1, 1), (2 * image, 2), (3 * image, 3), (30 * image, 3)):
+        with pytest.raises(KeyboardInterrupt):
+            BOUNDS["ibp"](network, x, y, 0.1, memory=memory)
+        assert sizes.pop() == first
+
+
+@settings(deadline=None, max_examples=24)
+@given(seed=seeds, epsilon=st.floats(0, 0.2))
+def test_leaving_out_proved_margins_takes_the_larger_bound_of_those_that_are_open(tiny_problem, seed, epsilon):
+    """And the interval bound of the others, so that it lies between the intervals' and the larger of both."""
+    network, x, y, _ = tiny_problem(seed)
+    found = crown_ibp_margins(network, x, y, epsilon, only_open=True)
+    interval, crown = (class_margins(network, x, y, epsilon, beta=beta) for beta in (0.0, 1.0))
+    rows = torch.where(interval > 0, interval, torch.maximum(interval, crown))
+    torch.testing.assert_close(found, rows.scatter(1, y.unsqueeze(1), torch.inf).min(1).values)
+
+
 def test_class_margins_are_those_of_the_class_they_stand_for():
     """Logits (x, 0, 3 - x) on [0.25, 0.75], label 1: margins 0 - x >= -0.75 and 0 - (3 - x) >= -2.75."""
     layer = nn.Linear(1, 3)
@@ -202,7 +251,7 @@ def test_a_pass_without_weight_is_left_out(tiny_problem, monkeypatch):
     network, x, y, _ = tiny_problem(0)
     expected = {beta: class_margins(network, x, y, 0.05, beta=beta) for beta in (0.0, 1.0)}
 
-    def never(*_):
+    def never(*_, **__):
         raise AssertionError("this pass has no weight")
 
     with monkeypatch.context() as patch:
