@@ -95,7 +95,7 @@ def _margins(network: nn.Module, x: Tensor, y: Tensor, epsilon: float, method: M
     head = last if isinstance(last, Dense) else None
     body = nodes[:-1] if head else nodes
     shapes = shapes_of(body, x)
-    others, rows, offset = _specification(head, y, x.new_empty(1).expand(0, *shapes[-1]))
+    others, rows, offset = specification(head, y, x.new_empty(1).expand(0, *shapes[-1]))
     together = max(1, memory // (x.element_size() * _image_size(body, shapes)))
     if together >= len(x):
         return _Margins(method(body, box, rows, offset), others)
@@ -127,7 +127,7 @@ def _open_margins(nodes: Sequence[Node], box: Interval, rows: Tensor, offset: Te
     return torch.maximum(interval, lower_bounds(nodes, box, passed, rows, open_only, memory=memory))
 
 
-def _specification(head: Dense | None, y: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def specification(head: Dense | None, y: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The rows e_y - e_j, j != y, times the last linear layer if there is one.
 
     Args:

@@ -1,0 +1,169 @@
+"""Many linear functions of single values, each of one image, carried from a value back to the input.
+
+A neuron behind a few convolutions sees a small window of every earlier value. Rows of neurons therefore
+start as windows, (R, C, h, w), grow at each convolution, and become whole, (R, *value), when a window is as
+large as the value or a linear layer is crossed. Only the neurons that are asked for have rows at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hydrabench.bounds import crown, interval
+from hydrabench.bounds.operations import Convolution, Identity, Operation, Scale, per_channel
+
+CHUNK = {"cpu": 2**22, "cuda": 2**26}  # coefficients that the rows of one chunk may have at any one value
+
+
+@dataclass(frozen=True)
+class Window:
+    """Where rows reach: the row of position (i, j) of `grid` to the block of `size` at stride · (i, j) - padding.
+
+    All four hold two numbers, for the vertical and the horizontal axis; `grid` is that of the neurons' own layer.
+    """
+
+    size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    grid: tuple[int, int]
+
+    def behind(self, operation: Convolution) -> Window:
+        """The window in the input of a convolution whose output this one lies in."""
+        kernel = operation.weight.shape[2:]
+        axes = list(zip(self.size, operation.stride, operation.dilation, kernel, strict=True))
+        return Window(
+            _pair((size - 1) * stride + dilation * (taps - 1) + 1 for size, stride, dilation, taps in axes),
+            _pair(a * b for a, b in zip(self.stride, operation.stride, strict=True)),
+            _pair(
+                a * stride + b for a, stride, b in zip(self.padding, operation.stride, operation.padding, strict=True)
+            ),
+            self.grid,
+        )
+
+    def blocks(self, value: Tensor) -> Tensor:
+        """What the window of every position shows of a value (B, C, H, W), 0 outside it: (B · positions, C · h · w)."""
+        margins = [
+            (before, (count - 1) * step + size - before - extent)
+            for before, count, step, size, extent in zip(
+                self.padding, self.grid, self.stride, self.size, value.shape[2:], strict=True
+            )
+        ]
+        padded = F.pad(value, (*margins[1], *margins[0]))
+        return F.unfold(padded, self.size, stride=self.stride).transpose(1, 2).flatten(0, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Coefficients of R linear functions: (R, *shape of the value), or (R, C, h, w) in a window.
+
+    image: which image each is about, (R,), int64, ascending. window, spot: for rows in a window, which one, and the
+    position of each in its grid, (R,). inside: whether coefficients outside the value are known to be 0; the value
+    is 0 there, but what it is computed from would not be.
+    """
+
+    coefficients: Tensor
+    image: Tensor
+    window: Window | None = None
+    spot: Tensor | None = None
+    inside: bool = True
+
+    def seen(self, value: Tensor) -> Tensor:
+        """What each row multiplies of a value (B, ...): of the shape of `coefficients`, or with 1 row for all."""
+        if self.window is None:
+            return value if len(value) == 1 else value.index_select(0, self.image)
+        assert self.spot is not None
+        blocks = self.window.blocks(value)
+        picks = self.spot if len(value) == 1 else self.image * prod(self.window.grid) + self.spot
+        return blocks.index_select(0, picks).view(len(picks), *self.coefficients.shape[1:])
+
+    def times(self, factor: Tensor) -> Rows:
+        """The rows of the value that these rows' value is `factor` (B, ...) times."""
+        return replace(self, coefficients=self.coefficients * self.seen(factor), inside=True)
+
+    def masked(self, shape: torch.Size) -> Rows:
+        """The same functions of a value of this shape, (B, ...), with `inside`."""
+        return self if self.inside else self.times(self.coefficients.new_ones(1, 1, *shape[2:]).expand(1, *shape[1:]))
+
+    def whole(self, shape: torch.Size) -> Rows:
+        """The same functions with coefficients of the whole value, of this shape, (B, ...)."""
+        if self.window is None:
+            return self
+        assert self.spot is not None
+        found, window = self.coefficients, self.window
+        places = (self.spot // window.grid[1], self.spot % window.grid[1])
+        for axis, place in enumerate(places):
+            start = place * window.stride[axis] - window.padding[axis]
+            taken = torch.arange(shape[2 + axis], device=start.device) - start.unsqueeze(1)
+            known = (taken >= 0) & (taken < window.size[axis])
+            view = (len(start), 1, -1, 1) if axis == 0 else (len(start), 1, 1, -1)
+            size = [*found.shape]
+            size[2 + axis] = shape[2 + axis]
+            index = taken.clamp(0, window.size[axis] - 1).view(view).expand(size)
+            found = found.gather(2 + axis, index) * known.view(view).to(found.dtype)
+        return Rows(found, self.image)
+
+
+def _pair(numbers: Iterable[int]) -> tuple[int, int]:
+    first, second = numbers
+    return first, second
+
+
+def chunk_length(shapes: Sequence[torch.Size], device: torch.device) -> int:
+    """How many rows to carry through values of these shapes at a time."""
+    return max(1, CHUNK.get(device.type, CHUNK["cpu"]) // max(prod(shape[1:]) for shape in shapes))
+
+
+def unit_rows(shape: torch.Size, image: Tensor, neuron: Tensor, like: Tensor) -> Rows:
+    """The functions that pick one neuron each.
+
+    Args:
+        shape: of the value, (B, ...). image, neuron: of each function, (R,); neurons are numbered along the
+            flattened value. like: gives type and device.
+    """
+    if len(shape) != 4:
+        coefficients = like.new_zeros(len(neuron), prod(shape[1:])).scatter_(1, neuron.unsqueeze(1), 1.0)
+        return Rows(coefficients.view(len(neuron), *shape[1:]), image)
+    positions = shape[2] * shape[3]
+    channel, spot = neuron // positions, neuron % positions
+    coefficients = like.new_zeros(len(neuron), shape[1]).scatter_(1, channel.unsqueeze(1), 1.0)
+    window = Window((1, 1), (1, 1), (0, 0), (shape[2], shape[3]))
+    return Rows(coefficients.view(len(neuron), shape[1], 1, 1), image, window, spot)
+
+
+def carried_back(operation: Operation, rows: Rows, shapes: tuple[torch.Size, torch.Size]) -> tuple[Rows, Tensor | None]:
+    """Substitute an affine operation into functions of its output.
+
+    Args:
+        shapes: of the operation's input and output, batch axis included.
+    Returns: the functions of its input, and what the constants gain, (R,), or None for nothing.
+    """
+    if rows.window is None:
+        found, gain = crown.RULES[type(operation)](
+            operation, rows.coefficients.unsqueeze(0), interval.Place(shapes[0], None)
+        )
+        return Rows(found.squeeze(0), rows.image), None if gain is None else gain.squeeze(0)
+    if isinstance(operation, Identity):
+        return rows, None
+    window, rows = rows.window, rows.masked(shapes[1])
+    if isinstance(operation, Scale):
+        gain = rows.coefficients.sum((2, 3)) @ operation.shift.expand(rows.coefficients.shape[1])
+        return replace(rows, coefficients=rows.coefficients * per_channel(operation.scale, 4)), gain
+    if not isinstance(operation, Convolution):
+        return carried_back(operation, rows.whole(shapes[1]), shapes)
+    window = window.behind(operation)
+    coefficients = F.conv_transpose2d(
+        rows.coefficients,
+        operation.weight,
+        stride=operation.stride,
+        groups=operation.groups,
+        dilation=operation.dilation,
+    )
+    gain = None if operation.bias is None else rows.coefficients.sum((2, 3)) @ operation.bias
+    grown = Rows(coefficients, rows.image, window, rows.spot, inside=not any(window.padding))
+    return grown.whole(shapes[0]) if prod(window.size) >= prod(shapes[0][2:]) else grown, gain
