@@ -10,9 +10,14 @@ from torch import Tensor, nn
 
 from hydrabench.objectives.crown_ibp import crown_ibp_loss, verified_verdicts
 from hydrabench.objectives.natural import clean_verdicts, natural_loss
-from hydrabench.objectives.schedules import SCHEDULES, constant, cosine, linear_epsilon
+from hydrabench.objectives.schedules import EPSILON_SCHEDULES, SCHEDULES, constant, cosine, linear_epsilon
 from hydrabench.objectives.step import Losses, Step
 from hydrabench.objectives.trades import pgd_verdicts, trades_loss
+
+
+def once(settings: Any) -> int:  # noqa: ARG001 - asked of every objective alike
+    """Number of steps in a row that most objectives train on each minibatch."""
+    return 1
 
 
 @dataclass(frozen=True)
@@ -21,12 +26,14 @@ class TrainingObjective:
 
     loss: what a step minimises. verdicts: which validation images count, (B,) bool. metric: its name.
     passes_bounds: whether bounds go through the network, so that every layer must have rules.
+    repeats: how often in a row its settings train on each minibatch.
     """
 
     loss: Callable[[nn.Module, Tensor, Tensor, Any, Step], Losses]
     verdicts: Callable[[nn.Module, Tensor, Tensor, Any, Step], Tensor]
     metric: str
     passes_bounds: bool = False
+    repeats: Callable[[Any], int] = once
 
 
 OBJECTIVES: dict[str, TrainingObjective] = {
@@ -36,6 +43,7 @@ OBJECTIVES: dict[str, TrainingObjective] = {
 }
 
 __all__ = [
+    "EPSILON_SCHEDULES",
     "OBJECTIVES",
     "SCHEDULES",
     "Losses",

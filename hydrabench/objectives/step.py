@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from hydrabench.attacks import unit_noise
+from hydrabench.threat import Norm
 
 
 @dataclass(frozen=True)
@@ -16,6 +20,8 @@ class Step:
     generator: on the CPU, fresh for every step. rows: which images of the step's whole batch the objective is
     given; a batch that is split over processes, or into parts that fit into memory, draws the same noise as
     one that is not. None: all of them. whole: images of the whole batch, None if `rows` is.
+    memory: tensors that an objective keeps from step to step. epoch: 0-based pass over the training images.
+    ramp_epochs: epochs over which the radius grows, 1 if it never does.
     """
 
     epsilon: float
@@ -23,18 +29,40 @@ class Step:
     generator: torch.Generator
     rows: slice | None = None
     whole: int | None = None
+    memory: dict[str, Tensor] = field(default_factory=dict)
+    epoch: int = 0
+    ramp_epochs: int = 1
 
     def normal(self, x: Tensor) -> Tensor:
         """Draw standard normal noise for images `x`, (B, ...), of their type and on their device."""
+        return self.mine(torch.randn((self.total(x), *x.shape[1:]), generator=self.generator)).to(x)
+
+    def uniform(self, x: Tensor, *, norm: Norm = "linf") -> Tensor:
+        """Draw a point of the unit ball of `norm` for each of the images `x`, (B, ...), all points alike likely."""
+        return self.mine(unit_noise((self.total(x), *x.shape[1:]), norm=norm, generator=self.generator)).to(x)
+
+    def total(self, x: Tensor) -> int:
+        """Images of the whole batch of the step, of which `x` are those at hand."""
         if self.rows is None:
-            return torch.randn(x.shape, generator=self.generator).to(x)
+            return len(x)
         assert self.whole is not None, "rows of a whole batch, whose size is known"
-        return torch.randn((self.whole, *x.shape[1:]), generator=self.generator)[self.rows].to(x)
+        return self.whole
+
+    def mine(self, values: Tensor) -> Tensor:
+        """Of `values` with a row for each image of the whole batch, those of the images at hand, as a view."""
+        return values if self.rows is None else values[self.rows]
 
 
 @dataclass(frozen=True)
 class Losses:
-    """total: scalar to minimise, a mean over images. logits: of the clean images, (B, K), for the logged accuracy."""
+    """What the loop minimises and logs.
+
+    total: scalar to minimise, a mean over the images at hand: weighed by their numbers, the totals of the
+    parts of a batch add up to that of the batch. logits: of the clean images, (B, K), for the logged accuracy;
+    where an objective passes none through the network, of those that it trains on.
+    after: called once the gradients of `total` have been computed.
+    """
 
     total: Tensor
     logits: Tensor
+    after: Callable[[], None] | None = None

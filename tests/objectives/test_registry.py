@@ -1,4 +1,4 @@
-"""Schedules by hand, losses against their formulas, gradients that reach what is trained."""
+"""Losses against their formulas, gradients that reach what is trained."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hydrabench.bounds import class_margins
 from hydrabench.config import CrownIbpObjective, NaturalObjective, TradesObjective
 from hydrabench.masking import attach_masks, prunable_layers, score_masks, set_phase, shared_masks
 from hydrabench.models import build_model
-from hydrabench.objectives import OBJECTIVES, Step, constant, cosine, linear_epsilon
+from hydrabench.objectives import OBJECTIVES, Step
 from hydrabench.objectives.trades import divergence
 from hydrabench.runtime import stream
 
@@ -32,26 +32,6 @@ def problem(arch="cifar_model_bn"):
 
 def step(epsilon=8 / 255, ramp=1.0) -> Step:
     return Step(epsilon, ramp, stream("test"))
-
-
-@pytest.mark.parametrize(("epoch", "epsilon"), [(0, 0), (1, 1.186e-4), (30, 0.003559), (59, 0.007), (199, 0.007)])
-def test_the_linear_ramp_is_the_originals_oracle_o7(epoch, epsilon):
-    """Length 60 and 0.007: 0.007 · epoch / 59."""
-    value = linear_epsilon(epoch * 10, steps_per_epoch=10, ramp_epochs=60, epsilon=0.007)
-    assert value == pytest.approx(epsilon, rel=1e-3)
-
-
-def test_a_ramp_of_one_epoch_is_the_full_radius_at_once_and_of_none_is_an_error():
-    assert linear_epsilon(0, steps_per_epoch=10, ramp_epochs=1, epsilon=0.007) == 0.007
-    with pytest.raises(ValueError, match="ramp_epochs=0"):
-        linear_epsilon(0, steps_per_epoch=10, ramp_epochs=0, epsilon=0.007)
-
-
-def test_the_cosine_starts_at_one_passes_a_half_and_ends_near_zero():
-    assert cosine(0, total=100) == 1
-    assert cosine(50, total=100) == pytest.approx(0.5)
-    assert 0 < cosine(99, total=100) < 0.001
-    assert constant(7, total=10) == 1
 
 
 def test_the_divergence_of_two_coins_worked_by_hand():
