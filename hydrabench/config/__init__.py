@@ -14,8 +14,10 @@ from hydrabench.config.loading import load_recipe, parse
 from hydrabench.config.objectives import (
     OBJECTIVE_SETTINGS,
     CrownIbpObjective,
+    FreeObjective,
     NaturalObjective,
     Objective,
+    PgdObjective,
     TradesObjective,
 )
 from hydrabench.config.phases import BudgetRecipe, FinetuneRecipe, PhaseRecipe, PruneRecipe, Scores, TrainRecipe
@@ -42,10 +44,12 @@ __all__ = [
     "Density",
     "EvaluationSettings",
     "FinetuneRecipe",
+    "FreeObjective",
     "ModelRecipe",
     "NaturalObjective",
     "Normalization",
     "Objective",
+    "PgdObjective",
     "PgdSettings",
     "PhaseRecipe",
     "PipelineRecipe",

@@ -24,7 +24,25 @@ class TradesObjective(Section):
     epsilon: Radius
     beta: NonNegativeFloat = 6.0
     steps: PositiveInt = 10
-    step_size: Radius | None = None  # None: a quarter of epsilon
+    step_size: Radius | None = None  # None: epsilon / 4; in L2, 2 epsilon / steps
+
+
+class PgdObjective(Section):
+    """Adversarial training (Madry et al. 2018): cross entropy on PGD examples."""
+
+    name: Literal["pgd"]
+    norm: Norm = "linf"
+    epsilon: Radius
+    steps: PositiveInt = 10
+    step_size: Radius | None = None  # None: epsilon / 4; in L2, 2 epsilon / steps
+
+
+class FreeObjective(Section):
+    """Free adversarial training (Shafahi et al. 2019): every minibatch `repeats` times in a row."""
+
+    name: Literal["free"]
+    epsilon: Radius
+    repeats: PositiveInt = 4
 
 
 class CrownIbpObjective(Section):
@@ -38,5 +56,8 @@ class CrownIbpObjective(Section):
     beta_end: float = Field(0.0, ge=0, le=1)
 
 
-Objective = Annotated[NaturalObjective | TradesObjective | CrownIbpObjective, Field(discriminator="name")]
+Objective = Annotated[
+    NaturalObjective | TradesObjective | PgdObjective | FreeObjective | CrownIbpObjective,
+    Field(discriminator="name"),
+]
 OBJECTIVE_SETTINGS = members_by_tag(Objective, "name")

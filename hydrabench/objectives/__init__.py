@@ -9,10 +9,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from hydrabench.objectives.crown_ibp import crown_ibp_loss, verified_verdicts
+from hydrabench.objectives.free import free_loss, free_repeats, free_verdicts
 from hydrabench.objectives.natural import clean_verdicts, natural_loss
+from hydrabench.objectives.pgd import pgd_loss, pgd_verdicts
 from hydrabench.objectives.schedules import EPSILON_SCHEDULES, SCHEDULES, constant, cosine, linear_epsilon
 from hydrabench.objectives.step import Losses, Step
-from hydrabench.objectives.trades import pgd_verdicts, trades_loss
+from hydrabench.objectives.trades import trades_loss
 
 
 def once(settings: Any) -> int:  # noqa: ARG001 - asked of every objective alike
@@ -39,6 +41,8 @@ class TrainingObjective:
 OBJECTIVES: dict[str, TrainingObjective] = {
     "natural": TrainingObjective(natural_loss, clean_verdicts, "clean_accuracy"),
     "trades": TrainingObjective(trades_loss, pgd_verdicts, "robust_accuracy"),
+    "pgd": TrainingObjective(pgd_loss, pgd_verdicts, "robust_accuracy"),
+    "free": TrainingObjective(free_loss, free_verdicts, "robust_accuracy", repeats=free_repeats),
     "crown-ibp": TrainingObjective(crown_ibp_loss, verified_verdicts, "verified_accuracy", passes_bounds=True),
 }
 

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hydrabench.attacks import ascend, pgd
+from hydrabench.attacks import ascend
 from hydrabench.config import TradesObjective
+from hydrabench.objectives.pgd import step_size
 from hydrabench.objectives.step import Losses, Step
 
 START_DEVIATION = 0.001
-SELECTION_STEPS = 10
 
 
 def divergence(clean_logits: Tensor, logits: Tensor) -> Tensor:
@@ -49,27 +49,5 @@ def _attack(network: nn.Module, x: Tensor, settings: TradesObjective, step: Step
         lambda candidate: divergence(clean_logits, network(candidate)),
         norm=settings.norm,
         steps=settings.steps,
-        step_size=_step_size(settings) * step.ramp,
+        step_size=step_size(settings, settings.steps) * step.ramp,
     )
-
-
-def _step_size(settings: TradesObjective) -> float:
-    """The recipe's step size, or a quarter of the radius (2/255 for 8/255)."""
-    return float(settings.epsilon / 4 if settings.step_size is None else settings.step_size)
-
-
-def pgd_verdicts(network: nn.Module, x: Tensor, y: Tensor, settings: TradesObjective, step: Step) -> Tensor:
-    """Which images survive PGD-10 on the cross entropy at the final radius, (B,), bool; misclassified ones do not."""
-    adversarial = pgd(
-        network,
-        x,
-        y,
-        step.epsilon,
-        generator=step.generator,
-        norm=settings.norm,
-        steps=SELECTION_STEPS,
-        step_size=_step_size(settings),
-    )
-    with torch.no_grad():
-        survived: Tensor = (network(adversarial).argmax(1) == y) & (network(x).argmax(1) == y)
-    return survived

@@ -1,27 +1,42 @@
-"""Losses against their formulas, gradients that reach what is trained."""
+"""What every objective must do: train what its phase trains, split with the batch, learn, select."""
 
 from __future__ import annotations
-
-from math import log
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
-from hydrabench.bounds import class_margins
-from hydrabench.config import CrownIbpObjective, NaturalObjective, TradesObjective
+from hydrabench.config import (
+    OBJECTIVE_SETTINGS,
+    CrownIbpObjective,
+    FreeObjective,
+    NaturalObjective,
+    PgdObjective,
+    TradesObjective,
+)
+from hydrabench.data import load_images, pixels
 from hydrabench.masking import attach_masks, prunable_layers, score_masks, set_phase, shared_masks
 from hydrabench.models import build_model
 from hydrabench.objectives import OBJECTIVES, Step
-from hydrabench.objectives.trades import divergence
 from hydrabench.runtime import stream
 
 SETTINGS = {
     "natural": NaturalObjective(name="natural"),
     "trades": TradesObjective(name="trades", epsilon="8/255", steps=3),
+    "pgd": PgdObjective(name="pgd", epsilon="8/255", steps=3),
+    "free": FreeObjective(name="free", epsilon="8/255"),
     "crown-ibp": CrownIbpObjective(name="crown-ibp", epsilon="8/255"),
 }
+OTHERS = {
+    "trades in L2": TradesObjective(name="trades", norm="l2", epsilon="0.5", steps=3),
+    "pgd in L2": PgdObjective(name="pgd", norm="l2", epsilon="0.5", steps=3),
+}
+ALL = SETTINGS | OTHERS
+WITHOUT_NOISE = {}
+
+every_objective = pytest.mark.parametrize("objective", OBJECTIVES)
+every_setting = pytest.mark.parametrize("settings", ALL.values(), ids=ALL)
 
 
 def problem(arch="cifar_model_bn"):
@@ -30,106 +45,129 @@ def problem(arch="cifar_model_bn"):
     return network, torch.rand(6, 1, 8, 8, generator=generator), torch.randint(0, 10, (6,), generator=generator)
 
 
-def step(epsilon=8 / 255, ramp=1.0) -> Step:
-    return Step(epsilon, ramp, stream("test"))
+def step(epsilon=8 / 255, ramp=1.0, **keys) -> Step:
+    return Step(epsilon, ramp, stream("test"), **keys)
 
 
-def test_the_divergence_of_two_coins_worked_by_hand():
-    """KL((1/2, 1/2) ‖ (1/4, 3/4)) = 1/2 log 2 + 1/2 log(2/3)."""
-    clean = torch.tensor([[0.0, 0.0]])
-    other = torch.tensor([[0.0, log(3.0)]])
-    assert divergence(clean, other).item() == pytest.approx(0.5 * log(2) + 0.5 * log(2 / 3), rel=1e-6)
-    assert divergence(other, other).item() == pytest.approx(0, abs=1e-7)
+def loss(network, x, y, settings, given):
+    return OBJECTIVES[settings.name].loss(network, x, y, settings, given)
 
 
-def test_trades_at_radius_zero_is_the_natural_loss():
+def test_every_objective_of_a_recipe_is_implemented_and_tested():
+    assert set(OBJECTIVES) == set(OBJECTIVE_SETTINGS) == set(SETTINGS)
+
+
+@every_setting
+@pytest.mark.parametrize("phase", ["train", "prune", "finetune"])
+def test_the_gradient_is_finite_and_reaches_just_what_the_phase_trains(settings, phase):
+    network, x, y = problem()
+    attach_masks(network, 0.3)
+    set_phase(network, phase)
+    network.train()
+    with shared_masks(network):
+        losses = loss(network, x, y, settings, step(ramp=0.5))
+        untouched = all(parameter.grad is None for parameter in network.parameters())
+        losses.total.backward()
+    assert untouched, "an attack left gradients on the parameters"
+    assert torch.isfinite(losses.total)
+    assert losses.logits.shape == (6, 10)
+    for name, parameter in network.named_parameters():
+        trained = parameter.requires_grad and not name.endswith("7.bias")  # a bias that batch norm takes off again
+        assert trained is False or torch.isfinite(parameter.grad).all(), name
+        assert parameter.requires_grad or parameter.grad is None, name
+    if phase == "prune":
+        assert all(found.scores.grad.any() for found in score_masks(network).values())
+    else:
+        layers = prunable_layers(network).values()
+        assert all(layer.parametrizations.weight.original.grad.any() for layer in layers)
+
+
+@every_setting
+def test_the_parts_of_a_batch_have_the_gradient_of_the_whole(settings):
+    """Weighed by their images, over several steps, so that samples fall into either part or both."""
     network, x, y = problem("cifar_model")
-    natural = OBJECTIVES["natural"].loss(network, x, y, SETTINGS["natural"], step())
-    trades = OBJECTIVES["trades"].loss(network, x, y, SETTINGS["trades"], step(0.0, 0.0))
-    assert trades.total.item() == pytest.approx(natural.total.item(), abs=1e-6)
-    assert torch.equal(trades.logits, natural.logits)
+    network, x = network.double().train(), x.double()
+    memories = {}, {}
+    for number in range(4):
+        gradients = []
+        for memory, parts in zip(memories, ([None], [slice(0, 2), slice(2, 6)]), strict=True):
+            network.zero_grad()
+            for rows in parts:
+                chosen = slice(None) if rows is None else rows
+                given = Step(8 / 255, 0.5, stream("part", number), rows, 6 if rows else None, memory)
+                losses = loss(network, x[chosen], y[chosen], settings, given)
+                (losses.total * len(y[chosen]) / 6).backward()
+                if losses.after:
+                    losses.after()
+            gradients.append([parameter.grad.clone() for parameter in network.parameters()])
+        torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-9, atol=1e-12)
+    assert memories[0].keys() == memories[1].keys()
+    assert all(torch.equal(memories[0][key], memories[1][key]) for key in memories[0])
 
 
-def test_trades_penalises_what_the_attack_finds():
+@every_objective
+def test_at_radius_zero_without_noise_the_loss_is_the_natural_one(objective):
     network, x, y = problem("cifar_model")
-    natural = functional.cross_entropy(network(x), y)
-    trades = OBJECTIVES["trades"].loss(network, x, y, SETTINGS["trades"], step())
-    random_start = network((x + 0.001 * torch.randn(x.shape, generator=stream("test"))).clamp(0, 1))
-    weak = divergence(network(x), random_start).mean()
-    assert trades.total > natural + 6 * weak * 10
+    settings = (SETTINGS | WITHOUT_NOISE)[objective]
+    losses = loss(network, x, y, settings, step(0.0, 0.0))
+    assert losses.total.item() == pytest.approx(functional.cross_entropy(network(x), y).item(), abs=1e-6)
+    torch.testing.assert_close(losses.logits, network(x))
 
 
-@pytest.mark.parametrize(("objective", "passes"), [("natural", 1), ("trades", 2), ("crown-ibp", 1)])
-def test_batch_norm_counts_these_train_mode_passes_per_step(objective, passes):
+@every_setting
+def test_a_few_steps_lower_the_loss_on_digits(settings):
+    """The same images and random numbers each time, so that only the network changes."""
+    images = load_images("digits", "train", None, download=False)
+    x, y = pixels(images.images[:64]), images.labels[:64]
+    network = problem("cifar_model")[0].train()
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.002)
+    totals = []
+    for _ in range(12):
+        optimizer.zero_grad()
+        losses = loss(network, x, y, settings, step(2 / 255, 0.5))
+        losses.total.backward()
+        optimizer.step()
+        totals.append(losses.total.item())
+    assert totals[-1] < 0.97 * totals[0]
+
+
+PASSES = dict.fromkeys(OBJECTIVES, 1) | {"trades": 2}
+
+
+@every_objective
+def test_batch_norm_counts_these_train_mode_passes_per_step(objective):
     """TRADES shares one clean pass between both terms: 2 where the original counts 4 (oracle O10, pitfall P7)."""
     network, x, y = problem()
     network.train()
-    OBJECTIVES[objective].loss(network, x, y, SETTINGS[objective], step())
+    loss(network, x, y, SETTINGS[objective], step())
     assert network.training
-    assert network[1].num_batches_tracked == passes
+    assert network[1].num_batches_tracked == PASSES[objective]
 
 
-def test_crown_ibp_moves_from_crown_ibp_bounds_to_interval_bounds():
-    network, x, y = problem("cifar_model")
-    for ramp, beta in [(0.25, 0.75), (1.0, 0.0)]:
-        expected = functional.cross_entropy(-class_margins(network, x, y, 0.02, beta=beta), y)
-        found = OBJECTIVES["crown-ibp"].loss(network, x, y, SETTINGS["crown-ibp"], step(0.02, ramp))
-        assert found.total.item() == pytest.approx(expected.item(), rel=1e-6)
-    keeps = CrownIbpObjective(name="crown-ibp", epsilon="8/255", beta_end=1.0)
-    expected = functional.cross_entropy(-class_margins(network, x, y, 0.02, beta=1.0), y)
-    assert OBJECTIVES["crown-ibp"].loss(network, x, y, keeps, step(0.02, 1.0)).total.item() == pytest.approx(
-        expected.item(), rel=1e-6
-    )
+@every_objective
+def test_only_free_training_repeats_a_minibatch(objective):
+    assert OBJECTIVES[objective].repeats(SETTINGS[objective]) == (4 if objective == "free" else 1)
 
 
-def test_crown_ibp_at_radius_zero_is_the_natural_loss():
-    network, x, y = problem("cifar_model")
-    natural = functional.cross_entropy(network(x), y)
-    found = OBJECTIVES["crown-ibp"].loss(network, x, y, SETTINGS["crown-ibp"], step(0.0, 0.0))
-    assert found.total.item() == pytest.approx(natural.item(), rel=1e-5)
-
-
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_every_objective_trains_the_weights_of_a_dense_network(objective):
-    network, x, y = problem()
-    network.train()
-    OBJECTIVES[objective].loss(network, x, y, SETTINGS[objective], step()).total.backward()
-    for name, parameter in network.named_parameters():
-        if not name.endswith("7.bias"):
-            assert parameter.grad is not None, name
-            assert torch.isfinite(parameter.grad).all(), name
-
-
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_every_objective_trains_the_scores_and_only_them_while_pruning(objective):
-    network, x, y = problem("cifar_model")
-    attach_masks(network, 0.3)
-    set_phase(network, "prune")
-    network.train()
-    with shared_masks(network):
-        OBJECTIVES[objective].loss(network, x, y, SETTINGS[objective], step()).total.backward()
-    assert all(found.scores.grad.any() for found in score_masks(network).values())
-    assert all(layer.parametrizations.weight.original.grad is None for layer in prunable_layers(network).values())
-
-
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_verdicts_at_radius_zero_are_clean_correctness(objective):
+@every_objective
+def test_verdicts_at_radius_zero_without_noise_are_clean_correctness(objective):
     network, x, y = problem()
     network.eval()
     y = network(x).argmax(1)
     y[:3] = (y[:3] + 1) % 10
-    verdicts = OBJECTIVES[objective].verdicts(network, x, y, SETTINGS[objective], step(0.0))
+    settings = (SETTINGS | WITHOUT_NOISE)[objective]
+    verdicts = OBJECTIVES[objective].verdicts(network, x, y, settings, step(0.0))
     assert verdicts.tolist() == [False] * 3 + [True] * 3
 
 
-def test_a_verdict_at_the_full_radius_is_stricter_than_a_clean_one():
+@pytest.mark.parametrize("objective", sorted(set(OBJECTIVES) - {"natural", "stability"}))
+def test_a_verdict_at_the_full_radius_is_stricter_than_a_clean_one(objective):
     """Logits ±(20 · first pixel - 10): right at 0.52 when clean, wrong after any step down of 0.02."""
     network = nn.Sequential(nn.Flatten(), nn.Linear(1, 2))
     with torch.no_grad():
         network[1].weight.copy_(torch.tensor([[20.0], [-20.0]]))
         network[1].bias.copy_(torch.tensor([-10.0, 10.0]))
     x, y = torch.tensor([0.52, 0.6]).view(2, 1, 1, 1), torch.tensor([0, 0])
-    for objective in ("trades", "crown-ibp"):
-        verdicts = OBJECTIVES[objective].verdicts(network, x, y, SETTINGS[objective], step(8 / 255))
-        assert verdicts.tolist() == [False, True], objective
+    verdicts = OBJECTIVES[objective].verdicts(network, x, y, SETTINGS[objective], step(8 / 255))
+    assert verdicts.tolist() == [False, True]
     assert OBJECTIVES["natural"].verdicts(network, x, y, SETTINGS["natural"], step()).tolist() == [True, True]

@@ -1,0 +1,55 @@
+"""Free adversarial training: one backward pass updates the network and a perturbation that outlives the minibatch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hydrabench.config import FreeObjective
+from hydrabench.objectives.pgd import survivors
+from hydrabench.objectives.step import Losses, Step
+from hydrabench.threat import PIXEL_MAX, PIXEL_MIN
+
+MEMORY = "perturbation"
+
+
+def free_loss(network: nn.Module, x: Tensor, y: Tensor, settings: FreeObjective, step: Step) -> Losses:  # noqa: ARG001
+    """CE(f(x + δ), y), whose gradient also moves δ by a signed step of the radius, in the L∞ ball.
+
+    δ has a row for each place in the batch and stays from minibatch to minibatch and from epoch to epoch,
+    as the authors have it; HYDRA's code starts each epoch with zeros. The loop trains `settings.repeats`
+    times in a row on a minibatch. The clean images do not pass through the network: the logits are those of x + δ.
+
+    Args:
+        x: images, (B, C, H, W), in [0, 1]; y: labels, (B,).
+    Source: Shafahi et al., arXiv:1904.12843, algorithm 1.
+    """
+    rows = step.mine(_perturbation(x, step)[: step.total(x)])
+    delta = rows.clone().requires_grad_()
+    logits = network((x + delta).clamp(PIXEL_MIN, PIXEL_MAX))
+
+    def move() -> None:
+        assert delta.grad is not None, "called after backward"
+        with torch.no_grad():
+            rows.copy_((delta + step.epsilon * delta.grad.sign()).clamp(-step.epsilon, step.epsilon))
+
+    return Losses(functional.cross_entropy(logits, y), logits, after=move)
+
+
+def _perturbation(x: Tensor, step: Step) -> Tensor:
+    """The rows that are remembered, and zeros up to the size of the whole batch."""
+    kept = step.memory.get(MEMORY, x.new_zeros(0, *x.shape[1:])).to(x)
+    missing = max(0, step.total(x) - len(kept))
+    step.memory[MEMORY] = torch.cat([kept, x.new_zeros(missing, *x.shape[1:])]) if missing else kept
+    return step.memory[MEMORY]
+
+
+def free_repeats(settings: FreeObjective) -> int:
+    """Number of steps in a row on each minibatch, m."""
+    return settings.repeats
+
+
+def free_verdicts(network: nn.Module, x: Tensor, y: Tensor, settings: FreeObjective, step: Step) -> Tensor:
+    """Which images survive PGD-10 with steps of a quarter of the radius, (B,), bool; misclassified ones do not."""
+    return survivors(network, x, y, step, norm="linf", step_size=float(settings.epsilon / 4))

@@ -1,0 +1,74 @@
+"""Adversarial training: cross entropy on the examples that projected gradient descent finds."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hydrabench.attacks import LOSSES, ascend, pgd
+from hydrabench.config import PgdObjective, TradesObjective
+from hydrabench.objectives.step import Losses, Step
+from hydrabench.threat import Norm
+
+SELECTION_STEPS = 10
+
+
+def pgd_loss(network: nn.Module, x: Tensor, y: Tensor, settings: PgdObjective, step: Step) -> Losses:
+    """CE(f(x'), y), where x' maximises it in the ball, from a start drawn uniformly from the ball.
+
+    The attack runs in eval mode and differentiates with respect to the image only; the clean images do not
+    pass through the network, so the logits are those of x'.
+
+    Args:
+        x: images, (B, C, H, W), in [0, 1]; y: labels, (B,).
+    Source: Madry et al., arXiv:1706.06083, equation 2.1 and section 2.1.
+    """
+    network.eval()
+    adversarial = ascend(
+        x,
+        x + step.epsilon * step.uniform(x, norm=settings.norm),
+        step.epsilon,
+        lambda candidate: LOSSES["ce"](network(candidate), y),
+        norm=settings.norm,
+        steps=settings.steps,
+        step_size=step_size(settings, settings.steps) * step.ramp,
+    )
+    network.train()
+    logits = network(adversarial)
+    return Losses(functional.cross_entropy(logits, y), logits)
+
+
+def pgd_verdicts(
+    network: nn.Module, x: Tensor, y: Tensor, settings: PgdObjective | TradesObjective, step: Step
+) -> Tensor:
+    """Which images survive PGD-10 on the cross entropy at the final radius, (B,), bool; misclassified ones do not."""
+    size = step_size(settings, SELECTION_STEPS)
+    return survivors(network, x, y, step, norm=settings.norm, step_size=size)
+
+
+def survivors(network: nn.Module, x: Tensor, y: Tensor, step: Step, *, norm: Norm, step_size: float) -> Tensor:
+    """Which images are right both clean and after PGD-10 on the cross entropy, (B,), bool."""
+    adversarial = pgd(
+        network,
+        x,
+        y,
+        step.epsilon,
+        generator=step.generator,
+        norm=norm,
+        steps=SELECTION_STEPS,
+        step_size=step_size,
+    )
+    with torch.no_grad():
+        survived: Tensor = (network(adversarial).argmax(1) == y) & (network(x).argmax(1) == y)
+    return survived
+
+
+def step_size(settings: PgdObjective | TradesObjective, steps: int) -> float:
+    """The recipe's step size; or a quarter of the radius (2/255 for 8/255), in L2 two radii over the number of steps.
+
+    Source: reference/hydra.md section 1.2.
+    """
+    if settings.step_size is not None:
+        return float(settings.step_size)
+    return float(2 * settings.epsilon / steps if settings.norm == "l2" else settings.epsilon / 4)
