@@ -58,12 +58,13 @@ class Header(Section):
 
     def to_json(self) -> str:
         """Return the header as canonical JSON."""
-        return self.model_dump_json(by_alias=True, exclude={"kept"} if self.kept is None else None)
+        left_out: dict[str, Any] = {"objective": self.objective.left_out()} if self.objective else {}
+        return self.model_dump_json(by_alias=True, exclude=left_out | ({"kept": True} if self.kept is None else {}))
 
     def default_threat(self) -> dict[str, Any]:
-        """The norm and radius that the network was trained for; empty if it was not trained for any, or is unknown."""
+        """The norm and radius, or noise, that the network was trained for; empty if for none, or if it is unknown."""
         values = self.objective.model_dump(mode="json") if self.objective else {}
-        return {key: values[key] for key in ("norm", "epsilon") if key in values}
+        return {key: values[key] for key in ("norm", "epsilon", "sigma") if key in values}
 
 
 def read_header(text: str, source: str) -> Header:

@@ -37,7 +37,9 @@ def attack(ref: str, attack: str, **given: Any) -> None:
 @click.option("--ckpt", "ref", required=True, help=REF_HELP)
 @click.option("--method", default="crown-ibp", show_default=True, help="ibp, crown-ibp or smoothing.")
 @click.option("--epsilon", help="L∞ radius in pixel units, e.g. 2/255.  [default: the checkpoint's training radius]")
-@click.option("--sigma", type=float, help="Smoothing: noise standard deviation in pixel units.  [default: 0.25]")
+@click.option(
+    "--sigma", type=float, help="Smoothing: noise level in pixel units.  [default: the training noise, or 0.25]"
+)
 @click.option("--n0", type=int, help="Smoothing: selection samples.  [default: 100]")
 @click.option("--samples", type=int, help="Smoothing: estimation samples.  [default: 100000]")
 @click.option("--alpha", type=float, help="Smoothing: failure probability of each certificate.  [default: 0.001]")

@@ -15,9 +15,11 @@ from hydrabench.config.objectives import (
     OBJECTIVE_SETTINGS,
     CrownIbpObjective,
     FreeObjective,
+    IbpObjective,
     NaturalObjective,
     Objective,
     PgdObjective,
+    StabilityObjective,
     TradesObjective,
 )
 from hydrabench.config.phases import BudgetRecipe, FinetuneRecipe, PhaseRecipe, PruneRecipe, Scores, TrainRecipe
@@ -45,6 +47,7 @@ __all__ = [
     "EvaluationSettings",
     "FinetuneRecipe",
     "FreeObjective",
+    "IbpObjective",
     "ModelRecipe",
     "NaturalObjective",
     "Normalization",
@@ -60,6 +63,7 @@ __all__ = [
     "Scores",
     "SectionName",
     "SmoothingSettings",
+    "StabilityObjective",
     "TradesObjective",
     "TrainRecipe",
     "VerifiedSettings",

@@ -70,9 +70,13 @@ EVALUATIONS = members_by_tag(EvaluationSettings, "kind")
 
 
 def with_default_threat(entry: Any, threat: Mapping[str, Any]) -> Any:
-    """Give evaluation options that need a radius and have none the radius (and norm) of `threat`."""
+    """Give evaluation options that lack a radius, or a noise level, that of `threat`, and its norm with the radius."""
     settings = EVALUATIONS.get(str(entry.get("kind"))) if isinstance(entry, dict) else None
-    if settings is None or "epsilon" not in settings.model_fields or "epsilon" in entry:
+    if settings is None:
+        return entry
+    if "sigma" in settings.model_fields and "sigma" in threat:
+        return {"sigma": threat["sigma"], **entry}
+    if "epsilon" not in settings.model_fields or "epsilon" in entry or "epsilon" not in threat:
         return entry
     if "norm" in entry and entry["norm"] != threat.get("norm", "linf"):
         return entry

@@ -71,13 +71,13 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     added: ClassVar[tuple[str, ...]] = ()
 
+    def left_out(self) -> set[str]:
+        """The keys of `added` that have their defaults."""
+        return {key for key in self.added if getattr(self, key) == type(self).model_fields[key].default}
+
     def plain(self) -> dict[str, Any]:
-        """The values as JSON has them, without those of `added` that have their defaults."""
-        values = self.model_dump(mode="json")
-        for key in self.added:
-            if getattr(self, key) == type(self).model_fields[key].default:
-                del values[key]
-        return values
+        """The values as JSON has them, without `left_out`."""
+        return self.model_dump(mode="json", exclude=self.left_out())
 
 
 def members_by_tag(union: Any, tag: str) -> dict[str, type[Section]]:

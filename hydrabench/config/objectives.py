@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from hydrabench.config.fields import Radius, Section, members_by_tag
 from hydrabench.threat import Norm
@@ -45,19 +45,51 @@ class FreeObjective(Section):
     repeats: PositiveInt = 4
 
 
+class StabilityObjective(Section):
+    """Training for randomized smoothing (Carmon et al. 2019): cross entropy + beta · KL(clean ‖ noisy).
+
+    The variant `gaussian` (Cohen et al. 2019) is the cross entropy on noisy images instead; it ignores `beta`.
+    """
+
+    name: Literal["stability"]
+    sigma: PositiveFloat  # standard deviation of the noise in pixel units
+    beta: NonNegativeFloat = 6.0
+    variant: Literal["stability", "gaussian"] = "stability"
+
+
 class CrownIbpObjective(Section):
     """CROWN-IBP (Zhang et al. 2020): cross entropy of the lower bounds, from CROWN-IBP to `beta_end` of it.
 
-    `beta_end` 0 ends in plain IBP, 1 stays with CROWN-IBP.
+    `beta_end` 0 ends in plain IBP, 1 stays with CROWN-IBP. The share of the clean cross entropy moves from
+    `kappa_start` to `kappa_end`; HYDRA uses none.
     """
+
+    added: ClassVar[tuple[str, ...]] = ("kappa_start", "kappa_end")
 
     name: Literal["crown-ibp"]
     epsilon: Radius
     beta_end: float = Field(0.0, ge=0, le=1)
+    kappa_start: float = Field(0.0, ge=0, le=1)
+    kappa_end: float = Field(0.0, ge=0, le=1)
+
+
+class IbpObjective(Section):
+    """Interval bounds (Gowal et al. 2018): kappa · clean cross entropy + (1 - kappa) · that of the lower bounds."""
+
+    name: Literal["ibp"]
+    epsilon: Radius
+    kappa_start: float = Field(1.0, ge=0, le=1)
+    kappa_end: float = Field(0.5, ge=0, le=1)
 
 
 Objective = Annotated[
-    NaturalObjective | TradesObjective | PgdObjective | FreeObjective | CrownIbpObjective,
+    NaturalObjective
+    | TradesObjective
+    | PgdObjective
+    | FreeObjective
+    | StabilityObjective
+    | CrownIbpObjective
+    | IbpObjective,
     Field(discriminator="name"),
 ]
 OBJECTIVE_SETTINGS = members_by_tag(Objective, "name")

@@ -62,12 +62,12 @@ class Recipe(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def inherit_epsilon(cls, values: Any) -> Any:
-        """An `evaluate:` entry without a radius gets the objective's."""
+    def inherit_threat(cls, values: Any) -> Any:
+        """An `evaluate:` entry without a radius, or noise level, gets the objective's."""
         if not isinstance(values, dict) or not isinstance(values.get("objective"), dict):
             return values
         objective, entries = values["objective"], values.get("evaluate")
-        if "epsilon" not in objective or not isinstance(entries, list | tuple):
+        if not isinstance(entries, list | tuple):
             return values
         return {**values, "evaluate": [with_default_threat(entry, objective) for entry in entries]}
 

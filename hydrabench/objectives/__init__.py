@@ -8,11 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hydrabench.objectives.crown_ibp import crown_ibp_loss, verified_verdicts
+from hydrabench.objectives.crown_ibp import crown_ibp_loss, crown_ibp_verdicts
 from hydrabench.objectives.free import free_loss, free_repeats, free_verdicts
+from hydrabench.objectives.ibp import ibp_loss, ibp_verdicts
 from hydrabench.objectives.natural import clean_verdicts, natural_loss
 from hydrabench.objectives.pgd import pgd_loss, pgd_verdicts
 from hydrabench.objectives.schedules import EPSILON_SCHEDULES, SCHEDULES, constant, cosine, linear_epsilon
+from hydrabench.objectives.stability import smoothed_verdicts, stability_loss
 from hydrabench.objectives.step import Losses, Step
 from hydrabench.objectives.trades import trades_loss
 
@@ -43,7 +45,9 @@ OBJECTIVES: dict[str, TrainingObjective] = {
     "trades": TrainingObjective(trades_loss, pgd_verdicts, "robust_accuracy"),
     "pgd": TrainingObjective(pgd_loss, pgd_verdicts, "robust_accuracy"),
     "free": TrainingObjective(free_loss, free_verdicts, "robust_accuracy", repeats=free_repeats),
-    "crown-ibp": TrainingObjective(crown_ibp_loss, verified_verdicts, "verified_accuracy", passes_bounds=True),
+    "stability": TrainingObjective(stability_loss, smoothed_verdicts, "smoothed_accuracy"),
+    "ibp": TrainingObjective(ibp_loss, ibp_verdicts, "verified_accuracy", passes_bounds=True),
+    "crown-ibp": TrainingObjective(crown_ibp_loss, crown_ibp_verdicts, "verified_accuracy", passes_bounds=True),
 }
 
 __all__ = [

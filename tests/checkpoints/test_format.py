@@ -21,7 +21,10 @@ from hydrabench.checkpoints import (
     save_checkpoint,
     state_of,
 )
+from hydrabench.checkpoints.format import METADATA_KEY
+from hydrabench.checkpoints.header import read_header
 from hydrabench.errors import CheckpointError, ConfigError
+from hydrabench.files import shipped
 from hydrabench.masking import attach_masks, bake_masks, global_density, kept_count, layer_densities, score_masks
 from hydrabench.models import build_model
 
@@ -235,4 +238,19 @@ def test_a_reference_is_a_file_a_run_folder_or_a_zoo_id(tmp_path):
 def test_the_default_threat_is_what_the_network_was_trained_for():
     assert header().default_threat() == {"norm": "linf", "epsilon": "8/255"}
     assert header(objective={"name": "crown-ibp", "epsilon": "2/255"}).default_threat() == {"epsilon": "2/255"}
+    assert header(objective={"name": "stability", "sigma": 0.25}).default_threat() == {"sigma": 0.25}
     assert header(objective={"name": "natural"}).default_threat() == {}
+
+
+@pytest.mark.parametrize("path", sorted(shipped("zoo").glob("*/*.safetensors")), ids=lambda path: path.parent.name)
+def test_the_headers_of_shipped_checkpoints_are_written_as_they_were(path):
+    """Keys that objectives got later must not change the bytes of files from before them."""
+    with safe_open(path, "pt") as file:
+        text = file.metadata()[METADATA_KEY]
+    assert read_header(text, str(path)).to_json() == text
+
+
+def test_a_header_holds_the_keys_that_came_later_where_they_are_used():
+    used = header(objective={"name": "crown-ibp", "epsilon": "2/255", "kappa_end": 0.5})
+    assert '"objective":{"name":"crown-ibp","epsilon":"2/255","beta_end":0.0,"kappa_end":0.5}' in used.to_json()
+    assert read_header(used.to_json(), "a file") == used

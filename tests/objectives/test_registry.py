@@ -11,8 +11,10 @@ from hydrabench.config import (
     OBJECTIVE_SETTINGS,
     CrownIbpObjective,
     FreeObjective,
+    IbpObjective,
     NaturalObjective,
     PgdObjective,
+    StabilityObjective,
     TradesObjective,
 )
 from hydrabench.data import load_images, pixels
@@ -26,14 +28,20 @@ SETTINGS = {
     "trades": TradesObjective(name="trades", epsilon="8/255", steps=3),
     "pgd": PgdObjective(name="pgd", epsilon="8/255", steps=3),
     "free": FreeObjective(name="free", epsilon="8/255"),
+    "stability": StabilityObjective(name="stability", sigma=0.25),
+    "ibp": IbpObjective(name="ibp", epsilon="8/255"),
     "crown-ibp": CrownIbpObjective(name="crown-ibp", epsilon="8/255"),
 }
 OTHERS = {
     "trades in L2": TradesObjective(name="trades", norm="l2", epsilon="0.5", steps=3),
     "pgd in L2": PgdObjective(name="pgd", norm="l2", epsilon="0.5", steps=3),
+    "gaussian": StabilityObjective(name="stability", sigma=0.25, variant="gaussian"),
+    "crown-ibp with kappa": CrownIbpObjective(name="crown-ibp", epsilon="8/255", kappa_start=0.8, kappa_end=0.2),
 }
 ALL = SETTINGS | OTHERS
-WITHOUT_NOISE = {}
+WITHOUT_NOISE = {
+    "stability": StabilityObjective(name="stability", sigma=1e-9),
+}
 
 every_objective = pytest.mark.parametrize("objective", OBJECTIVES)
 every_setting = pytest.mark.parametrize("settings", ALL.values(), ids=ALL)
@@ -131,7 +139,7 @@ def test_a_few_steps_lower_the_loss_on_digits(settings):
     assert totals[-1] < 0.97 * totals[0]
 
 
-PASSES = dict.fromkeys(OBJECTIVES, 1) | {"trades": 2}
+PASSES = dict.fromkeys(OBJECTIVES, 1) | {"trades": 2, "stability": 2}
 
 
 @every_objective

@@ -1,0 +1,42 @@
+"""What objectives that train on certified bounds share: the loss of the bounds, and the verdict."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hydrabench.bounds import class_margins
+from hydrabench.config import CrownIbpObjective, IbpObjective
+from hydrabench.objectives.step import Losses, Step
+
+
+def kappa_at(ramp: float, settings: CrownIbpObjective | IbpObjective) -> float:
+    """Share of the clean cross entropy in the loss: from `kappa_start` to `kappa_end` as the radius grows."""
+    return settings.kappa_start + (settings.kappa_end - settings.kappa_start) * ramp
+
+
+def certified_loss(network: nn.Module, x: Tensor, y: Tensor, step: Step, *, beta: float, kappa: float) -> Losses:
+    """kappa · CE(f(x), y) + (1 - kappa) · CE(-lower bounds of f_y - f_j, y).
+
+    With kappa = 0 the clean logits are not part of the loss, and are computed without gradients; their
+    forward pass still updates the running statistics of batch norm.
+
+    Args:
+        x: images, (B, C, H, W), in [0, 1]; y: labels, (B,).
+        beta: share of CROWN-IBP in the bounds, in [0, 1]; the rest are interval bounds.
+        kappa: share of the clean cross entropy, in [0, 1].
+    """
+    with torch.set_grad_enabled(kappa > 0):
+        logits = network(x)
+    lower = class_margins(network, x, y, step.epsilon, beta=beta)
+    robust = functional.cross_entropy(-lower, y)
+    if kappa == 0:
+        return Losses(robust, logits)
+    return Losses(kappa * functional.cross_entropy(logits, y) + (1 - kappa) * robust, logits)
+
+
+def certified(lower: Tensor, y: Tensor) -> Tensor:
+    """Whether every margin but the zero of class y is positive: lower bounds (B, K), to (B,) bool."""
+    others = lower.scatter(1, y[:, None], torch.inf)
+    return others.amin(1) > 0
