@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from hydrabench.config.fields import Radius, Section, members_by_tag
 from hydrabench.threat import Norm
@@ -57,6 +57,30 @@ class StabilityObjective(Section):
     variant: Literal["stability", "gaussian"] = "stability"
 
 
+class MixtrainObjective(Section):
+    """MixTrain (Wang et al. 2018): cross entropy + weight · sound loss of `samples` images of a minibatch.
+
+    A minibatch gets the sound loss with `probability`. Its weight starts at `weight` and grows by the factor
+    `weight_growth` every `weight_every` epochs after the radius has reached epsilon, up to `weight_max`.
+    """
+
+    name: Literal["mixtrain"]
+    epsilon: Radius
+    samples: PositiveInt
+    probability: float = Field(0.8, ge=0, le=1)
+    weight: PositiveFloat = 0.1
+    weight_growth: float = Field(2.5, ge=1)
+    weight_every: PositiveInt = 5
+    weight_max: PositiveFloat = 50.0
+
+    @model_validator(mode="after")
+    def weight_fits(self) -> MixtrainObjective:
+        """The weight must not start above where it ends."""
+        if self.weight > self.weight_max:
+            raise ValueError(f"weight {self.weight:g} exceeds weight_max {self.weight_max:g}")
+        return self
+
+
 class CrownIbpObjective(Section):
     """CROWN-IBP (Zhang et al. 2020): cross entropy of the lower bounds, from CROWN-IBP to `beta_end` of it.
 
@@ -88,6 +112,7 @@ Objective = Annotated[
     | PgdObjective
     | FreeObjective
     | StabilityObjective
+    | MixtrainObjective
     | CrownIbpObjective
     | IbpObjective,
     Field(discriminator="name"),

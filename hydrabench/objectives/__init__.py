@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hydrabench.objectives.crown_ibp import crown_ibp_loss, crown_ibp_verdicts
 from hydrabench.objectives.free import free_loss, free_repeats, free_verdicts
 from hydrabench.objectives.ibp import ibp_loss, ibp_verdicts
+from hydrabench.objectives.mixtrain import mixtrain_loss, mixtrain_verdicts
 from hydrabench.objectives.natural import clean_verdicts, natural_loss
 from hydrabench.objectives.pgd import pgd_loss, pgd_verdicts
 from hydrabench.objectives.schedules import EPSILON_SCHEDULES, SCHEDULES, constant, cosine, linear_epsilon
@@ -48,6 +49,7 @@ OBJECTIVES: dict[str, TrainingObjective] = {
     "stability": TrainingObjective(stability_loss, smoothed_verdicts, "smoothed_accuracy"),
     "ibp": TrainingObjective(ibp_loss, ibp_verdicts, "verified_accuracy", passes_bounds=True),
     "crown-ibp": TrainingObjective(crown_ibp_loss, crown_ibp_verdicts, "verified_accuracy", passes_bounds=True),
+    "mixtrain": TrainingObjective(mixtrain_loss, mixtrain_verdicts, "verified_accuracy", passes_bounds=True),
 }
 
 __all__ = [

@@ -24,6 +24,7 @@ SMALLEST = {
     "stability": "{name: stability, sigma: 0.25}",
     "ibp": "{name: ibp, epsilon: 2/255}",
     "crown-ibp": "{name: crown-ibp, epsilon: 2/255}",
+    "mixtrain": "{name: mixtrain, epsilon: 2/255, samples: 5}",
 }
 
 
@@ -51,6 +52,12 @@ def test_the_defaults_are_those_of_the_papers(read):
     assert (crown_ibp.beta_end, crown_ibp.kappa_start, crown_ibp.kappa_end) == (0, 0, 0)
 
 
+def test_the_defaults_of_mixtrain_are_those_of_the_original(read):
+    mixtrain = read(SMALLEST["mixtrain"]).objective
+    assert (mixtrain.probability, mixtrain.weight, mixtrain.weight_growth) == (0.8, 0.1, 2.5)
+    assert (mixtrain.weight_every, mixtrain.weight_max) == (5, 50)
+
+
 @pytest.mark.parametrize(
     ("objective", "message"),
     [
@@ -65,6 +72,10 @@ def test_the_defaults_are_those_of_the_papers(read):
         ("{name: stability, sigma: 0.25, variant: noisy}", r"objective\.variant: input should be 'stability' or 'gaus"),
         ("{name: ibp, epsilon: 2/255, kappa_end: 1.5}", r"objective\.kappa_end: input should be less than or equal"),
         ("{name: crown-ibp, epsilon: 2/255, kappa_start: -1}", r"objective\.kappa_start: input should be greater"),
+        ("{name: mixtrain, epsilon: 2/255}", r"objective\.samples: is required"),
+        ("{name: mixtrain, epsilon: 2/255, samples: 1, probability: 80}", r"objective\.probability: .* \(got 80\)"),
+        ("{name: mixtrain, epsilon: 2/255, samples: 1, weight_growth: 0.5}", r"objective\.weight_growth: .*equal to 1"),
+        ("{name: mixtrain, epsilon: 2/255, samples: 1, weight: 60}", r"objective: weight 60 exceeds weight_max 50"),
     ],
 )
 def test_a_setting_out_of_range_is_refused_with_its_place(read, objective, message):

@@ -12,6 +12,7 @@ from hydrabench.config import (
     CrownIbpObjective,
     FreeObjective,
     IbpObjective,
+    MixtrainObjective,
     NaturalObjective,
     PgdObjective,
     StabilityObjective,
@@ -31,6 +32,7 @@ SETTINGS = {
     "stability": StabilityObjective(name="stability", sigma=0.25),
     "ibp": IbpObjective(name="ibp", epsilon="8/255"),
     "crown-ibp": CrownIbpObjective(name="crown-ibp", epsilon="8/255"),
+    "mixtrain": MixtrainObjective(name="mixtrain", epsilon="8/255", samples=2),
 }
 OTHERS = {
     "trades in L2": TradesObjective(name="trades", norm="l2", epsilon="0.5", steps=3),
@@ -39,7 +41,8 @@ OTHERS = {
     "crown-ibp with kappa": CrownIbpObjective(name="crown-ibp", epsilon="8/255", kappa_start=0.8, kappa_end=0.2),
 }
 ALL = SETTINGS | OTHERS
-WITHOUT_NOISE = {
+UNDISTURBED = {
+    "mixtrain": MixtrainObjective(name="mixtrain", epsilon="8/255", samples=2, probability=0),
     "stability": StabilityObjective(name="stability", sigma=1e-9),
 }
 
@@ -114,9 +117,9 @@ def test_the_parts_of_a_batch_have_the_gradient_of_the_whole(settings):
 
 
 @every_objective
-def test_at_radius_zero_without_noise_the_loss_is_the_natural_one(objective):
+def test_at_radius_zero_and_undisturbed_the_loss_is_the_natural_one(objective):
     network, x, y = problem("cifar_model")
-    settings = (SETTINGS | WITHOUT_NOISE)[objective]
+    settings = (SETTINGS | UNDISTURBED)[objective]
     losses = loss(network, x, y, settings, step(0.0, 0.0))
     assert losses.total.item() == pytest.approx(functional.cross_entropy(network(x), y).item(), abs=1e-6)
     torch.testing.assert_close(losses.logits, network(x))
@@ -158,12 +161,12 @@ def test_only_free_training_repeats_a_minibatch(objective):
 
 
 @every_objective
-def test_verdicts_at_radius_zero_without_noise_are_clean_correctness(objective):
+def test_verdicts_at_radius_zero_and_undisturbed_are_clean_correctness(objective):
     network, x, y = problem()
     network.eval()
     y = network(x).argmax(1)
     y[:3] = (y[:3] + 1) % 10
-    settings = (SETTINGS | WITHOUT_NOISE)[objective]
+    settings = (SETTINGS | UNDISTURBED)[objective]
     verdicts = OBJECTIVES[objective].verdicts(network, x, y, settings, step(0.0))
     assert verdicts.tolist() == [False] * 3 + [True] * 3
 

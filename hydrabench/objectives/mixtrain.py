@@ -1,0 +1,69 @@
+"""MixTrain: cross entropy, and now and then the certified loss of a few images, whose weight grows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hydrabench.bounds import symbolic_class_margins
+from hydrabench.config import MixtrainObjective
+from hydrabench.objectives.certified import certified
+from hydrabench.objectives.step import Losses, Step
+
+
+def mixtrain_loss(network: nn.Module, x: Tensor, y: Tensor, settings: MixtrainObjective, step: Step) -> Losses:
+    """CE(f(x), y), and sometimes weight · mean CE(-symbolic lower bounds of f_y - f_j, y) of a sample.
+
+    A minibatch has a sample with `settings.probability`. It is `settings.samples` different images of the whole
+    batch (the original may draw one twice); where only some of them are at hand, the totals of the parts still
+    add up to that of the batch. It is too small for statistics of its own, so batch norm takes the running
+    ones in its bounds.
+
+    Args:
+        x: images, (B, C, H, W), in [0, 1]; y: labels, (B,).
+    Source: Wang et al., arXiv:1811.02625, "stochastic robust approximation" and "dynamic mixed training";
+        reference/hydra.md section 1.5.
+    """
+    logits = network(x)
+    total = functional.cross_entropy(logits, y)
+    sample = _sample(x, settings, step)
+    if len(sample):
+        network.eval()
+        lower = symbolic_class_margins(network, x[sample], y[sample], step.epsilon)
+        network.train()
+        summed = functional.cross_entropy(-lower, y[sample], reduction="sum")
+        share = step.total(x) / len(x) / min(settings.samples, step.total(x))
+        total = total + certified_weight(step.epoch, settings, ramp_epochs=step.ramp_epochs) * share * summed
+    return Losses(total, logits)
+
+
+def certified_weight(epoch: int, settings: MixtrainObjective, *, ramp_epochs: int) -> float:
+    """Weight of the certified loss: `weight` · `weight_growth` ^ floor(max(epoch - S, 0) / `weight_every`), bounded.
+
+    Args:
+        epoch: 0-based.
+        ramp_epochs: >= 1; S, the first epoch at the full radius (`schedule_length` of the original), is one less.
+    Returns: a weight, at most `weight_max`.
+    Source: reference/hydra.md section 1.5; oracle O8 is S = 10, our 11 ramp epochs.
+    """
+    growths = max(epoch - (ramp_epochs - 1), 0) // settings.weight_every
+    try:
+        return min(settings.weight * settings.weight_growth**growths, settings.weight_max)
+    except OverflowError:
+        return settings.weight_max
+
+
+def _sample(x: Tensor, settings: MixtrainObjective, step: Step) -> Tensor:
+    """Which of the images at hand get the certified loss, as indices; every part draws alike from the whole batch."""
+    whole = step.total(x)
+    happens = torch.rand((), generator=step.generator) < settings.probability
+    chosen = torch.zeros(whole, dtype=torch.bool)
+    chosen[torch.randperm(whole, generator=step.generator)[: settings.samples]] = happens
+    return step.mine(chosen).nonzero()[:, 0].to(x.device)
+
+
+def mixtrain_verdicts(network: nn.Module, x: Tensor, y: Tensor, settings: MixtrainObjective, step: Step) -> Tensor:  # noqa: ARG001
+    """Which images symbolic intervals certify at the full radius, (B,), bool."""
+    with torch.no_grad():
+        return certified(symbolic_class_margins(network, x, y, step.epsilon), y)
