@@ -55,6 +55,20 @@ def test_crown_ibp_moves_from_crown_ibp_bounds_to_interval_bounds():
     assert torch.equal(CROWN_IBP(network, x, y, keeps, step(0.02, 1.0)).total, expected)
 
 
+def test_the_verdicts_are_those_of_the_bounds_of_the_last_step():
+    """At this radius CROWN-IBP certifies images that intervals do not."""
+    network, x, _ = problem()
+    y = network(x).argmax(1)
+    found = {}
+    for beta in (0.0, 1.0):
+        keeps = CrownIbpObjective(name="crown-ibp", epsilon="8/255", beta_end=beta)
+        found[beta] = OBJECTIVES["crown-ibp"].verdicts(network, x, y, keeps, step(0.0015, 1.0))
+        assert torch.equal(found[beta], certified(class_margins(network, x, y, 0.0015, beta=beta), y))
+    ibp = OBJECTIVES["ibp"].verdicts(network, x, y, IbpObjective(name="ibp", epsilon="8/255"), step(0.0015, 1.0))
+    assert torch.equal(ibp, found[0.0])
+    assert found[1.0].sum() > found[0.0].sum()
+
+
 def test_ibp_is_crown_ibp_at_the_end_of_its_ramp():
     network, x, y = problem()
     mixed = CrownIbpObjective(name="crown-ibp", epsilon="8/255", kappa_start=0.9, kappa_end=0.3)

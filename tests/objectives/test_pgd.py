@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from hydrabench.attacks import pgd
 from hydrabench.config import PgdObjective, TradesObjective
 from hydrabench.objectives import OBJECTIVES, Step
 from hydrabench.objectives.pgd import step_size
@@ -61,8 +62,25 @@ def test_in_l2_the_worst_image_lies_in_the_direction_of_the_weights():
     images = seen_by(network)
     settings = PgdObjective(name="pgd", norm="l2", epsilon="0.1", steps=60, step_size="0.05")
     losses = LOSS(network, x, y, settings, Step(0.1, 1.0, stream("pgd")))
+    start = 0.5 + 0.1 * Step(0.1, 1.0, stream("pgd")).uniform(x, norm="l2")
+    torch.testing.assert_close(images[0], start)
     torch.testing.assert_close(images[-1].flatten(1), torch.tensor([[0.44, 0.42]] * 3), atol=1e-4, rtol=0)
     assert losses.total.item() == pytest.approx(log(1 + exp(-6)), rel=1e-3)
+
+
+def test_an_image_that_is_wrong_does_not_survive_where_the_attack_happens_to_make_it_right():
+    """Wrong only within 0.005 of 0.5: steps of 0.025 towards it mostly end beside it."""
+
+    class WrongInAPoint(nn.Module):
+        def forward(self, x):
+            margin = 20 * (x.flatten(1) - 0.5).abs() - 0.1
+            return torch.cat([margin, -margin], 1)
+
+    x, y = torch.full((20, 1, 1, 1), 0.5), torch.zeros(20, dtype=torch.int64)
+    settings = PgdObjective(name="pgd", epsilon="0.1")
+    attacked = pgd(WrongInAPoint(), x, y, 0.1, generator=stream("pgd"), steps=10, step_size=0.025)
+    assert (WrongInAPoint()(attacked).argmax(1) == y).sum() > 10
+    assert not OBJECTIVES["pgd"].verdicts(WrongInAPoint(), x, y, settings, Step(0.1, 1.0, stream("pgd"))).any()
 
 
 def test_the_attack_sees_the_running_statistics_and_the_loss_those_of_the_batch():
