@@ -8,6 +8,8 @@ from typing import get_args
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from hydrabench.config import Scores
@@ -18,7 +20,9 @@ from hydrabench.masking import (
     rescale_weights,
     score_masks,
     set_phase,
+    share_budget,
     snip_scores,
+    top_k_mask,
 )
 
 # A convolution with fan-in 4 · 9 = 36 and fan-out 600 · 9 = 5400: (standard deviation, bound) of each distribution.
@@ -124,3 +128,74 @@ def test_rescaling_multiplies_weights_once_by_one_over_root_k_and_leaves_the_res
     rescale_weights(mixed, {"0": 1.0, "4": 0.0625})
     assert torch.equal(mixed[0].weight, before[0].weight)
     assert torch.equal(mixed[4].weight, before[4].weight * 4)
+
+
+# Selecting the largest --------------------------------------------------------------------------
+
+ORDINARY = st.floats(width=32, allow_nan=False)  # also subnormal, huge, infinite
+TIED = st.sampled_from([0.0, -0.0, 1e-45, -1e-45, 0.5, -0.5, 3e38, -3e38, float("inf"), -float("inf")])
+
+
+def topk_mask(scores: torch.Tensor, kept: int) -> torch.Tensor:
+    """What `topk` alone would keep, of equals at the boundary, too."""
+    mask = torch.zeros_like(scores).flatten()
+    mask[scores.abs().flatten().topk(kept, sorted=False).indices] = 1
+    return mask.view_as(scores)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    values=st.one_of(st.lists(ORDINARY, max_size=40), st.lists(TIED, max_size=40), st.lists(ORDINARY | TIED)),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+)
+def test_for_every_count_the_mask_is_that_of_a_full_sort_and_of_topk(values, dtype):
+    scores = torch.tensor(values, dtype=torch.float32).to(dtype)
+    order = scores.abs().argsort(descending=True)
+    ranked = scores.abs()[order].tolist()
+    for kept in range(len(values) + 1):
+        mask = top_k_mask(scores, kept)
+        assert mask.dtype == dtype
+        assert torch.equal(mask, topk_mask(scores, kept))
+        assert sorted(scores.abs()[mask.bool()].tolist(), reverse=True) == ranked[:kept]
+        if kept in (0, len(values)) or ranked[kept - 1] > ranked[kept]:  # only then is there one way to choose
+            assert mask.nonzero().flatten().tolist() == sorted(order[:kept].tolist())
+
+
+@pytest.mark.parametrize("kept", [1, 2, 3, 4])
+def test_a_nan_counts_as_the_largest_of_all_as_it_does_for_topk(kept):
+    scores = torch.tensor([1.0, torch.nan, -3.0, 2.0])
+    assert top_k_mask(scores, kept).nonzero().flatten().tolist() == sorted([1, 2, 3, 0][:kept])
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("density", [0.5, 0.1, 0.001])
+def test_a_layer_of_a_hundred_thousand_is_selected_as_a_full_sort_would(ties, density):
+    """With the scores rounded to two digits, hundreds of equals lie at every boundary, and `topk` chooses of them."""
+    scores = torch.randn(200, 50, 10, generator=torch.Generator().manual_seed(3)).transpose(0, 2)
+    scores = (scores * 100).round() / 100 if ties else scores
+    kept = int(density * 100_000)
+    mask = top_k_mask(scores, kept)
+    assert int(mask.sum()) == kept
+    assert torch.equal(mask, topk_mask(scores, kept))
+    boundary = scores.abs().flatten().sort(descending=True).values[kept - 1]
+    assert torch.equal(mask[scores.abs() != boundary], (scores.abs() > boundary)[scores.abs() != boundary].float())
+    assert (int((scores.abs() == boundary).sum()) > 1) == ties
+
+
+def test_the_slower_way_is_taken_only_where_equals_meet_at_the_boundary(monkeypatch):
+    """|s| is 4, 3, 2, 2, 1: only for three kept is one of two equals left out."""
+    calls = []
+    topk = torch.Tensor.topk
+    monkeypatch.setattr(torch.Tensor, "topk", lambda *given, **named: calls.append(1) or topk(*given, **named))
+    slower = []
+    for kept in range(1, 6):
+        calls.clear()
+        top_k_mask(torch.tensor([2.0, -4.0, 1.0, 3.0, -2.0]), kept)
+        slower += [kept] * len(calls)
+    assert slower == [3]
+
+
+def test_a_mask_and_a_shared_budget_agree_on_where_the_boundary_lies():
+    scores = torch.randn(3, 1000, generator=torch.Generator().manual_seed(4))
+    mask = top_k_mask(scores, 700)
+    assert share_budget(list(scores), 700) == mask.sum(1).int().tolist()
