@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from hydrabench.cli.common import (
 from hydrabench.cli.reporting import show_report
 
 if TYPE_CHECKING:
-    from hydrabench.config import BudgetRecipe
+    from hydrabench.config import BudgetRecipe, Recipe
 
 
 @click.command()
@@ -114,22 +115,38 @@ def finetune(
 
 @click.command()
 @recipe_options
+@click.option("--dry-run", is_flag=True, help="Print the resolved recipe, the steps and what they cost; run nothing.")
 @run_options
 @machine_options
-def pipeline(config: str, overrides: tuple[str, ...], out: Path | None, resume: bool, **machine: Any) -> None:
+def pipeline(
+    config: str, overrides: tuple[str, ...], dry_run: bool, out: Path | None, resume: bool, **machine: Any
+) -> None:
     """Run a whole recipe: train, prune, finetune, the LWM twins, every evaluation, and the report.
 
     \b
     Examples
       hydrabench pipeline --config digits-crown-ibp --out runs/digits
       hydrabench pipeline --config digits-crown-ibp --out runs/digits --resume
+      hydrabench pipeline --config digits-crown-ibp --dry-run
     """
     recipe = read_recipe(config, overrides)
+    if dry_run:
+        _show_plan(recipe, machine)
+        return
     from hydrabench.workflows.pipeline import run_pipeline
 
     folder = out or Path("runs") / recipe.name
     leaderboard = run_pipeline(recipe, folder, machine=read_machine(machine), resume=resume)
     show_report(leaderboard, folder / "report", machine["as_json"])
+
+
+def _show_plan(recipe: Recipe, machine: dict[str, Any]) -> None:
+    """The resolved recipe, its steps and their cost; nothing is read or written."""
+    from hydrabench.workflows.planning import dry_run, plan_text
+    from hydrabench.workflows.training import fresh_network
+
+    planned = dry_run(recipe, fresh_network(recipe).eval(), device=machine["device"])
+    click.echo(json.dumps(planned, indent=2) if machine["as_json"] else plan_text(planned))
 
 
 def _kept(section: BudgetRecipe | None) -> str:

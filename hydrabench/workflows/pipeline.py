@@ -8,7 +8,6 @@ OUT/report                                             the leaderboard
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from hydrabench.config import Recipe
 from hydrabench.data import first_images, load_images
@@ -17,6 +16,7 @@ from hydrabench.reporting import Leaderboard
 from hydrabench.workflows import training
 from hydrabench.workflows.evaluation import evaluate, open_subject, require_rules, run_name
 from hydrabench.workflows.machine import Machine
+from hydrabench.workflows.planning import PlannedRun, plan
 from hydrabench.workflows.progress import say
 from hydrabench.workflows.reporting import REPORT_FORMATS, write_report
 
@@ -25,19 +25,19 @@ def run_pipeline(recipe: Recipe, out: Path, *, machine: Machine, resume: bool = 
     """Train, prune, finetune (and the LWM twins), evaluate every finished checkpoint, and report.
 
     Args:
-        recipe: needs `prune:` and `finetune:` sections if it names densities, and `evaluate:` entries.
+        recipe: needs the sections for what its `pipeline:` asks for (see `plan`), and `evaluate:` entries.
         out: folder of all runs; must be new unless `resume`.
     Raises: before anything runs, ConfigError if the recipe lacks a section, LedgerError if `out` is in use,
         UnsupportedLayerError if a bound cannot pass the network, DataError if there are too few test images.
     """
-    _check(recipe, out, machine, resume=resume)
     steps = plan(recipe)
+    _check(recipe, out, machine, resume=resume)
     finished = []
     for number, step in enumerate(steps, start=1):
-        say(f"[{number}/{len(steps)}] {step['name']}")
+        say(f"[{number}/{len(steps)}] {step.name}")
         _train_step(recipe, step, out, machine)
-        if step["evaluated"]:
-            finished.append(step["name"])
+        if step.evaluated:
+            finished.append(step.name)
     for name in finished:
         for settings in recipe.evaluate:
             subject = open_subject(str(out / name), machine=machine, name=f"{recipe.name}/{name}")
@@ -46,33 +46,17 @@ def run_pipeline(recipe: Recipe, out: Path, *, machine: Machine, resume: bool = 
     return write_report([out / "evaluations"], out / "report", REPORT_FORMATS)
 
 
-def plan(recipe: Recipe) -> list[dict[str, Any]]:
-    """The training runs of a pipeline in order: what each starts from, keeps, and whether it is evaluated."""
-    steps: list[dict[str, Any]] = [{"name": "train", "kind": "train", "evaluated": True}]
-    for density in recipe.pipeline.densities:
-        pruned = {"density": density, "source": "train"}
-        steps.append({"name": f"prune-{density:g}", "kind": "prune", "evaluated": False, **pruned})
-        kept = {"density": density, "source": f"prune-{density:g}"}
-        steps.append({"name": f"finetune-{density:g}", "kind": "finetune", "evaluated": True, **kept})
-        if recipe.pipeline.lwm:
-            steps.append({"name": f"lwm-{density:g}", "kind": "lwm", "evaluated": True, **pruned})
-    return steps
-
-
-def _train_step(recipe: Recipe, step: dict[str, Any], out: Path, machine: Machine) -> None:
-    folder = out / step["name"]
-    source = str(out / step["source"]) if "source" in step else ""
-    match step["kind"]:
+def _train_step(recipe: Recipe, step: PlannedRun, out: Path, machine: Machine) -> None:
+    folder, source = out / step.name, str(out / (step.source or ""))
+    match step.kind:
         case "train":
             training.train(recipe, folder, machine=machine, resume=True)
         case "prune":
-            training.prune(
-                _with_density(recipe, "prune", step["density"]), source, folder, machine=machine, resume=True
-            )
+            training.prune(_with_density(recipe, "prune", step.density), source, folder, machine=machine, resume=True)
         case "finetune":
             training.finetune(recipe, source, folder, machine=machine, resume=True)
         case "lwm":
-            kept = _with_density(recipe, "finetune", step["density"])
+            kept = _with_density(recipe, "finetune", step.density)
             training.finetune(kept, source, folder, machine=machine, lwm=True, resume=True)
 
 
@@ -85,8 +69,6 @@ def _with_density(recipe: Recipe, section: str, density: float) -> Recipe:
 
 def _check(recipe: Recipe, out: Path, machine: Machine, *, resume: bool) -> None:
     """Find what would stop the pipeline hours later."""
-    if recipe.pipeline.densities and (recipe.prune is None or recipe.finetune is None):
-        raise ConfigError(f"recipe {recipe.name} needs `prune:` and `finetune:` sections for its pipeline.densities")
     if not recipe.evaluate:
         raise ConfigError(f"recipe {recipe.name} has no `evaluate:` entries; a pipeline ends in a leaderboard")
     if out.exists() and any(out.iterdir()) and not resume:

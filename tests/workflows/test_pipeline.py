@@ -17,7 +17,7 @@ from hydrabench.evaluators import EVALUATORS
 from hydrabench.files import sha256_of
 from hydrabench.objectives import OBJECTIVES
 from hydrabench.workflows.machine import Machine
-from hydrabench.workflows.pipeline import plan, run_pipeline
+from hydrabench.workflows.pipeline import run_pipeline
 
 RUNS = ("train", "prune-0.1", "finetune-0.1", "lwm-0.1")
 EVALUATED = ("train", "finetune-0.1", "lwm-0.1")
@@ -157,18 +157,23 @@ def test_another_density_joins_a_finished_pipeline_without_training_the_rest_aga
         assert (tmp_path / "run" / checkpoint).stat().st_mtime_ns == (out / checkpoint).stat().st_mtime_ns
 
 
-def test_the_plan_lists_what_each_run_starts_from(make_recipe):
-    steps = plan(make_recipe(pipeline={"densities": [0.1, 0.05], "lwm": True}))
-    assert [(step["name"], step.get("source"), step["evaluated"]) for step in steps] == [
-        ("train", None, True),
-        ("prune-0.1", "train", False),
-        ("finetune-0.1", "prune-0.1", True),
-        ("lwm-0.1", "train", True),
-        ("prune-0.05", "train", False),
-        ("finetune-0.05", "prune-0.05", True),
-        ("lwm-0.05", "train", True),
-    ]
-    assert [step["name"] for step in plan(make_recipe(pipeline={"densities": []}))] == ["train"]
+def test_a_sub_network_is_chosen_under_another_objective_and_evaluated_as_it_is(make_recipe, cpu, tmp_path):
+    """Ordinary training, then half of the weights under TRADES, and no fine-tuning: HYDRA's sub-network recipe."""
+    natural = {"objective": {"name": "natural"}, "epsilon_ramp_epochs": 1}
+    recipe = make_recipe(train=natural, finetune=None, pipeline={"densities": [0.5], "lwm": False})
+    board = run_pipeline(recipe, tmp_path / "run", machine=cpu)
+    assert {row.label for row in board.rows} == {"tiny/train", "tiny/prune-0.5"}
+    trained, pruned = (
+        load_checkpoint(tmp_path / "run" / name / "checkpoint.safetensors") for name in ("train", "prune-0.5")
+    )
+    assert (trained.header.objective.name, pruned.header.objective.name) == ("natural", "trades")
+    assert trained.header.selection.metric == "clean_accuracy"
+    assert pruned.header.selection.metric == "robust_accuracy"
+    before, after = trained.baked().state_dict(), pruned.baked().state_dict()
+    weight = next(key for key in before if key.endswith("weight") and before[key].ndim == 4)
+    kept = after[weight] != 0
+    assert kept.float().mean() == pytest.approx(0.5, abs=0.01)
+    assert (after[weight][kept] == before[weight][kept]).all(), "weights are chosen, not trained"
 
 
 CIFAR_VGG = {"model": {"arch": "vgg16_bn"}, "data": {"name": "cifar10"}}
@@ -177,8 +182,7 @@ CIFAR_VGG = {"model": {"arch": "vgg16_bn"}, "data": {"name": "cifar10"}}
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"prune": None}, ConfigError, r"recipe tiny needs `prune:` and `finetune:` sections for its pipeline\.dens"),
-        ({"finetune": None}, ConfigError, r"recipe tiny needs `prune:` and `finetune:` sections"),
+        ({"prune": None}, ConfigError, r"recipe tiny needs a `prune:` section"),
         ({"evaluate": []}, ConfigError, r"recipe tiny has no `evaluate:` entries; a pipeline ends in a leaderboard"),
         ({"evaluate_images": 501}, DataError, r"-n 501 is outside 1\.\.500, the test images of digits"),
         ({"model": {"arch": "vgg16_bn"}}, ConfigError, r"images of 8x8 pixels are too small for 4 poolings"),
