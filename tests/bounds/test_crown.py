@@ -11,7 +11,7 @@ from torch import nn
 
 from hydrabench.bounds import crown, crown_ibp_margins, interval_margins, program_of, read
 from hydrabench.bounds.crown import lower_bounds, relaxation
-from hydrabench.bounds.interval import Interval, propagate
+from hydrabench.bounds.interval import Interval, Place, propagate
 
 
 def linear(weight, bias):
@@ -187,3 +187,21 @@ def test_functions_that_are_left_out_cost_nothing(tiny_problem, monkeypatch):
     assert torch.equal(lower_bounds(*given[:-1], offset), offset)
     assert torch.equal(lower_bounds(*given[:-1], torch.full_like(offset, -torch.inf)), offset - torch.inf)
     assert seen == [(2, 2)]
+
+
+@pytest.mark.parametrize(
+    "options", [{"stride": 2, "padding": 1}, {"dilation": 2, "padding": (2, 0)}, {"stride": (3, 1)}]
+)
+def test_rows_come_out_of_a_convolution_as_its_gradients(options):
+    """Strides that leave pixels over, uneven kernels and padding, dilation."""
+    torch.manual_seed(0)
+    layer = nn.Conv2d(2, 5, (3, 2), **options).double()
+    x = torch.rand(2, 2, 7, 8, dtype=torch.float64, requires_grad=True)
+    images = layer(x)
+    rows = torch.randn(2, 3, *images.shape[1:], dtype=torch.float64)
+    (node,) = read(program_of(layer))
+    found, gain = crown.RULES[type(node.operation)](node.operation, rows, Place(x.shape, None))
+    for number in range(3):
+        (exact,) = torch.autograd.grad(images, x, rows[:, number], retain_graph=True)
+        torch.testing.assert_close(found[:, number], exact)
+    torch.testing.assert_close(gain, rows.sum((3, 4)) @ layer.bias)
