@@ -3,7 +3,7 @@
 Usage: python benchmarks/mask_cost.py
 
 vgg16_bn and wrn_28_4 at 32x32 with scaled scores; the pass is one of 128 images in eval mode, without
-gradients and without masks. The columns: `per layer` selects by topk in every layer, as the prune phase
+gradients and without masks. The columns: `per layer` selects in every layer, as the prune phase
 does once per optimizer step; `global` finds the share of every layer first; `full sort` sorts every layer,
 which is what the original does in every forward pass of every phase. Medians of the repeats, all works in
 turn; a ratio is to the forward pass.

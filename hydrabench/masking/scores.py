@@ -36,8 +36,8 @@ class _TopK(torch.autograd.Function):
 def _largest(magnitudes: Tensor, kept: int) -> Tensor:
     """0/1 tensor with ones at the `kept` largest of flat `magnitudes`.
 
-    On the CPU, the smallest of them is found several times faster than `topk` finds them all. Unless it has
-    equals that are not kept, or there are NaNs, the mask is everything from it on; else `topk` decides.
+    On the CPU, the smallest of them is found faster than `topk` finds them all. Unless it has equals that
+    are not kept, or there are NaNs, the mask is everything from it on; else `topk` decides.
     """
     if magnitudes.device.type == "cpu" and kept > 0:
         found = magnitudes >= _smallest_kept(magnitudes, kept)
