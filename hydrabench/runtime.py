@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar, cast
 
 import torch
+from torch import Tensor
 
 from hydrabench.errors import ConfigError, HydrabenchError
 
 Result = TypeVar("Result")
 PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
+TRAINING_PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def stream(*key: object) -> torch.Generator:
@@ -30,12 +32,14 @@ def stream(*key: object) -> torch.Generator:
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """Return the device called `name`; "auto" takes the GPU of this process if there is one.
+    """Return the device called `name`; "auto" takes the GPU of this process if there is one, "cuda" that GPU.
 
     Raises: ConfigError if the device does not exist here.
     """
     if name == "auto":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()  # a device that cannot give a number back is of no use either
@@ -64,14 +68,15 @@ def exact_arithmetic() -> Iterator[None]:
 class World:
     """The processes that share one command: `torchrun` starts several, otherwise there is one.
 
-    Only small Python objects travel between them, through gloo, so it works with and without GPUs.
+    Python objects and CPU tensors travel between them through gloo, gradients on GPUs through NCCL where it exists.
     """
 
     def __init__(self) -> None:
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
         self.rank = int(os.environ.get("RANK", "0"))
         if self.size > 1 and not torch.distributed.is_initialized():
-            torch.distributed.init_process_group("gloo")
+            with_gpus = torch.cuda.is_available() and torch.distributed.is_nccl_available()
+            torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if with_gpus else "gloo")
 
     @property
     def is_main(self) -> bool:
@@ -86,12 +91,8 @@ class World:
         """
         if self.size == 1:
             return [work()]
-        try:
-            mine: Result | HydrabenchError = work()
-        except HydrabenchError as error:
-            mine = error
         outcomes: list[Any] = [None] * self.size
-        torch.distributed.all_gather_object(outcomes, mine)
+        torch.distributed.all_gather_object(outcomes, _outcome(work))
         for outcome in outcomes:
             if isinstance(outcome, HydrabenchError):
                 raise outcome
@@ -99,8 +100,37 @@ class World:
 
     def on_main(self, work: Callable[[], Result]) -> Result:
         """Do `work` on the main process only and return its result on all of them; errors as in `share`."""
-        result = self.share(lambda: work() if self.is_main else None)[0]
-        return cast("Result", result)
+        if self.size == 1:
+            return work()
+        outcome: list[Any] = [_outcome(work) if self.is_main else None]
+        torch.distributed.broadcast_object_list(outcome, src=0)
+        if isinstance(outcome[0], HydrabenchError):
+            raise outcome[0]
+        return cast("Result", outcome[0])
+
+    def total(self, values: Sequence[float]) -> list[float]:
+        """Add the numbers of all processes up, position by position, in float64."""
+        if self.size == 1:
+            return list(values)
+        sums = torch.tensor(values, dtype=torch.float64)
+        torch.distributed.all_reduce(sums)
+        return sums.tolist()
+
+    def add_up(self, tensor: Tensor) -> None:
+        """Replace a tensor, in place, by the sum of those of all processes."""
+        if self.size > 1:
+            torch.distributed.all_reduce(tensor)
+
+    def rows(self, whole: int) -> slice:
+        """The part of a batch of `whole` images that is this process's: consecutive, and nearly equal in size."""
+        return slice(whole * self.rank // self.size, whole * (self.rank + 1) // self.size)
+
+
+def _outcome(work: Callable[[], Result]) -> Result | HydrabenchError:
+    try:
+        return work()
+    except HydrabenchError as error:
+        return error
 
 
 def environment(device: torch.device) -> dict[str, str]:

@@ -55,6 +55,32 @@ def test_one_process_is_a_world_of_its_own():
         world.on_main(fail)
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+@pytest.mark.parametrize("whole", [1, 2, 7, 64])
+def test_the_processes_share_a_batch_in_order_and_evenly(whole, size):
+    shares = []
+    for rank in range(size):
+        world = World()
+        world.rank, world.size = rank, size
+        shares.append(list(range(whole))[world.rows(whole)])
+    assert [row for share in shares for row in share] == list(range(whole))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_one_process_adds_up_its_own_numbers_only():
+    world, tensor = World(), torch.ones(3)
+    assert world.total([0.1, 2]) == [0.1, 2]
+    world.add_up(tensor)
+    assert torch.equal(tensor, torch.ones(3))
+
+
+def test_a_process_of_several_takes_a_gpu_of_its_own(monkeypatch):
+    """There is none here, so the refusal tells which one it was."""
+    monkeypatch.setenv("LOCAL_RANK", "63")
+    with pytest.raises(ConfigError, match="device 'cuda:63' is not available here"):
+        pick_device("cuda")
+
+
 def test_the_environment_names_the_versions_a_number_may_depend_on():
     found = environment(torch.device("cpu"))
     assert found["torch"] == torch.__version__.split("+")[0] or found["torch"] == torch.__version__

@@ -165,6 +165,7 @@ def set_phase(network: nn.Module, phase: Phase, *, freeze_batch_norm: bool = Fal
     Source: reference/hydra.md section 2.3.
     """
     pruning = phase == "prune"
+    network.requires_grad_(False)
     for parameter in used_parameters(network):
         parameter.requires_grad_(not pruning)
     for _, module in used_modules(network):

@@ -240,3 +240,14 @@ def test_a_masked_and_a_baked_network_agree_exactly(arch):
     for layer in layer_densities(baked):
         assert layer.nonzero == kept_count(layer.weights, 0.25)
     assert global_density(baked) == pytest.approx(0.25, abs=0.01)
+
+
+@pytest.mark.parametrize("phase", ["train", "prune", "finetune"])
+def test_no_phase_trains_what_no_forward_pass_uses(phase):
+    """Otherwise processes that train together would wait for gradients that never come."""
+    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    network[1].unused_in_forward = True
+    attach_masks(network, 0.5)
+    set_phase(network, phase)
+    assert not any(parameter.requires_grad for parameter in network[1].parameters())
+    assert any(parameter.requires_grad for parameter in network[0].parameters())
