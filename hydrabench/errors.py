@@ -37,6 +37,10 @@ class NonFiniteError(HydrabenchError):
     """A loss or a bound is NaN or infinite; the run stops instead of reporting it."""
 
 
+class MemoryShortageError(HydrabenchError):
+    """The device has too little memory for a command, however small the pieces."""
+
+
 class GateError(HydrabenchError):
     """The numbers are there, but they contradict each other or miss what was demanded."""
 

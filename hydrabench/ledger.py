@@ -22,7 +22,7 @@ from hydrabench.files import SCRATCH, write_json
 RUN_SCHEMA = "hydrabench.run/1"
 SUMMARY_SCHEMA = "hydrabench.summary/1"
 # What may differ between the first start of a run and its continuation.
-VOLATILE = frozenset({"started", "ended", "status", "environment", "world_size"})
+VOLATILE = frozenset({"started", "ended", "status", "environment", "world_size", "micro_batch"})
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from hydrabench.config.fields import Densities, Section
 from hydrabench.config.objectives import Objective
@@ -16,23 +16,53 @@ Scores = Literal["scaled", "kaiming_normal", "kaiming_uniform", "xavier_normal",
 class PhaseRecipe(Section):
     """What the three phases have in common."""
 
-    added: ClassVar[tuple[str, ...]] = ("objective",)
+    added: ClassVar[tuple[str, ...]] = (
+        "objective",
+        "nesterov",
+        "warmup_epochs",
+        "ema_decay",
+        "epsilon_schedule",
+        "sync_batch_norm",
+    )
 
     objective: Objective | None = None  # None: the recipe's own
-    epochs: PositiveInt
-    batch_size: PositiveInt = 128
-    optimizer: Literal["sgd", "adam"] = "sgd"
+    epochs: PositiveInt  # passes over the training images
+    batch_size: PositiveInt = 128  # of one optimizer step, over all processes and micro-batches
+    optimizer: Literal["sgd", "adam", "rmsprop"] = "sgd"
     lr: PositiveFloat
     weight_decay: NonNegativeFloat = 1e-4
-    momentum: float = Field(0.9, ge=0, lt=1)  # of sgd; adam ignores it
-    schedule: Literal["cosine", "constant"] = "cosine"
-    epsilon_ramp_epochs: PositiveInt = 1  # the radius grows linearly over these; 1: full from the first step
+    momentum: float = Field(0.9, ge=0, lt=1)  # of sgd; the others ignore it
+    nesterov: bool = False  # of sgd
+    schedule: Literal["cosine", "constant", "step", "cosine-epoch"] = "cosine"
+    warmup_epochs: NonNegativeInt = 0  # the first epochs, over which the learning rate grows linearly to lr
+    ema_decay: float = Field(0.0, ge=0, lt=1)  # of averaged weights, which are then selected and kept; 0: none
+    epsilon_ramp_epochs: PositiveInt = 1  # the radius grows over these; 1: full from the first step
+    epsilon_schedule: Literal["linear", "smoothed", "epoch"] = "linear"  # how it grows
+    sync_batch_norm: bool = False  # statistics over the images of all processes, not of each; GPUs only
 
     @model_validator(mode="after")
     def ramp_fits(self) -> PhaseRecipe:
         """The ramp must leave at least its last epoch at the full radius."""
         if self.epsilon_ramp_epochs > self.epochs:
             raise ValueError(f"epsilon_ramp_epochs {self.epsilon_ramp_epochs} exceeds epochs {self.epochs}")
+        return self
+
+    @model_validator(mode="after")
+    def warmup_fits(self) -> PhaseRecipe:
+        """The warm-up is part of the epochs and must leave one to train."""
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs {self.warmup_epochs} are part of epochs {self.epochs} and must leave one; raise epochs"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def nesterov_fits(self) -> PhaseRecipe:
+        """Nesterov's momentum is that of SGD."""
+        if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
+            raise ValueError(
+                f"nesterov needs optimizer sgd and a momentum above 0, got {self.optimizer} and {self.momentum:g}"
+            )
         return self
 
 
@@ -73,6 +103,15 @@ class PruneRecipe(BudgetRecipe):
 
     scores: Scores = "scaled"
     freeze_batch_norm: bool = False
+
+    @model_validator(mode="after")
+    def nothing_to_average(self) -> PruneRecipe:
+        """Of scores, only the order counts: an average of them is no average of networks."""
+        if self.ema_decay:
+            raise ValueError(
+                f"ema_decay averages weights, which `prune` does not train; leave it out ({self.ema_decay:g})"
+            )
+        return self
 
 
 class FinetuneRecipe(BudgetRecipe):

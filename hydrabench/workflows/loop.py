@@ -1,17 +1,17 @@
 """The training loop that all three phases share: steps, validation, the best epoch, and a state to resume from.
 
-Every random number comes from a stream keyed by (seed, phase, epoch, step), so the state after an
-epoch is the network, the optimizer and what was measured; a run continued from it ends with the same
+Every random number comes from a stream keyed by (seed, phase, epoch, step), so the state after a
+minibatch is the network, the optimizer and what was measured; a run continued from it ends with the same
 bits on the CPU as one that was never interrupted.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import pickle
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,19 @@ from torch import Tensor, nn
 
 from hydrabench.checkpoints import Selection, state_of
 from hydrabench.config import Objective, PhaseRecipe
-from hydrabench.data import ImageSource, TrainingBatches, batches, pixels
-from hydrabench.errors import LedgerError, NonFiniteError
-from hydrabench.files import replacing, write_text
-from hydrabench.masking import freeze_masks, shared_masks
-from hydrabench.objectives import OBJECTIVES, SCHEDULES, Step, linear_epsilon
-from hydrabench.runtime import stream
-from hydrabench.workflows.progress import tracking
-
-STATE_FILE, METRICS_FILE = "resume.pt", "metrics.csv"
-VALIDATION_BATCH = 500
+from hydrabench.data import ImageSource, TrainingBatches
+from hydrabench.errors import NonFiniteError
+from hydrabench.masking import freeze_masks
+from hydrabench.objectives import EPSILON_SCHEDULES, OBJECTIVES, Step
+from hydrabench.runtime import World, exact_arithmetic, stream
+from hydrabench.workflows.gradients import Gradients
+from hydrabench.workflows.machine import Machine
+from hydrabench.workflows.optimization import Average, build_optimizer, set_learning_rate
+from hydrabench.workflows.parts import Memory
+from hydrabench.workflows.progress import Advance, tracking
+from hydrabench.workflows.resume import Progressed, Sums, read_state, resuming, write_metrics, write_state
+from hydrabench.workflows.scalars import Write, scalars
+from hydrabench.workflows.validation import validate
 
 
 @dataclass(frozen=True)
@@ -45,11 +48,18 @@ class Job:
     validation: ImageSource
     network: nn.Module
     device: torch.device
+    machine: Machine
+    world: World
+
+    @property
+    def repeats(self) -> int:
+        """Optimizer steps in a row on each minibatch."""
+        return OBJECTIVES[self.objective.name].repeats(self.objective)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps of one epoch; the last batch may be smaller."""
-        return self.batches.per_epoch
+        """Optimizer steps of one pass over the training images."""
+        return self.batches.per_epoch * self.repeats
 
     @property
     def epsilon(self) -> float:
@@ -57,149 +67,226 @@ class Job:
         return float(getattr(self.objective, "epsilon", 0))
 
 
-@dataclass
-class Progressed:
-    """What the loop has done so far: finished epochs, their metrics, and the best of them."""
+@dataclass(frozen=True)
+class Trained:
+    """The tensors of the best epoch (the latest of equals), how it was selected, and the micro-batch at the end."""
 
-    epochs: int = 0
-    rows: list[dict[str, float]] = field(default_factory=list)
-    best: dict[str, Tensor] = field(default_factory=dict)
-    best_value: float = -1.0
-    best_epoch: int = 0
+    tensors: dict[str, Tensor]
+    selection: Selection
+    micro_batch: int | None
 
 
-def run_epochs(job: Job, folder: Path) -> tuple[dict[str, Tensor], Selection]:
-    """Train to the last epoch, from the state in `folder` if there is one.
+class DivergedError(NonFiniteError):
+    """The loss is not finite. `trained` is the best epoch before that, None if there is none."""
 
-    Returns: the tensors of the best epoch (the latest of equals) and how it was selected.
-    Raises: NonFiniteError naming the step if the loss is not finite; the last state stays in `folder`.
-    """
-    optimizer = _optimizer(job)
-    done = _restore(job, optimizer, folder)
-    metric = OBJECTIVES[job.objective.name].metric
-    total = job.recipe.epochs * job.steps_per_epoch
-    with tracking(job.title, total=total, done=done.epochs * job.steps_per_epoch) as advance:
-        for epoch in range(done.epochs, job.recipe.epochs):
-            started = time.monotonic()
-            row = _train_epoch(job, optimizer, epoch, advance)
-            accuracies = _validate(job)
-            row |= {f"validation_{name}": value for name, value in accuracies.items()}
-            row["seconds"] = round(time.monotonic() - started, 3)
-            done.rows.append(row)
-            done.epochs = epoch + 1
-            if accuracies[metric] >= done.best_value:
-                done.best = {key: tensor.clone() for key, tensor in state_of(job.network).items()}
-                done.best_value, done.best_epoch = accuracies[metric], epoch + 1
-            _save(job, optimizer, done, folder)
-            advance(0, f"epoch {epoch + 1}: loss {row['loss']:.3f}, validation {metric} {accuracies[metric]:.3f}")
-    selection = Selection(
-        split=job.validation.split,
-        images=len(job.validation),
-        metric=metric,
-        value=done.best_value,
-        epoch=done.best_epoch,
-    )
-    return done.best, selection
+    def __init__(self, message: str, trained: Trained | None) -> None:
+        super().__init__(message)
+        self.trained = trained
 
 
-def _optimizer(job: Job) -> torch.optim.Optimizer:
-    parameters = [parameter for parameter in job.network.parameters() if parameter.requires_grad]
-    lr, weight_decay = job.recipe.lr, job.recipe.weight_decay
-    if job.recipe.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay)
-    return torch.optim.SGD(parameters, lr=lr, momentum=job.recipe.momentum, weight_decay=weight_decay)
+class Loop:
+    """Trains a job from the state in its folder, or from the beginning if there is none."""
 
+    def __init__(self, job: Job, folder: Path) -> None:
+        """Raises: LedgerError if there is a state that cannot be used."""
+        self.job, self.folder = job, folder
+        self.metric = OBJECTIVES[job.objective.name].metric
+        self.memory = Memory(job.world)
+        self.done = Progressed()
+        state = job.world.on_main(lambda: read_state(folder))
+        if state is not None:
+            self._restore_network(state)
+        # Before what follows, because it copies the network of the main process to the others.
+        self.gradients = Gradients(job.network, job.objective, machine=job.machine, device=job.device, world=job.world)
+        self.optimizer = build_optimizer(job.network, job.recipe)
+        self.average = Average(job.network, job.recipe.ema_decay) if job.recipe.ema_decay else None
+        if state is not None:
+            self._restore(state)
+        self.saved = time.monotonic()
 
-def _train_epoch(job: Job, optimizer: torch.optim.Optimizer, epoch: int, advance: Any) -> dict[str, float]:
-    """One pass over the training images; returns the metrics of the epoch so far."""
-    loss_sum, correct, count, lr, epsilon = 0.0, 0, 0, 0.0, 0.0
-    job.network.train()
-    for number, (x, y) in enumerate(job.batches.epoch(epoch)):
-        step = epoch * job.steps_per_epoch + number
-        lr = job.recipe.lr * SCHEDULES[job.recipe.schedule](step, total=job.recipe.epochs * job.steps_per_epoch)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        settings = _step(job, step)
-        epsilon = settings.epsilon
-        with shared_masks(job.network):
-            losses = OBJECTIVES[job.objective.name].loss(job.network, x, y, job.objective, settings)
-            optimizer.zero_grad(set_to_none=True)
-            losses.total.backward()  # type: ignore[no-untyped-call]
-        value = losses.total.item()
-        if value - value != 0:
-            raise NonFiniteError(
-                f"{job.title}: the loss is {value} at step {step} (epoch {epoch + 1}; the {epoch} epochs before it are "
-                f"kept in {STATE_FILE}); lower lr or lengthen epsilon_ramp_epochs, and start a new run"
+    def run(self) -> Trained:
+        """Train to the last epoch.
+
+        Raises: DivergedError naming the step if the loss is not finite; the last state stays in the folder.
+        """
+        job = self.job
+        start = self.done.epochs * job.steps_per_epoch + self.done.sums.minibatches * job.repeats
+        total = job.recipe.epochs * job.steps_per_epoch
+        main = job.world.is_main
+        with (
+            tracking(job.title, total=total, done=start, visible=main) as advance,
+            scalars(self.folder, first_step=start, wanted=main and job.machine.tensorboard) as write,
+        ):
+            while self.done.epochs < job.recipe.epochs:
+                self._epoch(advance, write)
+        return self._trained()
+
+    def _epoch(self, advance: Advance, write: Write) -> None:
+        """Train and validate one epoch, and save the state after it."""
+        epoch, job = self.done.epochs, self.job
+        self._train_epoch(epoch, advance, write)
+        started = time.monotonic()
+        with self.average.applied() if self.average else nullcontext():
+            accuracies = validate(
+                job.network, job.validation, job.objective, seed=job.seed, device=job.device, world=job.world
             )
-        optimizer.step()
-        count += len(y)
-        loss_sum += value * len(y)
-        correct += int((losses.logits.argmax(1) == y).sum())
-        advance(1, f"epoch {epoch + 1}: loss {value:.3f}")
-    return {
-        "epoch": epoch + 1,
-        "lr": lr,
-        "epsilon": epsilon,
-        "loss": loss_sum / count,
-        "train_accuracy": correct / count,
-    }
+            if accuracies[self.metric] >= self.done.best_value:
+                self.done.best = {key: tensor.clone() for key, tensor in state_of(job.network).items()}
+                self.done.best_value, self.done.best_epoch = accuracies[self.metric], epoch + 1
+        row = self._row(epoch, accuracies, validation_seconds=time.monotonic() - started)
+        self.done.rows.append(row)
+        self.done.epochs, self.done.sums = epoch + 1, Sums()
+        self._save()
+        write(self.done.epochs * job.steps_per_epoch, {f"epoch/{name}": value for name, value in row.items()})
+        advance(0, f"epoch {epoch + 1}: loss {row['loss']:.3f}, validation {self.metric} {accuracies[self.metric]:.3f}")
 
+    def _row(self, epoch: int, accuracies: Mapping[str, float], *, validation_seconds: float) -> dict[str, float]:
+        sums = self.done.sums
+        return {
+            "epoch": epoch + 1,
+            "lr": sums.lr,
+            "epsilon": sums.epsilon,
+            "loss": sums.loss / sums.images,
+            "train_accuracy": sums.correct / sums.images,
+            **{f"validation_{name}": value for name, value in accuracies.items()},
+            "seconds": round(sums.seconds + validation_seconds, 3),
+        }
 
-def _step(job: Job, step: int) -> Step:
-    epsilon = linear_epsilon(
-        step, steps_per_epoch=job.steps_per_epoch, ramp_epochs=job.recipe.epsilon_ramp_epochs, epsilon=job.epsilon
-    )
-    ramp = epsilon / job.epsilon if job.epsilon else 1.0
-    return Step(epsilon, ramp, stream(job.seed, job.phase, "step", step))
+    def _train_epoch(self, epoch: int, advance: Advance, write: Write) -> None:
+        """Go on with one pass over the training images."""
+        job, sums = self.job, self.done.sums
+        exact = OBJECTIVES[job.objective.name].passes_bounds
+        before, started, images = sums.seconds, time.monotonic(), 0
+        with exact_arithmetic() if exact else nullcontext():
+            for x, y in job.batches.epoch(epoch, first=sums.minibatches):
+                due = False
+                for repeat in range(job.repeats):
+                    step = (epoch * job.batches.per_epoch + sums.minibatches) * job.repeats + repeat
+                    loss, due = self._step(step, x, y)
+                    images += len(y)
+                    speed = images / max(time.monotonic() - started, 1e-9)
+                    advance(1, f"epoch {epoch + 1}: loss {loss:.3f}, {speed:.0f} images/s")
+                    write(step, {"step/loss": loss, "step/lr": sums.lr, "step/epsilon": sums.epsilon})
+                sums.minibatches += 1
+                sums.seconds = before + time.monotonic() - started
+                if due and sums.minibatches < job.batches.per_epoch:
+                    self._save()
 
+    def _step(self, number: int, x: Tensor, y: Tensor) -> tuple[float, bool]:
+        """Take one optimizer step; return its loss and whether it is time to save, alike on every process."""
+        job, sums = self.job, self.done.sums
+        sums.lr = set_learning_rate(self.optimizer, job.recipe, number, steps_per_epoch=job.steps_per_epoch)
+        sums.epsilon = self._epsilon(number)
+        if job.machine.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        memory = self.memory.deal(len(y))
+        outcome = self.gradients.compute(
+            x, y, lambda rows, whole: self._step_of(number, sums.epsilon, memory, rows, whole)
+        )
+        due = time.monotonic() - self.saved >= 60 * job.machine.save_minutes
+        loss, correct, due_on_main = job.world.total([outcome.loss, outcome.correct, float(due and job.world.is_main)])
+        if not isfinite(loss):
+            raise self._diverged(number, loss)
+        if self._optimize():
+            for after in outcome.afters:
+                after()
+        sums.loss += loss * len(y)
+        sums.correct += int(correct)
+        sums.images += len(y)
+        return loss, bool(due_on_main)
 
-def _validate(job: Job) -> dict[str, float]:
-    """Clean accuracy and the objective's own verdict at the final radius, on the held-out images."""
-    objective = OBJECTIVES[job.objective.name]
-    counts = {"clean_accuracy": 0, objective.metric: 0}
-    job.network.eval()
-    with shared_masks(job.network):
-        for number, indices in enumerate(batches(len(job.validation), VALIDATION_BATCH)):
-            chosen = indices.to(job.device)
-            x, y = pixels(job.validation.take(chosen)), job.validation.labels[chosen]
-            step = Step(job.epsilon, 1.0, stream(job.seed, "validation", number))
-            with torch.no_grad():
-                counts["clean_accuracy"] += int((job.network(x).argmax(1) == y).sum())
-                if objective.metric != "clean_accuracy":
-                    verdicts = objective.verdicts(job.network, x, y, job.objective, step)
-                    counts[objective.metric] += int(verdicts.sum())
-    return {name: count / len(job.validation) for name, count in counts.items()}
+    def _optimize(self) -> bool:
+        """Move the weights; False if float16 gradients overflowed, and the step is skipped as GradScaler does."""
+        scaler = self.gradients.scaler
+        scale = scaler.get_scale()
+        scaler.step(self.optimizer)
+        scaler.update()
+        moved = scaler.get_scale() >= scale
+        if moved and self.average:
+            self.average.update()
+        return moved
 
+    def _epsilon(self, step: int) -> float:
+        recipe = self.job.recipe
+        return EPSILON_SCHEDULES[recipe.epsilon_schedule](
+            step,
+            steps_per_epoch=self.job.steps_per_epoch,
+            ramp_epochs=recipe.epsilon_ramp_epochs,
+            epsilon=self.job.epsilon,
+        )
 
-def _save(job: Job, optimizer: torch.optim.Optimizer, done: Progressed, folder: Path) -> None:
-    """Write the state first and the table after it: the table can be made again from the state."""
-    state = {"network": job.network.state_dict(), "optimizer": optimizer.state_dict(), "done": asdict(done)}
-    with replacing(folder / STATE_FILE) as scratch:
-        torch.save(state, scratch)
-    _write_metrics(folder, done)
+    def _step_of(
+        self, number: int, epsilon: float, memory: dict[str, Tensor], rows: slice | None, whole: int | None
+    ) -> Step:
+        """What the objective is told; the random numbers are the same for every part and every process."""
+        job = self.job
+        return Step(
+            epsilon=epsilon,
+            ramp=epsilon / job.epsilon if job.epsilon else 1.0,
+            generator=stream(job.seed, job.phase, "step", number),
+            rows=rows,
+            whole=whole,
+            memory=memory,
+            epoch=number // job.steps_per_epoch,
+            ramp_epochs=job.recipe.epsilon_ramp_epochs,
+        )
 
+    def _diverged(self, step: int, loss: float) -> DivergedError:
+        job, done = self.job, self.done
+        kept = (
+            f"the best of the {done.epochs} epochs before it, epoch {done.best_epoch}, is kept as the checkpoint"
+            if done.best
+            else f"the {done.epochs} epochs before it are kept"
+        )
+        return DivergedError(
+            f"{job.title}: the loss is {loss} at step {step} (epoch {done.epochs + 1}; {kept}); "
+            "lower lr or lengthen epsilon_ramp_epochs, and start a new run",
+            self._trained() if done.best else None,
+        )
 
-def _restore(job: Job, optimizer: torch.optim.Optimizer, folder: Path) -> Progressed:
-    path = folder / STATE_FILE
-    if not path.exists():
-        return Progressed()
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        job.network.load_state_dict(state["network"])
-        if job.phase != "prune":
-            freeze_masks(job.network)  # those of the scores that were saved, whatever was drawn today
-        optimizer.load_state_dict(state["optimizer"])
-        done = Progressed(**state["done"])
-    except (RuntimeError, KeyError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise LedgerError(f"{path} cannot be resumed from ({error}); delete the folder and start again") from error
-    _write_metrics(folder, done)
-    return done
+    def _trained(self) -> Trained:
+        done = self.done
+        selection = Selection(
+            split=self.job.validation.split,
+            images=len(self.job.validation),
+            metric=self.metric,
+            value=done.best_value,
+            epoch=done.best_epoch,
+        )
+        return Trained(done.best, selection, self.gradients.micro_batch)
 
+    def _save(self) -> None:
+        """Write the state on the main process; it is the same on all."""
+        self.memory.gather()
+        self.saved = time.monotonic()
+        if not self.job.world.is_main:
+            return
+        state: dict[str, Any] = {
+            "network": self.job.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.gradients.scaler.state_dict(),
+            "average": self.average.state() if self.average else None,
+            "memory": self.memory.tensors,
+            "micro_batch": self.gradients.micro_batch,
+        }
+        write_state(self.folder, state, self.done)
 
-def _write_metrics(folder: Path, done: Progressed) -> None:
-    """Write metrics.csv, one row per finished epoch."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(done.rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(done.rows)
-    write_text(folder / METRICS_FILE, text.getvalue())
+    def _restore_network(self, state: dict[str, Any]) -> None:
+        with resuming(self.folder):
+            self.job.network.load_state_dict(state["network"])
+            if self.job.phase != "prune":
+                freeze_masks(self.job.network)  # those of the scores that were saved, whatever was drawn today
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Take over all but the network from the state of an interrupted run."""
+        with resuming(self.folder):
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.gradients.scaler.load_state_dict(state["scaler"])
+            if self.average:
+                self.average.restore(state["average"])
+            self.memory.tensors |= {key: tensor.to(self.job.device) for key, tensor in state["memory"].items()}
+            if self.gradients.micro_batch is None:
+                self.gradients.micro_batch = state["micro_batch"]
+            self.done = Progressed.of(state["done"])
+        if self.job.world.is_main:
+            write_metrics(self.folder, self.done)

@@ -1,4 +1,4 @@
-"""Where a command computes and where it finds data sets."""
+"""Where and how a command computes, and where it finds data sets: what is no part of a recipe."""
 
 from __future__ import annotations
 
@@ -8,8 +8,22 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Machine:
-    """device: "auto", "cpu", "cuda" or "cuda:N". data_dir: None for HYDRABENCH_DATA. download: fetch missing data."""
+    """What differs between machines that run the same recipe.
+
+    device: "auto", "cpu", "cuda" or "cuda:N". data_dir: None for HYDRABENCH_DATA. download: fetch missing data.
+    The others are for training. precision: of the network's forward and backward passes, a key of
+    `TRAINING_PRECISIONS`; bounds, losses, weights and everything after training stay in float32. compile:
+    run these passes through torch.compile. channels_last: store images and convolutions channel by channel
+    of a pixel. micro_batch: images that pass through the network at once, None for all of a process's share.
+    save_minutes: how often to save the state within an epoch. tensorboard: write the metrics for it, too.
+    """
 
     device: str = "auto"
     data_dir: Path | None = None
     download: bool = False
+    precision: str = "float32"
+    compile: bool = False
+    channels_last: bool = False
+    micro_batch: int | None = None
+    save_minutes: float = 10.0
+    tensorboard: bool = False

@@ -202,10 +202,3 @@ def test_what_would_stop_it_hours_later_is_refused_before_anything_is_written(
     with pytest.raises(error, match=message):
         run_pipeline(make_recipe(**changes), tmp_path / "run", machine=Machine("cpu", tmp_path / "data"))
     assert not (tmp_path / "run").exists()
-
-
-def test_a_pipeline_under_torchrun_is_refused_before_anything_is_written(make_recipe, cpu, tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match=r"training runs in one process; start it without torchrun"):
-        run_pipeline(make_recipe(), tmp_path / "run", machine=cpu)
-    assert not (tmp_path / "run").exists()

@@ -356,15 +356,6 @@ def test_a_damaged_state_is_named_and_nothing_is_lost(make_recipe, cpu, tmp_path
 # Refusals, before anything is written ----------------------------------------------------------
 
 
-def test_training_under_torchrun_is_refused(line, make_recipe, cpu, tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    recipe = make_recipe(prune={"density": 0.1})
-    for phase in ("train", "prune", "finetune"):
-        with pytest.raises(ConfigError, match=r"training runs in one process; start it without torchrun"):
-            run_phase(phase, recipe, line, tmp_path / "run", cpu)
-    assert not (tmp_path / "run").exists()
-
-
 def test_a_network_that_the_training_bounds_cannot_pass_is_refused(make_recipe, cpu, tmp_path, monkeypatch):
     monkeypatch.delitem(LAYERS, nn.MaxPool2d)
     recipe = make_recipe(

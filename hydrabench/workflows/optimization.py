@@ -1,0 +1,100 @@
+"""What moves the weights: the optimizer, its learning rate, and weights averaged over the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hydrabench.config import PhaseRecipe
+from hydrabench.objectives import SCHEDULES
+
+AVERAGE_START = 10  # at first, an average spans about the last ninth of the steps so far
+
+
+def build_optimizer(network: nn.Module, recipe: PhaseRecipe) -> torch.optim.Optimizer:
+    """The recipe's optimizer over the parameters that are trained; weight decay is an L2 term of the gradient.
+
+    Source: reference/hydra.md section 3.4.
+    """
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    lr, weight_decay = recipe.lr, recipe.weight_decay
+    match recipe.optimizer:
+        case "adam":
+            return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay)
+        case "rmsprop":
+            return torch.optim.RMSprop(parameters, lr=lr, weight_decay=weight_decay)
+        case "sgd":
+            return torch.optim.SGD(
+                parameters, lr=lr, momentum=recipe.momentum, weight_decay=weight_decay, nesterov=recipe.nesterov
+            )
+
+
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer, recipe: PhaseRecipe, step: int, *, steps_per_epoch: int
+) -> float:
+    """Give the optimizer the learning rate of a 0-based step, and return it."""
+    factor = SCHEDULES[recipe.schedule](
+        step,
+        total=recipe.epochs * steps_per_epoch,
+        steps_per_epoch=steps_per_epoch,
+        warmup_steps=recipe.warmup_epochs * steps_per_epoch,
+    )
+    for group in optimizer.param_groups:
+        group["lr"] = recipe.lr * factor
+    return recipe.lr * factor
+
+
+class Average:
+    """Exponential moving average of a network's weights and batch-norm statistics.
+
+    a <- d · a + (1 - d) · w after every step, where d = min(decay, (1 + n) / (10 + n)) after n updates, so that
+    the initial weights are forgotten soon. What is counted in integers is copied. A weight that does not
+    change keeps its bits.
+    Source: Polyak and Juditsky (1992), as exponential averages with TensorFlow's `num_updates`.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.network = network
+        self.decay = decay
+        self.updates = 0
+        self.tensors = {key: tensor.clone() for key, tensor in network.state_dict().items()}
+
+    def update(self) -> None:
+        """Take the network's present weights in."""
+        decay = min(self.decay, (1 + self.updates) / (AVERAGE_START + self.updates))
+        self.updates += 1
+        for key, tensor in self.network.state_dict().items():
+            if tensor.is_floating_point():
+                self.tensors[key].lerp_(tensor, 1 - decay)
+            else:
+                self.tensors[key].copy_(tensor)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Give the network the averaged weights inside the block."""
+        now = self.network.state_dict()
+        held = {key: tensor.clone() for key, tensor in now.items()}
+        _copy(self.tensors, now)
+        try:
+            yield
+        finally:
+            _copy(held, now)
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs to go on."""
+        return {"updates": self.updates, "tensors": self.tensors}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`. Raises: KeyError if it is of another network."""
+        self.updates = state["updates"]
+        _copy({key: state["tensors"][key] for key in self.tensors}, self.tensors)
+
+
+def _copy(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
+    with torch.no_grad():
+        for key, tensor in target.items():
+            tensor.copy_(source[key])

@@ -1,0 +1,93 @@
+"""How the batch of an optimizer step is cut: a share for each process, and of that parts that fit into memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from hydrabench.runtime import World
+
+# Beside torch.OutOfMemoryError: what the CPU's allocator and CUDA's libraries say when there is no memory left.
+SHORTAGES = ("out of memory", "can't allocate memory", "_ALLOC_FAILED")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of a batch that pass through the network together.
+
+    rows: which. images: how many of them count, 0 for a stand-in of a process without a share. share: `images`
+    over those of the whole batch.
+    """
+
+    rows: slice
+    images: int
+    share: float
+
+
+def cut(whole: int, world: World, micro_batch: int | None) -> list[Part]:
+    """The parts of this process.
+
+    Every process gets as many, of nearly equal sizes, because batch norm may be synchronised at each. One
+    whose share has too few rows repeats a row of the batch, which counts nothing.
+
+    Args:
+        whole: images of the step, >= 1. micro_batch: most rows of a part, >= 1, or None for all of a share.
+    """
+    mine = world.rows(whole)
+    largest = -(-whole // world.size)
+    count = 1 if micro_batch is None else -(-largest // micro_batch)
+    length = mine.stop - mine.start
+    edges = [mine.start + length * number // count for number in range(count + 1)]
+    parts = []
+    for start, stop in pairwise(edges):
+        first = min(start, whole - 1)
+        parts.append(Part(slice(first, max(stop, first + 1)), stop - start, (stop - start) / whole))
+    return parts
+
+
+def halved(whole: int, world: World, micro_batch: int | None) -> int | None:
+    """Half of the largest part that `cut` makes, or None if that is one image."""
+    largest = -(-whole // world.size)
+    now = largest if micro_batch is None else min(micro_batch, largest)
+    return now // 2 or None
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says that memory has run out."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in SHORTAGES)
+
+
+class Memory:
+    """What an objective keeps from step to step: tensors with a row for each image of a batch.
+
+    A process changes the rows of its own images only. `gather` brings together what the processes have; it
+    is due before the state is saved, and whenever the rows are dealt out in another way.
+    """
+
+    def __init__(self, world: World, tensors: dict[str, Tensor] | None = None) -> None:
+        self.world = world
+        self.tensors: dict[str, Tensor] = tensors or {}
+        self.dealt: int | None = None  # images of the last batch
+
+    def deal(self, whole: int) -> dict[str, Tensor]:
+        """Return the tensors for a step on `whole` images."""
+        if self.dealt != whole:
+            self.gather()
+        self.dealt = whole
+        return self.tensors
+
+    def gather(self) -> None:
+        """Give every process the rows of all."""
+        if self.world.size == 1 or self.dealt is None:
+            return
+        mine = self.world.rows(self.dealt)
+        for tensor in self.tensors.values():
+            others = torch.ones(len(tensor), dtype=torch.bool, device=tensor.device)
+            others[mine] = False
+            if self.world.is_main:
+                others[self.dealt :] = False  # rows that the last batch did not have are the same everywhere
+            tensor[others] = 0
+            self.world.add_up(tensor)

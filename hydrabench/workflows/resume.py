@@ -1,0 +1,96 @@
+"""What an unfinished run leaves behind: the state to go on from, and the table of its epochs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hydrabench.errors import LedgerError
+from hydrabench.files import replacing, write_text
+
+STATE_FILE, METRICS_FILE = "resume.pt", "metrics.csv"
+
+
+@dataclass
+class Sums:
+    """What the present epoch has done so far.
+
+    minibatches: finished ones. images: trained on, counted as often as that was. loss: sum over them. correct:
+    number of them that were classified correctly. lr, epsilon: of the last step. seconds: taken.
+    """
+
+    minibatches: int = 0
+    images: int = 0
+    loss: float = 0.0
+    correct: int = 0
+    lr: float = 0.0
+    epsilon: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass
+class Progressed:
+    """What the loop has done so far: finished epochs, their metrics, the best of them, and the present one."""
+
+    epochs: int = 0
+    rows: list[dict[str, float]] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    best_value: float = -1.0
+    best_epoch: int = 0
+    sums: Sums = field(default_factory=Sums)
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Progressed:
+        """Read what `asdict` wrote."""
+        return cls(**{**values, "sums": Sums(**values["sums"])})
+
+
+def write_state(folder: Path, state: dict[str, Any], done: Progressed) -> None:
+    """Write the state first and the table after it: the table can be made again from the state."""
+    with replacing(folder / STATE_FILE) as scratch:
+        torch.save({**state, "done": asdict(done)}, scratch)
+    write_metrics(folder, done)
+
+
+def read_state(folder: Path) -> dict[str, Any] | None:
+    """Return what `write_state` wrote, on the CPU, or None if it has not yet.
+
+    Raises: LedgerError if it is damaged.
+    """
+    path = folder / STATE_FILE
+    if not path.exists():
+        return None
+    with resuming(folder):
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return state
+
+
+@contextmanager
+def resuming(folder: Path) -> Iterator[None]:
+    """Turn what goes wrong when a state is read or put to use into a LedgerError that names its file."""
+    try:
+        yield
+    except (RuntimeError, KeyError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise LedgerError(
+            f"{folder / STATE_FILE} cannot be resumed from ({error}); delete the folder and start again"
+        ) from error
+
+
+def write_metrics(folder: Path, done: Progressed) -> None:
+    """Write metrics.csv, one row per finished epoch, if there is one."""
+    if not done.rows:
+        return
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(done.rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(done.rows)
+    write_text(folder / METRICS_FILE, text.getvalue())

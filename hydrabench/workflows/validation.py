@@ -1,0 +1,47 @@
+"""How good the network is on the held-out images, by which the best epoch is chosen."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from hydrabench.config import Objective
+from hydrabench.data import ImageSource, batches, pixels
+from hydrabench.masking import shared_masks
+from hydrabench.objectives import OBJECTIVES, Step
+from hydrabench.runtime import World, exact_arithmetic, stream
+
+LARGEST_BATCH = 500
+BATCH_VALUES = 1 << 23  # pixel values of a batch: 500 images of CIFAR-10, 55 of ImageNet
+
+
+def validate(
+    network: nn.Module, images: ImageSource, objective: Objective, *, seed: int, device: torch.device, world: World
+) -> dict[str, float]:
+    """Clean accuracy and the objective's own verdict at the final radius, as fractions of `images`.
+
+    The processes share the batches; a verdict does not depend on how many there are. The network is computed
+    in float32 without TF32, and left in eval mode.
+    """
+    verdict = OBJECTIVES[objective.name]
+    epsilon = float(getattr(objective, "epsilon", 0))
+    clean, verdicts = 0, 0
+    network.eval()
+    work = list(enumerate(batches(len(images), _batch_size(images))))[world.rank :: world.size]
+    with exact_arithmetic(), shared_masks(network), torch.no_grad():
+        for number, indices in work:
+            chosen = indices.to(device)
+            x, y = pixels(images.take(chosen)), images.labels[chosen]
+            clean += int((network(x).argmax(1) == y).sum())
+            if verdict.metric != "clean_accuracy":
+                step = Step(epsilon, 1.0, stream(seed, "validation", number))
+                verdicts += int(verdict.verdicts(network, x, y, objective, step).sum())
+    clean, verdicts = (int(count) for count in world.total([clean, verdicts]))
+    counts = {"clean_accuracy": clean} | ({} if verdict.metric == "clean_accuracy" else {verdict.metric: verdicts})
+    return {name: count / len(images) for name, count in counts.items()}
+
+
+def _batch_size(images: ImageSource) -> int:
+    """Images that are judged together: as many on every machine, because attacks draw noise by the batch."""
+    values = images.take(torch.tensor([0])).numel()
+    return max(1, min(LARGEST_BATCH, BATCH_VALUES // values))
