@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -32,7 +33,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except HydrabenchError as error:
-            if os.environ.get("RANK", "0") == "0":  # one line, not one from every process that torchrun started
+            if is_main_process():  # one line, not one from every process that torchrun started
                 click.echo(f"error: {error}", err=True)
             sys.exit(1)
         except KeyboardInterrupt:
@@ -54,6 +55,33 @@ machine_options = options(
     click.option("--data-dir", type=FOLDER, envvar="HYDRABENCH_DATA", help="Where data sets lie.", show_envvar=True),
     click.option("--download", is_flag=True, help="Fetch a missing data set (cifar10, cifar100, svhn)."),
     click.option("--json", "as_json", is_flag=True, help="Print the summary, and nothing else, as JSON on stdout."),
+)
+training_options = options(
+    click.option(
+        "--precision",
+        default="float32",
+        show_default=True,
+        help="Of the network's forward and backward passes while training: float32, bfloat16, or float16 with scaled "
+        "gradients. Weights, losses, bounds, validation and what follows stay in float32, so a network that is "
+        "trained on bounds alone gains nothing.",
+    ),
+    click.option("--compile", is_flag=True, help="Run these passes through torch.compile; without it if that fails."),
+    click.option("--channels-last", is_flag=True, help="Store images and convolutions channels last; for GPUs."),
+    click.option(
+        "--micro-batch",
+        type=click.IntRange(min=1),
+        help="Pass at most so many images through the network at once, and add up their gradients; batch_size "
+        "stays. Batch norm then normalises each part by itself.  [default: all of a process's share; halved "
+        "whenever memory runs out]",
+    ),
+    click.option(
+        "--save-minutes",
+        type=click.FloatRange(min=0),
+        default=10.0,
+        show_default=True,
+        help="Also save the state that --resume goes on from within an epoch, so often.",
+    ),
+    click.option("--tensorboard", is_flag=True, help="Also write the metrics for TensorBoard, to OUT/tensorboard."),
 )
 recipe_options = options(
     click.option("--config", required=True, help="Recipe: a YAML file, or the name of one that comes with hydrabench."),
@@ -88,8 +116,21 @@ def read_machine(given: dict[str, Any]) -> Machine:
     return Machine(given["device"], given["data_dir"], given["download"])
 
 
+def read_training_machine(given: dict[str, Any]) -> Machine:
+    """What `machine_options` and `training_options` say."""
+    keys = ("precision", "compile", "channels_last", "micro_batch", "save_minutes", "tensorboard")
+    return replace(read_machine(given), **{key: given[key] for key in keys})
+
+
+def is_main_process() -> bool:
+    """Whether this process talks to the user: the only one, or the first that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def print_summary(summary: dict[str, Any], as_json: bool, title: str = "") -> None:
-    """The summary of a run: JSON, or one line per metric."""
+    """The summary of a run, from the main process: JSON, or one line per metric."""
+    if not is_main_process():
+        return
     if as_json:
         click.echo(json.dumps(summary, indent=2))
         return

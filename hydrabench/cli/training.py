@@ -11,12 +11,14 @@ import click
 from hydrabench.cli.common import (
     REF_HELP,
     density_override,
+    is_main_process,
     machine_options,
     print_summary,
-    read_machine,
     read_recipe,
+    read_training_machine,
     recipe_options,
     run_options,
+    training_options,
 )
 from hydrabench.cli.reporting import show_report
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 @recipe_options
 @click.option("--ckpt", "ref", help=f"Start from its weights instead of fresh ones. {REF_HELP}")
 @run_options
+@training_options
 @machine_options
 def train(
     config: str,
@@ -39,16 +42,20 @@ def train(
 ) -> None:
     """Train a network, from scratch or from --ckpt: a dense one, or with train.density below 1 a sparse one.
 
+    Under torchrun the processes share every batch of batch_size images, and make the same steps as one would.
+
     \b
     Examples
       hydrabench train --config digits-trades --set train.epochs=5 --out runs/dense
       hydrabench train --config digits-trades --ckpt runs/dense --out runs/more
+      hydrabench train --config cifar10-cnn-crown-ibp --micro-batch 32 --save-minutes 5 --out runs/small-gpu
+      torchrun --nproc-per-node 2 -m hydrabench train --config digits-trades --out runs/two
     """
     recipe = read_recipe(config, overrides)
     from hydrabench.workflows import training
 
     folder = out or Path("runs") / recipe.name / "train"
-    summary = training.train(recipe, folder, machine=read_machine(machine), ref=ref, resume=resume)
+    summary = training.train(recipe, folder, machine=read_training_machine(machine), ref=ref, resume=resume)
     print_summary(summary, machine["as_json"])
 
 
@@ -57,6 +64,7 @@ def train(
 @click.option("--ckpt", "ref", required=True, help=REF_HELP)
 @click.option("--density", type=float, help="Fraction of weights kept, in (0, 1]; 0.01 prunes 99%.")
 @run_options
+@training_options
 @machine_options
 def prune(
     config: str,
@@ -77,7 +85,9 @@ def prune(
     from hydrabench.workflows import training
 
     folder = out or Path("runs") / recipe.name / f"prune-{_kept(recipe.prune)}"
-    print_summary(training.prune(recipe, ref, folder, machine=read_machine(machine), resume=resume), machine["as_json"])
+    print_summary(
+        training.prune(recipe, ref, folder, machine=read_training_machine(machine), resume=resume), machine["as_json"]
+    )
 
 
 @click.command()
@@ -86,6 +96,7 @@ def prune(
 @click.option("--lwm", is_flag=True, help="Baseline: keep the weights of largest magnitude; needs --density.")
 @click.option("--density", type=float, help="With --lwm: fraction of weights kept, in (0, 1].")
 @run_options
+@training_options
 @machine_options
 def finetune(
     config: str,
@@ -109,7 +120,7 @@ def finetune(
 
     source = Path(ref).name.removesuffix(".safetensors")
     folder = out or Path("runs") / recipe.name / (f"lwm-{_kept(recipe.finetune)}" if lwm else "finetune") / source
-    summary = training.finetune(recipe, ref, folder, machine=read_machine(machine), lwm=lwm, resume=resume)
+    summary = training.finetune(recipe, ref, folder, machine=read_training_machine(machine), lwm=lwm, resume=resume)
     print_summary(summary, machine["as_json"])
 
 
@@ -117,6 +128,7 @@ def finetune(
 @recipe_options
 @click.option("--dry-run", is_flag=True, help="Print the resolved recipe, the steps and what they cost; run nothing.")
 @run_options
+@training_options
 @machine_options
 def pipeline(
     config: str, overrides: tuple[str, ...], dry_run: bool, out: Path | None, resume: bool, **machine: Any
@@ -128,6 +140,7 @@ def pipeline(
       hydrabench pipeline --config digits-crown-ibp --out runs/digits
       hydrabench pipeline --config digits-crown-ibp --out runs/digits --resume
       hydrabench pipeline --config digits-crown-ibp --dry-run
+      torchrun --nproc-per-node 2 -m hydrabench pipeline --config digits-crown-ibp --out runs/two
     """
     recipe = read_recipe(config, overrides)
     if dry_run:
@@ -136,8 +149,9 @@ def pipeline(
     from hydrabench.workflows.pipeline import run_pipeline
 
     folder = out or Path("runs") / recipe.name
-    leaderboard = run_pipeline(recipe, folder, machine=read_machine(machine), resume=resume)
-    show_report(leaderboard, folder / "report", machine["as_json"])
+    leaderboard = run_pipeline(recipe, folder, machine=read_training_machine(machine), resume=resume)
+    if is_main_process():
+        show_report(leaderboard, folder / "report", machine["as_json"])
 
 
 def _show_plan(recipe: Recipe, machine: dict[str, Any]) -> None:

@@ -3,6 +3,8 @@
 OUT/train, OUT/prune-K, OUT/finetune-K, OUT/lwm-K      one training run each
 OUT/evaluations/CHECKPOINT/PROTOCOL                    one ledger each
 OUT/report                                             the leaderboard
+
+Under torchrun all processes work on each step together; folders are read and written by the main one.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from hydrabench.config import Recipe
 from hydrabench.data import first_images, load_images
 from hydrabench.errors import ConfigError, LedgerError
 from hydrabench.reporting import Leaderboard
+from hydrabench.runtime import World
 from hydrabench.workflows import training
 from hydrabench.workflows.evaluation import evaluate, open_subject, require_rules, run_name
 from hydrabench.workflows.machine import Machine
@@ -30,11 +33,13 @@ def run_pipeline(recipe: Recipe, out: Path, *, machine: Machine, resume: bool = 
     Raises: before anything runs, ConfigError if the recipe lacks a section, LedgerError if `out` is in use,
         UnsupportedLayerError if a bound cannot pass the network, DataError if there are too few test images.
     """
+    world = World()
     steps = plan(recipe)
-    _check(recipe, out, machine, resume=resume)
+    world.on_main(lambda: _check(recipe, out, machine, resume=resume))
     finished = []
     for number, step in enumerate(steps, start=1):
-        say(f"[{number}/{len(steps)}] {step.name}")
+        if world.is_main:
+            say(f"[{number}/{len(steps)}] {step.name}")
         _train_step(recipe, step, out, machine)
         if step.evaluated:
             finished.append(step.name)
@@ -43,7 +48,7 @@ def run_pipeline(recipe: Recipe, out: Path, *, machine: Machine, resume: bool = 
             subject = open_subject(str(out / name), machine=machine, name=f"{recipe.name}/{name}")
             folder = out / "evaluations" / name / run_name(settings)
             evaluate(subject, settings, folder, machine=machine, n=recipe.evaluate_images, resume=True)
-    return write_report([out / "evaluations"], out / "report", REPORT_FORMATS)
+    return world.on_main(lambda: write_report([out / "evaluations"], out / "report", REPORT_FORMATS))
 
 
 def _train_step(recipe: Recipe, step: PlannedRun, out: Path, machine: Machine) -> None:
