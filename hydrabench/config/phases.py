@@ -57,6 +57,13 @@ class PhaseRecipe(Section):
         return self
 
     @model_validator(mode="after")
+    def schedule_fits(self) -> PhaseRecipe:
+        """The original's cosine is 0 in the first epoch of one."""
+        if self.schedule == "cosine-epoch" and self.epochs - self.warmup_epochs == 1:
+            raise ValueError("cosine-epoch has learning rate 0 throughout a single epoch; take schedule cosine")
+        return self
+
+    @model_validator(mode="after")
     def nesterov_fits(self) -> PhaseRecipe:
         """Nesterov's momentum is that of SGD."""
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):

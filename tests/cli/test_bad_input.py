@@ -139,7 +139,7 @@ def test_phases_without_their_section_or_their_mask_are_refused(refused, here, w
     refused(r"--lwm needs --density", "finetune", "--config", recipe, *ckpt, "--lwm")
     refused(r"keeps 1\.0 of its weights; --density belongs to --lwm", "finetune", "--config", recipe, *ckpt,
             "--density", 0.1)  # fmt: skip
-    refused(r"needs `prune:` and `finetune:` sections", "pipeline", "--config", bare, "--out", "run")
+    refused(r"needs a `prune:` section for its pipeline", "pipeline", "--config", bare, "--out", "run")
 
 
 def test_data_that_are_not_there_come_with_how_to_get_them(refused, here, write_recipe):

@@ -124,6 +124,7 @@ def test_an_average_goes_on_from_its_state():
         ({"nesterov": True, "momentum": 0}, "got sgd and 0"),
         ({"warmup_epochs": 1}, "warmup_epochs 1 are part of epochs 1 and must leave one; raise epochs"),
         ({"ema_decay": 1}, "less than 1"),
+        ({"schedule": "cosine-epoch"}, "cosine-epoch has learning rate 0 throughout a single epoch; take schedule cos"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(values, message):
