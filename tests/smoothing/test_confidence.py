@@ -10,10 +10,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import betaln
 from scipy.stats import binom, binomtest, norm
 
 import hydrabench.smoothing.confidence as module
 from hydrabench.smoothing import certified_radius, clopper_pearson_lower
+from hydrabench.smoothing.confidence import (
+    betting_lower,
+    betting_upper,
+    clopper_pearson_upper,
+    log_wealth,
+    prediction_p_value,
+)
 
 
 def test_the_largest_radius_of_cohens_setting():
@@ -118,3 +126,62 @@ def test_the_module_needs_no_torch_and_loads_its_statistics_late():
         "assert 'statsmodels' in sys.modules and 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program, module.__file__], check=True)
+
+
+def test_the_upper_bound_mirrors_the_lower_one():
+    """No success in one draw: the p with (1 - p)^1 = alpha, so 0.95; all: 1."""
+    assert clopper_pearson_upper(0, 1, alpha=0.05) == pytest.approx(0.95)
+    assert clopper_pearson_upper(7, 7, alpha=0.05) == 1.0
+    interval = binomtest(30, 100, alternative="less").proportion_ci(0.95, method="exact")
+    assert clopper_pearson_upper(30, 100, alpha=0.05) == pytest.approx(interval.high)
+
+
+def test_the_wealth_after_one_draw_worked_by_hand():
+    """B(3/2, 1/2) / B(1/2, 1/2) = 1/2, so one success is worth 1 / (2p) and one failure 1 / (2 (1 - p))."""
+    assert math.exp(log_wealth(1, 1, 0.25)) == pytest.approx(2.0)
+    assert math.exp(log_wealth(0, 1, 0.25)) == pytest.approx(1 / 1.5)
+    assert betting_lower(1, 1, alpha=0.8) == pytest.approx(0.4)  # 1 / (2p) = 1 / 0.8 ... p = 0.4
+
+
+@given(p=st.floats(0.01, 0.99), n=st.integers(1, 60))
+@settings(deadline=None, max_examples=40)
+def test_the_wealth_is_a_fair_game(p, n):
+    """Its mean over all outcomes of n draws is 1, whatever the probability."""
+    counts = np.arange(n + 1)
+    wealth = np.exp([log_wealth(int(count), n, p) for count in counts])
+    assert (binom.pmf(counts, n, p) * wealth).sum() == pytest.approx(1.0)
+
+
+@given(n=st.integers(1, 100_000), share=st.floats(0, 1), alpha=st.sampled_from([1e-4, 0.001, 0.05]))
+@settings(deadline=None, max_examples=40)
+def test_the_betting_bound_is_where_the_wealth_reaches_one_over_alpha(n, share, alpha):
+    count = round(share * n)
+    bound = betting_lower(count, n, alpha=alpha)
+    assert 0 <= bound <= clopper_pearson_lower(count, n, alpha=alpha) + 1e-9, "valid at all times, so never tighter"
+    if count and bound:
+        assert log_wealth(count, n, bound) == pytest.approx(-math.log(alpha), abs=1e-5)
+    assert betting_upper(n - count, n, alpha=alpha) == pytest.approx(1 - bound)
+
+
+def test_the_largest_radius_of_the_betting_rule():
+    """All of N agree: B(N + 1/2, 1/2) / (pi p^N) = 1 / alpha."""
+    n, alpha = 1000, 0.001
+    expected = math.exp((betaln(n + 0.5, 0.5) - math.log(math.pi) + math.log(alpha)) / n)
+    assert betting_lower(n, n, alpha=alpha) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("arguments", [(-1, 10, 0.1), (11, 10, 0.1), (0, 0, 0.1), (1, 10, 1.0)])
+def test_betting_arguments_out_of_range_are_refused(arguments):
+    count, n, alpha = arguments
+    with pytest.raises(ValueError, match="out of range: count="):
+        betting_lower(count, n, alpha=alpha)
+
+
+def test_prediction_p_values_worked_by_hand():
+    """3 to 0: 2 / 2^3; 2 to 1: every split of 3 is at least as uneven; and PREDICT's usual case against SciPy."""
+    assert prediction_p_value(3, 0) == pytest.approx(0.25)
+    assert prediction_p_value(2, 1) == 1.0
+    assert prediction_p_value(560, 440) == pytest.approx(binomtest(560, 1000, 0.5).pvalue)
+    for top, second in ((1, 2), (0, 0), (1, -1)):
+        with pytest.raises(ValueError, match="out of range: top="):
+            prediction_p_value(top, second)
