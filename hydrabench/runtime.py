@@ -20,15 +20,15 @@ PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
 TRAINING_PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def stream(*key: object) -> torch.Generator:
-    """A CPU random generator that depends on `key` alone.
+def stream(*key: object, device: torch.device | str = "cpu") -> torch.Generator:
+    """A random generator, on the CPU if no `device` is given, that depends on `key` alone.
 
     The key is hashed (SHA-256), so streams of different keys are independent for all practical
     purposes, whatever the order in which they are used and in whichever process.
     """
     text = "\x1f".join(map(str, key))
     seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little", signed=True)
-    return torch.Generator().manual_seed(seed)
+    return torch.Generator(device).manual_seed(seed)
 
 
 def pick_device(name: str = "auto") -> torch.device:

@@ -1,6 +1,26 @@
 """Randomized smoothing (Cohen et al. 2019): counting votes under noise, and what they certify."""
 
-from hydrabench.smoothing.confidence import certified_radius, clopper_pearson_lower
-from hydrabench.smoothing.sampling import CHUNK, class_counts
+from hydrabench.smoothing.confidence import certified_radius, clopper_pearson_lower, prediction_p_value, radius_of
+from hydrabench.smoothing.discrete import slack
+from hydrabench.smoothing.noise import CHUNK, NoiseSource, are_grey_levels
+from hydrabench.smoothing.sampling import Draws, Routine, Sampling, class_counts, collect
+from hydrabench.smoothing.sequential import RULES, Plan, Rule
 
-__all__ = ["CHUNK", "certified_radius", "class_counts", "clopper_pearson_lower"]
+__all__ = [
+    "CHUNK",
+    "RULES",
+    "Draws",
+    "NoiseSource",
+    "Plan",
+    "Routine",
+    "Rule",
+    "Sampling",
+    "are_grey_levels",
+    "certified_radius",
+    "class_counts",
+    "clopper_pearson_lower",
+    "collect",
+    "prediction_p_value",
+    "radius_of",
+    "slack",
+]

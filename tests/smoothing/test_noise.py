@@ -1,0 +1,119 @@
+"""Streams of noise: in pieces or as one, of the right law, and exact where they promise to be."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import chi2, kstest, norm
+
+from hydrabench.runtime import stream
+from hydrabench.smoothing import CHUNK, NoiseSource, are_grey_levels
+from hydrabench.smoothing.discrete import BITS, largest_noise, thresholds
+from hydrabench.smoothing.noise import DEVICE_CHUNK, NoiseStream, fill_discrete, noisy
+
+GAUSSIAN, DISCRETE = NoiseSource(), NoiseSource(rigor="discrete")
+CPU = torch.device("cpu")
+SHAPES = [(1, 4, 4), (3, 32, 32), (1, 5, 5), (3, 3, 1)]
+
+
+def read(source, shape, pieces, key=(0, "estimate", 3), sigma=0.25):
+    noise = NoiseStream(source, torch.Size(shape), CPU, sigma=sigma, key=key)
+    rows = torch.empty(sum(pieces), *shape)
+    for piece in rows.split(pieces):
+        noise.read(piece)
+    return rows
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("source", [GAUSSIAN, DISCRETE, NoiseSource(generator="device")], ids=str)
+def test_noise_read_in_pieces_is_the_noise_read_at_once(source, shape):
+    """Across chunks, too. For Gaussian noise on the CPU this is a property of PyTorch that everything rests on."""
+    whole = read(source, shape, [2 * CHUNK + 300])
+    for pieces in ([200, 200, 1, 7, 592, 1000, 300], [1] * 5 + [2295], [999, 2, 1299]):
+        assert torch.equal(read(source, shape, pieces), whole)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_gaussian_noise_is_that_of_the_shipped_ledgers(shape):
+    """Row i is row i % 1000 of one `normal_` over 1000 rows, on the generator of chunk i // 1000."""
+    chunks = [torch.empty(CHUNK, *shape).normal_(0.0, 0.25, generator=stream(0, "estimate", 3, c)) for c in (0, 1)]
+    assert torch.equal(read(GAUSSIAN, shape, [300, 1200]), torch.cat(chunks)[:1500])
+
+
+def test_on_the_cpu_both_sources_are_one():
+    device = NoiseSource(generator="device")
+    assert torch.equal(read(device, (1, 4, 4), [1500]), read(GAUSSIAN, (1, 4, 4), [1500]))
+    assert device.describe(CPU) == GAUSSIAN.describe(CPU) == GAUSSIAN.describe(torch.device("cuda")) == "cpu"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: noise drawn on the device itself")
+def test_noise_of_a_gpu_is_read_in_pieces_and_gaussian():
+    noise = [NoiseStream(NoiseSource("device"), torch.Size((1, 4, 4)), torch.device("cuda"), sigma=0.25, key=(0, 1))
+             for _ in range(2)]  # fmt: skip
+    whole, parts = torch.empty(2, 1000, 1, 4, 4, device="cuda")
+    noise[0].read(whole)
+    for piece in parts.split([DEVICE_CHUNK, 1, 399, 400]):
+        noise[1].read(piece)
+    assert torch.equal(whole, parts)
+    assert kstest(whole.flatten().cpu().numpy(), "norm", args=(0, 0.25)).pvalue > 1e-6
+
+
+@given(sigma=st.sampled_from([0.005, 0.12, 0.25, 1.0]), seed=st.integers(0, 10**6))
+@settings(deadline=None, max_examples=12)
+def test_integer_noise_is_what_the_thresholds_say_of_the_same_bits(sigma, seed):
+    """Python integers, one by one, against the table and the search."""
+    rows = torch.empty(20, 1, 4, 5)
+    fill_discrete(rows, sigma, torch.Generator().manual_seed(seed))
+    bits = torch.empty(rows.shape, dtype=torch.int64).random_(0, 2**BITS, generator=torch.Generator().manual_seed(seed))
+    cuts = thresholds(sigma)
+    expected = [sum(cut <= u for cut in cuts) - largest_noise(sigma) for u in bits.flatten().tolist()]
+    assert rows.flatten().tolist() == expected
+
+
+def test_bits_next_to_a_threshold_fall_on_the_right_side(monkeypatch):
+    cuts = thresholds(0.02)
+    middle = cuts[len(cuts) // 2]
+    chosen = torch.tensor([middle - 1, middle, middle + 1, 0, 2**BITS - 1])
+    monkeypatch.setattr(torch.Tensor, "random_", lambda self, *_, **__: self.copy_(chosen.view(self.shape)))
+    rows = torch.empty(1, 1, 1, 5)
+    fill_discrete(rows, 0.02, torch.Generator())
+    top = largest_noise(0.02)
+    assert rows.flatten().tolist() == [0, 1, 1, sum(cut <= 0 for cut in cuts) - top, rows.flatten()[4].item()]
+    assert abs(rows.flatten()[4].item()) <= top
+
+
+def test_integer_noise_follows_the_rounded_gaussian():
+    """Chi-squared over cells of Phi((k + 1/2) / s) - Phi((k - 1/2) / s), s = 255 * 0.02 = 5.1."""
+    noise = read(DISCRETE, (1, 10, 10), [3000], sigma=0.02).flatten().numpy()
+    assert (noise == np.round(noise)).all()
+    edges = np.arange(-12, 13)
+    inner = norm.cdf((edges + 0.5) / 5.1)
+    share = np.diff(np.concatenate([[0], inner, [1]]))
+    found = np.bincount(np.searchsorted(edges, noise), minlength=len(share))
+    statistic = ((found - len(noise) * share) ** 2 / (len(noise) * share)).sum()
+    assert statistic < chi2.ppf(1 - 1e-6, len(share) - 1)
+
+
+def test_noisy_images_of_integer_noise_lie_on_the_grid_and_depend_on_the_integers_alone():
+    levels = torch.randint(0, 256, (50, 1, 4, 4), generator=torch.Generator().manual_seed(0))
+    images = levels.to(torch.float32) / 255
+    noise = read(DISCRETE, (1, 4, 4), [50])
+    sums = levels + noise.long()
+    assert (sums < 0).any()
+    assert (sums > 255).any()
+    for dtype in (torch.float32, torch.float64):
+        found = noisy(noise.clone(), images.to(dtype), DISCRETE)
+        assert found.dtype == dtype
+        assert torch.equal(found, (sums.to(torch.float32) / 255).to(dtype))
+    assert torch.equal(noisy(noise.clone(), images, GAUSSIAN), noise + images)
+
+
+def test_eight_bit_images_are_told_from_others():
+    levels = torch.arange(256, dtype=torch.float32) / 255
+    assert are_grey_levels(levels)
+    assert are_grey_levels(levels.double())
+    for other in (levels + 1e-6, levels * 2, levels.double() + 1e-12, -levels):
+        assert not are_grey_levels(other)
