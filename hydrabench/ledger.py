@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -65,10 +65,16 @@ class VerifiedRecord(Record):
 
 @dataclass(frozen=True)
 class SmoothedRecord(Record):
-    """Cohen's certificate: `count` of `samples` noisy copies fell on the selected class.
+    """A certificate of the smoothed classifier: `count` of `samples` noisy copies fell on the selected class.
 
-    selected: class chosen by the selection samples. p_lower: lower confidence bound of its
-    probability. radius: certified L2 radius in pixel units, 0 if abstained.
+    selected: class chosen by the selection samples (with the most votes, for `predict`). p_lower: lower
+    confidence bound of its probability, less what integer noise costs. radius: certified L2 radius in pixel
+    units, 0 if abstained. Ledgers from before the other fields hold Cohen's mode.
+
+    mode: when sampling stopped, as in the settings. selection, counts: votes of all classes among the selection
+    and the estimation samples. looks: [draws, count] each time the rule looked. alpha_spent: failure probability
+    used up by them. skipped: nothing was estimated, because the selection picked another class than the label.
+    radius_linf: the L∞ radius that the L2 one implies, radius / sqrt(C * H * W). p_value: of `predict` only.
     """
 
     selected: int
@@ -77,6 +83,14 @@ class SmoothedRecord(Record):
     p_lower: float
     radius: float
     abstain: bool
+    mode: str = "cohen"
+    selection: list[int] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+    looks: list[list[int]] = field(default_factory=list)
+    alpha_spent: float | None = None
+    skipped: bool = False
+    radius_linf: float | None = None
+    p_value: float | None = None
 
 
 def now() -> str:

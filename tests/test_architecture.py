@@ -67,6 +67,11 @@ def test_modules_and_functions_stay_small(path):
 
 def test_reporting_knows_nothing_of_torch():
     for path in MODULES:
-        if room(path) in {"reporting", "ledger", "threat", "files"} or path.stem in {"confidence", "sequential", "spending", "discrete"}:
+        if room(path) in {"reporting", "ledger", "threat", "files"} or path.stem in {
+            "confidence",
+            "sequential",
+            "spending",
+            "discrete",
+        }:
             tops = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
             assert not any("torch" in ast.unparse(node) or "runtime" in ast.unparse(node) for node in tops), path

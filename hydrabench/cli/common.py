@@ -93,7 +93,9 @@ run_options = options(
 )
 image_options = options(
     click.option("-n", "--images", "n", type=int, help="Only the first N test images.  [default: all]"),
-    click.option("--precision", default="float32", show_default=True, help="float32 or float64."),
+    click.option(
+        "--precision", default="float32", show_default=True, help="float32 or float64; for smoothing also bfloat16."
+    ),
 )
 
 
@@ -110,10 +112,14 @@ def density_override(section: str, density: float | None) -> tuple[str, ...]:
 
 
 def read_machine(given: dict[str, Any]) -> Machine:
-    """--device, --data-dir and --download."""
-    from hydrabench.workflows.machine import Machine
+    """--device, --data-dir and --download, and how smoothing computes where a command can say it."""
+    from hydrabench.workflows.machine import Machine, SmoothingOptions
 
-    return Machine(given["device"], given["data_dir"], given["download"])
+    machine = Machine(given["device"], given["data_dir"], given["download"])
+    if "noise" not in given:
+        return machine
+    keys = ("compile", "channels_last", "fold_batch_norm", "batch", "noise")
+    return replace(machine, smoothing=SmoothingOptions(**{key: given[key] for key in keys}))
 
 
 def read_training_machine(given: dict[str, Any]) -> Machine:
@@ -139,4 +145,6 @@ def print_summary(summary: dict[str, Any], as_json: bool, title: str = "") -> No
     for name, metric in summary["metrics"].items():
         bounded = metric.get("high") is not None  # not for a validation metric, nor for the mean of one image
         interval = f"  [{metric['low']:.4f}, {metric['high']:.4f}]" if bounded else ""
-        click.echo(f"  {name:<32}{metric['value']:.4f}{interval}")
+        implied = summary.get("implied_linf", {}).get(name.partition("@")[2])
+        linf = f"  (L∞ {implied * 255:.2f}/255)" if implied else ""
+        click.echo(f"  {name:<32}{metric['value']:.4f}{interval}{linf}")

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import click
 
-from hydrabench.cli.common import REF_HELP, image_options, machine_options, print_summary, read_machine, run_options
-from hydrabench.errors import lookup
+from hydrabench.cli.common import (
+    REF_HELP,
+    image_options,
+    machine_options,
+    options,
+    print_summary,
+    read_machine,
+    run_options,
+)
+from hydrabench.errors import ConfigError, lookup
+
+NOISE = ("auto", "cpu", "device")
+# How smoothing computes: option, and the value that changes nothing.
+OF_SMOOTHING = {"batch": None, "noise": "auto", "compile": False, "channels_last": False, "fold_batch_norm": False}
 
 
 @click.command()
@@ -33,19 +46,32 @@ def attack(ref: str, attack: str, **given: Any) -> None:
     _evaluate(ref, attack, ("clean", "pgd", "autoattack"), ("epsilon", "norm", "steps", "restarts", "seed"), given)
 
 
+smoothing_options = options(
+    click.option("--mode", help="Smoothing: cohen, curtailed, adaptive or betting; when to stop.  [default: cohen]"),
+    click.option("--predict", is_flag=True, help="Smoothing: predict with abstention; certify no radius."),
+    click.option("--sigma", help="Smoothing: noise in pixel units; 0.12,0.25: one run each.  [default: the training noise, or 0.25]"),
+    click.option("--n0", type=int, help="Smoothing: selection samples.  [default: 100]"),
+    click.option("--samples", type=int, help="Smoothing: most estimation samples.  [default: 100000]"),
+    click.option("--alpha", type=float, help="Smoothing: failure probability of each certificate.  [default: 0.001]"),
+    click.option("--radii", help="Smoothing: L2 radii, e.g. 0,0.25,0.5, or auto.  [default: 0,0.25,0.5,0.75]"),
+    click.option("--seed", type=int, help="Smoothing: key of all random streams.  [default: 0]"),
+    click.option("--rigor", help="Smoothing: standard, or discrete: integer noise, sound in floating point."),
+    click.option("--label-aware", is_flag=True, help="Smoothing: draw no more if the selection is not the label."),
+    click.option("--batch", type=int, help="Smoothing: noisy images in a forward pass.  [default: by their size]"),
+    click.option("--noise", default="auto", show_default=True, help="Smoothing: drawn on cpu, device or auto."),
+    click.option("--compile", is_flag=True, help="Smoothing: torch.compile the network."),
+    click.option("--channels-last", is_flag=True, help="Smoothing: memory format channels_last."),
+    click.option("--fold-batch-norm", is_flag=True, help="Smoothing: merge batch norms into convolutions."),
+)
+
+
 @click.command()
 @click.option("--ckpt", "ref", required=True, help=REF_HELP)
 @click.option("--method", default="crown-ibp", show_default=True, help="ibp, crown-ibp or smoothing.")
 @click.option("--epsilon", help="L∞ radius in pixel units, e.g. 2/255.  [default: the checkpoint's training radius]")
-@click.option(
-    "--sigma", type=float, help="Smoothing: noise level in pixel units.  [default: the training noise, or 0.25]"
-)
-@click.option("--n0", type=int, help="Smoothing: selection samples.  [default: 100]")
-@click.option("--samples", type=int, help="Smoothing: estimation samples.  [default: 100000]")
-@click.option("--alpha", type=float, help="Smoothing: failure probability of each certificate.  [default: 0.001]")
-@click.option("--radii", help="Smoothing: L2 radii to report, e.g. 0,0.25,0.5.  [default: 0,0.25,0.5,0.75]")
-@click.option("--seed", type=int, help="Smoothing: key of all random streams.  [default: 0]")
+@smoothing_options
 @image_options
+@click.option("--index", "indices", multiple=True, help="Only these test images, e.g. 17 or 3,17; reports refuse them.")
 @run_options
 @machine_options
 def certify(ref: str, method: str, **given: Any) -> None:
@@ -56,11 +82,48 @@ def certify(ref: str, method: str, **given: Any) -> None:
       hydrabench certify --ckpt digits-crown-ibp-99
       hydrabench certify --ckpt runs/final --method ibp --epsilon 2/255 -n 200
       hydrabench certify --ckpt runs/final --method smoothing --sigma 0.25 --samples 10000
+      hydrabench certify --ckpt runs/final --method smoothing --mode adaptive --radii auto --sigma 0.25,0.5
+      hydrabench certify --ckpt runs/final --method smoothing --index 17
     """
-    if given["radii"] is not None:
+    if given["radii"] is not None and given["radii"] != "auto":
         given["radii"] = given["radii"].split(",")
-    keys = ("epsilon", "sigma", "n0", "samples", "alpha", "radii", "seed")
+    given["label_aware"] = given["label_aware"] or None
+    if given["predict"]:
+        given["mode"] = _only_predict(given)
+    given["indices"] = _indices(given["indices"])
+    _check_machine(method, given)
+    keys = ("epsilon", "mode", "sigma", "n0", "samples", "alpha", "radii", "seed", "rigor", "label_aware")
     _evaluate(ref, method, ("ibp", "crown-ibp", "smoothing"), keys, given)
+
+
+def _only_predict(given: dict[str, Any]) -> str:
+    """The mode that --predict stands for. Raises: ConfigError if another is asked for, too."""
+    for name in ("mode", "radii"):
+        if given[name] is not None:
+            raise ConfigError(
+                f"--predict certifies no radius, so --{name} means nothing with it; leave one of them out"
+            )
+    return "predict"
+
+
+def _check_machine(method: str, given: dict[str, Any]) -> None:
+    """Refuse options of smoothing where they would do nothing, and values that they do not have."""
+    lookup("noise source", dict.fromkeys(NOISE), given["noise"])
+    if given["batch"] is not None and given["batch"] < 1:
+        raise ConfigError(f"--batch {given['batch']} is no number of images; give 1 or more")
+    idle = [name for name, default in OF_SMOOTHING.items() if given[name] != default]
+    idle += ["predict"] if given["predict"] else []
+    if method != "smoothing" and idle:
+        raise ConfigError(f"--{idle[0].replace('_', '-')} is for --method smoothing; with {method} leave it out")
+
+
+def _indices(texts: tuple[str, ...]) -> tuple[int, ...]:
+    """The values of --index: repeated, or with commas."""
+    parts = [part.strip() for text in texts for part in text.split(",")]
+    wrong = [part for part in parts if not part.isdecimal()]
+    if wrong:
+        raise ConfigError(f"--index {wrong[0]!r} is no position of a test image; write for example --index 3,17")
+    return tuple(map(int, parts))
 
 
 def _evaluate(ref: str, kind: str, kinds: tuple[str, ...], keys: tuple[str, ...], given: dict[str, Any]) -> None:
@@ -70,12 +133,27 @@ def _evaluate(ref: str, kind: str, kinds: tuple[str, ...], keys: tuple[str, ...]
     from hydrabench.workflows import evaluation
 
     machine = read_machine(given)
-    values = {"kind": kind} | {key: given[key] for key in keys if given[key] is not None}
+    values = {"kind": kind} | {key: given[key] for key in keys if given.get(key) is not None}
     subject = evaluation.open_subject(ref, machine=machine, precision=given["precision"])
-    settings = evaluation.settings_for(subject, values)
-    out = given["out"] or evaluation.default_folder(subject, settings)
-    summary = evaluation.evaluate(subject, settings, out, machine=machine, n=given["n"], resume=given["resume"])
-    if World().is_main:
-        print_summary(
-            summary, given["as_json"], f"{settings.protocol} of {subject.name}, {summary['n']} images, in {out}"
+    several = str(values.get("sigma", "")).split(",")
+    runs = [{**values, "sigma": sigma} for sigma in several] if "sigma" in values else [values]
+    summaries = {}
+    for settings in [evaluation.settings_for(subject, run) for run in runs]:
+        out = given["out"] or evaluation.default_folder(subject, settings)
+        if given["out"] and len(runs) > 1:
+            out = given["out"] / evaluation.run_name(settings)
+        summary = evaluation.evaluate(
+            subject,
+            settings,
+            out,
+            machine=machine,
+            n=given["n"],
+            indices=given.get("indices", ()),
+            resume=given["resume"],
         )
+        summaries[str(out)] = summary
+        if World().is_main and not (given["as_json"] and len(runs) > 1):
+            title = f"{settings.protocol} of {subject.name}, {summary['n']} images, in {out}"
+            print_summary(summary, given["as_json"], title)
+    if World().is_main and given["as_json"] and len(runs) > 1:
+        click.echo(json.dumps(summaries, indent=2))

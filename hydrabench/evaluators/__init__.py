@@ -8,11 +8,7 @@ in the precision of the block's images; reduced-precision arithmetic is switched
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from torch import nn
-
-from hydrabench.data.images import Block
 from hydrabench.evaluators.autoattack import evaluate_autoattack
 from hydrabench.evaluators.clean import evaluate_clean
 from hydrabench.evaluators.pgd import evaluate_pgd
@@ -20,7 +16,7 @@ from hydrabench.evaluators.smoothed import evaluate_smoothed
 from hydrabench.evaluators.verified import evaluate_verified
 from hydrabench.ledger import Record
 
-Evaluator = Callable[[nn.Module, Block, Any], Sequence[Record]]
+Evaluator = Callable[..., Sequence[Record]]  # (network, block, settings), for smoothing also `Sampling`
 
 EVALUATORS: dict[str, Evaluator] = {
     "clean": evaluate_clean,

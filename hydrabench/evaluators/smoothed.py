@@ -1,58 +1,148 @@
-"""Certified L2 radii of the smoothed classifier, by sampling."""
+"""Certified L2 radii of the smoothed classifier, and its predictions, by sampling."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
+from math import sqrt
 from time import perf_counter
+from typing import Any
 
 from torch import nn
 
 from hydrabench.config import SmoothingSettings
 from hydrabench.data.images import Block
+from hydrabench.errors import DataError
 from hydrabench.evaluators.clean import require_eval_mode
 from hydrabench.ledger import SmoothedRecord
-from hydrabench.smoothing import certified_radius, class_counts, clopper_pearson_lower
+from hydrabench.smoothing import (
+    RULES,
+    Draws,
+    Plan,
+    Routine,
+    Rule,
+    Sampling,
+    are_grey_levels,
+    collect,
+    prediction_p_value,
+    radius_of,
+    slack,
+)
 
 ABSTAIN = -1
 
 
-def evaluate_smoothed(network: nn.Module, block: Block, settings: SmoothingSettings) -> list[SmoothedRecord]:
-    """Certify the prediction of the smoothed classifier at each image.
+def evaluate_smoothed(
+    network: nn.Module, block: Block, settings: SmoothingSettings, sampling: Sampling | None = None
+) -> list[SmoothedRecord]:
+    """Certify the prediction of the smoothed classifier at each image, or only predict it.
 
-    `n0` draws select a class, `samples` fresh draws estimate its probability, and the one-sided
-    Clopper-Pearson bound at `alpha` gives the radius. The prediction is the selected class, or -1
-    where the bound does not exceed 1/2: the radius is then 0.
+    `n0` draws select a class, fresh draws estimate its probability, and a lower confidence bound at `alpha`
+    gives the radius. How many draws that takes is up to the rule of `settings.mode`. The prediction is the
+    selected class, or -1 where the bound does not exceed 1/2: the radius is then 0. All images of the block
+    share forward passes, which changes no record but its `seconds`, a share of the block's by draws.
 
     Args:
         network: base classifier in eval mode, on the device and in the precision of `block.images`.
-    Raises: NonFiniteError naming the image if a logit is NaN or infinite.
-    Source: Cohen, Rosenfeld and Kolter (2019), arXiv:1902.02918, Algorithm CERTIFY.
+        sampling: where noise comes from and how much of it goes through the network at once. The kind of noise is
+            that of the settings, whatever it says.
+    Raises: NonFiniteError naming the image if a logit is NaN or infinite; DataError for integer noise on images
+        that are not 8-bit images.
+    Source: Cohen, Rosenfeld and Kolter (2019), arXiv:1902.02918, Algorithms CERTIFY and PREDICT.
     """
     require_eval_mode(network)
-    return [_certify(network, block, row, settings) for row in range(len(block.indices))]
-
-
-def _certify(network: nn.Module, block: Block, row: int, settings: SmoothingSettings) -> SmoothedRecord:
-    """Algorithm CERTIFY for one image of the block; `seconds` is this image's own time."""
     started = perf_counter()
-    image, index = block.images[row], block.indices[row]
+    sampling = sampling or Sampling()
+    sampling = replace(sampling, source=replace(sampling.source, rigor=settings.rigor))
+    if settings.rigor == "discrete" and not are_grey_levels(block.images):
+        raise DataError("integer noise needs 8-bit images, of whose pixels 255 times is whole; use --rigor standard")
+    about = [
+        {"index": index, "input_sha": block.shas[row], "label": int(block.labels[row]), "seconds": 0.0}
+        for row, index in enumerate(block.indices)
+    ]
+    coordinates = block.images[0].numel()
+    routines = [
+        predict(settings, one) if settings.mode == "predict" else certify(settings, coordinates, one) for one in about
+    ]
+    found = collect(network, block.images, routines, sigma=settings.sigma, sampling=sampling)
+    share = (perf_counter() - started) / sum(spent for _, spent in found)
+    return [replace(record, seconds=spent * share) for record, spent in found]
+
+
+@lru_cache(maxsize=8)
+def rule_for(settings: SmoothingSettings, coordinates: int) -> Rule:
+    """The stopping rule of the settings, for images of so many coordinates (C * H * W)."""
+    lost = slack(settings.sigma, coordinates) if settings.rigor == "discrete" else 0.0
+    return RULES[settings.mode](Plan(settings.samples, settings.alpha, settings.sigma, settings.radii, lost))
+
+
+def certify(settings: SmoothingSettings, coordinates: int, about: Mapping[str, Any]) -> Routine[SmoothedRecord]:
+    """Algorithm CERTIFY for one image: asks for draws until the rule of the settings has enough.
+
+    Args: about: index, input_sha, label and seconds of the record.
+    """
     key = (settings.seed, "smoothing")
-    selection = class_counts(network, image, sigma=settings.sigma, draws=settings.n0, key=(*key, "select", index))
-    selected = int(selection.argmax())
-    estimation = class_counts(
-        network, image, sigma=settings.sigma, draws=settings.samples, key=(*key, "estimate", index)
-    )
-    count = int(estimation[selected])
-    radius = certified_radius(count, settings.samples, alpha=settings.alpha, sigma=settings.sigma)
-    return SmoothedRecord(
-        index=index,
-        input_sha=block.shas[row],
-        label=int(block.labels[row]),
-        prediction=ABSTAIN if radius is None else selected,
-        seconds=perf_counter() - started,
+    selection = yield Draws((*key, "select", about["index"]), settings.n0)
+    selected = selection.index(max(selection))
+    record = SmoothedRecord(
+        **about,
+        prediction=ABSTAIN,
         selected=selected,
-        count=count,
-        samples=settings.samples,
-        p_lower=clopper_pearson_lower(count, settings.samples, alpha=settings.alpha),
-        radius=0.0 if radius is None else radius,
+        count=0,
+        samples=0,
+        p_lower=0.0,
+        radius=0.0,
+        abstain=True,
+        mode=settings.mode,
+        selection=selection,
+        counts=[0] * len(selection),
+        skipped=settings.label_aware and selected != about["label"],
+    )
+    if record.skipped:
+        return record
+    rule = rule_for(settings, coordinates)
+    n: int | None = rule.first
+    best, looks, votes = 0.0, [], selection
+    while n is not None:
+        votes = yield Draws((*key, "estimate", about["index"]), n)
+        verdict = rule.look(n, votes[selected], best)
+        looks.append([n, votes[selected]])
+        best, n = verdict.p_lower, verdict.following
+    radius = radius_of(best, sigma=settings.sigma)
+    return replace(
+        record,
+        prediction=ABSTAIN if radius is None else selected,
+        count=votes[selected],
+        samples=sum(votes),
+        p_lower=best,
+        radius=radius or 0.0,
         abstain=radius is None,
+        counts=votes,
+        looks=looks,
+        alpha_spent=rule.alpha_spent(sum(votes)),
+        radius_linf=(radius or 0.0) / sqrt(coordinates),
+    )
+
+
+def predict(settings: SmoothingSettings, about: Mapping[str, Any]) -> Routine[SmoothedRecord]:
+    """Algorithm PREDICT for one image: the class with the most votes, or -1 if its lead may be chance at `alpha`."""
+    votes = yield Draws((settings.seed, "smoothing", "predict", about["index"]), settings.samples)
+    second, top = sorted(votes)[-2:] if len(votes) > 1 else (0, *votes)
+    p_value = prediction_p_value(top, second)
+    selected = votes.index(top)
+    return SmoothedRecord(
+        **about,
+        prediction=ABSTAIN if p_value > settings.alpha else selected,
+        selected=selected,
+        count=top,
+        samples=settings.samples,
+        p_lower=0.0,
+        radius=0.0,
+        abstain=p_value > settings.alpha,
+        mode=settings.mode,
+        counts=votes,
+        looks=[[settings.samples, top]],
+        alpha_spent=settings.alpha,
+        p_value=p_value,
     )

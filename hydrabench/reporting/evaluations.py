@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -120,6 +120,11 @@ def read_evaluation(run: RunFolder) -> Evaluation:
             f"{run.path} is not complete (status {run.header.get('status')!r}); "
             "continue it with --resume, or leave it out"
         )
+    if "indices" in run.header.get("dataset", {}):
+        raise LedgerError(
+            f"{run.path} holds images that were chosen one by one (--index), which are no sample of the data set; "
+            "leave it out"
+        )
     header = _checked_header(run)
     kind, images = header.settings["kind"], header.dataset
     records = _whole_ledger(run, kind, images.n)
@@ -168,7 +173,10 @@ def _whole_ledger(run: RunFolder, kind: str, n: int) -> tuple[dict[str, Any], ..
             raise LedgerError(f"{run.path} {problem} {name_images(images)}, of {n} images; {_AGAIN}")
     if len(records) != n:
         raise LedgerError(f"{run.path} holds {len(records)} records but selects {n} images; {_AGAIN}")
-    needed = [field.name for field in fields(RECORDS[kind])]
+    # Fields with a default came later; ledgers from before them stay readable.
+    needed = [
+        field.name for field in fields(RECORDS[kind]) if field.default is MISSING and field.default_factory is MISSING
+    ]
     for record in records:
         lacking = [name for name in needed if name not in record]
         if lacking:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from hydrabench.reporting.leaderboard import Column, Leaderboard
+from hydrabench.reporting.leaderboard import Column, Leaderboard, Protocol
 
 METHODS = {
     "clean": "clean",
@@ -25,6 +25,16 @@ MEANINGS = {
     "crown-ibp": "every margin provably positive in the whole ball, by CROWN over interval bounds",
     "smoothing": "right and certified at L2 radius r by randomized smoothing (Cohen et al. 2019), without abstaining",
 }
+_CERTIFIED = "right and certified at L2 radius r by randomized smoothing"
+MODES = {
+    "curtailed": f"{_CERTIFIED} as smoothing-cohen would be with all draws, which stop once that verdict is settled",
+    "adaptive": f"{_CERTIFIED}, by Clopper–Pearson bounds at fixed looks that share α; draws stop once each radius is "
+    "certified or given up",
+    "betting": f"{_CERTIFIED}, by a betting confidence sequence; draws stop once each radius is certified or given up",
+    "predict": "right prediction of the smoothed classifier (PREDICT of Cohen et al. 2019), without abstaining",
+}
+SEQUENTIAL = ("curtailed", "adaptive", "betting")
+_SMOOTHED = {"average_certified_radius": "mean radius", "smoothed_accuracy": "accuracy", "abstained": "abstained"}
 
 
 def headings(board: Leaderboard) -> dict[Column, str]:
@@ -47,7 +57,7 @@ def _heading(column: Column, *, with_images: bool) -> str:
         parts.append(str(column.threat))
     if column.sigma is not None:
         parts.append(f"σ={column.sigma:g}")
-        parts.append("mean radius" if column.radius is None else f"r={column.radius:g}")
+        parts.append(_SMOOTHED.get(column.metric) or f"r={column.radius:g}")
     images = column.images
     tail = [f"{images.name} {images.split} n={images.n}"] if with_images else []
     tail += [column.precision] if column.precision != "float32" else []
@@ -82,6 +92,11 @@ def notes(board: Leaderboard) -> list[str]:
             f"images at most {alpha * n:g} are expected to be wrong. It speaks about the smoothed classifier, "
             "not about the network that is attacked and verified in the other columns."
         )
+    if any(_settings(board, column).get("mode") in SEQUENTIAL for column in certified):
+        found.append(
+            "Where draws stop early, a mean radius is what had been certified until then: compare it only under one "
+            "protocol."
+        )
     found.append("Density is the fraction of weights kept; nonzero counts the weights that are not 0.")
     return found
 
@@ -89,9 +104,19 @@ def notes(board: Leaderboard) -> list[str]:
 def protocol_lines(board: Leaderboard) -> list[tuple[str, str]]:
     """The protocol ids in the order of the columns, each with what it means and its settings."""
     return [
-        (protocol.id, "; ".join(filter(None, (MEANINGS[protocol.kind], _settings_text(protocol.settings)))))
+        (protocol.id, "; ".join(filter(None, (meaning(protocol), _settings_text(protocol.settings)))))
         for protocol in board.protocols
     ]
+
+
+def meaning(protocol: Protocol) -> str:
+    """What a number under this protocol says of an image."""
+    if protocol.kind != "smoothing":
+        return MEANINGS[protocol.kind]
+    text = MODES.get(protocol.settings.get("mode", "cohen"), MEANINGS["smoothing"])
+    return text + ", under integer noise, which holds in floating point" * (
+        protocol.settings.get("rigor") == "discrete"
+    )
 
 
 def _settings(board: Leaderboard, column: Column) -> Mapping[str, Any]:

@@ -115,11 +115,20 @@ def _verified(records: Sequence[Mapping[str, Any]], radii: Sequence[float]) -> V
 
 
 def _smoothed(records: Sequence[Mapping[str, Any]], radii: Sequence[float]) -> Verdicts:
+    if records and all(record.get("mode") == "predict" for record in records):
+        return _predicted(records)
     earned = [float(record["radius"]) if _correct(record) and not record["abstain"] else None for record in records]
     certified = {
         f"certified_accuracy@{radius:g}": tuple(r is not None and r >= radius for r in earned) for radius in radii
     }
     return {**certified, "average_certified_radius": tuple(r or 0.0 for r in earned)}
+
+
+def _predicted(records: Sequence[Mapping[str, Any]]) -> Verdicts:
+    return {
+        "smoothed_accuracy": tuple(_correct(record) and not record["abstain"] for record in records),
+        "abstained": tuple(bool(record["abstain"]) for record in records),
+    }
 
 
 KINDS: dict[str, Callable[[Sequence[Mapping[str, Any]], Sequence[float]], Verdicts]] = {
@@ -144,7 +153,8 @@ def verdicts(kind: str, records: Sequence[Mapping[str, Any]], radii: Sequence[fl
         prediction, no abstention and a radius of at least R; whatever is not abstained has a radius
         above 0, so R = 0 gives the accuracy of the smoothed classifier with abstentions counted as
         wrong (Cohen et al. 2019, section 4). `average_certified_radius` counts 0 for wrong predictions
-        and abstentions (Zhai et al. 2020, arXiv:2001.02378, section 3).
+        and abstentions (Zhai et al. 2020, arXiv:2001.02378, section 3). Records of mode "predict" certify no
+        radius: `smoothed_accuracy` asks for a correct prediction and no abstention, `abstained` counts those.
     Raises: ValueError if `kind` is unknown.
     """
     if kind not in KINDS:

@@ -6,8 +6,8 @@ writes the records in block order, so the ledger has the same lines however many
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,22 +20,27 @@ from torch import nn
 from hydrabench.bounds import BOUNDS, program_of, read
 from hydrabench.checkpoints import Checkpoint, checkpoint_name, open_ref
 from hydrabench.config import EvaluationSettings, SmoothingSettings, parse, with_default_threat
+from hydrabench.config.smoothing import DEFAULT_RADII, SEQUENTIAL, radii_text
 from hydrabench.data import ImageSource, block_indices, first_images, load_block, load_images
-from hydrabench.errors import ConfigError, lookup
+from hydrabench.errors import ConfigError, DataError, lookup
 from hydrabench.evaluators import EVALUATORS
 from hydrabench.ledger import Record, RunFolder, open_run
 from hydrabench.masking import prunable_layers, used_parameters
-from hydrabench.reporting.statistics import summarize, verdicts
+from hydrabench.reporting.statistics import summarize
 from hydrabench.runtime import PRECISIONS, World, environment, exact_arithmetic, pick_device
 from hydrabench.threat import Norm
 from hydrabench.workflows.machine import Machine
 from hydrabench.workflows.progress import say, tracking
+from hydrabench.workflows.tally import Tally, radii_of
 
 ATTACKS = ("clean", "pgd", "autoattack")
 RADIUS_FREE = ("clean", "smoothing")
 # Images of a block: what is lost at most when a run is killed. AutoAttack's streams are keyed by block.
-BLOCK_SIZES = {"smoothing": 1}
 BLOCK_SIZE = 100
+# The draws of one image fill batches if all are made; looks at a few draws of many images fill them together.
+FIXED_SIZE_BLOCK, SEQUENTIAL_BLOCK = 1, 32
+# Of weights and images; in bfloat16 only the forward passes of smoothing are computed, see `smoothing.forward`.
+STORED_IN = {**PRECISIONS, "bfloat16": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ def open_subject(ref: str, *, machine: Machine, precision: str = "float32", name
 
     Raises: CheckpointError or ConfigError if it, the device or the precision is not to be had.
     """
-    dtype = lookup("precision", PRECISIONS, precision)
+    dtype = lookup("precision", STORED_IN, precision)
     device = pick_device(machine.device)
     checkpoint = open_ref(ref)
     network = checkpoint.baked().to(device=device, dtype=dtype).eval().requires_grad_(False)
@@ -108,7 +113,16 @@ def run_name(settings: EvaluationSettings) -> str:
     parts += [values["norm"]] if values.get("norm", "linf") != "linf" else []
     parts += [str(values["epsilon"]).replace("/", "_")] if "epsilon" in values else []
     parts += [f"sigma{values['sigma']:g}"] if "sigma" in values else []
+    if isinstance(settings, SmoothingSettings) and settings.mode == "cohen" and settings.radii != DEFAULT_RADII:
+        parts.append(f"r{radii_text(settings.radii)}")  # the other modes have it in their protocol
     return "-".join(parts)
+
+
+def block_size(settings: EvaluationSettings) -> int:
+    """How many images are evaluated, and written, together."""
+    if not isinstance(settings, SmoothingSettings):
+        return BLOCK_SIZE
+    return SEQUENTIAL_BLOCK if settings.mode in SEQUENTIAL else FIXED_SIZE_BLOCK
 
 
 def require_rules(network: nn.Module, settings: EvaluationSettings) -> None:
@@ -129,24 +143,27 @@ def evaluate(
     *,
     machine: Machine,
     n: int | None = None,
+    indices: Sequence[int] = (),
     resume: bool = False,
 ) -> dict[str, Any]:
-    """Evaluate the first `n` test images (all if None) and return the summary.
+    """Evaluate the first `n` test images (all if None), or those at `indices` alone, and return the summary.
 
     Args:
         subject: the network to judge.
         settings: which evaluator, at which radius; see `hydrabench.config`.
         out: the run folder. resume: go on with what it holds.
+        indices: explicit images; reports refuse such a run, because they are no sample.
     Raises: HydrabenchError for bad input before anything is written, or for a bound or output that
         is not finite; the blocks done until then stay in the ledger.
     """
     world = World()
     require_rules(subject.network, settings)
+    _require_precision(subject, settings)
     images = load_images(subject.checkpoint.header.dataset, "test", machine.data_dir, download=machine.download)
-    count = first_images(images, n)
-    size = BLOCK_SIZES.get(settings.kind, BLOCK_SIZE)
-    blocks = block_indices(count, size)
-    header = _run_header(subject, settings, count, world)
+    chosen = _chosen(images, n, indices, settings)
+    blocks = [tuple(chosen[i] for i in block) for block in block_indices(len(chosen), block_size(settings))]
+    job = _Job(subject, settings, images, machine)
+    header = {**job.header(world), "dataset": _describe_selection(images, chosen, explicit=bool(indices))}
     run, whole = world.on_main(lambda: _open(out, header, blocks, resume=resume))
     if run.is_complete:
         if world.is_main:
@@ -154,93 +171,107 @@ def evaluate(
         return run.summary()
     done = sum(map(len, blocks[:whole]))
     title = f"{settings.protocol} {subject.name}"
-    tally = _Tally(settings, run.records() if done else ())
-    with exact_arithmetic(), tracking(title, total=count, done=done, visible=world.is_main) as advance:
-        for records in _rounds(world, subject, settings, images, list(enumerate(blocks))[whole:]):
+    tally = Tally(settings, run.records() if done else ())
+    with exact_arithmetic(), tracking(title, total=len(chosen), done=done, visible=world.is_main) as advance:
+        for records in _rounds(world, job, list(enumerate(blocks))[whole:]):
             if world.is_main:
                 run.append(records)
                 tally.add([asdict(record) for record in records])
                 advance(len(records), str(tally))
-    return world.on_main(lambda: _conclude(run, settings))
+    return world.on_main(lambda: _conclude(run, settings, images))
 
 
-def _open(out: Path, header: dict[str, Any], blocks: list[tuple[int, ...]], *, resume: bool) -> tuple[RunFolder, int]:
+def _chosen(images: ImageSource, n: int | None, indices: Sequence[int], settings: EvaluationSettings) -> tuple[int, ...]:
+    """Which images to evaluate, in ascending order."""
+    if not indices:
+        return tuple(range(first_images(images, n)))
+    if n is not None:
+        raise ConfigError("-n takes the first images, --index explicit ones; give one of the two")
+    if settings.kind == "autoattack":
+        raise ConfigError("AutoAttack draws by whole blocks of images, so no image has a verdict of its own; use -n")
+    strange = [index for index in indices if not 0 <= index < len(images)]
+    if strange:
+        raise DataError(
+            f"--index {strange[0]} is outside 0..{len(images) - 1}, the {images.split} images of {images.name}"
+        )
+    return tuple(sorted(set(indices)))
+
+
+def _describe_selection(images: ImageSource, chosen: Sequence[int], *, explicit: bool) -> dict[str, Any]:
+    """What `run.json` says of the images."""
+    described = {"name": images.name, "split": images.split, "n": len(chosen)}
+    return {**described, "indices": list(chosen)} if explicit else described
+
+
+def _require_precision(subject: Subject, settings: EvaluationSettings) -> None:
+    """Refuse reduced precision wherever a verdict would rest on it."""
+    if subject.precision not in PRECISIONS and settings.kind != "smoothing":
+        raise ConfigError(
+            f"--precision {subject.precision} is for smoothing only, whose statistics hold for any base classifier; "
+            f"choose one of: {', '.join(sorted(PRECISIONS))}"
+        )
+
+
+def _open(
+    out: Path, header: dict[str, Any], blocks: Sequence[tuple[int, ...]], *, resume: bool
+) -> tuple[RunFolder, int]:
     """Start or continue the run and return how many whole blocks its ledger holds."""
     run = open_run(out, header, resume=resume)
     return run, len(blocks) if run.is_complete else run.keep_whole_blocks(blocks)
 
 
-def _rounds(
-    world: World,
-    subject: Subject,
-    settings: EvaluationSettings,
-    images: ImageSource,
-    blocks: list[tuple[int, tuple[int, ...]]],
-) -> Iterator[list[Record]]:
+class _Job:
+    """What every block needs: the network as it is run, the settings, the images."""
+
+    def __init__(self, subject: Subject, settings: EvaluationSettings, images: ImageSource, machine: Machine) -> None:
+        self.subject, self.settings, self.images = subject, settings, images
+        self.network, self.header_of_smoothing = subject.network, {}
+        self.how: tuple[Any, ...] = ()
+        if settings.kind == "smoothing":
+            forward, sampling = machine.smoothing.forward(subject.precision), machine.smoothing.sampling(subject.device)
+            self.network, self.how = forward.apply(subject.network), (sampling,)
+            self.header_of_smoothing = {"noise": sampling.source.describe(subject.device), **forward.describe()}
+
+    def header(self, world: World) -> dict[str, Any]:
+        """What `run.json` says of the evaluation, but for the images."""
+        return {
+            "command": "attack" if self.settings.kind in ATTACKS else "certify",
+            "settings": self.settings.plain(),
+            "protocol": self.settings.protocol,
+            "checkpoint": self.subject.describe(),
+            "precision": self.subject.precision,
+            "environment": environment(self.subject.device),
+            "block_size": block_size(self.settings),
+            "world_size": world.size,
+            **self.header_of_smoothing,
+        }
+
+    def records(self, blocks: Sequence[tuple[int, tuple[int, ...]]]) -> list[Record]:
+        """The records of this process's share of a round: one block, or none in the last round."""
+        records: list[Record] = []
+        for number, indices in blocks:
+            block = load_block(self.images, number, indices)
+            moved = replace(
+                block,
+                images=block.images.to(device=self.subject.device, dtype=STORED_IN[self.subject.precision]),
+                labels=block.labels.to(self.subject.device),
+            )
+            records += EVALUATORS[self.settings.kind](self.network, moved, self.settings, *self.how)
+        return records
+
+
+def _rounds(world: World, job: _Job, blocks: list[tuple[int, tuple[int, ...]]]) -> Iterator[list[Record]]:
     """Yield the records of `world.size` blocks at a time, in block order, on every process."""
     for start in range(0, len(blocks), world.size):
-        mine = blocks[start + world.rank : start + world.rank + 1]
-        work = partial(_evaluate_blocks, subject, settings, images, mine)
+        work = partial(job.records, blocks[start + world.rank : start + world.rank + 1])
         yield [record for records in world.share(work) for record in records]
 
 
-def _evaluate_blocks(
-    subject: Subject, settings: EvaluationSettings, images: ImageSource, blocks: Sequence[tuple[int, tuple[int, ...]]]
-) -> list[Record]:
-    """The records of this process's share of a round: one block, or none in the last round."""
-    records: list[Record] = []
-    for number, indices in blocks:
-        block = load_block(images, number, indices)
-        moved = replace(
-            block,
-            images=block.images.to(device=subject.device, dtype=PRECISIONS[subject.precision]),
-            labels=block.labels.to(subject.device),
-        )
-        records += EVALUATORS[settings.kind](subject.network, moved, settings)
-    return records
-
-
-def _conclude(run: RunFolder, settings: EvaluationSettings) -> dict[str, Any]:
-    """Summarise the whole ledger, read back from the disk."""
-    run.finish(summarize(settings.kind, list(run.records()), radii=_radii(settings)))
+def _conclude(run: RunFolder, settings: EvaluationSettings, images: ImageSource) -> dict[str, Any]:
+    """Summarise the whole ledger, read back from the disk; with each radius, the L∞ radius that it implies."""
+    summary = summarize(settings.kind, list(run.records()), radii=radii_of(settings))
+    if isinstance(settings, SmoothingSettings) and settings.mode != "predict":
+        coordinates = load_block(images, 0, (0,)).images.numel()
+        summary["implied_linf"] = {f"{radius:g}": radius / math.sqrt(coordinates) for radius in settings.radii}
+    run.finish(summary)
     return run.summary()
-
-
-class _Tally:
-    """Running means of the fractions that the summary will hold, for the progress line."""
-
-    def __init__(self, settings: EvaluationSettings, records: Iterable[Mapping[str, Any]]) -> None:
-        self.settings = settings
-        self.seen = 0
-        self.sums: dict[str, float] = defaultdict(float)
-        self.add(list(records))
-
-    def add(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Count the records of one more block."""
-        self.seen += len(records)
-        for metric, values in verdicts(self.settings.kind, records, _radii(self.settings)).items():
-            if "accuracy" in metric:
-                self.sums[metric] += sum(values)
-
-    def __str__(self) -> str:
-        shown = [f"{name.replace('_accuracy', '')} {total / self.seen:.1%}" for name, total in self.sums.items()]
-        return ", ".join(shown[:4])
-
-
-def _radii(settings: EvaluationSettings) -> tuple[float, ...]:
-    return settings.radii if isinstance(settings, SmoothingSettings) else ()
-
-
-def _run_header(subject: Subject, settings: EvaluationSettings, count: int, world: World) -> dict[str, Any]:
-    """What `run.json` says of an evaluation."""
-    return {
-        "command": "attack" if settings.kind in ATTACKS else "certify",
-        "settings": settings.plain(),
-        "protocol": settings.protocol,
-        "checkpoint": subject.describe(),
-        "dataset": {"name": subject.checkpoint.header.dataset, "split": "test", "n": count},
-        "precision": subject.precision,
-        "environment": environment(subject.device),
-        "block_size": BLOCK_SIZES.get(settings.kind, BLOCK_SIZE),
-        "world_size": world.size,
-    }

@@ -252,7 +252,7 @@ def test_a_checkpoint_of_another_architecture_or_data_set_than_the_recipe_is_ref
         (("--device", "gpu"), r"device 'gpu' is not available here; choose cpu, cuda or cuda:N"),
         (("--device", "cuda:99"), r"device 'cuda:99' is not available here"),
         (("--device", "meta"), r"device 'meta' is not available here"),
-        (("--precision", "float16"), r"unknown precision 'float16'; did you mean 'float64'\?"),
+        (("--precision", "float16"), r"unknown precision 'float16'; did you mean 'bfloat16'\?"),
         (("--data-dir", "nowhere"), r"data folder 'nowhere' does not exist; correct --data-dir or HYDRABENCH_DATA"),
     ],
 )  # fmt: skip
@@ -280,9 +280,31 @@ def test_options_that_attack_and_certify_share_are_checked(refused, dense, optio
         ),
         (("certify", "--method", "ibp", "--sigma", "0.25"), r"ibp: sigma: unknown key"),
         (("certify", "--method", "smoothing", "--epsilon", "8/255"), r"smoothing: epsilon: unknown key"),
-        (("certify", "--method", "smoothing", "--sigma", "-1"), r"sigma: input should be greater than 0 \(got -1\.0\)"),
+        (("certify", "--method", "smoothing", "--sigma", "-1"), r"sigma: input should be greater than 0 \(got '-1'\)"),
         (("certify", "--method", "smoothing", "--alpha", "1"), r"alpha: input should be less than 1 \(got 1\.0\)"),
         (("certify", "--method", "smoothing", "--radii", "0,far"), r"radii\.1: .*valid number.*'far'"),
+        (
+            ("certify", "--method", "smoothing", "--mode", "fast"),
+            r"mode: input should be 'cohen', 'curtailed', .*'fast'",
+        ),
+        (("certify", "--method", "smoothing", "--rigor", "exact"), r"rigor: input should be 'standard' or 'discrete'"),
+        (("certify", "--method", "smoothing", "--sigma", "0.1,x"), r"sigma: .*valid number.*'x'"),
+        (("certify", "--method", "smoothing", "--label-aware"), r"label_aware needs mode curtailed, adaptive, betting"),
+        (
+            ("certify", "--method", "smoothing", "--predict", "--radii", "0"),
+            r"--predict certifies no radius, so --radii",
+        ),
+        (
+            ("certify", "--method", "smoothing", "--noise", "gpu"),
+            r"unknown noise source 'gpu'; did you mean 'cpu'",
+        ),
+        (("certify", "--method", "smoothing", "--batch", "0"), r"--batch 0 is no number of images; give 1 or more"),
+        (("certify", "--method", "smoothing", "--index", "3,-1"), r"--index '-1' is no position of a test image"),
+        (
+            ("certify", "--method", "ibp", "--channels-last"),
+            r"--channels-last is for --method smoothing; with ibp leave",
+        ),
+        (("certify", "--method", "ibp", "--precision", "bfloat16"), r"--precision bfloat16 is for smoothing only"),
     ],
 )
 def test_options_of_one_method_are_checked(refused, dense, options, message):

@@ -178,3 +178,47 @@ def alter(folder, kind, changes):
     summary = json.loads((folder / "summary.json").read_text()) | summarize(kind, records)
     (folder / "summary.json").write_text(json.dumps(summary))
     return chosen["index"]
+
+
+# Smoothing -------------------------------------------------------------------------------------
+
+FEW = ("--method", "smoothing", "--n0", 5, "--samples", 300)
+
+
+def test_several_sigmas_make_one_run_each_and_one_summary_of_all(succeed, here, dense):
+    given = ("certify", "--ckpt", dense, *FEW, "--mode", "adaptive", "--sigma", "0.12,0.25", "--radii", "auto", "-n", 2)
+    found = json.loads(succeed(*given, "--out", "out", "--json"))
+    # All 300 agree: 0.0005^(1/300) = 0.975, 1.96 deviations: 0.235 and 0.49.
+    names = ("r0-v1-sigma0.12", "r0+0.25-v1-sigma0.25")
+    folders = [f"out/smoothing-adaptive-n0_5-n300-{name}" for name in names]
+    assert list(found) == folders
+    for folder, summary in found.items():
+        assert summary == json.loads((here / folder / "summary.json").read_text())
+    assert sum("of here/dense" in line for line in succeed(*given).splitlines()) == 2
+    assert len(list((here / "runs" / "evaluations").rglob("run.json"))) == 2
+
+
+def test_radii_are_printed_with_the_linf_radius_that_they_imply(succeed, dense):
+    """0.5 / 8 of 255 grey levels is 15.94."""
+    lines = succeed("certify", "--ckpt", dense, *FEW, "--radii", "0.5", "-n", 2, "--out", "run").splitlines()
+    assert lines[1].endswith("(L∞ 15.94/255)")
+    assert lines[2].split()[0] == "average_certified_radius"
+
+
+def test_prediction_reports_accuracy_and_abstentions(succeed, here, dense):
+    lines = succeed("certify", "--ckpt", dense, *FEW, "--predict", "-n", 3, "--out", "runs/predict").splitlines()
+    assert lines[0].startswith("smoothing-predict-n0_5-n300@1 of")
+    assert [line.split()[0] for line in lines[1:]] == ["smoothed_accuracy", "abstained"]
+    succeed("report", "runs", "--out", "report")
+    page = (here / "report" / "leaderboard.md").read_text()
+    assert "σ=0.25 accuracy" in page
+    assert "PREDICT of Cohen et al." in page
+
+
+def test_explicit_images_are_evaluated_and_not_reported(succeed, hydrabench, here, dense):
+    succeed("certify", "--ckpt", dense, *FEW, "--index", "7,2", "--index", 4, "--out", "runs/some")
+    records = [json.loads(line) for line in (here / "runs" / "some" / "records.jsonl").read_text().splitlines()]
+    assert [record["index"] for record in records] == [2, 4, 7]
+    result = hydrabench("report", "runs", "--out", "report")
+    assert result.exit_code == 1
+    assert "some holds images that were chosen one by one (--index)" in result.stderr

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
-from scipy.stats import binom
+from scipy.stats import binom, binomtest
 from torch import nn
 
 from hydrabench.config import SmoothingSettings
 from hydrabench.data.images import Block
-from hydrabench.errors import NonFiniteError
+from hydrabench.errors import DataError, NonFiniteError
 from hydrabench.evaluators import evaluate_smoothed
-from hydrabench.smoothing import class_counts
+from hydrabench.smoothing import RULES, Plan, Sampling, class_counts, clopper_pearson_lower, slack
 
 
 class Mean(nn.Module):
@@ -126,3 +127,123 @@ def test_a_nan_under_noise_names_the_image():
 def test_train_mode_is_refused():
     with pytest.raises(ValueError, match="eval mode"):
         evaluate_smoothed(Mean(), grey_block([0.5]), SmoothingSettings(samples=10))
+
+
+# Modes -----------------------------------------------------------------------------------------
+
+MODES = ["cohen", "curtailed", "adaptive", "betting", "predict"]
+
+
+def eight_bit_block(levels, labels=None, first=0):
+    return grey_block([float(np.float32(level) / np.float32(255)) for level in levels], labels, first)
+
+
+@pytest.mark.parametrize("rigor", ["standard", "discrete"])
+@pytest.mark.parametrize("mode", MODES)
+def test_records_depend_neither_on_the_batch_nor_on_who_shares_it(mode, rigor):
+    """Batches of 7, 64 and 1000 noisy images, all together, in another order, and each image alone."""
+    chosen = SmoothingSettings(samples=1500, n0=30, mode=mode, rigor=rigor, radii=(0.0, 0.1, 0.2))
+    levels = (128, 130, 131, 140, 100, 127)
+    network, block = Mean().eval(), eight_bit_block(levels, first=40)
+    expected = timeless(evaluate_smoothed(network, block, chosen))
+    assert len({record.samples for record in expected}) > 1 or mode in ("cohen", "predict")
+    for batch in (7, 64, 1000):
+        assert timeless(evaluate_smoothed(network, block, chosen, Sampling(batch=batch))) == expected
+    alone = [
+        evaluate_smoothed(network, eight_bit_block([level], first=40 + i), chosen) for i, level in enumerate(levels)
+    ]
+    assert [timeless(records)[0] for records in alone] == expected
+    order = [3, 0, 5]
+    shuffled = Block(
+        0, tuple(block.indices[i] for i in order), block.images[order], block.labels[order],
+        tuple(block.shas[i] for i in order),
+    )  # fmt: skip
+    assert timeless(evaluate_smoothed(network, shuffled, chosen)) == [expected[i] for i in order]
+
+
+@pytest.mark.parametrize("rigor", ["standard", "discrete"])
+def test_curtailed_certifies_exactly_what_cohen_certifies_and_draws_less(rigor):
+    radii = (0.0, 0.05, 0.1, 0.2)
+    block = eight_bit_block(range(118, 139))
+    found = {}
+    for mode in ("cohen", "curtailed"):
+        chosen = SmoothingSettings(samples=2000, mode=mode, radii=radii, rigor=rigor)
+        found[mode] = evaluate_smoothed(Mean().eval(), block, chosen)
+    for cohen, curtailed in zip(found["cohen"], found["curtailed"], strict=True):
+        for radius in radii:
+            held = [not record.abstain and record.radius >= radius for record in (cohen, curtailed)]
+            assert held[0] == held[1]
+        assert (curtailed.selection, curtailed.selected) == (cohen.selection, cohen.selected)
+        assert curtailed.radius <= cohen.radius
+    assert sum(record.samples for record in found["curtailed"]) < 21 * 2000
+
+
+@pytest.mark.parametrize("mode", ["adaptive", "betting"])
+def test_a_record_can_be_worked_out_again_from_its_counts(mode):
+    """The looks are prefixes of one stream, and the bound is the best of theirs."""
+    chosen = SmoothingSettings(samples=3000, mode=mode, radii=(0.0, 0.05, 0.1))
+    block = grey_block([0.5, 0.505, 0.51, 0.52, 0.55])
+    rule = RULES[mode](Plan(3000, 0.001, 0.25, chosen.radii))
+    for row, record in enumerate(evaluate_smoothed(Mean().eval(), block, chosen)):
+        assert sum(record.counts) == record.samples == record.looks[-1][0]
+        assert record.counts[record.selected] == record.count == record.looks[-1][1]
+        assert sum(record.selection) == 100
+        for n, count in record.looks:
+            key = (0, "smoothing", "estimate", record.index)
+            assert class_counts(Mean(), block.images[row], sigma=0.25, draws=n, key=key)[record.selected] == count
+        assert record.p_lower == max(rule.bound(n, count) for n, count in record.looks)
+        assert 0 < record.alpha_spent <= 0.001 + 1e-12
+        assert record.radius_linf == pytest.approx(record.radius / 4)  # 16 pixels
+        assert record.mode == mode
+
+
+def test_adaptive_stops_early_where_the_answer_is_clear_and_late_where_it_is_not():
+    """Radius 0.1 at 16 pixels and sigma 0.25: means 0.9 and 0.5 are clear, 0.525 lies at the threshold."""
+    chosen = SmoothingSettings(samples=6000, mode="adaptive", radii=(0.1,))
+    clear, hopeless, near = evaluate_smoothed(Mean().eval(), grey_block([0.9, 0.5, 0.525]), chosen)
+    assert (clear.samples, clear.prediction) == (200, 0)
+    assert hopeless.samples <= 1600
+    assert near.samples == 6000
+    assert clear.radius >= 0.1 > hopeless.radius
+
+
+@pytest.mark.parametrize("mode", ["curtailed", "adaptive", "betting"])
+def test_a_wrong_selection_is_skipped_if_asked_and_the_record_says_so(mode):
+    asked = {"samples": 2000, "mode": mode, "radii": (0.05,)}
+    block = grey_block([0.9, 0.9], labels=[0, 1])
+    right, wrong = evaluate_smoothed(Mean().eval(), block, SmoothingSettings(**asked, label_aware=True))
+    assert (right.skipped, wrong.skipped) == (False, True)
+    assert (wrong.samples, wrong.looks, wrong.alpha_spent, wrong.abstain, wrong.prediction) == (0, [], None, True, -1)
+    assert (wrong.selected, sum(wrong.selection)) == (0, 100)
+    measured = evaluate_smoothed(Mean().eval(), block, SmoothingSettings(**asked))
+    assert timeless([right]) == timeless(measured[:1])
+    assert (measured[1].skipped, measured[1].prediction) == (False, 0)
+
+
+def test_prediction_abstains_where_the_lead_may_be_chance():
+    """On the boundary; elsewhere the class with the most votes, with SciPy's p-value."""
+    chosen = SmoothingSettings(samples=1000, mode="predict")
+    sure, torn = evaluate_smoothed(Mean().eval(), grey_block([0.6, 0.5]), chosen)
+    assert (sure.prediction, sure.abstain, sure.radius) == (0, False, 0.0)
+    assert (torn.prediction, torn.abstain) == (-1, True)
+    for record in (sure, torn):
+        assert sum(record.counts) == 1000
+        top, second = max(record.counts), min(record.counts)
+        assert record.p_value == pytest.approx(binomtest(top, top + second, 0.5).pvalue)
+
+
+def test_integer_noise_gives_nearly_the_radii_of_gaussian_noise_and_gives_up_a_little():
+    block = eight_bit_block(range(120, 136))
+    records = {
+        rigor: evaluate_smoothed(Mean().eval(), block, SmoothingSettings(samples=4000, rigor=rigor))
+        for rigor in ("standard", "discrete")
+    }
+    for exact, careful in zip(*records.values(), strict=True):
+        assert abs(exact.counts[0] - careful.counts[0]) < 5 * (2 * 4000 / 4) ** 0.5
+        bound = clopper_pearson_lower(careful.count, 4000, alpha=0.001)
+        assert careful.p_lower == bound - slack(0.25, 16)
+
+
+def test_integer_noise_is_refused_for_images_between_grey_levels():
+    with pytest.raises(DataError, match=r"needs 8-bit images, .*; use --rigor standard"):
+        evaluate_smoothed(Mean().eval(), grey_block([0.5]), SmoothingSettings(rigor="discrete", samples=10))

@@ -9,7 +9,7 @@ import pytest
 
 from hydrabench.errors import LedgerError
 from hydrabench.ledger import read_run
-from hydrabench.reporting.evaluations import RECORDS, name_images, read_evaluations
+from hydrabench.reporting.evaluations import RECORDS, name_images, read_evaluation, read_evaluations
 from hydrabench.reporting.statistics import KINDS
 
 
@@ -159,3 +159,24 @@ def test_long_lists_of_images_are_cut_and_counted():
     assert name_images([3]) == "image 3"
     assert name_images(range(10)) == "images 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
     assert name_images(range(12)) == "images 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"
+
+
+def test_old_smoothing_records_without_the_later_fields_are_readable(tmp_path, write_run):
+    """As ledgers had them before there were other modes than Cohen's."""
+    run = write_run(tmp_path / "run", "smoothing")
+    old = ("index", "input_sha", "label", "prediction", "seconds", "selected", "count", "samples", "p_lower", "radius",
+           "abstain")  # fmt: skip
+    lines = [{key: record[key] for key in old} for record in run.records()]
+    run.records_path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert len(read_evaluation(run).records) == 10
+    lines[3].pop("p_lower")
+    run.records_path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(LedgerError, match=r"the record of image 3 lacks 'p_lower'"):
+        read_evaluation(run)
+
+
+def test_images_chosen_one_by_one_are_no_sample(tmp_path, write_run):
+    dataset = {"name": "digits", "split": "test", "n": 10, "indices": list(range(10))}
+    run = write_run(tmp_path / "run", "smoothing", header={"dataset": dataset})
+    with pytest.raises(LedgerError, match=r"chosen one by one \(--index\), which are no sample .*; leave it out"):
+        read_evaluation(run)

@@ -185,3 +185,11 @@ def test_an_unknown_kind_and_an_empty_ledger_are_refused():
         summarize("fgsm", [attack()])
     with pytest.raises(ValueError, match="n > 0"):
         summarize("pgd", [])
+
+
+def test_predictions_count_if_right_and_not_abstained():
+    """Right, wrong, and an abstention: 1 of 3, and 1 of 3 abstained; there are no radii."""
+    record = {"label": 1, "prediction": 1, "abstain": False, "radius": 0.0, "mode": "predict"}
+    records = [record, {**record, "prediction": 2}, {**record, "prediction": -1, "abstain": True}]
+    metrics = summarize("smoothing", records, radii=(0.0, 0.25))["metrics"]
+    assert {name: metric["count"] for name, metric in metrics.items()} == {"smoothed_accuracy": 1, "abstained": 1}

@@ -6,13 +6,16 @@ import csv
 import io
 import json
 import math
+from typing import get_args
 
 import pandas as pd
 import pytest
 from rich.console import Console
 
+from hydrabench.config.smoothing import Mode
 from hydrabench.reporting import build_leaderboard, csv_text, markdown, rich_table, summary_json
-from hydrabench.reporting.legend import MEANINGS, METHODS, headings, notes, size_text
+from hydrabench.reporting.leaderboard import Protocol
+from hydrabench.reporting.legend import MEANINGS, METHODS, MODES, headings, meaning, notes, size_text
 from hydrabench.reporting.statistics import KINDS, Estimate, mean_interval, wilson
 from hydrabench.reporting.tables import cell_text
 
@@ -190,3 +193,22 @@ def test_a_bar_in_a_name_does_not_break_the_table(tmp_path, write_run):
 @pytest.mark.parametrize(("count", "text"), [(999, "999 B"), (39_100, "39.1 kB"), (14_728_266, "14.7 MB")])
 def test_sizes_are_readable(count, text):
     assert size_text(count) == text
+
+
+def test_every_mode_of_smoothing_is_explained_in_its_own_words():
+    texts = {
+        mode: meaning(Protocol("id", "smoothing", {} if mode == "cohen" else {"mode": mode}))
+        for mode in ("cohen", *MODES)
+    }
+    assert set(texts) == set(get_args(Mode))
+    assert len(set(texts.values())) == len(texts)
+    assert texts["cohen"] == MEANINGS["smoothing"]
+    exact = meaning(Protocol("id", "smoothing", {"mode": "adaptive", "rigor": "discrete"}))
+    assert exact == texts["adaptive"] + ", under integer noise, which holds in floating point"
+
+
+def test_mean_radii_of_runs_that_stop_early_come_with_a_warning(tmp_path, write_run):
+    for mode, warned in (("cohen", False), ("adaptive", True)):
+        header = {"protocol": f"smoothing-{mode}@1"}
+        run = write_run(tmp_path / mode, "smoothing", mode=mode, header=header)
+        assert any("compare it only under one protocol" in note for note in notes(build_leaderboard([run]))) == warned

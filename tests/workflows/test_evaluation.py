@@ -40,7 +40,8 @@ from hydrabench.workflows.evaluation import (
     run_name,
     settings_for,
 )
-from hydrabench.workflows.machine import Machine
+from hydrabench.workflows.machine import Machine, SmoothingOptions
+from hydrabench.workflows.tally import Tally
 
 PGD = PgdSettings(epsilon="8/255", steps=3)
 CROWN = VerifiedSettings(kind="crown-ibp", epsilon="1/255")
@@ -122,12 +123,13 @@ def test_run_json_says_how_the_number_was_made(runs, line, kind):
     run = read(runs / kind)
     assert (run["schema"], run["status"], run["world_size"]) == ("hydrabench.run/1", "complete", 1)
     assert run["command"] == ("attack" if kind in ("clean", "pgd", "autoattack") else "certify")
-    assert (run["protocol"], run["settings"]) == (settings.protocol, settings.model_dump(mode="json"))
+    assert (run["protocol"], run["settings"]) == (settings.protocol, settings.plain())
     assert run["dataset"] == {"name": "digits", "split": "test", "n": n}
     checkpoint = run["checkpoint"]
     assert checkpoint["sha256"] == sha256_of(line.train / "checkpoint.safetensors")
     assert (checkpoint["arch"], checkpoint["density"], checkpoint["phase"]) == ("cifar_model_bn", 1, "train")
     assert run["started"] <= run["ended"]
+    assert run.get("noise") == ("cpu" if kind == "smoothing" else None)
 
 
 def test_no_image_is_both_verified_and_broken_at_the_same_radius(runs, subject, cpu, comparable, tmp_path):
@@ -180,6 +182,12 @@ def test_different_ways_of_making_a_number_have_different_default_folders(subjec
     several = [settings for settings, *_ in CASES.values()]
     several += [PgdSettings(epsilon="4/255"), PgdSettings(epsilon="8/255"), PgdSettings(epsilon="8/255", norm="l2")]
     several += [SmoothingSettings(sigma=0.5), SmoothingSettings(sigma=0.25), SmoothingSettings(seed=1)]
+    several += [
+        SmoothingSettings(radii=(0.5,)),
+        SmoothingSettings(radii=(0.25, 0.5)),
+        SmoothingSettings(rigor="discrete"),
+    ]
+    several += [SmoothingSettings(mode="adaptive"), SmoothingSettings(mode="adaptive", radii=(0.5,))]
     folders = [default_folder(subject, settings) for settings in several]
     assert len(set(folders)) == len(several)
     assert run_name(PgdSettings(epsilon="8/255")) == "pgd-50-v1-8_255"
@@ -295,7 +303,7 @@ def test_devices_and_precisions_that_are_not_there_are_refused(line):
         open_subject(str(line.train), machine=Machine("gpu"))
     with pytest.raises(ConfigError, match=r"device 'meta' is not available here"):
         open_subject(str(line.train), machine=Machine("meta"))
-    with pytest.raises(ConfigError, match=r"unknown precision 'float16'; did you mean 'float64'\?"):
+    with pytest.raises(ConfigError, match=r"unknown precision 'float16'; did you mean 'bfloat16'\?"):
         open_subject(str(line.train), machine=Machine("cpu"), precision="float16")
 
 
@@ -331,3 +339,79 @@ def test_a_folder_that_holds_something_else_is_refused(subject, cpu, tmp_path):
     with pytest.raises(LedgerError, match=r'cannot resume .*command was "train" and is now "attack"'):
         evaluate(subject, PGD, tmp_path / "other", machine=cpu, n=5, resume=True)
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"thesis.tex"}
+
+
+# Smoothing -------------------------------------------------------------------------------------
+
+def drawing(machine, **options):
+    """The machine with other options of smoothing."""
+    return replace(machine, smoothing=SmoothingOptions(**options))
+
+
+ADAPTIVE = SmoothingSettings(sigma=0.1, n0=10, samples=900, mode="adaptive", radii=(0.0, 0.1, 0.2))
+
+
+@pytest.mark.parametrize("settings", [SMOOTHING, ADAPTIVE], ids=["cohen", "adaptive"])
+def test_one_image_alone_gets_the_record_it_has_among_others(subject, cpu, comparable, tmp_path, settings):
+    """Blocks are cut anew, and draws packed with those of other images."""
+    evaluate(subject, settings, tmp_path / "all", machine=cpu, n=40)
+    evaluate(subject, settings, tmp_path / "some", machine=drawing(cpu, batch=37), indices=[35, 17, 3, 17])
+    whole = comparable(tmp_path / "all")
+    assert comparable(tmp_path / "some") == [whole[3], whole[17], whole[35]]
+    assert read(tmp_path / "some")["dataset"] == {"name": "digits", "split": "test", "n": 3, "indices": [3, 17, 35]}
+    evaluate(subject, settings, tmp_path / "one", machine=cpu, indices=[17])
+    assert comparable(tmp_path / "one") == [whole[17]]
+
+
+def test_explicit_images_are_checked(subject, cpu, tmp_path):
+    for indices, n, settings, message in (
+        ([3, 500], None, PGD, r"--index 500 is outside 0\.\.499, the test images of digits"),
+        ([3], 5, PGD, r"-n takes the first images, --index explicit ones; give one of the two"),
+        ([3], None, AutoAttackSettings(epsilon="1/255"), r"AutoAttack draws by whole blocks"),
+    ):
+        with pytest.raises((DataError, ConfigError), match=message):
+            evaluate(subject, settings, tmp_path / "run", machine=cpu, n=n, indices=indices)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_adaptive_run_that_was_interrupted_goes_on_to_the_same_records(
+    subject, cpu, comparable, tmp_path, monkeypatch
+):
+    evaluate(subject, ADAPTIVE, tmp_path / "whole", machine=cpu, n=80)
+    with monkeypatch.context() as patch:
+        interrupt(patch, "smoothing", 3)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(subject, ADAPTIVE, tmp_path / "cut", machine=cpu, n=80)
+    assert len(comparable(tmp_path / "cut")) == 64
+    summary = evaluate(subject, ADAPTIVE, tmp_path / "cut", machine=drawing(cpu, batch=50), n=80, resume=True)
+    assert comparable(tmp_path / "cut") == comparable(tmp_path / "whole")
+    assert summary == read(tmp_path / "whole", "summary.json")
+
+
+def test_noise_and_arithmetic_are_recorded_and_not_changed_on_the_way(line, cpu, tmp_path):
+    reduced = open_subject(str(line.train), machine=cpu, precision="bfloat16")
+    machine = drawing(cpu, fold_batch_norm=True, channels_last=True)
+    evaluate(reduced, ADAPTIVE, tmp_path / "run", machine=machine, n=5)
+    run = read(tmp_path / "run")
+    assert (run["precision"], run["noise"], run["fold_batch_norm"], run["channels_last"]) == (
+        "bfloat16", "cpu", True, True,
+    )  # fmt: skip
+    with pytest.raises(LedgerError, match=r"cannot resume .*channels_last was true and is now null"):
+        evaluate(reduced, ADAPTIVE, tmp_path / "run", machine=drawing(cpu, fold_batch_norm=True), n=5, resume=True)
+    with pytest.raises(ConfigError, match=r"--precision bfloat16 is for smoothing only, .* float32, float64"):
+        evaluate(reduced, PGD, tmp_path / "other", machine=cpu, n=5)
+
+
+def test_the_summary_names_the_linf_radii_that_l2_radii_imply(runs):
+    """8 x 8 pixels: 0.05 / 8."""
+    assert read(runs / "smoothing", "summary.json")["implied_linf"] == {"0": 0.0, "0.05": 0.05 / 8, "9": 9 / 8}
+
+
+def test_progress_shows_certified_accuracy_with_its_interval_and_what_was_saved():
+    """3 of 4 at radius 0: Clopper-Pearson 19.4 to 99.4 percent; 1,000 of 4 * 1000 draws."""
+    settings = SmoothingSettings(samples=1000, radii=(0.0,), mode="adaptive")
+    record = {"label": 1, "prediction": 1, "radius": 0.1, "abstain": False, "samples": 250}
+    tally = Tally(settings, [record] * 2)
+    tally.add([record, {**record, "prediction": -1, "abstain": True}])
+    assert str(tally) == "certified@0 75.0% [19.4, 99.4], 1e+03 draws, 75.0% saved"
+    assert str(Tally(settings)) == ""
