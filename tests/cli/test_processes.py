@@ -147,9 +147,11 @@ def same_run(one: Path, two: Path) -> None:
     assert headers[0] == headers[1]
 
 
-def test_two_processes_certify_as_one_does_and_print_one_summary(made, tmp_path):
-    """7 images in blocks of one: the last round has work for one process only."""
-    arguments = ("certify", "--ckpt", made / "trained", "--method", "smoothing", "--samples", 300, "-n", 7)
+@pytest.mark.parametrize(("mode", "n"), [("cohen", 7), ("adaptive", 70)])
+def test_two_processes_certify_as_one_does_and_print_one_summary(made, tmp_path, mode, n):
+    """7 images in blocks of one, 70 in blocks of 32: the last round has work for one process only."""
+    arguments = ("certify", "--ckpt", made / "trained", "--method", "smoothing", "--samples", 300, "-n", n)
+    arguments += ("--mode", mode)
     arguments += ("--device", "cpu", "--json", "--out")
     summary = run_here(*arguments, tmp_path / "one")
     done = torchrun("-m", "hydrabench", *arguments, "two", cwd=tmp_path)
