@@ -49,7 +49,10 @@ def attack(ref: str, attack: str, **given: Any) -> None:
 smoothing_options = options(
     click.option("--mode", help="Smoothing: cohen, curtailed, adaptive or betting; when to stop.  [default: cohen]"),
     click.option("--predict", is_flag=True, help="Smoothing: predict with abstention; certify no radius."),
-    click.option("--sigma", help="Smoothing: noise in pixel units; 0.12,0.25: one run each.  [default: the training noise, or 0.25]"),
+    click.option(
+        "--sigma",
+        help="Smoothing: noise in pixel units; 0.12,0.25: one run each.  [default: the training noise, or 0.25]",
+    ),
     click.option("--n0", type=int, help="Smoothing: selection samples.  [default: 100]"),
     click.option("--samples", type=int, help="Smoothing: most estimation samples.  [default: 100000]"),
     click.option("--alpha", type=float, help="Smoothing: failure probability of each certificate.  [default: 0.001]"),

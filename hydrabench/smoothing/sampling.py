@@ -110,15 +110,20 @@ class _Pool(Generic[Result]):
     def _vote(self, filled: Sequence[tuple[int, int]]) -> None:
         """Classify the noisy copies in the buffer and add their votes to the counts."""
         device = self.images.device
-        rows, draws = (torch.tensor(numbers) for numbers in zip(*filled, strict=True))
-        owner = torch.repeat_interleave(rows, draws).to(device)
-        noise = self.noise[: len(owner)].to(device)
-        images = self.images[filled[0][0]].expand_as(noise) if len(filled) == 1 else self.images[owner]
+        noise = self.noise[: sum(draws for _, draws in filled)].to(device)
+        if len(filled) == 1:  # one image fills the batch: nothing to gather
+            owner: Tensor | int = filled[0][0]
+            images = self.images[owner].expand_as(noise)
+        else:
+            rows, draws = (torch.tensor(numbers) for numbers in zip(*filled, strict=True))
+            owner = torch.repeat_interleave(rows, draws).to(device)
+            images = self.images[owner]
         logits = self.network(noisy(noise, images, self.source))
         classes = logits.shape[1]
         if self.counts is None:
             self.counts = torch.zeros(len(self.images), classes + 1, dtype=torch.int64, device=device)
-        votes = logits.argmax(1).masked_fill_(~torch.isfinite(logits).all(1), classes)
+        # A sum is not finite if a term is not; one that overflows is refused as well.
+        votes = logits.argmax(1).masked_fill_(~torch.isfinite(logits.sum(1)), classes)
         found = torch.bincount(owner * (classes + 1) + votes, minlength=self.counts.numel())
         self.counts += found.view_as(self.counts)
 

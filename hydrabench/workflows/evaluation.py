@@ -181,7 +181,9 @@ def evaluate(
     return world.on_main(lambda: _conclude(run, settings, images))
 
 
-def _chosen(images: ImageSource, n: int | None, indices: Sequence[int], settings: EvaluationSettings) -> tuple[int, ...]:
+def _chosen(
+    images: ImageSource, n: int | None, indices: Sequence[int], settings: EvaluationSettings
+) -> tuple[int, ...]:
     """Which images to evaluate, in ascending order."""
     if not indices:
         return tuple(range(first_images(images, n)))

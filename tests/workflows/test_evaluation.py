@@ -343,6 +343,7 @@ def test_a_folder_that_holds_something_else_is_refused(subject, cpu, tmp_path):
 
 # Smoothing -------------------------------------------------------------------------------------
 
+
 def drawing(machine, **options):
     """The machine with other options of smoothing."""
     return replace(machine, smoothing=SmoothingOptions(**options))
