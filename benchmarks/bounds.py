@@ -27,7 +27,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hydrabench.bounds import BOUNDS, Node, class_margins, crown, crown_ibp_margins, lirpa, program_of, read
+from hydrabench.bounds import (
+    Node,
+    class_margins,
+    crown,
+    crown_ibp_margins,
+    interval_margins,
+    lirpa,
+    program_of,
+    read,
+)
 from hydrabench.bounds.graph import shapes_of
 from hydrabench.bounds.interval import Place
 from hydrabench.bounds.operations import Relu
@@ -35,6 +44,7 @@ from hydrabench.errors import HydrabenchError
 from hydrabench.models import MODELS
 from hydrabench.models.resnet import BasicBlock
 
+METHODS = {"ibp": interval_margins, "crown-ibp": crown_ibp_margins}  # the tighter ones are in benchmarks/cascade.py
 BATCH, SHAPE, CLASSES, EPSILON, REPEATS, STEPS = 32, (3, 32, 32), 10, 2 / 255, 7, 80
 Work = Callable[[], object]
 
@@ -127,11 +137,11 @@ def their_works(network: nn.Module, x: Tensor, y: Tensor, rows: Tensor) -> dict[
         (backward, _) = trained.compute_bounds(IBP=False, C=rows, method="backward", bound_upper=False)
         return F.pad(torch.lerp(interval, backward, 0.5), (1, 0))  # class 0 stands for the true one
 
-    for name, bound in BOUNDS.items():
+    for name, bound in METHODS.items():
         torch.testing.assert_close(
             bound(network, x, y, EPSILON), lower(lirpa.METHODS[name]), rtol=1e-3, atol=1e-3, msg=name
         )
-    works: dict[str, Work] = {f"theirs {name}": partial(lower, lirpa.METHODS[name]) for name in BOUNDS}
+    works: dict[str, Work] = {f"theirs {name}": partial(lower, lirpa.METHODS[name]) for name in METHODS}
     works["theirs crown-ibp open"] = works["theirs crown-ibp"]
     return works | {"theirs training": loss_of(mixed, network, torch.zeros_like(y))}
 
@@ -160,7 +170,7 @@ def works_of(network: nn.Module, x: Tensor, y: Tensor) -> tuple[dict[str, Work],
         "floor crown-ibp": partial(floor, left),
         "floor crown-ibp open": partial(floor, left),
         "floor training": floor_of_training,
-        **{f"ours {name}": partial(bound, fixed, x, y, EPSILON) for name, bound in BOUNDS.items()},
+        **{f"ours {name}": partial(bound, fixed, x, y, EPSILON) for name, bound in METHODS.items()},
         "ours crown-ibp open": partial(crown_ibp_margins, fixed, x, y, EPSILON, only_open=True),
         "ours training": loss_of(mixed, network, y),
     }
@@ -215,7 +225,7 @@ def main(names: Sequence[str]) -> None:
             x, y = (tensor.to(device) for tensor in images.batch())
             works, share = works_of(network, x, y)
             found = medians(works, device)
-            for work in (*BOUNDS, "crown-ibp open", "training"):
+            for work in (*METHODS, "crown-ibp open", "training"):
                 floor, ours, theirs = (found.get(f"{who} {work}", float("nan")) for who in ("floor", "ours", "theirs"))
                 title = f"{name}, {state}"
                 print(f"{title:26} {share:5.0%} {work:14} {floor:9.2f} {ours:9.2f} {ours / floor:7.2f} ", end="")

@@ -57,10 +57,14 @@ class AttackRecord(Record):
 
 @dataclass(frozen=True)
 class VerifiedRecord(Record):
-    """`verified` if `lower`, the lower bound of the margin over the whole ball, is positive."""
+    """`verified` if `lower`, the lower bound of the margin over the whole ball, is positive.
+
+    method: which method of a cascade proved it; None if none did, and where only one was asked.
+    """
 
     verified: bool
     lower: float
+    method: str | None = None
 
 
 @dataclass(frozen=True)

@@ -1,29 +1,49 @@
-"""Sound bounds of a network's margins over an L-infinity ball.
+"""Sound bounds of a network's margins over an L-infinity or L2 ball.
 
-`graph` reads a network into a program of `operations`; `interval` sends boxes forward through it,
-`crown` linear functions backward; `margins` puts them together. `symbolic` bounds every neuron by functions of the
-input, kept short by `rows`. `lirpa` asks auto_LiRPA instead.
+`graph` reads a network into a program of `operations`; `interval` sends boxes forward through it, `crown` linear
+functions backward. A `problem` is a program, a `ball` and the margins to bound. `symbolic` and `full` bound neurons by
+functions of their own, which `backward` carries to the input and `rows` keeps short. `margins` has a function for each
+method, `cascade` tries one after the other, `lirpa` asks auto_LiRPA instead.
 """
 
+from hydrabench.bounds.cascade import Proofs, cascade, cascade_margins
 from hydrabench.bounds.graph import Node, Program, program_of, read
 from hydrabench.bounds.interval import interval_bounds
 from hydrabench.bounds.lirpa import lirpa_margins
-from hydrabench.bounds.margins import MarginBound, class_margins, crown_ibp_margins, interval_margins
+from hydrabench.bounds.margins import (
+    MarginBound,
+    class_margins,
+    crown_ibp_margins,
+    crown_margins,
+    interval_margins,
+    symbolic_margins,
+)
 from hydrabench.bounds.symbolic import symbolic_class_margins
 
-BOUNDS: dict[str, MarginBound] = {"ibp": interval_margins, "crown-ibp": crown_ibp_margins}
+BOUNDS: dict[str, MarginBound] = {
+    "ibp": interval_margins,
+    "symbolic": symbolic_margins,
+    "crown-ibp": crown_ibp_margins,
+    "crown": crown_margins,
+    "cascade": cascade_margins,
+}
 
 __all__ = [
     "BOUNDS",
     "MarginBound",
     "Node",
     "Program",
+    "Proofs",
+    "cascade",
+    "cascade_margins",
     "class_margins",
     "crown_ibp_margins",
+    "crown_margins",
     "interval_bounds",
     "interval_margins",
     "lirpa_margins",
     "program_of",
     "read",
     "symbolic_class_margins",
+    "symbolic_margins",
 ]

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hydrabench.bounds import crown, interval
+from hydrabench.bounds import crown
+from hydrabench.bounds.interval import Place
 from hydrabench.bounds.operations import Convolution, Identity, Operation, Scale, per_channel
 
 CHUNK = {"cpu": 2**22, "cuda": 2**26}  # coefficients that the rows of one chunk may have at any one value
@@ -46,6 +47,13 @@ class Window:
             self.grid,
         )
 
+    def joined(self, other: Window) -> Window:
+        """The smallest window that holds this one and another of the same stride and grid."""
+        padding = _pair(map(max, self.padding, other.padding))
+        ends = ([size - before for size, before in zip(one.size, one.padding, strict=True)] for one in (self, other))
+        size = _pair(before + end for before, end in zip(padding, map(max, *ends), strict=True))
+        return Window(size, self.stride, padding, self.grid)
+
     def blocks(self, value: Tensor) -> Tensor:
         """What the window of every position shows of a value (B, C, H, W), 0 outside it: (B · positions, C · h · w)."""
         margins = [
@@ -62,6 +70,7 @@ class Window:
 class Rows:
     """Coefficients of R linear functions: (R, *shape of the value), or (R, C, h, w) in a window.
 
+    There may be several of every kind: then the first dimension holds all R of one kind after the other.
     image: which image each is about, (R,), int64, ascending. window, spot: for rows in a window, which one, and the
     position of each in its grid, (R,). inside: whether coefficients outside the value are known to be 0; the value
     is 0 there, but what it is computed from would not be.
@@ -84,11 +93,35 @@ class Rows:
 
     def times(self, factor: Tensor) -> Rows:
         """The rows of the value that these rows' value is `factor` (B, ...) times."""
-        return replace(self, coefficients=self.coefficients * self.seen(factor), inside=True)
+        return self.changed(self.seen(factor))
+
+    def changed(self, factor: Tensor, plus: tuple[Tensor, Tensor] | None = None) -> Rows:
+        """Rows with coefficients · factor + plus[0] · plus[1], factors as `seen` returns them, 0 outside the value."""
+        found = _by_rows(self.coefficients, factor) * factor
+        if plus is not None:
+            found = found.addcmul_(_by_rows(plus[0], factor), plus[1])
+        return replace(self, coefficients=found.view_as(self.coefficients), inside=True)
 
     def masked(self, shape: torch.Size) -> Rows:
         """The same functions of a value of this shape, (B, ...), with `inside`."""
         return self if self.inside else self.times(self.coefficients.new_ones(1, 1, *shape[2:]).expand(1, *shape[1:]))
+
+    def plus(self, other: Rows, shape: torch.Size) -> Rows:
+        """The sums of these functions and others of the same images and neurons, of a value of this shape, (B, ...)."""
+        if self.window is None or other.window is None or self.window.stride != other.window.stride:
+            return replace(
+                self.whole(shape), coefficients=self.whole(shape).coefficients + other.whole(shape).coefficients
+            )
+        window = self.window.joined(other.window)
+        coefficients = self._within(window) + other._within(window)
+        return Rows(coefficients, self.image, window, self.spot, inside=self.inside and other.inside)
+
+    def _within(self, window: Window) -> Tensor:
+        """The coefficients in a larger window of the same stride."""
+        assert self.window is not None
+        before = [new - old for new, old in zip(window.padding, self.window.padding, strict=True)]
+        after = [new - old - start for new, old, start in zip(window.size, self.window.size, before, strict=True)]
+        return F.pad(self.coefficients, (before[1], after[1], before[0], after[0]))
 
     def whole(self, shape: torch.Size) -> Rows:
         """The same functions with coefficients of the whole value, of this shape, (B, ...)."""
@@ -96,7 +129,8 @@ class Rows:
             return self
         assert self.spot is not None
         found, window = self.coefficients, self.window
-        places = (self.spot // window.grid[1], self.spot % window.grid[1])
+        spot = self.spot.repeat(len(found) // len(self.spot))
+        places = (spot // window.grid[1], spot % window.grid[1])
         for axis, place in enumerate(places):
             start = place * window.stride[axis] - window.padding[axis]
             taken = torch.arange(shape[2 + axis], device=start.device) - start.unsqueeze(1)
@@ -107,6 +141,23 @@ class Rows:
             index = taken.clamp(0, window.size[axis] - 1).view(view).expand(size)
             found = found.gather(2 + axis, index) * known.view(view).to(found.dtype)
         return Rows(found, self.image)
+
+
+def _by_rows(coefficients: Tensor, seen: Tensor) -> Tensor:
+    """View coefficients so that what the rows see broadcasts over the kinds of rows."""
+    return coefficients.view(-1, *seen.shape)
+
+
+def row_products(coefficients: Tensor, seen: Tensor) -> Tensor:
+    """Inner product of every row with what it sees: one number for each row of `coefficients`."""
+    if len(seen) == 1:
+        return coefficients.flatten(1) @ seen.flatten()
+    return (_by_rows(coefficients, seen) * seen).flatten(2).sum(2).flatten()
+
+
+def mirrored(rows: Rows) -> Rows:
+    """The rows, and after them the same with the other sign."""
+    return replace(rows, coefficients=torch.cat([rows.coefficients, -rows.coefficients]))
 
 
 def _pair(numbers: Iterable[int]) -> tuple[int, int]:
@@ -144,9 +195,7 @@ def carried_back(operation: Operation, rows: Rows, shapes: tuple[torch.Size, tor
     Returns: the functions of its input, and what the constants gain, (R,), or None for nothing.
     """
     if rows.window is None:
-        found, gain = crown.RULES[type(operation)](
-            operation, rows.coefficients.unsqueeze(0), interval.Place(shapes[0], None)
-        )
+        found, gain = crown.RULES[type(operation)](operation, rows.coefficients.unsqueeze(0), Place(shapes[0], None))
         return Rows(found.squeeze(0), rows.image), None if gain is None else gain.squeeze(0)
     if isinstance(operation, Identity):
         return rows, None

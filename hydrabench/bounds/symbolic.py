@@ -11,19 +11,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from hydrabench.bounds import interval
+from hydrabench.bounds.backward import (
+    in_chunks,
+    neuron_rows,
+    rest_of_windows,
+    scattered,
+    strongest,
+    substituted,
+    undecided,
+)
+from hydrabench.bounds.ball import Ball
 from hydrabench.bounds.crown import relaxation
-from hydrabench.bounds.graph import Node, program_of, read
+from hydrabench.bounds.graph import Node
 from hydrabench.bounds.interval import Interval
-from hydrabench.bounds.margins import specification
-from hydrabench.bounds.operations import Convolution, Dense, Relu
-from hydrabench.bounds.rows import Rows, carried_back, chunk_length, unit_rows
-from hydrabench.threat import linf_box
+from hydrabench.bounds.operations import Flatten, Identity, MaxPool, Scale
+from hydrabench.bounds.problem import Problem, flat, pose
+from hydrabench.bounds.rows import Rows, row_products
 
 
 def symbolic_class_margins(network: nn.Module, x: Tensor, y: Tensor, epsilon: float) -> Tensor:
@@ -36,138 +45,115 @@ def symbolic_class_margins(network: nn.Module, x: Tensor, y: Tensor, epsilon: fl
     Raises: what `margins.interval_margins` raises.
     Source: reference/hydra.md, section 1.8, whose worst cases u are minus these.
     """
-    others, rows = _margins(network, x, y, epsilon)
-    return rows.new_zeros(len(y), rows.shape[1] + 1).scatter(1, others, rows)
+    problem = pose(network, x, y, epsilon)
+    rows = symbolic_rows(problem)
+    return rows.new_zeros(len(y), rows.shape[1] + 1).scatter(1, problem.others, rows)
 
 
-def symbolic_margins(network: nn.Module, x: Tensor, y: Tensor, epsilon: float) -> Tensor:
-    """Like `margins.interval_margins`, by symbolic intervals: full CROWN with the same slope below and above.
+def symbolic_rows(problem: Problem) -> Tensor:
+    """Lower bounds of the margins of a problem, (B, S), by symbolic intervals.
 
+    This is full CROWN with the same slope below and above. Max pooling, which the source does not have, lies in a
+    strip of slope 1 along the value with the largest lower bound.
     Source: reference/hydra.md, section 1.8.
     """
-    return _margins(network, x, y, epsilon)[1].min(1).values
-
-
-def _margins(network: nn.Module, x: Tensor, y: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """The classes j != y and the lower bounds of f_y - f_j, both (B, K - 1)."""
-    if not epsilon >= 0:
-        raise ValueError(f"out of range: {epsilon=}, must be >= 0")
-    nodes = read(program_of(network), x)
-    last = nodes[-1].operation if nodes else None
-    head = last if isinstance(last, Dense) else None
-    body = nodes[:-1] if head else nodes
-    strips = Strips(body, Interval.between(*linf_box(x, epsilon)))
+    strips = Strips(problem.body, problem.ball)
     strips.propagate()
-    output = strips.values[len(body)].center
-    others, rows, offset = specification(head, y, output)
-    center = torch.baddbmm(offset.unsqueeze(2), rows, output.unsqueeze(2)).squeeze(2)
-    image = torch.arange(len(y), device=y.device).repeat_interleave(rows.shape[1])
-    radius = strips.radius({len(body): Rows(rows.flatten(0, 1), image)}, len(body))
-    return others, center - radius.view(rows.shape[:2])
+    output = strips.values[len(problem.body)].center
+    center = torch.baddbmm(problem.offset.unsqueeze(2), problem.rows, output.unsqueeze(2)).squeeze(2)
+    return center - strips.radius(len(problem.body), flat(problem.rows)).view(center.shape)
 
 
 @dataclass(eq=False)
 class Strips:
     """A forward pass through a program: centers of all values, strips around its ReLUs.
 
-    values: the center of every value, and a width that its symbolic interval does not exceed. slopes, halves: of the
-    strip around each ReLU, by the number of the value that it takes: relu(z) lies within `halves` of
-    slopes · z + halves.
+    values: the center of every value, and a width that its symbolic interval does not exceed. halves: half the height
+    of the strips of node n, which holds relu(z) within `halves` of slopes · z + halves, or the largest value of a
+    window within `halves` of z + halves for the value z at `winners`.
     """
 
     nodes: Sequence[Node]
-    box: Interval
+    ball: Ball
     values: dict[int, Interval] = field(default_factory=dict)
     slopes: dict[int, Tensor] = field(default_factory=dict)
+    winners: dict[int, Tensor] = field(default_factory=dict)
     halves: dict[int, Tensor] = field(default_factory=dict)
 
     def propagate(self) -> None:
-        """Fill `values`, `slopes` and `halves`."""
-        self.values[0] = self.box
-        exact = exact_values(self.nodes)
+        """Fill all tables."""
+        known = self.ball.known(self.nodes)
+        exact = known or exact_values(self.nodes)
+        self.values[0] = self.ball.around
         for number, node in enumerate(self.nodes, start=1):
-            if not isinstance(node.operation, Relu):
-                inputs = [self.values[source] for source in node.inputs]
-                self.values[number] = interval.RULES[type(node.operation)](node.operation, *inputs)
+            if node.operation.relaxed:
+                self._enclose(number, exact=node.inputs[0] in exact)
                 continue
-            (source,) = node.inputs
-            if source not in self.slopes:
-                self._enclose(source, exact=source in exact)
-            slope, half, before = self.slopes[source], self.halves[source], self.values[source]
-            self.values[number] = Interval(slope * before.center + half, slope * before.width + 2 * half)
+            found = interval.RULES[type(node.operation)](node.operation, *(self.values[n] for n in node.inputs))
+            if number in known:
+                found = Interval(found.center, torch.minimum(found.width, known[number].width))
+            self.values[number] = found
 
-    def _enclose(self, source: int, *, exact: bool) -> None:
-        """Find the symbolic interval of a value in front of a ReLU, as far as it matters, and the strips."""
-        found = self.values[source]
+    def _enclose(self, number: int, *, exact: bool) -> None:
+        """Find the symbolic interval of a value in front of node `number`, as far as it matters, and the strips."""
+        operation, (source,) = self.nodes[number - 1].operation, self.nodes[number - 1].inputs
+        box = self.values[source]
         if not exact:
-            # The width known so far is no smaller than the symbolic one: what it shows stable is stable.
-            open_ = ~((found.lower() >= 0) | (found.upper() <= 0))
-            found = self.values[source] = Interval(found.center, self._widths(source, found.width, open_))
-        _, slope, offset = relaxation(found.lower(), found.upper())
-        self.slopes[source], self.halves[source] = slope, offset / 2
+            # The width known so far is no smaller than the symbolic one: what it decides is decided.
+            wanted = undecided(operation, box)
+            shapes = [self.values[n].center.shape for n in range(source + 1)]
+            radii = in_chunks(wanted, shapes, partial(self._neuron_radius, source)) if wanted.any() else box.width[:0]
+            box = self.values[source] = Interval(box.center, scattered(wanted, box.width, 2 * radii.flatten()))
+        lower, upper = box.lower(), box.upper()
+        if isinstance(operation, MaxPool):
+            winners = self.winners[number] = strongest(operation, lower)
+            half = (rest_of_windows(operation, lower, upper) - _at(lower, winners)).clamp(min=0) / 2
+            center, width = _at(box.center, winners), _at(box.width, winners)
+        else:
+            _, slope, offset = relaxation(lower, upper)
+            self.slopes[number], half = slope, offset / 2
+            center, width = slope * box.center, slope * box.width
+        self.halves[number] = half
+        self.values[number] = Interval(center + half, width + 2 * half)
 
-    def _widths(self, number: int, width: Tensor, wanted: Tensor) -> Tensor:
-        """Replace the `wanted` entries of the width of a value by those of the symbolic interval."""
-        places = wanted.flatten().nonzero().squeeze(1)
-        if not len(places):
-            return width
-        image, neuron = places // wanted[0].numel(), places % wanted[0].numel()
-        step = chunk_length([self.values[source].center.shape for source in range(number + 1)], width.device)
-        parts = []
-        for start in range(0, len(places), step):
-            picks = image[start : start + step], neuron[start : start + step]
-            if len(places) > step and torch.is_grad_enabled():  # rows of all chunks at once would not fit
-                parts.append(
-                    checkpoint(self._unit_radius, number, *picks, use_reentrant=False, preserve_rng_state=False)
-                )
-            else:
-                parts.append(self._unit_radius(number, *picks))
-        return width.flatten().scatter(0, places, 2 * torch.cat(parts)).view_as(width)
+    def _neuron_radius(self, number: int, image: Tensor, neuron: Tensor) -> Tensor:
+        number, rows, _ = neuron_rows(self.nodes, number, self.values[number].center, image, neuron)
+        return self.radius(number, rows)
 
-    def _unit_radius(self, number: int, image: Tensor, neuron: Tensor) -> Tensor:
-        value = self.values[number].center
-        producer = self.nodes[number - 1]
-        if isinstance(producer.operation, Dense) and value.ndim == 2:
-            (source,) = producer.inputs
-            return self.radius({source: Rows(producer.operation.weight.index_select(0, neuron), image)}, source)
-        return self.radius({number: unit_rows(value.shape, image, neuron, value)}, number)
+    def radius(self, number: int, rows: Rows) -> Tensor:
+        """How far functions of value `number` get from their values at its center, (R,)."""
+        shapes = [self.values[n].center.shape for n in range(number + 1)]
+        rows, _, slack = substituted(self.nodes, number, rows, shapes, self._relax)
+        return slack + self.ball.radius(rows)
 
-    def radius(self, pending: dict[int, Rows], number: int) -> Tensor:
-        """How far linear functions of values up to `number` get from their centers, (R,)."""
-        slack: Tensor | float = 0.0
-        for position in range(number, 0, -1):
-            rows = pending.pop(position, None)
-            if rows is None:
-                continue
-            node = self.nodes[position - 1]
-            (source,) = node.inputs
-            if isinstance(node.operation, Relu):
-                slack = slack + _dot(rows.coefficients.abs(), rows.seen(self.halves[source]))
-                pending[source] = rows.times(self.slopes[source])
-            else:
-                shapes = self.values[source].center.shape, self.values[position].center.shape
-                pending[source] = carried_back(node.operation, rows, shapes)[0]
-        rows = pending[0]
-        return slack + _dot(rows.coefficients.abs(), rows.seen(self.box.width)) / 2
+    def _relax(self, position: int, rows: Rows) -> tuple[Rows, Tensor]:
+        (source,) = self.nodes[position - 1].inputs
+        if position in self.slopes:
+            gain = row_products(rows.coefficients.abs(), rows.seen(self.halves[position]))
+            return rows.times(self.slopes[position]), gain
+        winners, shape = self.winners[position], self.values[source].center.shape
+        rows = rows.whole(self.values[position].center.shape)
+        index = rows.seen(winners).flatten(2).expand(*rows.coefficients.shape[:2], -1)
+        image = rows.coefficients.new_zeros(*rows.coefficients.shape[:2], shape[2] * shape[3])
+        image = image.scatter_add(2, index, rows.coefficients.flatten(2)).view(-1, *shape[1:])
+        return Rows(image, rows.image), row_products(rows.coefficients.abs(), rows.seen(self.halves[position]))
 
 
-def _dot(rows: Tensor, seen: Tensor) -> Tensor:
-    """Inner products of R coefficient tensors with R values, or with the one value that all see."""
-    if len(seen) == 1:
-        return rows.flatten(1) @ seen.flatten()
-    return (rows.flatten(1) * seen.flatten(1)).sum(1)
+def _at(value: Tensor, index: Tensor) -> Tensor:
+    """Entries of images (B, C, H, W) at numbers of the flattened image: of the shape of `index`, (B, C, ...)."""
+    return value.flatten(2).gather(2, index.flatten(2)).view_as(index)
 
 
 def exact_values(nodes: Sequence[Node]) -> set[int]:
-    """The values whose interval bounds are as tight as symbolic ones: no input pixel reaches an entry twice."""
+    """The values whose interval bounds are as tight as symbolic ones: no pixel reaches an entry twice."""
     untouched, exact = {0}, {0}
     for number, node in enumerate(nodes, start=1):
-        mixes = isinstance(node.operation, Convolution | Dense)
-        if isinstance(node.operation, Relu) or not exact.issuperset(node.inputs) or len(node.inputs) > 1:
+        source = node.inputs[0]
+        if node.operation.relaxed or len(node.inputs) > 1 or source not in exact:
             continue
-        if not mixes:
+        if isinstance(node.operation, Scale | Flatten | Identity):
             exact.add(number)
-            untouched |= {number} if untouched.issuperset(node.inputs) else set()
-        elif untouched.issuperset(node.inputs):
+            untouched |= {number} if source in untouched else set()
+        elif source in untouched:
             exact.add(number)
     return exact

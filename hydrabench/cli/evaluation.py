@@ -46,6 +46,12 @@ def attack(ref: str, attack: str, **given: Any) -> None:
     _evaluate(ref, attack, ("clean", "pgd", "autoattack"), ("epsilon", "norm", "steps", "restarts", "seed"), given)
 
 
+METHODS = ("ibp", "symbolic", "crown-ibp", "crown", "cascade", "smoothing")
+bound_options = options(
+    click.option("--epsilon", help="Radius in pixel units, e.g. 2/255.  [default: the checkpoint's training radius]"),
+    click.option("--norm", help="linf or l2.  [default: the checkpoint's, else linf]"),
+    click.option("--methods", help="Cascade: methods in order.  [default: ibp,crown-ibp,crown]"),
+)
 smoothing_options = options(
     click.option("--mode", help="Smoothing: cohen, curtailed, adaptive or betting; when to stop.  [default: cohen]"),
     click.option("--predict", is_flag=True, help="Smoothing: predict with abstention; certify no radius."),
@@ -70,8 +76,10 @@ smoothing_options = options(
 
 @click.command()
 @click.option("--ckpt", "ref", required=True, help=REF_HELP)
-@click.option("--method", default="crown-ibp", show_default=True, help="ibp, crown-ibp or smoothing.")
-@click.option("--epsilon", help="L∞ radius in pixel units, e.g. 2/255.  [default: the checkpoint's training radius]")
+@click.option(
+    "--method", default="crown-ibp", show_default=True, help="ibp, symbolic, crown-ibp, crown, cascade or smoothing."
+)
+@bound_options
 @smoothing_options
 @image_options
 @click.option("--index", "indices", multiple=True, help="Only these test images, e.g. 17 or 3,17; reports refuse them.")
@@ -84,6 +92,7 @@ def certify(ref: str, method: str, **given: Any) -> None:
     Examples
       hydrabench certify --ckpt digits-crown-ibp-99
       hydrabench certify --ckpt runs/final --method ibp --epsilon 2/255 -n 200
+      hydrabench certify --ckpt runs/final --method cascade --norm l2 --epsilon 0.25
       hydrabench certify --ckpt runs/final --method smoothing --sigma 0.25 --samples 10000
       hydrabench certify --ckpt runs/final --method smoothing --mode adaptive --radii auto --sigma 0.25,0.5
       hydrabench certify --ckpt runs/final --method smoothing --index 17
@@ -93,10 +102,12 @@ def certify(ref: str, method: str, **given: Any) -> None:
     given["label_aware"] = given["label_aware"] or None
     if given["predict"]:
         given["mode"] = _only_predict(given)
+    if given["methods"] is not None:
+        given["methods"] = given["methods"].split(",")
     given["indices"] = _indices(given["indices"])
     _check_machine(method, given)
-    keys = ("epsilon", "mode", "sigma", "n0", "samples", "alpha", "radii", "seed", "rigor", "label_aware")
-    _evaluate(ref, method, ("ibp", "crown-ibp", "smoothing"), keys, given)
+    of_smoothing = ("mode", "sigma", "n0", "samples", "alpha", "radii", "seed", "rigor", "label_aware")
+    _evaluate(ref, method, METHODS, ("epsilon", "norm", "methods", *of_smoothing), given)
 
 
 def _only_predict(given: dict[str, Any]) -> str:

@@ -80,5 +80,5 @@ def with_default_threat(entry: Any, threat: Mapping[str, Any]) -> Any:
         return entry
     if "norm" in entry and entry["norm"] != threat.get("norm", "linf"):
         return entry
-    norm = {"norm": threat["norm"]} if threat.get("norm") and entry["kind"] in ("pgd", "autoattack") else {}
+    norm = {"norm": threat["norm"]} if threat.get("norm") and "norm" in settings.model_fields else {}
     return {**norm, **entry, "epsilon": threat["epsilon"]}

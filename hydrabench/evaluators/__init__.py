@@ -23,7 +23,10 @@ EVALUATORS: dict[str, Evaluator] = {
     "pgd": evaluate_pgd,
     "autoattack": evaluate_autoattack,
     "ibp": evaluate_verified,
+    "symbolic": evaluate_verified,
     "crown-ibp": evaluate_verified,
+    "crown": evaluate_verified,
+    "cascade": evaluate_verified,
     "smoothing": evaluate_smoothed,
 }
 

@@ -1,13 +1,14 @@
-"""Verified robustness: a sound lower bound of every margin over the L∞ ball."""
+"""Verified robustness: a sound lower bound of every margin over an L∞ or L2 ball."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from time import perf_counter
 
 import torch
 from torch import Tensor, nn
 
-from hydrabench.bounds import BOUNDS
+from hydrabench.bounds import BOUNDS, cascade
 from hydrabench.config import VerifiedSettings
 from hydrabench.data.images import Block
 from hydrabench.errors import GateError, lookup
@@ -32,10 +33,9 @@ def evaluate_verified(network: nn.Module, block: Block, settings: VerifiedSettin
         bound contradicts the network's own prediction.
     """
     started = perf_counter()
-    bound = lookup("bound", BOUNDS, settings.kind)
     logits = clean_logits(network, block)
     with torch.no_grad():
-        lower = bound(network, block.images, block.labels, float(settings.epsilon))
+        lower, methods = _bounds(network, block, settings)
     require_finite(lower, block.indices, f"the {settings.kind} bound")
     _refuse_contradictions(logits, lower, block, settings)
     predictions, labels, lowest = logits.argmax(1).tolist(), block.labels.tolist(), lower.tolist()
@@ -49,9 +49,20 @@ def evaluate_verified(network: nn.Module, block: Block, settings: VerifiedSettin
             seconds=seconds,
             verified=lowest[row] > 0 and predictions[row] == labels[row],
             lower=lowest[row],
+            method=methods[row] if lowest[row] > 0 and predictions[row] == labels[row] else None,
         )
         for row, index in enumerate(block.indices)
     ]
+
+
+def _bounds(network: nn.Module, block: Block, settings: VerifiedSettings) -> tuple[Tensor, Sequence[str | None]]:
+    """Lower bounds of the margins, (B,), and which method of a cascade proved each image."""
+    threat = (network, block.images, block.labels, float(settings.epsilon))
+    if settings.kind == "cascade":
+        proofs = cascade(*threat, norm=settings.norm, methods=settings.methods)
+        return proofs.lower, proofs.methods
+    bound = lookup("bound", BOUNDS, settings.kind)
+    return bound(*threat, norm=settings.norm), [None] * len(block.indices)
 
 
 def _refuse_contradictions(logits: Tensor, lower: Tensor, block: Block, settings: VerifiedSettings) -> None:

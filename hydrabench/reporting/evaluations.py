@@ -23,7 +23,10 @@ RECORDS: dict[str, type[Record]] = {
     "pgd": AttackRecord,
     "autoattack": AttackRecord,
     "ibp": VerifiedRecord,
+    "symbolic": VerifiedRecord,
     "crown-ibp": VerifiedRecord,
+    "crown": VerifiedRecord,
+    "cascade": VerifiedRecord,
     "smoothing": SmoothedRecord,
 }
 # Settings that a column cannot do without.

@@ -14,7 +14,10 @@ METHODS = {
     "pgd": "PGD",
     "autoattack": "AutoAttack",
     "ibp": "IBP",
+    "symbolic": "symbolic intervals",
     "crown-ibp": "CROWN-IBP",
+    "crown": "CROWN",
+    "cascade": "cascade",
     "smoothing": "smoothing",
 }
 MEANINGS = {
@@ -22,7 +25,10 @@ MEANINGS = {
     "pgd": "right on the clean image and after projected gradient descent from every loss and restart",
     "autoattack": "right on the clean image and under every attack of standard AutoAttack, as its authors ship it",
     "ibp": "every margin provably positive in the whole ball, by interval bound propagation",
+    "symbolic": "every margin provably positive in the whole ball, by symbolic intervals (same-slope CROWN)",
     "crown-ibp": "every margin provably positive in the whole ball, by CROWN over interval bounds",
+    "crown": "every margin provably positive in the whole ball, by CROWN for every neuron",
+    "cascade": "every margin provably positive in the whole ball, by the first of several methods that proves it",
     "smoothing": "right and certified at L2 radius r by randomized smoothing (Cohen et al. 2019), without abstaining",
 }
 _CERTIFIED = "right and certified at L2 radius r by randomized smoothing"

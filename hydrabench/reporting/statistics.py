@@ -136,7 +136,10 @@ KINDS: dict[str, Callable[[Sequence[Mapping[str, Any]], Sequence[float]], Verdic
     "pgd": _attacked,
     "autoattack": _attacked,
     "ibp": _verified,
+    "symbolic": _verified,
     "crown-ibp": _verified,
+    "crown": _verified,
+    "cascade": _verified,
     "smoothing": _smoothed,
 }
 

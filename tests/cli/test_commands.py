@@ -222,3 +222,18 @@ def test_explicit_images_are_evaluated_and_not_reported(succeed, hydrabench, her
     result = hydrabench("report", "runs", "--out", "report")
     assert result.exit_code == 1
     assert "some holds images that were chosen one by one (--index)" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "protocol"),
+    [
+        (("--method", "symbolic"), "symbolic@1"),
+        (("--method", "crown", "--norm", "l2", "--epsilon", "0.1"), "crown@1"),
+        (("--method", "cascade", "--methods", "ibp,crown"), "cascade-ibp+crown@1"),
+    ],
+)
+def test_certify_knows_the_tighter_methods_and_l2_balls(hydrabench, here, options, protocol):
+    result = hydrabench("certify", "--ckpt", "digits-crown-ibp-99", *options, "-n", 10, "--out", "run", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["metrics"]["verified_accuracy"]["count"] <= 10
+    assert json.loads((here / "run" / "run.json").read_text())["protocol"] == protocol

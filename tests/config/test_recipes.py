@@ -80,7 +80,7 @@ def test_every_problem_is_named_at_once(tmp_path):
 
 
 def test_a_key_that_belongs_elsewhere_gets_the_list_of_those_allowed_here(tmp_path):
-    with pytest.raises(ConfigError, match=r"evaluate\.0\.sigma: unknown key, allowed are kind, norm, epsilon$"):
+    with pytest.raises(ConfigError, match=r"evaluate\.0\.sigma: unknown key, allowed are kind, norm, epsilon, methods"):
         load_recipe(write(tmp_path), ["evaluate=[{kind: ibp, sigma: 0.5}]"])
     with pytest.raises(ConfigError, match=r"objective\.beta_endd: unknown key, did you mean 'beta_end'\?"):
         load_recipe(write(tmp_path), ["objective={name: crown-ibp, epsilon: 2/255, beta_endd: 0}"])
@@ -135,6 +135,8 @@ def test_protocol_ids_name_exactly_how_a_number_is_made():
     assert PgdSettings(epsilon="8/255", seed=3).protocol == "pgd-50-s3@1"
     assert AutoAttackSettings(epsilon="8/255").protocol == "aa-standard@1"
     assert VerifiedSettings(kind="crown-ibp", epsilon="8/255").protocol == "crown-ibp@1"
+    assert VerifiedSettings(kind="cascade", epsilon="8/255").protocol == "cascade@1"
+    assert VerifiedSettings(kind="cascade", epsilon="1/4", methods=("ibp", "crown")).protocol == "cascade-ibp+crown@1"
     assert SmoothingSettings().protocol == "smoothing-cohen@1"
     assert SmoothingSettings(samples=10_000, alpha=0.01).protocol == "smoothing-cohen-n10000-a0.01@1"
 
@@ -166,3 +168,11 @@ def test_normalisation_needs_positive_deviations(tmp_path):
     model = {"arch": "cifar_model", "normalization": {"mean": [0.5], "std": [0.0]}}
     with pytest.raises(ConfigError, match=r"model\.normalization: needs one mean and one positive std per channel"):
         load_recipe(write(tmp_path, model=model))
+
+
+def test_methods_belong_to_a_cascade_and_are_named_once():
+    with pytest.raises(ValueError, match=r"methods: belong to kind cascade, got ibp\+crown with kind ibp"):
+        VerifiedSettings(kind="ibp", epsilon="8/255", methods=("ibp", "crown"))
+    with pytest.raises(ValueError, match=r"methods: names one twice, got ibp\+ibp; name each once"):
+        VerifiedSettings(kind="cascade", epsilon="8/255", methods=("ibp", "ibp"))
+    assert "methods" not in VerifiedSettings(kind="ibp", epsilon="8/255").plain()

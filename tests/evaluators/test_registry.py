@@ -26,7 +26,10 @@ SETTINGS = {
     "pgd": PgdSettings(epsilon="0.05", steps=5),
     "autoattack": AutoAttackSettings(epsilon="0.6"),
     "ibp": VerifiedSettings(kind="ibp", epsilon="0.01"),
+    "symbolic": VerifiedSettings(kind="symbolic", norm="l2", epsilon="0.01"),
     "crown-ibp": VerifiedSettings(kind="crown-ibp", epsilon="0.01"),
+    "crown": VerifiedSettings(kind="crown", epsilon="0.01"),
+    "cascade": VerifiedSettings(kind="cascade", epsilon="0.01"),
     "smoothing": SmoothingSettings(samples=200),
 }
 

@@ -59,7 +59,7 @@ def trained_problem(seed, classes=4):
 def always(lower):
     """A bound that says `lower` whatever it is asked."""
 
-    def bound(network, x, y, epsilon):
+    def bound(network, x, y, epsilon, *, norm):
         return lower
 
     return bound
@@ -87,14 +87,14 @@ def test_a_bound_of_exactly_zero_is_no_certificate(monkeypatch):
 
 
 def test_a_bound_that_rounding_lifts_above_zero_does_not_verify_a_misclassified_image(monkeypatch):
-    monkeypatch.setitem(verified.BOUNDS, "ibp", lambda network, x, y, epsilon: torch.full((len(y),), 1e-5))
+    monkeypatch.setitem(verified.BOUNDS, "ibp", lambda network, x, y, epsilon, *, norm: torch.full((len(y),), 1e-5))
     block = as_block(torch.tensor([0.75, 0.25]).reshape(1, 1, 1, 2), torch.tensor([1]))
     (record,) = evaluate_verified(difference_network(), block, VerifiedSettings(kind="ibp", epsilon="1/8"))
     assert (record.verified, record.lower) == (False, pytest.approx(1e-5))
 
 
 def test_a_bound_that_contradicts_the_networks_own_prediction_stops_the_run(monkeypatch):
-    monkeypatch.setitem(verified.BOUNDS, "ibp", lambda network, x, y, epsilon: torch.ones(len(y)))
+    monkeypatch.setitem(verified.BOUNDS, "ibp", lambda network, x, y, epsilon, *, norm: torch.ones(len(y)))
     block = as_block(torch.tensor([0.75, 0.25]).reshape(1, 1, 1, 2), torch.tensor([1]), first=3)
     with pytest.raises(GateError, match="image 3: the ibp bound says that the margin is at least 1, but the network"):
         evaluate_verified(difference_network(), block, VerifiedSettings(kind="ibp", epsilon="1/8"))
@@ -108,14 +108,16 @@ def test_a_bound_that_is_not_finite_names_its_image(monkeypatch, bad):
         evaluate_verified(difference_network(), block, VerifiedSettings(kind="ibp", epsilon="1/8"))
 
 
+@pytest.mark.parametrize(("norm", "scale"), [("linf", 1), ("l2", 4)])
 @pytest.mark.parametrize("kind", BOUNDS)
-@given(seed=SEEDS, epsilon=st.sampled_from(["0.005", "0.01", "0.02", "0.04"]))
-@hypothesis_settings(deadline=None, max_examples=8)
-def test_no_attack_beats_a_certificate(kind, seed, epsilon):
+@given(seed=SEEDS, radius=st.sampled_from([0.005, 0.01, 0.02, 0.04]))
+@hypothesis_settings(deadline=None, max_examples=6)
+def test_no_attack_beats_a_certificate(kind, norm, scale, seed, radius):
     network, block = trained_problem(seed)
-    certified = evaluate_verified(network, block, VerifiedSettings(kind=kind, epsilon=epsilon))
+    threat = {"norm": norm, "epsilon": str(scale * radius)}
+    certified = evaluate_verified(network, block, VerifiedSettings(kind=kind, **threat))
     assume(any(record.verified for record in certified))
-    attacked = evaluate_pgd(network, block, PgdSettings(epsilon=epsilon, steps=20, restarts=2))
+    attacked = evaluate_pgd(network, block, PgdSettings(**threat, steps=20, restarts=2))
     for certificate, attack in zip(certified, attacked, strict=True):
         assert attack.robust or not certificate.verified
         assert attack.margin >= certificate.lower - 1e-4
@@ -133,3 +135,19 @@ def test_no_graph_is_built(kind):
         parameter.grad = None
     evaluate_verified(network, block, VerifiedSettings(kind=kind, epsilon="0.01"))
     assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_a_cascade_records_which_method_proved_each_image():
+    network, block = trained_problem(1)
+    found = set()
+    for epsilon in ("0.02", "0.06", "0.12"):
+        records = evaluate_verified(network, block, VerifiedSettings(kind="cascade", epsilon=epsilon))
+        assert all((record.method is not None) == record.verified for record in records)
+        found |= {record.method for record in records}
+        only = VerifiedSettings(kind="cascade", epsilon=epsilon, methods=("crown",))
+        assert {record.method for record in evaluate_verified(network, block, only)} <= {"crown", None}
+        single = evaluate_verified(network, block, VerifiedSettings(kind="crown", epsilon=epsilon))
+        assert {record.method for record in single} == {None}
+        for one, union in zip(single, records, strict=True):
+            assert union.verified or not one.verified
+    assert found >= {"ibp", "crown-ibp", None}

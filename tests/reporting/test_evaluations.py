@@ -180,3 +180,9 @@ def test_images_chosen_one_by_one_are_no_sample(tmp_path, write_run):
     run = write_run(tmp_path / "run", "smoothing", header={"dataset": dataset})
     with pytest.raises(LedgerError, match=r"chosen one by one \(--index\), which are no sample .*; leave it out"):
         read_evaluation(run)
+
+
+def test_a_ledger_from_before_cascades_is_read(tmp_path, write_run):
+    run = write_run(tmp_path / "run", "ibp")
+    run.records_path.write_text(run.records_path.read_text().replace(', "method": null', ""))
+    assert all("method" not in record for record in read_evaluations([read_run(run.path)])[0].records)

@@ -53,6 +53,9 @@ CASES = {
     "autoattack": (AutoAttackSettings(epsilon="128/255"), 2, AttackRecord, "robust"),
     "ibp": (VerifiedSettings(kind="ibp", epsilon="1/255"), 230, VerifiedRecord, "verified"),
     "crown-ibp": (CROWN, 230, VerifiedRecord, "verified"),
+    "symbolic": (VerifiedSettings(kind="symbolic", epsilon="1/255"), 110, VerifiedRecord, "verified"),
+    "crown": (VerifiedSettings(kind="crown", epsilon="1/255"), 110, VerifiedRecord, "verified"),
+    "cascade": (VerifiedSettings(kind="cascade", epsilon="1/255"), 110, VerifiedRecord, "verified"),
     "smoothing": (SMOOTHING, 6, SmoothedRecord, "radius"),
 }
 

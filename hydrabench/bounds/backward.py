@@ -1,0 +1,135 @@
+"""Carrying rows back through a program, for methods that bound neurons one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from hydrabench.bounds.graph import Node
+from hydrabench.bounds.interval import Interval
+from hydrabench.bounds.operations import Add, Dense, MaxPool, Operation
+from hydrabench.bounds.rows import Rows, carried_back, chunk_length, unit_rows
+
+# (position of a node whose operation is relaxed, rows of its result) -> rows of what it takes, what the constants gain
+Relaxation = Callable[[int, Rows], tuple[Rows, Tensor]]
+
+
+def substituted(
+    nodes: Sequence[Node], number: int, rows: Rows, shapes: Sequence[torch.Size], relax: Relaxation
+) -> tuple[Rows, Tensor | float, Tensor | float]:
+    """Express functions of value `number` by the input.
+
+    Args:
+        shapes: of all values up to `number`. relax: what to do at an operation that is not linear.
+    Returns: the functions of the input; what their constants gain from the linear operations, and from `relax`, (R,).
+    """
+    waiting = {number: rows}
+    linear: Tensor | float = 0.0
+    relaxed: Tensor | float = 0.0
+    for position in range(number, 0, -1):
+        if position not in waiting:
+            continue  # computed for other readers
+        node, rows = nodes[position - 1], waiting.pop(position)
+        if node.operation.relaxed:
+            rows, gain = relax(position, rows)
+            relaxed = relaxed + gain
+        elif not isinstance(node.operation, Add):
+            rows, constants = carried_back(node.operation, rows, (shapes[node.inputs[0]], shapes[position]))
+            linear = linear if constants is None else linear + constants
+        for source in node.inputs:
+            waiting[source] = waiting[source].plus(rows, shapes[source]) if source in waiting else rows
+    return waiting[0], linear, relaxed
+
+
+def neuron_rows(
+    nodes: Sequence[Node], number: int, value: Tensor, image: Tensor, neuron: Tensor
+) -> tuple[int, Rows, Tensor]:
+    """The functions that pick single neurons of a value, or what they are of the value before it.
+
+    Args:
+        value: anything of its shape. image, neuron: which ones, (R,).
+    Returns: the number of the value that the rows are functions of, the rows, and their constants, (R,).
+    """
+    producer = nodes[number - 1]
+    if isinstance(producer.operation, Dense) and value.ndim == 2:
+        dense = producer.operation
+        rows = Rows(dense.weight.index_select(0, neuron), image)
+        constants = (
+            rows.coefficients.new_zeros(len(neuron)) if dense.bias is None else dense.bias.index_select(0, neuron)
+        )
+        return producer.inputs[0], rows, constants
+    return number, unit_rows(value.shape, image, neuron, value), value.new_zeros(len(neuron))
+
+
+def in_chunks(wanted: Tensor, shapes: Sequence[torch.Size], work: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Do `work` for the neurons that are `wanted`, so many at a time that their rows fit.
+
+    Args:
+        wanted: mask of a value, (B, ...). shapes: of the values that rows pass.
+        work: from images and neurons, (R,), to results (..., R). With gradients it is done again in the pass
+            backward if there are several chunks, since their rows would not fit at once.
+    Returns: (..., how many are wanted), in the order of the mask.
+    """
+    places = wanted.flatten().nonzero().squeeze(1)
+    image, neuron = places // wanted[0].numel(), places % wanted[0].numel()
+    step = chunk_length(shapes, wanted.device)
+    repeat = torch.is_grad_enabled() and len(places) > step
+    parts = []
+    for start in range(0, len(places), step):
+        picks = image[start : start + step], neuron[start : start + step]
+        again: Any = checkpoint(work, *picks, use_reentrant=False, preserve_rng_state=False) if repeat else work(*picks)
+        parts.append(again)
+    return torch.cat(parts, dim=-1)
+
+
+def scattered(wanted: Tensor, into: Tensor, values: Tensor) -> Tensor:
+    """Put `values` in the `wanted` places of a tensor of the same shape."""
+    places = wanted.flatten().nonzero().squeeze(1)
+    return into.flatten().scatter(0, places, values).view_as(into)
+
+
+def undecided(operation: Operation, box: Interval) -> Tensor:
+    """Mask of the neurons whose bounds matter in front of an operation that is not linear.
+
+    For a ReLU those that are neither on nor off for certain; for max pooling those of windows without a certain winner.
+    NaN is undecided.
+    """
+    lower, upper = box.lower(), box.upper()
+    if not isinstance(operation, MaxPool):
+        return ~((lower >= 0) | (upper <= 0))
+    members, highest = window_members(operation, lower), rest_of_windows(operation, lower, upper)
+    open_ = ~(operation.apply(lower) >= highest)
+    hits = open_.flatten(2).unsqueeze(2) & (members >= 0)
+    index = members.clamp(min=0).expand_as(hits)
+    counts = torch.zeros_like(lower).flatten(2).scatter_add(2, index.flatten(2), hits.to(lower.dtype).flatten(2))
+    return (counts > 0).view_as(lower)
+
+
+def window_members(operation: MaxPool, value: Tensor) -> Tensor:
+    """Which entries of an image (H, W), flattened, lie in each window; -1 for padding: (1, 1, entries, windows)."""
+    height, width = value.shape[2:]
+    numbers = torch.arange(1, height * width + 1, device=value.device, dtype=torch.float64).view(1, 1, height, width)
+    columns = F.unfold(numbers, operation.kernel, operation.dilation, operation.padding, operation.stride)
+    return columns.long().unsqueeze(1) - 1
+
+
+def rest_of_windows(operation: MaxPool, lower: Tensor, upper: Tensor) -> Tensor:
+    """Largest upper bound in every window but for the entry with the largest lower bound: (B, C, windows...)."""
+    members = window_members(operation, upper)
+    shape = (*upper.shape[:2], *members.shape[2:])
+    columns = upper.flatten(2).gather(2, members.clamp(min=0).flatten(2).expand(*upper.shape[:2], -1)).view(shape)
+    winners = strongest(operation, lower)
+    others = columns.masked_fill((members < 0) | (members == winners.flatten(2).unsqueeze(2)), -torch.inf)
+    return others.amax(2).view_as(winners)
+
+
+def strongest(operation: MaxPool, lower: Tensor) -> Tensor:
+    """Where in the flattened image (H, W) the entry of every window with the largest lower bound stands."""
+    return F.max_pool2d(
+        lower, operation.kernel, operation.stride, operation.padding, operation.dilation, return_indices=True
+    )[1]

@@ -1,0 +1,115 @@
+"""What a method of bounding is asked: the margins of a network over balls around images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from hydrabench.bounds.ball import Ball
+from hydrabench.bounds.crown import MEMORY
+from hydrabench.bounds.graph import Node, program_of, read, shapes_of
+from hydrabench.bounds.operations import Dense
+from hydrabench.bounds.rows import Rows
+from hydrabench.threat import Norm
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """The margins f_y - f_j as functions of the value in front of the last linear layer, which is merged into them.
+
+    network: what was read. body: the operations up to that value; shapes: of its values, without the batch axis.
+    ball: around the images. y: true classes, (B,). others: the classes j, (B, S), none of them y. rows: coefficients,
+    (B, S, F). offset: constants, (B, S).
+    """
+
+    network: nn.Module
+    body: list[Node]
+    shapes: list[torch.Size]
+    ball: Ball
+    y: Tensor
+    others: Tensor
+    rows: Tensor
+    offset: Tensor
+
+    def images(self, part: slice | Tensor) -> Problem:
+        """The problem of some images, given by a slice or their numbers."""
+        ball = replace(self.ball, x=self.ball.x[part])
+        return replace(
+            self, ball=ball, y=self.y[part], others=self.others[part], rows=self.rows[part], offset=self.offset[part]
+        )
+
+    def functions(self, places: Tensor) -> Problem:
+        """The problem of some margins of each image, by their places in `others`: (B, fewer)."""
+        rows = self.rows.gather(1, places.unsqueeze(2).expand(-1, -1, self.rows.shape[2]))
+        return replace(self, others=self.others.gather(1, places), rows=rows, offset=self.offset.gather(1, places))
+
+
+def pose(network: nn.Module, x: Tensor, y: Tensor, epsilon: float, *, norm: Norm = "linf") -> Problem:
+    """Read a network for the margins of all classes but `y`.
+
+    Raises: UnsupportedLayerError for a layer without a rule; ValueError for a negative radius or an output that is
+        not (B, K) with K >= 2.
+    """
+    if not epsilon >= 0:
+        raise ValueError(f"out of range: {epsilon=}, must be >= 0")
+    nodes = read(program_of(network), x)
+    last = nodes[-1].operation if nodes else None
+    head = last if isinstance(last, Dense) else None
+    body = nodes[:-1] if head else nodes
+    shapes = shapes_of(body, x)
+    functions = specification(head, y, x.new_empty(1).expand(0, *shapes[-1]))
+    return Problem(network, body, shapes, Ball(x, epsilon, norm), y, *functions)
+
+
+def solved(problem: Problem, method: Callable[[Problem], Tensor], *, memory: int = MEMORY) -> Tensor:
+    """Apply a method to so many images at a time that `memory` bytes suffice, as far as one image does: (B, S)."""
+    together = max(1, memory // image_bytes(problem))
+    count = len(problem.y)
+    if together >= count:
+        return method(problem)
+    return torch.cat([method(problem.images(slice(start, start + together))) for start in range(0, count, together)])
+
+
+def image_bytes(problem: Problem) -> int:
+    """What bounding one image takes: boxes kept for a pass backward, and what an operation holds at once."""
+    kept = {node.inputs[0] for node in problem.body if node.operation.relaxed}
+    sizes = [shape.numel() for shape in problem.shapes]
+    return problem.rows.element_size() * (2 * sum(sizes[number] for number in kept) + 6 * max(sizes))
+
+
+def clean_margins(problem: Problem) -> Tensor:
+    """The margins of the images themselves, (B, S)."""
+    values = [problem.ball.x]
+    for node in problem.body:
+        values.append(node.operation.apply(*(values[number] for number in node.inputs)))
+    return torch.baddbmm(problem.offset.unsqueeze(2), problem.rows, values[-1].unsqueeze(2)).squeeze(2)
+
+
+def specification(head: Dense | None, y: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The rows e_y - e_j, j != y, times the last linear layer if there is one.
+
+    Args:
+        head: the last linear layer, or None if `value` is the logits.
+        y: true classes, (B,).
+        value: what the rows are applied to, (B, F); only its shape and type matter.
+    Returns: the classes j, (B, K - 1); coefficients (B, K - 1, F); constants (B, K - 1).
+    """
+    classes = value.shape[-1] if head is None else len(head.weight)
+    if value.ndim != 2 or classes < 2:
+        raise ValueError(f"margins need logits (B, K) of at least 2 classes, got {(*value.shape[:-1], classes)}")
+    others = torch.arange(classes - 1, device=y.device).expand(len(y), -1)
+    others = others + (others >= y.unsqueeze(1))
+    weight = torch.eye(classes, dtype=value.dtype, device=value.device) if head is None else head.weight
+    rows = weight[y].unsqueeze(1) - weight[others]
+    if head is None or head.bias is None:
+        return others, rows, rows.new_zeros(others.shape)
+    return others, rows, head.bias[y].unsqueeze(1) - head.bias[others]
+
+
+def flat(rows: Tensor) -> Rows:
+    """Coefficients (B, S, F) as rows, image by image."""
+    image = torch.arange(len(rows), device=rows.device).repeat_interleave(rows.shape[1])
+    return Rows(rows.flatten(0, 1), image)
