@@ -3,13 +3,14 @@
 `graph` reads a network into a program of `operations`; `interval` sends boxes forward through it, `crown` linear
 functions backward. A `problem` is a program, a `ball` and the margins to bound. `symbolic` and `full` bound neurons by
 functions of their own, which `backward` carries to the input and `rows` keeps short. `margins` has a function for each
-method, `cascade` tries one after the other, `lirpa` asks auto_LiRPA instead.
+method, `cascade` tries one after the other. `lirpa` asks auto_LiRPA instead, and `alpha` lets it optimise the slopes.
 """
 
+from hydrabench.bounds.alpha import Search, alpha_crown_margins
 from hydrabench.bounds.cascade import Proofs, cascade, cascade_margins
 from hydrabench.bounds.graph import Node, Program, program_of, read
 from hydrabench.bounds.interval import interval_bounds
-from hydrabench.bounds.lirpa import lirpa_margins
+from hydrabench.bounds.lirpa import lirpa_margins, require_auto_lirpa
 from hydrabench.bounds.margins import (
     MarginBound,
     class_margins,
@@ -34,6 +35,8 @@ __all__ = [
     "Node",
     "Program",
     "Proofs",
+    "Search",
+    "alpha_crown_margins",
     "cascade",
     "cascade_margins",
     "class_margins",
@@ -44,6 +47,7 @@ __all__ = [
     "lirpa_margins",
     "program_of",
     "read",
+    "require_auto_lirpa",
     "symbolic_class_margins",
     "symbolic_margins",
 ]

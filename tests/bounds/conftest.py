@@ -130,3 +130,61 @@ def make_problem(seed: int) -> Problem:
         y = network(x).argmax(1)
     y[0] = (y[0] + 1) % 4  # one image is misclassified
     return network, x, y, rng
+
+
+class Shortcut(nn.Module):
+    """Two convolutions with batch norm and a 1x1 shortcut with its own, as in a ResNet."""
+
+    def __init__(self, inside, outside, stride):
+        super().__init__()
+        self.body = nn.Sequential(
+            *(nn.Conv2d(inside, outside, 3, stride, 1, bias=False), nn.BatchNorm2d(outside), nn.ReLU()),
+            *(nn.Conv2d(outside, outside, 3, 1, 1, bias=False), nn.BatchNorm2d(outside)),
+        )
+        self.shortcut = nn.Sequential(nn.Conv2d(inside, outside, 1, stride, bias=False), nn.BatchNorm2d(outside))
+
+    def forward(self, x):
+        return torch.relu(self.body(x) + self.shortcut(x))
+
+
+def make_residual_network(pooling, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    pools = {"avg": nn.AvgPool2d(2), "max": nn.MaxPool2d(2), "global": nn.AdaptiveAvgPool2d(1)}
+    network = nn.Sequential(
+        *(nn.Conv2d(2, 3, 3, 1, 1), nn.BatchNorm2d(3), nn.ReLU(), Shortcut(3, 4, 1), Shortcut(4, 4, 2)),
+        *(pools[pooling], nn.Flatten(), nn.Linear(4 if pooling == "global" else 16, 4)),
+    ).eval()
+    with torch.no_grad():
+        for tensor in network.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.copy_(torch.randn(tensor.shape, generator=rng) / max(1, tensor[0].numel()) ** 0.5)
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_var.uniform_(0.2, 2.0, generator=rng)
+                module.running_mean *= 0.1
+                module.bias *= 0.1  # so that neurons are neither all on nor all off
+    x = torch.rand(3, 2, 8, 8, generator=rng)
+    return network, x, network(x).argmax(1), rng
+
+
+def find_smallest_margin(network, x, y, epsilon, rng, points=20):
+    """The smallest margin of points of the ball, most of them corners."""
+    smallest = torch.full(y.shape, torch.inf, dtype=x.dtype)
+    for number in range(points):
+        step = 2 * torch.rand(x.shape, generator=rng, dtype=x.dtype) - 1
+        logits = network((x + epsilon * (step.sign() if number else 0 * step)).clamp(0, 1))
+        right = logits.gather(1, y.unsqueeze(1)).squeeze(1)
+        smallest = smallest.minimum(right - logits.scatter(1, y.unsqueeze(1), -torch.inf).max(1).values)
+    return smallest
+
+
+@pytest.fixture
+def residual_network():
+    """(pooling, seed) -> network, images, predicted labels, generator."""
+    return make_residual_network
+
+
+@pytest.fixture
+def smallest_margin():
+    """(network, x, y, epsilon, generator) -> the smallest margin of sampled points of the ball, (B,)."""
+    return find_smallest_margin

@@ -1,0 +1,115 @@
+"""alpha-CROWN: CROWN whose slopes below unstable neurons are optimised for each image, by auto_LiRPA."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from hydrabench.bounds.lirpa import (
+    bounded_module,
+    lower_bounds,
+    margin_rows,
+    perturbed,
+    slopes_can_leave_their_ends,
+)
+
+DECAY = 0.98  # of the learning rate, each iteration; as alpha-beta-CROWN has it
+
+
+@dataclass(frozen=True)
+class Search:
+    """How slopes are looked for.
+
+    slopes: "output" optimises the slopes of the margins' own pass and keeps CROWN's bounds of the neurons;
+        "all" optimises those of every neuron's pass, too: tighter, and several times the time and memory.
+    iterations: >= 1; the first has CROWN's slopes. learning_rate: Adam's, > 0, decaying by `DECAY`.
+    time_limit: seconds for each image, > 0, or None. The images of a batch share their seconds.
+    """
+
+    slopes: Literal["output", "all"] = "output"
+    iterations: int = 100
+    learning_rate: float = 0.1
+    time_limit: float | None = None
+
+
+def alpha_crown_margins(network: nn.Module, x: Tensor, y: Tensor, epsilon: float, *, search: Search) -> Tensor:
+    """Lower bounds of min over j != y of f_y - f_j over the L-infinity ball, by CROWN with optimised slopes.
+
+    Every iterate is sound; of each difference of logits the best one is kept, so that these bounds are never
+    below CROWN's. An image is done when all of its margins are positive, and stays as it is then: its bound
+    depends on no other image, up to rounding. With a time limit it depends on the machine and on the batch,
+    and cannot be reproduced. The limit is looked at after each iteration; CROWN's own pass is always finished.
+
+    Args: as for `lirpa_margins`, and `search`.
+    Returns: (B,), in logit units, without gradients.
+    Raises: what `lirpa_margins` raises.
+    Source: Xu et al. (2021), arXiv:2011.13824, section 3.1; defaults of alpha-beta-CROWN, but no patience, which
+        would stop all images of a batch together.
+    """
+    started = perf_counter()
+    deadline = None if search.time_limit is None else started + search.time_limit * len(y)
+    bounded = bounded_module(network, x)
+    ball, rows = perturbed(x, epsilon), margin_rows(y, bounded.final_shape[1], x.dtype)
+    with torch.no_grad():
+        best = _Best(lower_bounds(bounded, ball, rows, "CROWN"), deadline)
+    neurons = _bounds_of_neurons(bounded)
+    if best.stop().all() or not neurons:
+        return best.lower.min(1).values
+    bounded.set_bound_opts({"optimize_bound_args": _options(bounded, search, best)})
+    given = {_name_of_intermediate_bounds(bounded): neurons} if search.slopes == "output" else {}
+    with torch.enable_grad(), slopes_can_leave_their_ends():
+        lower_bounds(bounded, ball, rows, "CROWN-Optimized", **given)
+    return best.lower.min(1).values
+
+
+class _Best:
+    """The best lower bounds so far, (B, K - 1); auto_LiRPA calls it after every iteration, to ask which to stop."""
+
+    def __init__(self, lower: Tensor, deadline: float | None) -> None:
+        self.lower = lower
+        self.deadline = deadline
+
+    def __call__(self, lower: Tensor) -> Tensor:
+        """Take the bounds of an iterate; return which images are done, (B, 1)."""
+        better = torch.maximum(self.lower, lower.detach())  # NaN stays NaN, which an evaluator refuses
+        self.lower = torch.where(self._proved(), self.lower, better)
+        return self.stop()
+
+    def stop(self) -> Tensor:
+        """The images that are proved, or all when the time is up; (B, 1)."""
+        late = self.deadline is not None and perf_counter() >= self.deadline
+        return self._proved() | late
+
+    def _proved(self) -> Tensor:
+        return (self.lower > 0).all(1, keepdim=True)
+
+
+def _bounds_of_neurons(bounded: Any) -> dict[str, list[Tensor]]:
+    """Lower and upper bounds of what goes into the activations, after a CROWN pass, by auto_LiRPA's names."""
+    inputs = [node.inputs[0] for node in bounded.optimizable_activations if node.perturbed]
+    return {value.name: [value.lower.detach(), value.upper.detach()] for value in inputs}
+
+
+def _options(bounded: Any, search: Search, best: _Best) -> dict[str, Any]:
+    known = bounded.bound_opts["optimize_bound_args"]
+    fix = "fix_interm_bounds" if "fix_interm_bounds" in known else "fix_intermediate_layer_bounds"
+    return {
+        "iteration": search.iterations,
+        "lr_alpha": search.learning_rate,
+        "lr_decay": DECAY,
+        "early_stop_patience": search.iterations,
+        "stop_criterion_func": best,
+        "use_shared_alpha": search.slopes == "output",  # of passes that are then not run; without, they need memory
+        fix: True,
+    }
+
+
+def _name_of_intermediate_bounds(bounded: Any) -> str:
+    """What `compute_bounds` calls the bounds of neurons that it shall take as given; it was renamed after 0.3."""
+    parameters = inspect.signature(bounded.compute_bounds).parameters
+    return "interm_bounds" if "interm_bounds" in parameters else "intermediate_layer_bounds"

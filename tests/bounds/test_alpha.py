@@ -1,0 +1,198 @@
+"""alpha-CROWN: sound, never below CROWN, blind to the rest of the batch, and done when the time is up."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from time import perf_counter
+
+import pytest
+import torch
+from torch import nn
+
+from hydrabench.bounds import alpha, alpha_crown_margins, lirpa, lirpa_margins
+from hydrabench.bounds.alpha import Search
+from hydrabench.errors import HydrabenchError
+from hydrabench.masking import attach_masks
+
+SHORT = Search(iterations=20)
+
+
+@pytest.fixture(autouse=True)
+def auto_lirpa():
+    try:
+        return lirpa._auto_lirpa()
+    except HydrabenchError as error:
+        pytest.skip(str(error))
+
+
+def problem(seed, *, pooling=False, images=4, dtype=torch.float32):
+    rng = torch.Generator().manual_seed(seed)
+    pool = [nn.MaxPool2d(2)] if pooling else []
+    network = nn.Sequential(
+        *(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), *pool),
+        *(nn.Flatten(), nn.Linear(36 if pooling else 144, 12), nn.ReLU(), nn.Linear(12, 4)),
+    ).eval()
+    with torch.no_grad():
+        for tensor in network.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.copy_(torch.randn(tensor.shape, generator=rng) / max(1, tensor[0].numel()) ** 0.5)
+        network[1].running_var.uniform_(0.5, 2.0, generator=rng)
+        x = torch.rand(images, 1, 6, 6, generator=rng)
+        network[-1].bias -= network(x).mean(0)  # otherwise one class wins everywhere
+    network, x = network.to(dtype), x.to(dtype)
+    return network, x, network(x).argmax(1), rng
+
+
+def test_the_slope_of_one_neuron_worked_by_hand():
+    """f = (relu(z), z / 2) with z = x1 - x2, x = (0.6, 0.5), epsilon 0.2: z lies in [-0.3, 0.5]. Label 0.
+
+    The margin relu(z) - z / 2 is at least (a - 1/2) z for a slope a in [0, 1]. CROWN takes a = 1, because 0.5 > 0.3:
+    z / 2 >= -0.15. The best slope is a = 1/2: 0, which is the true minimum.
+    """
+    network = nn.Sequential(nn.Flatten(), nn.Linear(2, 3, bias=False), nn.ReLU(), nn.Linear(3, 2, bias=False)).eval()
+    with torch.no_grad():
+        network[1].weight.copy_(torch.tensor([[1.0, -1.0], [0.5, 0.0], [0.0, 0.5]]))
+        network[3].weight.copy_(torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, -1.0]]))
+    x, y = torch.tensor([[[[0.6, 0.5]]]]), torch.tensor([0])
+    assert lirpa_margins(network, x, y, 0.2, method="crown").item() == pytest.approx(-0.15, abs=1e-6)
+    for slopes in ("output", "all"):
+        found = alpha_crown_margins(network, x, y, 0.2, search=Search(slopes)).item()
+        assert -1e-3 < found <= 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("pooling", [False, True])
+@pytest.mark.parametrize("slopes", ["output", "all"])
+def test_alpha_crown_lies_between_crown_and_what_sampled_points_reach(smallest_margin, slopes, pooling, dtype):
+    network, x, y, rng = problem(1, pooling=pooling, dtype=dtype)
+    crown = lirpa_margins(network, x, y, 0.1, method="crown")
+    found = alpha_crown_margins(network, x, y, 0.1, search=Search(slopes, iterations=20))
+    assert found.dtype == dtype
+    assert not found.requires_grad
+    assert (found >= crown - 1e-5).all()
+    assert (found - crown).sum() > 0.003
+    assert (found <= smallest_margin(network, x, y, 0.1, rng) + 1e-5).all()
+
+
+@pytest.mark.parametrize("slopes", ["output", "all"])
+@pytest.mark.parametrize("pooling", ["avg", "max", "global"])
+def test_residual_and_pooling_networks_are_bounded_soundly(residual_network, smallest_margin, pooling, slopes):
+    """For labels that are wrong, so that no image is done before the search begins."""
+    network, x, y, rng = residual_network(pooling)
+    wrong = (y + 1) % 4
+    crown = lirpa_margins(network, x, wrong, 0.02, method="crown")
+    found = alpha_crown_margins(network, x, wrong, 0.02, search=Search(slopes, iterations=3))
+    assert (found >= crown - 1e-5).all()
+    assert (found > crown + 1e-6).any()
+    assert (found <= smallest_margin(network, x, wrong, 0.02, rng) + 1e-5).all()
+
+
+@pytest.mark.parametrize("slopes", ["output", "all"])
+def test_a_verdict_ignores_the_rest_of_its_batch(slopes):
+    """Among them an image that CROWN proves at once, and one whose neighbours leave other neurons unstable."""
+    network, x, y, _ = problem(0, images=5)
+    x[3] = 0.0
+    y = network(x).argmax(1)
+    search = Search(slopes, iterations=20)
+    together = alpha_crown_margins(network, x, y, 0.05, search=search)
+    alone = torch.cat([alpha_crown_margins(network, x[[row]], y[[row]], 0.05, search=search) for row in range(5)])
+    assert 0 < (together > 0).sum() < 5
+    torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-5)
+
+
+def test_the_same_bounds_come_out_again():
+    network, x, y, _ = problem(1)
+    first = alpha_crown_margins(network, x, y, 0.1, search=SHORT)
+    torch.rand(3)
+    assert torch.equal(first, alpha_crown_margins(network, x, y, 0.1, search=SHORT))
+
+
+def test_more_iterations_never_lower_a_bound():
+    network, x, y, _ = problem(1)
+    found = [alpha_crown_margins(network, x, y, 0.2, search=Search(iterations=count)) for count in (1, 5, 30)]
+    torch.testing.assert_close(found[0], lirpa_margins(network, x, y, 0.2, method="crown"), rtol=1e-5, atol=1e-6)
+    for fewer, more in pairwise(found):
+        assert (more >= fewer).all()
+        assert (more > fewer).any()
+
+
+def test_a_proved_image_stays_as_it_is_while_others_go_on():
+    """Image 0 has both margins positive after the second iterate, image 1 never; a later 9 is not taken for image 0."""
+    best = alpha._Best(torch.tensor([[-1.0, 2.0], [-1.0, -1.0]]), None)
+    assert best(torch.tensor([[1.0, -3.0], [-2.0, 0.5]])).tolist() == [[True], [False]]
+    assert best(torch.tensor([[9.0, 9.0], [-0.5, -9.0]])).tolist() == [[True], [False]]
+    assert best.lower.tolist() == [[1.0, 2.0], [-0.5, 0.5]]
+
+
+def test_nan_in_any_iterate_is_not_hidden_by_the_best_one():
+    best = alpha._Best(torch.tensor([[-1.0]]), None)
+    best(torch.tensor([[torch.nan]]))
+    best(torch.tensor([[5.0]]))
+    assert best.lower.isnan().all()
+
+
+def test_the_search_ends_when_every_image_is_proved(monkeypatch):
+    """At epsilon 0 CROWN is exact, so that nothing is left to optimise."""
+    network, x, y, _ = problem(3)
+    asked = []
+    monkeypatch.setattr(
+        alpha, "lower_bounds", lambda *args, **options: asked.append(args[3]) or lirpa.lower_bounds(*args, **options)
+    )
+    assert (alpha_crown_margins(network, x, y, 0.0, search=SHORT) > 0).all()
+    assert asked == ["CROWN"]
+
+
+def test_a_time_limit_is_honoured_for_the_batch_and_keeps_what_was_found():
+    """Far more iterations than the limit of 4 * 0.25 s allows; one of them takes about a hundredth of it."""
+    network, x, y, _ = problem(1)
+    crown = lirpa_margins(network, x, y, 0.2, method="crown")
+    started = perf_counter()
+    found = alpha_crown_margins(network, x, y, 0.2, search=Search(iterations=10**6, time_limit=0.25))
+    assert perf_counter() - started < 10
+    assert (found >= crown).all()
+    assert (found > crown + 1e-3).any()
+
+
+def test_a_time_limit_that_is_over_at_once_leaves_crowns_bounds():
+    network, x, y, _ = problem(1)
+    crown = lirpa_margins(network, x, y, 0.2, method="crown")
+    assert torch.equal(alpha_crown_margins(network, x, y, 0.2, search=Search(time_limit=1e-9)), crown)
+
+
+def test_networks_without_unstable_neurons_are_as_crown_has_them():
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).eval()
+    x, y = torch.rand(2, 1, 2, 2), torch.tensor([0, 2])
+    torch.testing.assert_close(
+        alpha_crown_margins(linear, x, y, 0.3, search=SHORT), lirpa_margins(linear, x, y, 0.3, method="crown")
+    )
+    wrong = torch.tensor([1, 0])
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
+    torch.testing.assert_close(
+        alpha_crown_margins(network, x, wrong, 0.0, search=SHORT), lirpa_margins(network, x, wrong, 0.0, method="crown")
+    )
+
+
+def test_masked_networks_go_in_baked_and_stay_masked():
+    network, x, y, _ = problem(1)
+    attach_masks(network, 0.3)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    crown = lirpa_margins(network, x, y, 0.05, method="crown")
+    assert (alpha_crown_margins(network, x, y, 0.05, search=SHORT) >= crown - 1e-6).all()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_the_names_of_newer_releases_are_found_by_looking():
+    """0.3 says intermediate_layer_bounds; the source release says interm_bounds and fix_interm_bounds."""
+
+    class Newer:
+        def __init__(self):
+            self.bound_opts = {"optimize_bound_args": {"fix_interm_bounds": True}}
+
+        def compute_bounds(self, x=None, C=None, interm_bounds=None):
+            """Only the names matter."""
+
+    options = alpha._options(Newer(), SHORT, alpha._Best(torch.zeros(1, 1), None))
+    assert options["fix_interm_bounds"] is True
+    assert "fix_intermediate_layer_bounds" not in options
+    assert alpha._name_of_intermediate_bounds(Newer()) == "interm_bounds"
