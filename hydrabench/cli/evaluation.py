@@ -46,11 +46,16 @@ def attack(ref: str, attack: str, **given: Any) -> None:
     _evaluate(ref, attack, ("clean", "pgd", "autoattack"), ("epsilon", "norm", "steps", "restarts", "seed"), given)
 
 
-METHODS = ("ibp", "symbolic", "crown-ibp", "crown", "cascade", "smoothing")
+METHODS = ("ibp", "symbolic", "crown-ibp", "crown", "alpha-crown", "cascade", "smoothing")
 bound_options = options(
     click.option("--epsilon", help="Radius in pixel units, e.g. 2/255.  [default: the checkpoint's training radius]"),
     click.option("--norm", help="linf or l2.  [default: the checkpoint's, else linf]"),
     click.option("--methods", help="Cascade: methods in order.  [default: ibp,crown-ibp,crown]"),
+    click.option("--engine", help="hydrabench, or auto_lirpa for ibp, crown-ibp, crown.  [default: hydrabench]"),
+    click.option("--slopes", help="alpha-crown: optimise those of the output, or all (slower).  [default: output]"),
+    click.option("--iterations", type=int, help="alpha-crown: iterations of the search.  [default: 100]"),
+    click.option("--learning-rate", type=float, help="alpha-crown: learning rate of the search.  [default: 0.1]"),
+    click.option("--time-limit", type=float, help="alpha-crown: seconds for each image; no longer reproducible."),
 )
 smoothing_options = options(
     click.option("--mode", help="Smoothing: cohen, curtailed, adaptive or betting; when to stop.  [default: cohen]"),
@@ -77,7 +82,10 @@ smoothing_options = options(
 @click.command()
 @click.option("--ckpt", "ref", required=True, help=REF_HELP)
 @click.option(
-    "--method", default="crown-ibp", show_default=True, help="ibp, symbolic, crown-ibp, crown, cascade or smoothing."
+    "--method",
+    default="crown-ibp",
+    show_default=True,
+    help="ibp, symbolic, crown-ibp, crown, alpha-crown, cascade or smoothing.",
 )
 @bound_options
 @smoothing_options
@@ -93,6 +101,8 @@ def certify(ref: str, method: str, **given: Any) -> None:
       hydrabench certify --ckpt digits-crown-ibp-99
       hydrabench certify --ckpt runs/final --method ibp --epsilon 2/255 -n 200
       hydrabench certify --ckpt runs/final --method cascade --norm l2 --epsilon 0.25
+      hydrabench certify --ckpt runs/final --method crown-ibp --engine auto_lirpa
+      hydrabench certify --ckpt runs/final --method alpha-crown --iterations 50 --time-limit 30
       hydrabench certify --ckpt runs/final --method smoothing --sigma 0.25 --samples 10000
       hydrabench certify --ckpt runs/final --method smoothing --mode adaptive --radii auto --sigma 0.25,0.5
       hydrabench certify --ckpt runs/final --method smoothing --index 17
@@ -106,8 +116,9 @@ def certify(ref: str, method: str, **given: Any) -> None:
         given["methods"] = given["methods"].split(",")
     given["indices"] = _indices(given["indices"])
     _check_machine(method, given)
+    of_bounds = ("epsilon", "norm", "methods", "engine", "slopes", "iterations", "learning_rate", "time_limit")
     of_smoothing = ("mode", "sigma", "n0", "samples", "alpha", "radii", "seed", "rigor", "label_aware")
-    _evaluate(ref, method, METHODS, ("epsilon", "norm", "methods", *of_smoothing), given)
+    _evaluate(ref, method, METHODS, (*of_bounds, *of_smoothing), given)
 
 
 def _only_predict(given: dict[str, Any]) -> str:

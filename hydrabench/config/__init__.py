@@ -33,11 +33,12 @@ from hydrabench.config.recipe import (
     sha256_of_values,
 )
 from hydrabench.config.smoothing import SmoothingSettings
-from hydrabench.config.verified import VerifiedSettings
+from hydrabench.config.verified import AlphaCrownSettings, VerifiedSettings
 
 __all__ = [
     "EVALUATIONS",
     "OBJECTIVE_SETTINGS",
+    "AlphaCrownSettings",
     "AutoAttackSettings",
     "BudgetRecipe",
     "CleanSettings",

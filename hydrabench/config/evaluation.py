@@ -14,7 +14,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from hydrabench.config.fields import Radius, Section, members_by_tag
 from hydrabench.config.protocol import unless
 from hydrabench.config.smoothing import SmoothingSettings
-from hydrabench.config.verified import VerifiedSettings
+from hydrabench.config.verified import AlphaCrownSettings, VerifiedSettings
 from hydrabench.threat import Norm
 
 
@@ -62,7 +62,8 @@ class AutoAttackSettings(Section):
 
 
 EvaluationSettings = Annotated[
-    CleanSettings | PgdSettings | AutoAttackSettings | VerifiedSettings | SmoothingSettings, Field(discriminator="kind")
+    CleanSettings | PgdSettings | AutoAttackSettings | VerifiedSettings | AlphaCrownSettings | SmoothingSettings,
+    Field(discriminator="kind"),
 ]
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from hydrabench.config.fields import Radius, Section
+from hydrabench.config.protocol import unless
 from hydrabench.threat import Norm
 
 Method = Literal["ibp", "symbolic", "crown-ibp", "crown"]
 CASCADE: tuple[Method, ...] = ("ibp", "crown-ibp", "crown")
+AUTO_LIRPA = ("ibp", "crown-ibp", "crown")  # what it is asked for besides alpha-crown
 
 
 class VerifiedSettings(Section):
@@ -20,7 +22,8 @@ class VerifiedSettings(Section):
     norm: Norm = "linf"
     epsilon: Radius
     methods: tuple[Method, ...] = Field(CASCADE, min_length=1)
-    added: ClassVar[tuple[str, ...]] = ("methods",)
+    engine: Literal["hydrabench", "auto_lirpa"] = "hydrabench"
+    added: ClassVar[tuple[str, ...]] = ("methods", "engine")
 
     @model_validator(mode="after")
     def refuse_idle_methods(self) -> VerifiedSettings:
@@ -31,8 +34,39 @@ class VerifiedSettings(Section):
             raise ValueError(f"methods: names one twice, got {'+'.join(self.methods)}; name each once")
         return self
 
+    @model_validator(mode="after")
+    def refuse_what_auto_lirpa_is_not_asked(self) -> VerifiedSettings:
+        """It gives a second opinion on some methods, in L∞."""
+        if self.engine == "auto_lirpa" and (self.kind not in AUTO_LIRPA or self.norm != "linf"):
+            raise ValueError(
+                f"engine: auto_lirpa bounds linf balls by {', '.join(AUTO_LIRPA)}, got {self.norm} and {self.kind}; "
+                "leave the engine at hydrabench"
+            )
+        return self
+
     @property
     def protocol(self) -> str:
         """The protocol id names the bound; `cascade@1` is ibp, crown-ibp, crown, whatever differs is spelt out."""
         methods = "" if self.methods == CASCADE else "-" + "+".join(self.methods)
-        return f"{self.kind}{methods}@1"
+        engine = "" if self.engine == "hydrabench" else f"-{self.engine}"
+        return f"{self.kind}{methods}{engine}@1"
+
+
+class AlphaCrownSettings(Section):
+    """CROWN with optimised slopes, by auto_LiRPA; `bounds.Search` says what the options mean."""
+
+    kind: Literal["alpha-crown"] = "alpha-crown"
+    norm: Literal["linf"] = "linf"
+    epsilon: Radius
+    slopes: Literal["output", "all"] = "output"
+    iterations: PositiveInt = 100
+    learning_rate: PositiveFloat = 0.1
+    time_limit: PositiveFloat | None = None  # seconds for each image; with it, a run cannot be reproduced
+
+    @property
+    def protocol(self) -> str:
+        """`alpha-crown@1` is 100 iterations at rate 0.1, slopes of the margins' own pass; the rest is spelt out."""
+        slopes = "" if self.slopes == "output" else f"-{self.slopes}"
+        search = unless(100, "i", self.iterations) + unless(0.1, "lr", self.learning_rate)
+        limit = "" if self.time_limit is None else f"-t{self.time_limit:g}"
+        return f"alpha-crown{slopes}{search}{limit}@1"

@@ -27,6 +27,7 @@ EVALUATORS: dict[str, Evaluator] = {
     "crown-ibp": evaluate_verified,
     "crown": evaluate_verified,
     "cascade": evaluate_verified,
+    "alpha-crown": evaluate_verified,
     "smoothing": evaluate_smoothed,
 }
 

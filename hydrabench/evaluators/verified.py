@@ -8,8 +8,8 @@ from time import perf_counter
 import torch
 from torch import Tensor, nn
 
-from hydrabench.bounds import BOUNDS, cascade
-from hydrabench.config import VerifiedSettings
+from hydrabench.bounds import BOUNDS, Search, alpha_crown_margins, cascade, lirpa_margins
+from hydrabench.config import AlphaCrownSettings, VerifiedSettings
 from hydrabench.data.images import Block
 from hydrabench.errors import GateError, lookup
 from hydrabench.evaluators.clean import clean_logits, require_finite
@@ -19,7 +19,10 @@ from hydrabench.ledger import VerifiedRecord
 ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-10}
 
 
-def evaluate_verified(network: nn.Module, block: Block, settings: VerifiedSettings) -> list[VerifiedRecord]:
+Settings = VerifiedSettings | AlphaCrownSettings
+
+
+def evaluate_verified(network: nn.Module, block: Block, settings: Settings) -> list[VerifiedRecord]:
     """Bound the margin of each image with the bound named `settings.kind`.
 
     An image is verified if the bound is positive and the clean prediction is right. The second follows
@@ -55,17 +58,22 @@ def evaluate_verified(network: nn.Module, block: Block, settings: VerifiedSettin
     ]
 
 
-def _bounds(network: nn.Module, block: Block, settings: VerifiedSettings) -> tuple[Tensor, Sequence[str | None]]:
+def _bounds(network: nn.Module, block: Block, settings: Settings) -> tuple[Tensor, Sequence[str | None]]:
     """Lower bounds of the margins, (B,), and which method of a cascade proved each image."""
     threat = (network, block.images, block.labels, float(settings.epsilon))
+    none = [None] * len(block.indices)
+    if isinstance(settings, AlphaCrownSettings):
+        search = Search(settings.slopes, settings.iterations, settings.learning_rate, settings.time_limit)
+        return alpha_crown_margins(*threat, search=search), none
+    if settings.engine == "auto_lirpa":
+        return lirpa_margins(*threat, method=settings.kind), none
     if settings.kind == "cascade":
         proofs = cascade(*threat, norm=settings.norm, methods=settings.methods)
         return proofs.lower, proofs.methods
-    bound = lookup("bound", BOUNDS, settings.kind)
-    return bound(*threat, norm=settings.norm), [None] * len(block.indices)
+    return lookup("bound", BOUNDS, settings.kind)(*threat, norm=settings.norm), none
 
 
-def _refuse_contradictions(logits: Tensor, lower: Tensor, block: Block, settings: VerifiedSettings) -> None:
+def _refuse_contradictions(logits: Tensor, lower: Tensor, block: Block, settings: Settings) -> None:
     """Stop if a margin is bounded above 0, by more than rounding, although the clean image is misclassified."""
     rounding = ROUNDING[logits.dtype] * logits.abs().amax(1).clamp_min(1)
     contradicted = (lower > rounding) & (logits.argmax(1) != block.labels)

@@ -27,6 +27,7 @@ RECORDS: dict[str, type[Record]] = {
     "crown-ibp": VerifiedRecord,
     "crown": VerifiedRecord,
     "cascade": VerifiedRecord,
+    "alpha-crown": VerifiedRecord,
     "smoothing": SmoothedRecord,
 }
 # Settings that a column cannot do without.

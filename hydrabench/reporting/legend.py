@@ -18,6 +18,7 @@ METHODS = {
     "crown-ibp": "CROWN-IBP",
     "crown": "CROWN",
     "cascade": "cascade",
+    "alpha-crown": "α-CROWN",
     "smoothing": "smoothing",
 }
 MEANINGS = {
@@ -29,6 +30,7 @@ MEANINGS = {
     "crown-ibp": "every margin provably positive in the whole ball, by CROWN over interval bounds",
     "crown": "every margin provably positive in the whole ball, by CROWN for every neuron",
     "cascade": "every margin provably positive in the whole ball, by the first of several methods that proves it",
+    "alpha-crown": "every margin provably positive in the whole ball, by CROWN with optimised slopes (auto_LiRPA)",
     "smoothing": "right and certified at L2 radius r by randomized smoothing (Cohen et al. 2019), without abstaining",
 }
 _CERTIFIED = "right and certified at L2 radius r by randomized smoothing"

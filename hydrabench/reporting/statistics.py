@@ -140,6 +140,7 @@ KINDS: dict[str, Callable[[Sequence[Mapping[str, Any]], Sequence[float]], Verdic
     "crown-ibp": _verified,
     "crown": _verified,
     "cascade": _verified,
+    "alpha-crown": _verified,
     "smoothing": _smoothed,
 }
 

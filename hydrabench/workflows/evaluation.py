@@ -17,7 +17,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import nn
 
-from hydrabench.bounds import BOUNDS, program_of, read
+from hydrabench.bounds import BOUNDS, program_of, read, require_auto_lirpa
 from hydrabench.checkpoints import Checkpoint, checkpoint_name, open_ref
 from hydrabench.config import EvaluationSettings, SmoothingSettings, parse, with_default_threat
 from hydrabench.config.smoothing import DEFAULT_RADII, SEQUENTIAL, radii_text
@@ -39,6 +39,7 @@ RADIUS_FREE = ("clean", "smoothing")
 BLOCK_SIZE = 100
 # The draws of one image fill batches if all are made; looks at a few draws of many images fill them together.
 FIXED_SIZE_BLOCK, SEQUENTIAL_BLOCK = 1, 32
+SEARCH_BLOCK = 10  # a search takes long and much memory
 # Of weights and images; in bfloat16 only the forward passes of smoothing are computed, see `smoothing.forward`.
 STORED_IN = {**PRECISIONS, "bfloat16": torch.float32}
 
@@ -120,6 +121,8 @@ def run_name(settings: EvaluationSettings) -> str:
 
 def block_size(settings: EvaluationSettings) -> int:
     """How many images are evaluated, and written, together."""
+    if settings.kind == "alpha-crown":
+        return SEARCH_BLOCK
     if not isinstance(settings, SmoothingSettings):
         return BLOCK_SIZE
     return SEQUENTIAL_BLOCK if settings.mode in SEQUENTIAL else FIXED_SIZE_BLOCK
@@ -128,11 +131,16 @@ def block_size(settings: EvaluationSettings) -> int:
 def require_rules(network: nn.Module, settings: EvaluationSettings) -> None:
     """Refuse a network that the bound of `settings` cannot pass, before anything is computed or written.
 
+    auto_LiRPA learns which layers a network has from its images, so that it refuses one with the first block.
+
     Args:
         network: in eval mode.
-    Raises: UnsupportedLayerError naming the first layer without a rule.
+    Raises: UnsupportedLayerError naming the first layer without a rule; HydrabenchError if auto_LiRPA is needed
+        and not installed.
     """
-    if settings.kind in BOUNDS:
+    if settings.kind == "alpha-crown" or getattr(settings, "engine", None) == "auto_lirpa":
+        require_auto_lirpa()
+    elif settings.kind in BOUNDS:
         read(program_of(network))
 
 

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from hydrabench.config import (
+    AlphaCrownSettings,
     AutoAttackSettings,
     PgdSettings,
     Recipe,
@@ -80,7 +81,9 @@ def test_every_problem_is_named_at_once(tmp_path):
 
 
 def test_a_key_that_belongs_elsewhere_gets_the_list_of_those_allowed_here(tmp_path):
-    with pytest.raises(ConfigError, match=r"evaluate\.0\.sigma: unknown key, allowed are kind, norm, epsilon, methods"):
+    with pytest.raises(
+        ConfigError, match=r"evaluate\.0\.sigma: unknown key, allowed are kind, norm, epsilon, engine, methods"
+    ):
         load_recipe(write(tmp_path), ["evaluate=[{kind: ibp, sigma: 0.5}]"])
     with pytest.raises(ConfigError, match=r"objective\.beta_endd: unknown key, did you mean 'beta_end'\?"):
         load_recipe(write(tmp_path), ["objective={name: crown-ibp, epsilon: 2/255, beta_endd: 0}"])
@@ -137,8 +140,21 @@ def test_protocol_ids_name_exactly_how_a_number_is_made():
     assert VerifiedSettings(kind="crown-ibp", epsilon="8/255").protocol == "crown-ibp@1"
     assert VerifiedSettings(kind="cascade", epsilon="8/255").protocol == "cascade@1"
     assert VerifiedSettings(kind="cascade", epsilon="1/4", methods=("ibp", "crown")).protocol == "cascade-ibp+crown@1"
+    lirpa = VerifiedSettings(kind="crown-ibp", epsilon="8/255", engine="auto_lirpa")
+    assert lirpa.protocol == "crown-ibp-auto_lirpa@1"
+    assert AlphaCrownSettings(epsilon="8/255").protocol == "alpha-crown@1"
+    limited = AlphaCrownSettings(epsilon="8/255", slopes="all", iterations=50, learning_rate=0.5, time_limit=2.5)
+    assert limited.protocol == "alpha-crown-all-i50-lr0.5-t2.5@1"
     assert SmoothingSettings().protocol == "smoothing-cohen@1"
     assert SmoothingSettings(samples=10_000, alpha=0.01).protocol == "smoothing-cohen-n10000-a0.01@1"
+
+
+def test_the_engine_is_written_down_only_where_it_is_not_ours():
+    """Runs from before there was a choice have no such key."""
+    plain = {"kind": "ibp", "norm": "linf", "epsilon": "8/255"}
+    assert VerifiedSettings(kind="ibp", epsilon="8/255").plain() == plain
+    lirpa = VerifiedSettings(kind="ibp", epsilon="8/255", engine="auto_lirpa")
+    assert lirpa.plain() == plain | {"engine": "auto_lirpa"}
 
 
 def test_a_phase_depends_on_its_own_section_and_not_on_the_others(tmp_path):

@@ -9,10 +9,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch import nn
 
-from hydrabench.bounds import BOUNDS
-from hydrabench.config import PgdSettings, VerifiedSettings
+from hydrabench.bounds import BOUNDS, Search, lirpa, lirpa_margins
+from hydrabench.config import AlphaCrownSettings, PgdSettings, VerifiedSettings
 from hydrabench.data.images import Block
-from hydrabench.errors import GateError, NonFiniteError
+from hydrabench.errors import GateError, HydrabenchError, NonFiniteError
 from hydrabench.evaluators import EVALUATORS, evaluate_pgd, evaluate_verified, verified
 
 SEEDS = st.integers(0, 2**31)
@@ -151,3 +151,52 @@ def test_a_cascade_records_which_method_proved_each_image():
         for one, union in zip(single, records, strict=True):
             assert union.verified or not one.verified
     assert found >= {"ibp", "crown-ibp", None}
+
+
+# auto_LiRPA ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def auto_lirpa():
+    try:
+        lirpa.require_auto_lirpa()
+    except HydrabenchError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("kind", ["ibp", "crown-ibp"])
+def test_the_other_engine_gives_its_own_bounds_which_are_ours_but_for_rounding(auto_lirpa, kind):
+    network, block = trained_problem(0)
+    theirs = evaluate_verified(network, block, VerifiedSettings(kind=kind, epsilon="0.02", engine="auto_lirpa"))
+    expected = lirpa_margins(network, block.images, block.labels, 0.02, method=kind)
+    assert [record.lower for record in theirs] == expected.tolist()
+    ours = evaluate_verified(network, block, VerifiedSettings(kind=kind, epsilon="0.02"))
+    assert [record.lower for record in ours] == pytest.approx(expected.tolist(), rel=1e-4, abs=1e-5)
+    assert [record.lower for record in ours] != expected.tolist()
+
+
+def test_alpha_crown_takes_every_setting(monkeypatch):
+    """Without auto_LiRPA: what is asked of the bound."""
+    asked = []
+
+    def spy(network, x, y, epsilon, *, search):
+        asked.append((epsilon, search))
+        return torch.full((len(y),), -1.0)
+
+    monkeypatch.setattr(verified, "alpha_crown_margins", spy)
+    network, block = trained_problem(0)
+    evaluate_verified(network, block, AlphaCrownSettings(epsilon="0.1"))
+    values = {"slopes": "all", "iterations": 4, "learning_rate": 0.3, "time_limit": 2.5}
+    evaluate_verified(network, block, AlphaCrownSettings(epsilon="0.1", **values))
+    assert asked == [(0.1, Search()), (0.1, Search(**values))]
+
+
+def test_no_attack_beats_alpha_crown(auto_lirpa):
+    network, block = trained_problem(3)
+    crown_ibp = evaluate_verified(network, block, VerifiedSettings(kind="crown-ibp", epsilon="0.04"))
+    certified = evaluate_verified(network, block, AlphaCrownSettings(epsilon="0.04", iterations=20))
+    assert sum(record.verified for record in certified) >= sum(record.verified for record in crown_ibp) > 0
+    attacked = evaluate_pgd(network, block, PgdSettings(epsilon="0.04", steps=20, restarts=2))
+    for certificate, attack in zip(certified, attacked, strict=True):
+        assert attack.robust or not certificate.verified
+        assert attack.margin >= certificate.lower - 1e-4

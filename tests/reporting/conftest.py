@@ -22,6 +22,7 @@ PROTOCOLS = {
     "crown-ibp": "crown-ibp@1",
     "crown": "crown@1",
     "cascade": "cascade@1",
+    "alpha-crown": "alpha-crown@1",
     "smoothing": "smoothing-cohen@1",
 }
 
@@ -42,6 +43,7 @@ def record_of(kind: str, index: int, *, right: bool, holds: bool, radius: float)
     prediction = index % 3 if right else (index + 1) % 3
     base = (index, f"sha-{index}", index % 3, prediction, 0.01)
     if kind in ("ibp", "symbolic", "crown-ibp", "crown", "cascade"):
+    if kind in ("ibp", "crown-ibp", "alpha-crown"):
         return VerifiedRecord(*base, verified=holds, lower=0.1 if holds else -0.1)
     if kind == "smoothing":
         abstain = radius == 0

@@ -134,7 +134,7 @@ def test_the_same_index_of_another_split_is_another_image(tmp_path, write_run):
         (lambda header: header.pop("precision"), "precision: is required"),
         (
             lambda header: header["settings"].update(kind="fgsm"),
-            "settings.kind is 'fgsm', this version reads autoattack",
+            "settings.kind is 'fgsm', this version reads alpha-crown, autoattack",
         ),
         (lambda header: header["settings"].pop("epsilon"), "settings.epsilon: is required"),
         (lambda header: header["settings"].update(epsilon="8"), "write 8/255"),

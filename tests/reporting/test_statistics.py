@@ -181,9 +181,7 @@ def test_where_a_guarantee_is_claimed_the_interval_is_exact():
 
 
 def test_an_unknown_kind_and_an_empty_ledger_are_refused():
-    with pytest.raises(
-        ValueError, match="unknown kind of evaluation 'fgsm'; choose one of: autoattack, cascade, clean"
-    ):
+    with pytest.raises(ValueError, match="unknown kind of evaluation 'fgsm'; choose one of: alpha-crown, autoattack"):
         summarize("fgsm", [attack()])
     with pytest.raises(ValueError, match="n > 0"):
         summarize("pgd", [])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from dataclasses import fields, replace
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -12,8 +14,10 @@ import torch
 from sklearn import datasets as sklearn_datasets
 from torch import nn
 
+from hydrabench.bounds import lirpa
 from hydrabench.checkpoints import save_checkpoint
 from hydrabench.config import (
+    AlphaCrownSettings,
     AutoAttackSettings,
     CleanSettings,
     PgdSettings,
@@ -25,6 +29,7 @@ from hydrabench.errors import (
     CheckpointError,
     ConfigError,
     DataError,
+    HydrabenchError,
     LedgerError,
     NonFiniteError,
     UnsupportedLayerError,
@@ -58,6 +63,8 @@ CASES = {
     "cascade": (VerifiedSettings(kind="cascade", epsilon="1/255"), 110, VerifiedRecord, "verified"),
     "smoothing": (SMOOTHING, 6, SmoothedRecord, "radius"),
 }
+if find_spec("auto_LiRPA"):
+    CASES["alpha-crown"] = (AlphaCrownSettings(epsilon="1/255", iterations=3), 12, VerifiedRecord, "verified")
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +86,7 @@ def read(folder, name="run.json"):
 
 
 def test_every_kind_of_evaluation_is_tested():
-    assert set(CASES) == set(EVALUATORS)
+    assert set(CASES) | {"alpha-crown"} == set(EVALUATORS)
 
 
 @pytest.mark.parametrize("kind", CASES)
@@ -286,6 +293,22 @@ def test_a_layer_whose_settings_have_no_rule_is_refused_as_well():
     with pytest.raises(UnsupportedLayerError, match=r"pads with padding_mode='reflect'"):
         require_rules(reflecting, CROWN)
     require_rules(reflecting, PGD)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        AlphaCrownSettings(epsilon="1/255"),
+        VerifiedSettings(kind="ibp", epsilon="1/255", engine="auto_lirpa"),
+    ],
+    ids=lambda settings: settings.protocol,
+)
+def test_without_auto_lirpa_nothing_is_written(subject, cpu, tmp_path, monkeypatch, settings):
+    lirpa._auto_lirpa.cache_clear()
+    monkeypatch.setitem(sys.modules, "auto_LiRPA", None)
+    with pytest.raises(HydrabenchError, match=r"auto_LiRPA cannot be imported .* `pip install --no-deps auto_LiRPA`"):
+        evaluate(subject, settings, tmp_path / "run", machine=cpu, n=5)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("n", [0, -1, 501])
