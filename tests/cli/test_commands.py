@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -78,6 +79,16 @@ def test_json_is_one_document_and_all_there_is_on_stdout(succeed, here, recipe, 
         else:
             folder = here / command
         assert found == json.loads((folder / "summary.json").read_text()), command
+
+
+def test_certify_exports_what_other_verifiers_need_beside_its_own_run(succeed, here, dense):
+    pytest.importorskip("onnxscript")
+    given = ("--method", "ibp", "-n", 20, "--out", "run", "--export-vnnlib", "vnn", "--vnnlib-timeout", 60, "--json")
+    summary = json.loads(succeed("certify", "--ckpt", dense, *given))
+    rows = [row.split(",") for row in (here / "vnn" / "instances.csv").read_text().splitlines()]
+    assert len(rows) == summary["metrics"]["clean_accuracy"]["count"]
+    assert all((here / "vnn" / network).is_file() and timeout == "60" for network, _, timeout in rows)
+    assert {path.name for path in (here / "vnn" / "vnnlib").iterdir()} == {Path(path).name for _, path, _ in rows}
 
 
 def test_without_json_the_summary_is_one_line_per_metric(succeed, dense):

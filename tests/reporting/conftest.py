@@ -42,8 +42,7 @@ def record_of(kind: str, index: int, *, right: bool, holds: bool, radius: float)
     """Image `index` has label index % 3; a wrong prediction is the next class."""
     prediction = index % 3 if right else (index + 1) % 3
     base = (index, f"sha-{index}", index % 3, prediction, 0.01)
-    if kind in ("ibp", "symbolic", "crown-ibp", "crown", "cascade"):
-    if kind in ("ibp", "crown-ibp", "alpha-crown"):
+    if kind in ("ibp", "symbolic", "crown-ibp", "crown", "alpha-crown", "cascade"):
         return VerifiedRecord(*base, verified=holds, lower=0.1 if holds else -0.1)
     if kind == "smoothing":
         abstain = radius == 0
