@@ -14,7 +14,7 @@ from torch import Tensor
 from hydrabench.bounds.vnnlib import robustness_property
 from hydrabench.checkpoints.onnx_file import export_onnx
 from hydrabench.config import EvaluationSettings
-from hydrabench.data import Block, ImageSet, block_indices, first_images, load_block, load_images
+from hydrabench.data import Block, ImageSource, block_indices, first_images, load_block, load_images
 from hydrabench.errors import ConfigError, LedgerError
 from hydrabench.evaluators.clean import clean_logits
 from hydrabench.files import write_text
@@ -75,7 +75,9 @@ def export_vnnlib(
     return export
 
 
-def _write(subject: Subject, images: ImageSet, folder: Path, *, count: int, epsilon: float, timeout: float) -> Export:
+def _write(
+    subject: Subject, images: ImageSource, folder: Path, *, count: int, epsilon: float, timeout: float
+) -> Export:
     name = subject.name.replace("/", "_")
     onnx = f"onnx/{name}.onnx"
     network = copy.deepcopy(subject.network).to("cpu", torch.float32)

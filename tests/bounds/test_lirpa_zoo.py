@@ -1,0 +1,63 @@
+"""Both engines on every checkpoint that comes with hydrabench, dense and pruned."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hydrabench.bounds import BOUNDS, Search, alpha_crown_margins, lirpa, lirpa_margins
+from hydrabench.checkpoints import open_ref
+from hydrabench.data import load_block, load_images
+from hydrabench.errors import HydrabenchError
+from hydrabench.files import shipped
+from hydrabench.masking import attach_masks, score_masks
+
+NAMES = sorted(path.name for path in shipped("zoo").iterdir() if path.is_dir())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def auto_lirpa():
+    try:
+        lirpa.require_auto_lirpa()
+    except HydrabenchError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def block():
+    return load_block(load_images("digits", "test"), 0, tuple(range(6)))
+
+
+def both(block, network, epsilon, method):
+    theirs = lirpa_margins(network, block.images, block.labels, epsilon, method=method)
+    with torch.no_grad():
+        return theirs, BOUNDS[method](network, block.images, block.labels, epsilon)
+
+
+@pytest.mark.parametrize("method", ["ibp", "crown-ibp"])
+@pytest.mark.parametrize("name", NAMES)
+def test_both_engines_give_the_same_margins(block, name, method):
+    """Within 1e-4 of the largest of them, at the training radius and at one that proves little."""
+    network = open_ref(name).baked().eval()
+    for epsilon in (16 / 255, 0.15):
+        theirs, ours = both(block, network, epsilon, method)
+        torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4 * float(ours.abs().max()))
+
+
+@pytest.mark.parametrize("method", ["ibp", "crown-ibp"])
+def test_masked_networks_are_those_of_their_baked_selves(block, method):
+    """Ours reads the masks, auto_LiRPA gets them baked; half of what is left goes."""
+    network = open_ref("digits-trades-95").baked().eval()
+    attach_masks(network, 0.025)
+    theirs, ours = both(block, network, 16 / 255, method)
+    assert score_masks(network)
+    torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4 * float(ours.abs().max()))
+
+
+@pytest.mark.parametrize("name", ["digits-crown-ibp-99", "digits-trades-95"])
+def test_alpha_crown_proves_no_less_than_crown(block, name):
+    network = open_ref(name).baked().eval()
+    crown = lirpa_margins(network, block.images, block.labels, 0.1, method="crown")
+    found = alpha_crown_margins(network, block.images, block.labels, 0.1, search=Search(iterations=15))
+    assert (found >= crown - 1e-5).all()
+    assert (found > crown + 1e-3).any()
