@@ -276,7 +276,7 @@ def test_options_that_attack_and_certify_share_are_checked(refused, dense, optio
         (("attack", "--seed", "-1"), r"seed: input should be greater than or equal to 0 \(got -1\)"),
         (
             ("certify", "--method", "crown-ipb"),
-            r"'crown-ipb'; did you mean 'crown-ibp'\? choose one of: alpha-crown, crown-ibp, ibp",
+            r"'crown-ipb'; did you mean 'crown-ibp'\? choose one of: alpha-crown, cascade, crown, crown-ibp, ibp",
         ),
         (("certify", "--method", "ibp", "--sigma", "0.25"), r"ibp: sigma: unknown key"),
         (("certify", "--method", "ibp", "--engine", "lirpa"), r"ibp: engine: .*'hydrabench' or 'auto_lirpa'.*'lirpa'"),

@@ -82,7 +82,7 @@ def test_every_problem_is_named_at_once(tmp_path):
 
 def test_a_key_that_belongs_elsewhere_gets_the_list_of_those_allowed_here(tmp_path):
     with pytest.raises(
-        ConfigError, match=r"evaluate\.0\.sigma: unknown key, allowed are kind, norm, epsilon, engine, methods"
+        ConfigError, match=r"evaluate\.0\.sigma: unknown key, allowed are kind, norm, epsilon, methods, engine"
     ):
         load_recipe(write(tmp_path), ["evaluate=[{kind: ibp, sigma: 0.5}]"])
     with pytest.raises(ConfigError, match=r"objective\.beta_endd: unknown key, did you mean 'beta_end'\?"):
@@ -155,6 +155,12 @@ def test_the_engine_is_written_down_only_where_it_is_not_ours():
     assert VerifiedSettings(kind="ibp", epsilon="8/255").plain() == plain
     lirpa = VerifiedSettings(kind="ibp", epsilon="8/255", engine="auto_lirpa")
     assert lirpa.plain() == plain | {"engine": "auto_lirpa"}
+
+
+@pytest.mark.parametrize("change", [{"kind": "cascade"}, {"kind": "symbolic"}, {"norm": "l2"}], ids=str)
+def test_auto_lirpa_is_asked_for_what_it_gives_only(change):
+    with pytest.raises(ValueError, match=r"auto_lirpa bounds linf balls by ibp, crown-ibp, crown, got .*; leave the"):
+        VerifiedSettings.model_validate({"kind": "crown", "epsilon": "8/255", "engine": "auto_lirpa", **change})
 
 
 def test_a_phase_depends_on_its_own_section_and_not_on_the_others(tmp_path):
