@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := reports/demo
-# Sleeping instead of spinning threads; see hydrabench/cli/__init__.py.
+# Sleeping instead of spinning threads; see hydrabench/process.py.
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: install demo test test-all bench lint zoo clean

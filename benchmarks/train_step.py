@@ -32,7 +32,7 @@ from collections.abc import Callable, Mapping
 from statistics import median
 from typing import Any
 
-# As the command line does, before torch is imported: see hydrabench/cli/__init__.py. Its other variable,
+# As the command line does, before torch is imported: see hydrabench/process.py. Its other variable,
 # MKL_NUM_THREADS=1, leaves all of torch with one thread.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

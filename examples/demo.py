@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see hydrabench/cli/__init__.py
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see hydrabench/process.py
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 
 from rich.console import Console

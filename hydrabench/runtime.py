@@ -48,6 +48,15 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
+def use_threads(count: int) -> None:
+    """Compute on `count` CPU threads, >= 1, from now on.
+
+    Sums are then added up in another order, so that last bits differ from those of one thread, and with several
+    threads they may differ from run to run.
+    """
+    torch.set_num_threads(count)
+
+
 @contextmanager
 def exact_arithmetic() -> Iterator[None]:
     """Switch TF32 and other reduced-precision matrix arithmetic off inside the block.

@@ -20,7 +20,7 @@ ROWS = [
     {"models", "data"},
     {"masking"},
     {"config", "ledger"},
-    {"threat", "runtime", "files"},
+    {"threat", "runtime", "files", "process"},
     {"errors"},
     {"__init__"},
 ]

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see hydrabench/cli/__init__.py
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see hydrabench/process.py
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 
 import yaml

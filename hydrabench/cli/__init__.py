@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import click
 
 from hydrabench import __version__
@@ -12,13 +10,9 @@ from hydrabench.cli.evaluation import attack, certify
 from hydrabench.cli.reporting import report
 from hydrabench.cli.training import finetune, pipeline, prune, train
 from hydrabench.cli.zoo import zoo
+from hydrabench.process import prepare
 
-# Before torch is imported: threads that wait by spinning fight for a core that another process needs, which made
-# small convolutions 20 to 200 times slower on a busy two-core machine.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# Matrix products on several MKL threads differ in their last bits from run to run (MKL_CBWR does not help), which
-# would break the promise that a resumed run ends with the same bytes. Convolutions use the other threads and do not.
-os.environ.setdefault("MKL_NUM_THREADS", "1")
+prepare()  # before a command imports torch
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

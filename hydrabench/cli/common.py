@@ -52,6 +52,11 @@ def options(*added: Callable[[Command], Command]) -> Callable[[Command], Command
 
 machine_options = options(
     click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N, or auto."),
+    click.option(
+        "--threads",
+        type=click.IntRange(min=1),
+        help="CPU threads.  [default: 1, whose bits repeat; to use more cores, torchrun starts more processes]",
+    ),
     click.option("--data-dir", type=FOLDER, envvar="HYDRABENCH_DATA", help="Where data sets lie.", show_envvar=True),
     click.option("--download", is_flag=True, help="Fetch a missing data set (cifar10, cifar100, svhn)."),
     click.option("--json", "as_json", is_flag=True, help="Print the summary, and nothing else, as JSON on stdout."),
@@ -115,6 +120,10 @@ def read_machine(given: dict[str, Any]) -> Machine:
     """--device, --data-dir and --download, and how smoothing computes where a command can say it."""
     from hydrabench.workflows.machine import Machine, SmoothingOptions
 
+    if given["threads"] is not None:
+        from hydrabench.runtime import use_threads
+
+        use_threads(given["threads"])
     machine = Machine(given["device"], given["data_dir"], given["download"])
     if "noise" not in given:
         return machine

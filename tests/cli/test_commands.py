@@ -248,3 +248,11 @@ def test_certify_knows_the_tighter_methods_and_l2_balls(hydrabench, here, option
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["metrics"]["verified_accuracy"]["count"] <= 10
     assert json.loads((here / "run" / "run.json").read_text())["protocol"] == protocol
+
+
+def test_threads_are_those_that_were_asked_for(succeed, monkeypatch):
+    asked = []
+    monkeypatch.setattr("hydrabench.runtime.use_threads", asked.append)
+    succeed("certify", "--ckpt", "digits-crown-ibp-99", "-n", 3, "--threads", 3, "--out", "three")
+    succeed("certify", "--ckpt", "digits-crown-ibp-99", "-n", 3, "--out", "default")
+    assert asked == [3]

@@ -201,8 +201,8 @@ def test_two_processes_attack_as_one_does_and_stop_at_once_when_they_must(made, 
     assert "several.py" not in "".join(line for line in lines if line.lstrip().startswith("File"))  # no traceback
 
 
-def test_two_runs_on_several_threads_give_the_same_bytes(tmp_path):
-    """What resuming bit by bit rests on; the command line sees to it, so nothing is set for it here."""
+def test_two_runs_give_the_same_bytes_where_several_threads_are_to_be_had(tmp_path):
+    """What resuming bit by bit rests on: whatever OMP_NUM_THREADS says, the command line computes on one thread."""
     environment = {key: value for key, value in ENVIRONMENT.items() if key != "MKL_NUM_THREADS"}
     short = ("--set", "train.epochs=2", "--set", "train.epsilon_ramp_epochs=2", "--device", "cpu")
     written = []

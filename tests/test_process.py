@@ -1,0 +1,48 @@
+"""How a process prepares itself before torch is imported."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from hydrabench.process import prepare
+
+FAULTS = """
+import resource, sys
+sys.path.insert(0, {root!r})
+from hydrabench.process import prepare
+if {prepared}:
+    prepare()
+def fill():
+    block = bytearray(40_000_000)
+    block[::4096] = b"x" * len(block[::4096])
+fill()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    fill()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+assert "torch" not in sys.modules
+"""
+
+
+def test_what_the_user_has_set_stays(monkeypatch):
+    monkeypatch.setenv("MKL_NUM_THREADS", "3")
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    prepare()
+    assert (os.environ["MKL_NUM_THREADS"], os.environ["OMP_WAIT_POLICY"]) == ("3", "PASSIVE")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
+def test_freed_memory_stays_with_the_process():
+    """Five blocks of 40 MB are 48,828 pages: touched anew each time, or only once."""
+
+    def page_faults(*, prepared: bool) -> int:
+        script = FAULTS.format(root=os.getcwd(), prepared=prepared)
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    assert page_faults(prepared=False) > 40_000
+    assert page_faults(prepared=True) < 20_000
