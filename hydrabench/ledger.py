@@ -97,6 +97,30 @@ class SmoothedRecord(Record):
     p_value: float | None = None
 
 
+@dataclass(frozen=True)
+class ReusedRecord(SmoothedRecord):
+    """A certificate derived from that of a parent network, see `smoothing.incremental`; mode is "reused".
+
+    `samples` noisy copies were shown to both networks, `count` of them fell on `selected`, the parent's class, for
+    both; counts: the same for all classes. looks: [draws, lost] each time; lost: votes of the parent for `selected`
+    that the child did not give; disagreements: all draws on which the two differ.
+    parent_looks: [draws, count] of the parent's ledger; parent_p_lower: its bound at level alpha_parent; alpha_lost
+    goes to the lost votes and alpha_direct to certifying directly (0: never done). passes: forward passes spent, the
+    parent's and those of a direct certificate included. certificate: "reused", "direct" if that one is better (the
+    fields of `SmoothedRecord` then mean what they mean there), or "none": the parent abstains, so nothing was drawn.
+    """
+
+    parent_looks: list[list[int]] = field(default_factory=list)
+    parent_p_lower: float = 0.0
+    alpha_parent: float = 0.0
+    alpha_lost: float = 0.0
+    alpha_direct: float = 0.0
+    lost: int = 0
+    disagreements: int = 0
+    passes: int = 0
+    certificate: str = "none"
+
+
 def now() -> str:
     """The present time, UTC, to the second."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 NOISE = ("auto", "cpu", "device")
 # How smoothing computes: option, and the value that changes nothing.
 OF_SMOOTHING = {"batch": None, "noise": "auto", "compile": False, "channels_last": False, "fold_batch_norm": False}
+OF_REUSE = ("parent", "reuse_samples", "reuse_direct")
 
 
 @click.command()
@@ -79,6 +80,12 @@ smoothing_options = options(
     click.option("--seed", type=int, help="Smoothing: key of all random streams.  [default: 0]"),
     click.option("--rigor", help="Smoothing: standard, or discrete: integer noise, sound in floating point."),
     click.option("--label-aware", is_flag=True, help="Smoothing: draw no more if the selection is not the label."),
+    click.option("--reuse", type=FOLDER, help="Smoothing: derive certificates from this run of the parent network."),
+    click.option("--parent", help="Reuse: the parent's checkpoint.  [default: the name in its run]"),
+    click.option(
+        "--reuse-samples", type=int, help="Reuse: most draws for both networks.  [default: 1/10 of --samples]"
+    ),
+    click.option("--reuse-direct", is_flag=True, help="Reuse: certify directly too, where that falls short."),
     click.option("--batch", type=int, help="Smoothing: noisy images in a forward pass.  [default: by their size]"),
     click.option("--noise", default="auto", show_default=True, help="Smoothing: drawn on cpu, device or auto."),
     click.option("--compile", is_flag=True, help="Smoothing: torch.compile the network."),
@@ -114,6 +121,7 @@ def certify(ref: str, method: str, **given: Any) -> None:
       hydrabench certify --ckpt runs/final --method smoothing --sigma 0.25 --samples 10000
       hydrabench certify --ckpt runs/final --method smoothing --mode adaptive --radii auto --sigma 0.25,0.5
       hydrabench certify --ckpt runs/final --method smoothing --index 17
+      hydrabench certify --ckpt runs/pruned --method smoothing --reuse runs/smoothing-of-dense --parent runs/dense
       hydrabench certify --ckpt runs/final --epsilon 2/255 -n 50 --export-vnnlib vnncomp
 
     --export-vnnlib first writes the network as ONNX, a VNN-LIB property of every image that it classifies right, and
@@ -124,6 +132,7 @@ def certify(ref: str, method: str, **given: Any) -> None:
     if given["radii"] is not None and given["radii"] != "auto":
         given["radii"] = given["radii"].split(",")
     given["label_aware"] = given["label_aware"] or None
+    given["direct"] = given["reuse_direct"] or None
     if given["predict"]:
         given["mode"] = _only_predict(given)
     if given["methods"] is not None:
@@ -132,7 +141,7 @@ def certify(ref: str, method: str, **given: Any) -> None:
     _check_machine(method, given)
     of_bounds = ("epsilon", "norm", "methods", "engine", "slopes", "iterations", "learning_rate", "time_limit")
     of_smoothing = ("mode", "sigma", "n0", "samples", "alpha", "radii", "seed", "rigor", "label_aware")
-    _evaluate(ref, method, METHODS, (*of_bounds, *of_smoothing), given)
+    _evaluate(ref, method, METHODS, (*of_bounds, *of_smoothing, "reuse_samples", "direct"), given)
 
 
 def _only_predict(given: dict[str, Any]) -> str:
@@ -151,7 +160,10 @@ def _check_machine(method: str, given: dict[str, Any]) -> None:
     if given["batch"] is not None and given["batch"] < 1:
         raise ConfigError(f"--batch {given['batch']} is no number of images; give 1 or more")
     idle = [name for name, default in OF_SMOOTHING.items() if given[name] != default]
-    idle += ["predict"] if given["predict"] else []
+    idle += [name for name in ("predict", "reuse") if given[name]]
+    wanting = [name for name in OF_REUSE if given[name]]
+    if given["reuse"] is None and wanting:
+        raise ConfigError(f"--{wanting[0].replace('_', '-')} is for --reuse PARENT_RUN; without it leave it out")
     if method != "smoothing" and idle:
         raise ConfigError(f"--{idle[0].replace('_', '-')} is for --method smoothing; with {method} leave it out")
 
@@ -168,19 +180,30 @@ def _indices(texts: tuple[str, ...]) -> tuple[int, ...]:
 def _evaluate(ref: str, kind: str, kinds: tuple[str, ...], keys: tuple[str, ...], given: dict[str, Any]) -> None:
     """Build the settings from the options that were given, fill in the checkpoint's threat, run."""
     lookup("method", dict.fromkeys(kinds), kind)
-    from hydrabench.runtime import World
-    from hydrabench.workflows import evaluation
+    from hydrabench.workflows import evaluation, reuse
 
     machine = read_machine(given)
     values = {"kind": kind} | {key: given[key] for key in keys if given.get(key) is not None}
     subject = evaluation.open_subject(ref, machine=machine, precision=given["precision"])
+    if given.get("reuse") is not None:
+        subject = evaluation.with_parent(subject, given["reuse"], given["parent"])
+        assert subject.parent is not None
+        given["n"], given["indices"] = subject.parent.selection(given["n"], given["indices"])
+        return _run(subject, [reuse.reuse_settings(subject.parent, values)], machine, given)
     several = str(values.get("sigma", "")).split(",")
     runs = [{**values, "sigma": sigma} for sigma in several] if "sigma" in values else [values]
-    wanted = [evaluation.settings_for(subject, run) for run in runs]
+    return _run(subject, [evaluation.settings_for(subject, run) for run in runs], machine, given)
+
+
+def _run(subject: Subject, runs: list[EvaluationSettings], machine: Machine, given: dict[str, Any]) -> None:
+    """Make one run of each of the settings and print the summaries."""
+    from hydrabench.runtime import World
+    from hydrabench.workflows import evaluation
+
     if given.get("export_vnnlib") is not None:
-        _export_vnnlib(subject, wanted[0], machine, given)
+        _export_vnnlib(subject, runs[0], machine, given)
     summaries = {}
-    for settings in wanted:
+    for settings in runs:
         out = given["out"] or evaluation.default_folder(subject, settings)
         if given["out"] and len(runs) > 1:
             out = given["out"] / evaluation.run_name(settings)

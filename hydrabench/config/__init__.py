@@ -32,6 +32,7 @@ from hydrabench.config.recipe import (
     SectionName,
     sha256_of_values,
 )
+from hydrabench.config.reuse import ReuseSettings
 from hydrabench.config.smoothing import SmoothingSettings
 from hydrabench.config.verified import AlphaCrownSettings, VerifiedSettings
 
@@ -63,6 +64,7 @@ __all__ = [
     "PseudoLabelRecipe",
     "Radius",
     "Recipe",
+    "ReuseSettings",
     "Scores",
     "SectionName",
     "SmoothingSettings",

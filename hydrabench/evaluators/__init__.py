@@ -1,8 +1,9 @@
 """Evaluators: a network and a block of images in, one frozen record per image out.
 
-`EVALUATORS` is keyed by the `kind` of the settings. The network is in eval mode, on the device and
-in the precision of the block's images; reduced-precision arithmetic is switched off by the caller
-(`runtime.exact_arithmetic`). A record's `seconds` is its share of the block's wall time.
+`EVALUATORS` is keyed by the `kind` of the settings; `evaluate_reused` needs a second network, so it stands apart.
+The network is in eval mode, on the device and in the precision of the block's images; reduced-precision
+arithmetic is switched off by the caller (`runtime.exact_arithmetic`). A record's `seconds` is its share of
+the block's wall time.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable, Sequence
 from hydrabench.evaluators.autoattack import evaluate_autoattack
 from hydrabench.evaluators.clean import evaluate_clean
 from hydrabench.evaluators.pgd import evaluate_pgd
+from hydrabench.evaluators.reused import evaluate_reused
 from hydrabench.evaluators.smoothed import evaluate_smoothed
 from hydrabench.evaluators.verified import evaluate_verified
 from hydrabench.ledger import Record
@@ -37,6 +39,7 @@ __all__ = [
     "evaluate_autoattack",
     "evaluate_clean",
     "evaluate_pgd",
+    "evaluate_reused",
     "evaluate_smoothed",
     "evaluate_verified",
 ]

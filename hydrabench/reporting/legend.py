@@ -39,9 +39,11 @@ MODES = {
     "adaptive": f"{_CERTIFIED}, by Clopper–Pearson bounds at fixed looks that share α; draws stop once each radius is "
     "certified or given up",
     "betting": f"{_CERTIFIED}, by a betting confidence sequence; draws stop once each radius is certified or given up",
+    "reused": f"{_CERTIFIED}, derived from the certificate of a parent network and the votes lost since (incremental "
+    "smoothing, arXiv:2305.19521); α covers both",
     "predict": "right prediction of the smoothed classifier (PREDICT of Cohen et al. 2019), without abstaining",
 }
-SEQUENTIAL = ("curtailed", "adaptive", "betting")
+SEQUENTIAL = ("curtailed", "adaptive", "betting", "reused")
 _SMOOTHED = {"average_certified_radius": "mean radius", "smoothed_accuracy": "accuracy", "abstained": "abstained"}
 
 

@@ -2,6 +2,7 @@
 
 from hydrabench.smoothing.confidence import certified_radius, clopper_pearson_lower, prediction_p_value, radius_of
 from hydrabench.smoothing.discrete import slack
+from hydrabench.smoothing.incremental import Kept, parent_bound, shares
 from hydrabench.smoothing.noise import CHUNK, NoiseSource, are_grey_levels
 from hydrabench.smoothing.sampling import Draws, Routine, Sampling, class_counts, collect
 from hydrabench.smoothing.sequential import RULES, Plan, Rule
@@ -10,6 +11,7 @@ __all__ = [
     "CHUNK",
     "RULES",
     "Draws",
+    "Kept",
     "NoiseSource",
     "Plan",
     "Routine",
@@ -20,7 +22,9 @@ __all__ = [
     "class_counts",
     "clopper_pearson_lower",
     "collect",
+    "parent_bound",
     "prediction_p_value",
     "radius_of",
+    "shares",
     "slack",
 ]

@@ -20,10 +20,10 @@ from torch import nn
 from hydrabench.bounds import BOUNDS, program_of, read, require_auto_lirpa
 from hydrabench.checkpoints import Checkpoint, checkpoint_name, open_ref
 from hydrabench.config import EvaluationSettings, SmoothingSettings, parse, with_default_threat
-from hydrabench.config.smoothing import DEFAULT_RADII, SEQUENTIAL, radii_text
+from hydrabench.config.smoothing import DEFAULT_RADII, radii_text
 from hydrabench.data import ImageSource, block_indices, first_images, load_block, load_images
 from hydrabench.errors import ConfigError, DataError, lookup
-from hydrabench.evaluators import EVALUATORS
+from hydrabench.evaluators import EVALUATORS, Evaluator, evaluate_reused
 from hydrabench.ledger import Record, RunFolder, open_run
 from hydrabench.masking import prunable_layers, used_parameters
 from hydrabench.reporting.statistics import summarize
@@ -31,6 +31,7 @@ from hydrabench.runtime import PRECISIONS, World, environment, exact_arithmetic,
 from hydrabench.threat import Norm
 from hydrabench.workflows.machine import Machine
 from hydrabench.workflows.progress import say, tracking
+from hydrabench.workflows.reuse import Parent, open_parent
 from hydrabench.workflows.tally import Tally, radii_of
 
 ATTACKS = ("clean", "pgd", "autoattack")
@@ -46,13 +47,17 @@ STORED_IN = {**PRECISIONS, "bfloat16": torch.float32}
 
 @dataclass(frozen=True)
 class Subject:
-    """A checkpoint on its device, as it is evaluated: masks baked in, eval mode."""
+    """A checkpoint on its device, as it is evaluated: masks baked in, eval mode.
+
+    parent: the run whose certificates are to be reused, for `ReuseSettings`.
+    """
 
     name: str
     checkpoint: Checkpoint
     network: nn.Module
     device: torch.device
     precision: str
+    parent: Parent | None = None
 
     def describe(self) -> dict[str, Any]:
         """What `run.json` says of the checkpoint."""
@@ -83,6 +88,16 @@ def open_subject(ref: str, *, machine: Machine, precision: str = "float32", name
     checkpoint = open_ref(ref)
     network = checkpoint.baked().to(device=device, dtype=dtype).eval().requires_grad_(False)
     return Subject(name or checkpoint_name(ref), checkpoint, network, device, precision)
+
+
+def with_parent(subject: Subject, run: Path, ref: str | None) -> Subject:
+    """Add the run of a parent, whose certificates are to be reused; for its Args and Raises see `open_parent`.
+
+    Raises: also CheckpointError if the parent is about other images.
+    """
+    parent = open_parent(run, ref, device=subject.device, dtype=STORED_IN[subject.precision])
+    parent.require_dataset(subject.checkpoint)
+    return replace(subject, parent=parent)
 
 
 def settings_for(subject: Subject, values: Mapping[str, Any]) -> EvaluationSettings:
@@ -125,7 +140,7 @@ def block_size(settings: EvaluationSettings) -> int:
         return SEARCH_BLOCK
     if not isinstance(settings, SmoothingSettings):
         return BLOCK_SIZE
-    return SEQUENTIAL_BLOCK if settings.mode in SEQUENTIAL else FIXED_SIZE_BLOCK
+    return FIXED_SIZE_BLOCK if settings.mode in ("cohen", "predict") else SEQUENTIAL_BLOCK
 
 
 def require_rules(network: nn.Module, settings: EvaluationSettings) -> None:
@@ -171,6 +186,8 @@ def evaluate(
     chosen = _chosen(images, n, indices, settings)
     blocks = [tuple(chosen[i] for i in block) for block in block_indices(len(chosen), block_size(settings))]
     job = _Job(subject, settings, images, machine)
+    if subject.parent is not None:
+        subject.parent.require_images(images, chosen)
     header = {**job.header(world), "dataset": _describe_selection(images, chosen, explicit=bool(indices))}
     run, whole = world.on_main(lambda: _open(out, header, blocks, resume=resume))
     if run.is_complete:
@@ -241,6 +258,12 @@ class _Job:
             forward, sampling = machine.smoothing.forward(subject.precision), machine.smoothing.sampling(subject.device)
             self.network, self.how = forward.apply(subject.network), (sampling,)
             self.header_of_smoothing = {"noise": sampling.source.describe(subject.device), **forward.describe()}
+        self.evaluate: Evaluator = EVALUATORS[settings.kind]
+        if subject.parent is not None:
+            parent = subject.parent
+            parent.require_arithmetic({"precision": subject.precision, **self.header_of_smoothing})
+            self.header_of_smoothing["reused"] = parent.describe()
+            self.evaluate = partial(evaluate_reused, parent=forward.apply(parent.network), ledger=parent.records)
 
     def header(self, world: World) -> dict[str, Any]:
         """What `run.json` says of the evaluation, but for the images."""
@@ -266,7 +289,7 @@ class _Job:
                 images=block.images.to(device=self.subject.device, dtype=STORED_IN[self.subject.precision]),
                 labels=block.labels.to(self.subject.device),
             )
-            records += EVALUATORS[self.settings.kind](self.network, moved, self.settings, *self.how)
+            records += self.evaluate(self.network, moved, self.settings, *self.how)
         return records
 
 

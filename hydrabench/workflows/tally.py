@@ -25,7 +25,7 @@ class Tally:
         if not records:
             return
         self.seen += len(records)
-        self.drawn += sum(record.get("samples", 0) for record in records)
+        self.drawn += sum(record.get("passes", record.get("samples", 0)) for record in records)
         for metric, values in verdicts(self.settings.kind, records, radii_of(self.settings)).items():
             if "accuracy" in metric:
                 self.counts[metric] = self.counts.get(metric, 0) + sum(map(bool, values))
