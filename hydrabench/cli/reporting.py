@@ -14,23 +14,44 @@ TABLE_WIDTH = 130
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--out", type=FOLDER, default=Path("reports/latest"), show_default=True, help="Folder of the report.")
-@click.option("--format", "formats", multiple=True, help="md, csv or json; may be repeated.  [default: all three]")
+@click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    help="md, csv, json, or tsv (Cohen's); may be repeated.  [default: the first three]",
+)
+@click.option(
+    "--import",
+    "imports",
+    type=(str, str),
+    multiple=True,
+    metavar="cohen PATH,KEY=VALUE,...",
+    help="Add a table of Cohen's format; name, dataset, sigma are required.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary, and nothing else, as JSON on stdout.")
-def report(runs: tuple[Path, ...], out: Path, formats: tuple[str, ...], as_json: bool) -> None:
+def report(
+    runs: tuple[Path, ...], out: Path, formats: tuple[str, ...], imports: tuple[tuple[str, str], ...], as_json: bool
+) -> None:
     """Make a leaderboard from the ledgers of RUNS (run folders, or folders that hold some).
+
+    `--format tsv` writes a table for each smoothing run, as Cohen's certify.py does; `--import cohen` reads one. Keys:
+    name, dataset, sigma; if known samples (N), n0, alpha, split, arch, objective, density; radii=0+0.25+0.5.
 
     Exits with status 1 if a ledger is incomplete, if ledgers speak of different images, or if one says
     "verified" where another says "broken".
 
     \b
-    Example
+    Examples
       hydrabench report runs/evaluations --out reports/mine
+      hydrabench report runs/evaluations --import cohen logs/sigma_0.25,name=cohen,dataset=cifar10,sigma=0.25
     """
     from hydrabench.workflows.reporting import REPORT_FORMATS, write_report
 
-    show_report(write_report(list(runs), out, formats or REPORT_FORMATS), out, as_json)
+    if not runs and not imports:
+        raise click.UsageError("Missing argument 'RUNS...'.")
+    show_report(write_report(list(runs), out, formats or REPORT_FORMATS, imports=imports), out, as_json)
 
 
 def show_report(leaderboard: Any, out: Path, as_json: bool) -> None:

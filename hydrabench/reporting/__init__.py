@@ -2,14 +2,18 @@
 
 `statistics` turns records into numbers with intervals, `evaluations` reads and checks run folders,
 `gate` refuses ledgers that contradict each other, `leaderboard` arranges the numbers in rows and
-columns, `legend` and `tables` write them down. Nothing here writes a file.
+columns, `legend` and `tables` write them down, `external` knows other tools' formats. Nothing here writes
+a file.
 """
 
+from hydrabench.reporting.evaluations import read_evaluations
+from hydrabench.reporting.external import IMPORTS, table_names, table_text
 from hydrabench.reporting.leaderboard import Column, Leaderboard, Row, build_leaderboard
 from hydrabench.reporting.statistics import Estimate, clopper_pearson, mean_interval, summarize, wilson
 from hydrabench.reporting.tables import csv_text, markdown, rich_table, summary_json
 
 __all__ = [
+    "IMPORTS",
     "Column",
     "Estimate",
     "Leaderboard",
@@ -19,8 +23,11 @@ __all__ = [
     "csv_text",
     "markdown",
     "mean_interval",
+    "read_evaluations",
     "rich_table",
     "summarize",
     "summary_json",
+    "table_names",
+    "table_text",
     "wilson",
 ]

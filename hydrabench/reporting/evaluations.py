@@ -32,33 +32,42 @@ RECORDS: dict[str, type[Record]] = {
 }
 # Settings that a column cannot do without.
 _NEEDED = {"clean": (), "smoothing": ("sigma", "alpha", "radii")}
+IMPORTED = "imported"  # precision and mode of what was read from another tool's file
 _AGAIN = "run the same command again into a new --out"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The evaluated network. density: fraction of weights kept; bytes: size of its file."""
+    """The evaluated network. density: fraction of weights kept; bytes: size of its file; None: not known (imports)."""
 
     name: str
     sha256: str
     arch: str
     objective: str
-    density: float
-    parameters: int
-    nonzero_parameters: int
-    bytes: int
+    density: float | None
+    parameters: int | None
+    nonzero_parameters: int | None
+    bytes: int | None
 
 
 @dataclass(frozen=True, order=True)
 class Selection:
-    """The first `n` images of one split of a data set."""
+    """`n` images of one split of a data set: the first ones, unless `chosen` says which."""
 
     name: str
     split: str
     n: PositiveInt
+    chosen: str = ""
 
     def __str__(self) -> str:
+        if self.chosen:
+            return f"{self.name} {self.split}, {self.n:,} images ({self.chosen})"
         return f"{self.name} {self.split}, first {self.n:,} images"
+
+    @property
+    def size(self) -> str:
+        """How many, and which ones unless they are the first."""
+        return f"{self.n} ({self.chosen})" if self.chosen else str(self.n)
 
 
 @dataclass(frozen=True)
@@ -113,7 +122,7 @@ def read_evaluations(runs: Sequence[RunFolder]) -> list[Evaluation]:
             "make one with hydrabench attack or hydrabench certify"
         )
     evaluations = [read_evaluation(run) for run in chosen]
-    _refuse_mixed_inputs(evaluations)
+    refuse_mixed_inputs(evaluations)
     return evaluations
 
 
@@ -207,15 +216,19 @@ def _number(value: Any, *keys: str) -> float | None:
     return value if isinstance(value, int | float) else None
 
 
-def _refuse_mixed_inputs(evaluations: Sequence[Evaluation]) -> None:
-    """The same index of the same split must be the same pixels and the same label in every ledger."""
+def refuse_mixed_inputs(evaluations: Sequence[Evaluation]) -> None:
+    """The same index of the same split must be the same pixels and the same label in every ledger.
+
+    Of imported records, which have no hash of the pixels, only the labels are compared.
+    Raises: LedgerError naming the first difference.
+    """
     seen: dict[tuple[str, str, int], tuple[Evaluation, dict[str, Any]]] = {}
     for evaluation in evaluations:
         images = evaluation.images
         for record in evaluation.records:
             first, other = seen.setdefault((images.name, images.split, record["index"]), (evaluation, record))
             for key, what in (("input_sha", "pixels"), ("label", "labels")):
-                if record[key] != other[key]:
+                if record[key] != other[key] and None not in (record[key], other[key]):
                     raise LedgerError(
                         f"{first.path} and {evaluation.path} hold different {what} for image {record['index']} of "
                         f"{images.name} {images.split}; evaluate both on the same data, or report them apart"

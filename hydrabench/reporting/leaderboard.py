@@ -10,7 +10,14 @@ from typing import Any
 
 from hydrabench.errors import LedgerError
 from hydrabench.ledger import RunFolder
-from hydrabench.reporting.evaluations import Checkpoint, Evaluation, Selection, name_images, read_evaluations
+from hydrabench.reporting.evaluations import (
+    Checkpoint,
+    Evaluation,
+    Selection,
+    name_images,
+    read_evaluations,
+    refuse_mixed_inputs,
+)
 from hydrabench.reporting.gate import refuse_contradictions
 from hydrabench.reporting.statistics import KINDS, Estimate, estimate, verdicts
 from hydrabench.threat import Threat, radius_text
@@ -47,7 +54,7 @@ class Column:
         elif self.sigma is not None:
             condition = f"sigma={self.sigma:g}"
         images = self.images
-        return f"{images.name}:{images.split}:{images.n}:{self.precision}:{self.protocol}:{condition}:{self.metric}"
+        return f"{images.name}:{images.split}:{images.size}:{self.precision}:{self.protocol}:{condition}:{self.metric}"
 
     @property
     def order(self) -> tuple[Any, ...]:
@@ -56,7 +63,7 @@ class Column:
         what differs from the default, so the shortest comes first)."""
         certified = self.kind == "smoothing"
         return (
-            (self.images.name, self.images.split, -self.images.n),
+            (self.images.name, self.images.split, -self.images.n, self.images.chosen),
             (self.precision != "float32", self.precision),
             _FAMILIES.index("certified_accuracy" if certified else self.metric),
             (self.threat is not None and self.threat.norm != "linf", self.threat.epsilon if self.threat else 0),
@@ -85,22 +92,25 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """Rows by density, densest first, then by name, so that methods are compared at equal density."""
+    """Rows by density, densest first, then by name, so that methods are compared at equal density; unknown last."""
 
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     protocols: tuple[Protocol, ...]
 
 
-def build_leaderboard(runs: Sequence[RunFolder]) -> Leaderboard:
-    """Make the leaderboard of all evaluations among `runs`; their order makes no difference.
+def build_leaderboard(runs: Sequence[RunFolder], imported: Sequence[Evaluation] = ()) -> Leaderboard:
+    """Make the leaderboard of all evaluations among `runs` and of those imported; their order makes no difference.
 
+    Args: runs: may be empty if there are imported ones, see `reporting.external`.
     Raises:
         LedgerError: see `read_evaluations`; also if one checkpoint has contradictory clean predictions,
             or different verdicts under one protocol, or one protocol id stands for different settings.
         GateError: an image is verified in one ledger and broken in another (`refuse_contradictions`).
     """
-    evaluations = read_evaluations(runs)
+    of_runs = read_evaluations(runs) if runs or not imported else []
+    evaluations = [*of_runs, *sorted(imported, key=lambda one: str(one.path))]  # hashes first, to compare others with
+    refuse_mixed_inputs(evaluations)
     refuse_contradictions(evaluations)
     _refuse_contradictory_predictions(evaluations)
     cells = _cells(evaluations)
@@ -113,7 +123,7 @@ def build_leaderboard(runs: Sequence[RunFolder]) -> Leaderboard:
         )
         for sha, checkpoint in _checkpoints(evaluations).items()
     ]
-    rows.sort(key=lambda row: (-row.checkpoint.density, row.label, row.checkpoint.sha256))
+    rows.sort(key=lambda row: (-(row.checkpoint.density or 0.0), row.label, row.checkpoint.sha256))
     return Leaderboard(columns, _distinct(rows), _protocols(evaluations, columns))
 
 

@@ -7,8 +7,10 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from hydrabench.reporting.evaluations import IMPORTED
 from hydrabench.reporting.leaderboard import Column, Leaderboard, Protocol
 
+MISSING = "–"
 METHODS = {
     "clean": "clean",
     "pgd": "PGD",
@@ -41,6 +43,7 @@ MODES = {
     "betting": f"{_CERTIFIED}, by a betting confidence sequence; draws stop once each radius is certified or given up",
     "reused": f"{_CERTIFIED}, derived from the certificate of a parent network and the votes lost since (incremental "
     "smoothing, arXiv:2305.19521); α covers both",
+    IMPORTED: f"{_CERTIFIED}, as read from another tool's table",
     "predict": "right prediction of the smoothed classifier (PREDICT of Cohen et al. 2019), without abstaining",
 }
 SEQUENTIAL = ("curtailed", "adaptive", "betting", "reused")
@@ -69,7 +72,7 @@ def _heading(column: Column, *, with_images: bool) -> str:
         parts.append(f"σ={column.sigma:g}")
         parts.append(_SMOOTHED.get(column.metric) or f"r={column.radius:g}")
     images = column.images
-    tail = [f"{images.name} {images.split} n={images.n}"] if with_images else []
+    tail = [f"{images.name} {images.split} n={images.size}"] if with_images or images.chosen else []
     tail += [column.precision] if column.precision != "float32" else []
     return " ".join(parts) + (f" ({', '.join(tail)})" if tail else "")
 
@@ -95,8 +98,9 @@ def notes(board: Leaderboard) -> list[str]:
         "verified and certified accuracy, Student's t for mean radii (pixel units, L2; wrong or abstained counts 0)."
     )
     certified = [column for column in board.columns if column.kind == "smoothing"]
-    for alpha in sorted({_settings(board, column)["alpha"] for column in certified}):
-        n = max(column.images.n for column in certified if _settings(board, column)["alpha"] == alpha)
+    alphas = {column: _settings(board, column).get("alpha") for column in certified}
+    for alpha in sorted(alpha for alpha in set(alphas.values()) if alpha is not None):
+        n = max(column.images.n for column in certified if alphas[column] == alpha)
         found.append(
             f"Each smoothing certificate fails with probability at most α = {alpha:g}, image by image: among {n:,} "
             f"images at most {alpha * n:g} are expected to be wrong. It speaks about the smoothed classifier, "
@@ -106,6 +110,13 @@ def notes(board: Leaderboard) -> list[str]:
         found.append(
             "Where draws stop early, a mean radius is what had been certified until then: compare it only under one "
             "protocol."
+        )
+    if any(column.precision == IMPORTED for column in certified):
+        names = ", ".join(row.label for row in board.rows if any(c.precision == IMPORTED for c in row.cells))
+        found.append(
+            f"Imported: {names}. Such tables hold no hashes of the pixels, so only labels were compared with the other "
+            "ledgers; data set, σ and all else is what whoever imported them said, and a radius that is printed with "
+            "few digits counts as the least that rounds to it."
         )
     found.append("Density is the fraction of weights kept; nonzero counts the weights that are not 0.")
     return found
@@ -141,8 +152,10 @@ def _settings_text(settings: Mapping[str, Any]) -> str:
     )
 
 
-def size_text(count: int) -> str:
-    """Write a number of bytes readably, in powers of 1000: "512 B", "39.1 kB", "14.7 MB"."""
+def size_text(count: int | None) -> str:
+    """Write a number of bytes readably, in powers of 1000: "512 B", "39.1 kB", "14.7 MB"; a dash if not known."""
+    if count is None:
+        return MISSING
     if count < 1000:
         return f"{count} B"
     return f"{count / 1e3:.1f} kB" if count < 1e6 else f"{count / 1e6:.1f} MB"

@@ -13,12 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from hydrabench.reporting.leaderboard import Column, Leaderboard, Row
-from hydrabench.reporting.legend import caption, headings, notes, protocol_lines, size_text
+from hydrabench.reporting.legend import MISSING, caption, headings, notes, protocol_lines, size_text
 from hydrabench.reporting.statistics import Estimate
 from hydrabench.threat import radius_text
 
 SCHEMA = "hydrabench.leaderboard/1"
-MISSING = "–"
 _ABOUT = ("name", "sha256", "arch", "objective", "density", "parameters", "nonzero_parameters", "bytes")
 
 
@@ -62,9 +61,14 @@ def markdown(board: Leaderboard) -> str:
 
 def _markdown_row(row: Row, columns: Sequence[Column]) -> list[str]:
     checkpoint = row.checkpoint
-    about = [row.label, checkpoint.arch, checkpoint.objective, f"{checkpoint.density:g}"]
-    about += [f"{checkpoint.nonzero_parameters:,} of {checkpoint.parameters:,}", size_text(checkpoint.bytes)]
+    about = [row.label, checkpoint.arch, checkpoint.objective, _known(checkpoint.density, "g")]
+    nonzero = f"{_known(checkpoint.nonzero_parameters, ',')} of {_known(checkpoint.parameters, ',')}"
+    about += [MISSING if checkpoint.parameters is None else nonzero, size_text(checkpoint.bytes)]
     return about + [" ".join(cell_text(row.cells.get(column))).strip() for column in columns]
+
+
+def _known(value: float | None, style: str) -> str:
+    return MISSING if value is None else format(value, style)
 
 
 def _markdown_line(cells: Sequence[str]) -> str:
@@ -114,7 +118,7 @@ def _column_json(column: Column, heading: str) -> dict[str, Any]:
     return {
         "key": column.key,
         "heading": heading,
-        "dataset": asdict(column.images),
+        "dataset": {key: value for key, value in asdict(column.images).items() if value != ""},
         "precision": column.precision,
         "protocol": column.protocol,
         "metric": column.metric,
@@ -142,9 +146,9 @@ def rich_table(board: Leaderboard) -> Table:
         table.add_column(Text(_stacked(names[column])), justify="right", no_wrap=True)
     for row in board.rows:
         checkpoint = row.checkpoint
-        size = f"{size_text(checkpoint.bytes)}\n{checkpoint.nonzero_parameters:,}"
+        size = f"{size_text(checkpoint.bytes)}\n{_known(checkpoint.nonzero_parameters, ',')}"
         cells = [_stacked_cell(row.cells.get(column)) for column in shown]
-        table.add_row(Text(row.label.replace("/", "/\n")), f"{checkpoint.density:g}", size, *cells)
+        table.add_row(Text(row.label.replace("/", "/\n")), _known(checkpoint.density, "g"), size, *cells)
     return table
 
 

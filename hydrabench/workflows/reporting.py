@@ -9,7 +9,17 @@ from typing import Any
 from hydrabench.errors import LedgerError, lookup
 from hydrabench.files import write_json, write_text
 from hydrabench.ledger import RunFolder, read_run
-from hydrabench.reporting import Leaderboard, build_leaderboard, csv_text, markdown, summary_json
+from hydrabench.reporting import (
+    IMPORTS,
+    Leaderboard,
+    build_leaderboard,
+    csv_text,
+    markdown,
+    read_evaluations,
+    summary_json,
+    table_names,
+    table_text,
+)
 
 _FILES: dict[str, tuple[str, Callable[[Leaderboard], Any]]] = {
     "md": ("leaderboard.md", markdown),
@@ -17,27 +27,40 @@ _FILES: dict[str, tuple[str, Callable[[Leaderboard], Any]]] = {
     "json": ("summary.json", summary_json),
 }
 REPORT_FORMATS = tuple(_FILES)
+TABLES = "tsv"  # one file for each smoothing run, see `reporting.external`
 
 
-def write_report(paths: Sequence[Path], out: Path, formats: Sequence[str] = REPORT_FORMATS) -> Leaderboard:
+def write_report(
+    paths: Sequence[Path],
+    out: Path,
+    formats: Sequence[str] = REPORT_FORMATS,
+    *,
+    imports: Sequence[tuple[str, str]] = (),
+) -> Leaderboard:
     """Make the leaderboard of the runs in `paths` and write it to `out`; nothing is written if it is refused.
 
     Args:
         paths: run folders, or folders with run folders anywhere below; training runs are passed over.
         out: folder for the files, made if needed; those of an earlier report are replaced.
-        formats: which files to write, of `REPORT_FORMATS`.
+        formats: which files to write, of `REPORT_FORMATS` and `TABLES`.
+        imports: files of other tools: (key of `IMPORTS`, what that reader takes).
     Raises:
-        ConfigError: unknown format.
+        ConfigError: unknown format, or an import that is not described.
         LedgerError: a path holds no run, a ledger cannot be used, or `out` is a run folder or a file.
         GateError: an image is verified in one ledger and broken in another.
     """
-    chosen = [lookup("report format", _FILES, name) for name in formats]
+    known = {**_FILES, TABLES: None}
+    chosen = [found for found in (lookup("report format", known, name) for name in formats) if found is not None]
+    readers = [(lookup("import", IMPORTS, kind), text) for kind, text in imports]
     if (out / "run.json").exists():
         raise LedgerError(f"{out} is a run folder, whose summary a report would replace; choose another --out")
     if out.exists() and not out.is_dir():
         raise LedgerError(f"{out} is a file; --out names a folder")
-    board = build_leaderboard(find_runs(paths))
+    runs = find_runs(paths)
+    board = build_leaderboard(runs, [read(text) for read, text in readers])
     rendered = [(out / name, render(board)) for name, render in chosen]
+    if TABLES in formats:
+        rendered += [(out / name, table_text(run)) for name, run in table_names(read_evaluations(runs)).items()]
     for path, content in rendered:
         (write_text if isinstance(content, str) else write_json)(path, content)
     return board

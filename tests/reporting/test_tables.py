@@ -200,7 +200,7 @@ def test_every_mode_of_smoothing_is_explained_in_its_own_words():
         mode: meaning(Protocol("id", "smoothing", {} if mode == "cohen" else {"mode": mode}))
         for mode in ("cohen", *MODES)
     }
-    assert set(texts) == {*get_args(Mode), "reused"}
+    assert set(texts) == {*get_args(Mode), "reused", "imported"}
     assert len(set(texts.values())) == len(texts)
     assert texts["cohen"] == MEANINGS["smoothing"]
     exact = meaning(Protocol("id", "smoothing", {"mode": "adaptive", "rigor": "discrete"}))
