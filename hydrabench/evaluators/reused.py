@@ -56,8 +56,8 @@ def evaluate_reused(
 
     Both networks vote on the first draws of the parent's estimation stream until the votes that are lost are few
     enough (`incremental.Kept`). Where the parent's bound does not exceed 1/2 the child abstains, without a draw.
-    With `settings.direct`, images that the child certifies at fewer of the radii than the parent's bound does, and
-    those where the parent abstains, are certified directly as well, and the better certificate counts.
+    With `settings.direct`, images that the child certifies at fewer of the radii than the parent's ledger does, and
+    those where it abstains, are certified directly as well, and the better certificate counts.
 
     Args:
         network, block, sampling: as for `evaluate_smoothed`. parent: in eval mode, run as for its ledger.
@@ -80,7 +80,8 @@ def evaluate_reused(
     for row, (compared, _) in zip(comparable, found, strict=True):
         records[row] = compared
     if settings.direct:
-        short = [row for row, record in enumerate(records) if rule.falls_short(record.parent_p_lower, record.p_lower)]
+        stated = [ledger[record.index]["p_lower"] for record in records]
+        short = [row for row, record in enumerate(records) if rule.falls_short(stated[row], record.p_lower)]
         _certify_directly(network, block, short, settings=settings, sampling=sampling, records=records)
     share = (perf_counter() - started) / max(1, sum(record.passes for record in records))
     return [replace(record, seconds=record.passes * share) for record in records]

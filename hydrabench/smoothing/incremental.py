@@ -105,7 +105,10 @@ class Kept:
         settled = self.plan.certified(best) >= self.plan.certified(parent - likely - self.plan.slack)
         return Verdict(best, None if settled else self.looks.looks[self.looks.looks.index(n) + 1])
 
-    def falls_short(self, parent: float, best: float) -> bool:
-        """Whether the child's `best` certifies fewer of the radii than the parent's bound, or neither certifies 1/2."""
-        of_parent = parent - self.plan.slack
+    def falls_short(self, of_parent: float, best: float) -> bool:
+        """Whether the child's `best` certifies fewer of the radii than the parent's ledger, or that none.
+
+        of_parent: the bound that the ledger states, at the parent's own level and with its slack taken off: a parent
+        that stopped early certifies hardly more than its radii, and would lose them at the smaller level.
+        """
         return of_parent <= 0.5 or self.plan.certified(of_parent) > self.plan.certified(best)

@@ -196,3 +196,31 @@ def test_train_mode_of_either_network_is_refused():
     for child, parent in ((Mean(), good), (good, Mean())):
         with pytest.raises(ValueError, match="eval mode"):
             evaluate_reused(child, block, reusing(), parent=parent, ledger=ledger_of(good, block))
+
+
+def test_a_radius_that_the_parents_early_stop_cannot_spare_is_certified_directly():
+    """All of 200 agree: 0.0025^(1/200) is worth 0.472 at the first look, with a third of alpha 0.4536 < 0.46."""
+    chosen = SmoothingSettings(samples=N, n0=30, alpha=ALPHA, radii=(0.46,), mode="adaptive")
+    parent, block = Mean().eval(), block_of((255,))
+    ledger = ledger_of(parent, block, chosen)
+    assert ledger[40]["samples"] == 200
+    assert ledger[40]["radius"] == pytest.approx(0.472, abs=5e-4)
+    (reused,), (direct,) = (
+        run(Mean(), parent, block, reusing(chosen, direct=direct), ledger) for direct in (False, True)
+    )
+    assert SIGMA < reused.radius < 0.46 <= direct.radius
+    assert (direct.certificate, direct.samples, direct.passes) == ("direct", 400, 2 * 200 + 30 + 400)
+
+
+def test_the_better_of_two_certificates_counts():
+    """p is 0.9998 for the parent, 0.95 for the child; certifying directly gives 0.7 up early, with a looser bound.
+
+    Two thirds of alpha without direct certificates leave the same shares as all of it with them.
+    """
+    chosen = SmoothingSettings(samples=N, n0=30, alpha=ALPHA, radii=(0.3, 0.7))
+    parent, block = Mean().eval(), block_of((184,) * 12)
+    ledger = ledger_of(parent, block, chosen)
+    reused = run(Mean(0.62), parent, block, reusing(chosen, alpha=ALPHA * 2 / 3), ledger)
+    direct = run(Mean(0.62), parent, block, reusing(chosen, direct=True), ledger)
+    assert all(b.p_lower >= a.p_lower - 1e-12 for a, b in zip(reused, direct, strict=True))
+    assert sum(b.passes > a.passes and b.certificate == "reused" for a, b in zip(reused, direct, strict=True)) > 3
