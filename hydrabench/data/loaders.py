@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from hydrabench.errors import ConfigError, DataError
 from hydrabench.runtime import stream
 
 WORKERS = 8  # processes that decode images, at most
+Rows = Callable[[int], slice]  # of a minibatch of so many images, those that are asked for
 
 
 class TrainingBatches:
@@ -62,16 +63,25 @@ class TrainingBatches:
         self.key = key
         self.per_epoch = min(-(-len(source) // batch_size) for source in self.sources)
 
-    def epoch(self, number: int, *, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    @property
+    def decodes(self) -> bool:
+        """Whether images are decoded on the way, which takes long, and fails where one is damaged."""
+        return isinstance(self.sources[0], EncodedImages)
+
+    def epoch(self, number: int, *, first: int = 0, rows: Rows | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the minibatches of epoch `number` (from 0), from minibatch `first` on.
 
+        Args:
+            rows: says which images of a minibatch are needed, for a process that trains on a part of each; it may
+                travel to worker processes. Of encoded images, the others are not decoded, and are zeros; images in
+                memory cost nothing, and all are there. None: all.
         Yields: images, float32 (B, C, H, W) in [0, 1], and labels, int64 (B,), on the device.
         Raises: DataError naming an image that cannot be decoded.
         """
         labelled = self.sources[0]
-        return (
-            self._decoded(labelled, number, first) if isinstance(labelled, EncodedImages) else self._kept(number, first)
-        )
+        if isinstance(labelled, EncodedImages):
+            return self._decoded(labelled, number, first, rows)
+        return self._kept(number, first)
 
     def _kept(self, number: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Minibatches of images in memory."""
@@ -86,10 +96,12 @@ class TrainingBatches:
             )
             yield pixels(images), torch.cat([source.labels[indices.to(images.device)] for source, indices in parts])
 
-    def _decoded(self, labelled: EncodedImages, number: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _decoded(
+        self, labelled: EncodedImages, number: int, first: int, rows: Rows | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Minibatches of encoded images."""
         chosen = self._order(0, number)[first:]
-        views = _Views(labelled.to(torch.device("cpu")), self.settings.flip, (*self.key, "augment", number))
+        views = _Views(labelled.to(torch.device("cpu")), self.settings.flip, (*self.key, "augment", number), rows)
         # A generator of its own: the loader would take a number from the global one.
         loader = DataLoader(
             views,
@@ -117,13 +129,20 @@ class _Views(Dataset[Tensor | DataError]):
     images: EncodedImages
     flip: bool
     key: tuple[object, ...]
+    rows: Rows | None
 
     def __getitem__(self, indices: Tensor) -> Tensor | DataError:
         """Returns an error instead of raising it: on its way out of a worker, the loader would rewrite its message."""
+        wanted = slice(None) if self.rows is None else self.rows(len(indices))
         try:
-            return torch.stack([self._view(index) for index in indices.tolist()])
+            views = torch.stack([self._view(index) for index in indices[wanted].tolist()])
         except DataError as error:
             return error
+        if len(views) == len(indices):
+            return views
+        images = views.new_zeros(len(indices), *views.shape[1:])
+        images[wanted] = views
+        return images
 
     def _view(self, index: int) -> Tensor:
         return self.images.random_view(index, flip=self.flip, generator=stream(*self.key, index))

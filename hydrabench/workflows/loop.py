@@ -28,7 +28,7 @@ from hydrabench.runtime import World, exact_arithmetic, stream
 from hydrabench.workflows.gradients import Gradients
 from hydrabench.workflows.machine import Machine
 from hydrabench.workflows.optimization import Average, build_optimizer, set_learning_rate
-from hydrabench.workflows.parts import Memory
+from hydrabench.workflows.parts import Memory, minibatches
 from hydrabench.workflows.progress import Advance, tracking
 from hydrabench.workflows.resume import Progressed, Sums, read_state, resuming, write_metrics, write_state
 from hydrabench.workflows.scalars import Write, scalars
@@ -158,7 +158,7 @@ class Loop:
         exact = OBJECTIVES[job.objective.name].passes_bounds
         before, started, images = sums.seconds, time.monotonic(), 0
         with exact_arithmetic() if exact else nullcontext():
-            for x, y in job.batches.epoch(epoch, first=sums.minibatches):
+            for x, y in minibatches(job.batches, job.world, epoch=epoch, first=sums.minibatches):
                 due = False
                 for repeat in range(job.repeats):
                     step = (epoch * job.batches.per_epoch + sums.minibatches) * job.repeats + repeat

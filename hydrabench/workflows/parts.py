@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import partial
+from itertools import islice, pairwise
 
 import torch
 from torch import Tensor
 
+from hydrabench.data import TrainingBatches
 from hydrabench.runtime import World
 
 # Beside torch.OutOfMemoryError: what the CPU's allocator and CUDA's libraries say when there is no memory left.
@@ -46,6 +49,31 @@ def cut(whole: int, world: World, micro_batch: int | None) -> list[Part]:
         first = min(start, whole - 1)
         parts.append(Part(slice(first, max(stop, first + 1)), stop - start, (stop - start) / whole))
     return parts
+
+
+def needed(whole: int, world: World) -> slice:
+    """The rows of a batch that the parts of this process hold, stand-ins included, however small they are."""
+    mine = world.rows(whole)
+    first = min(mine.start, whole - 1)
+    return slice(first, max(mine.stop, first + 1))
+
+
+def minibatches(batches: TrainingBatches, world: World, *, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the minibatches of an epoch from `first` on, of which this process decodes the rows that it needs.
+
+    Raises: DataError if an image cannot be decoded, on all processes, so that none waits for one that has given up.
+    """
+    if world.size == 1 or not batches.decodes:
+        yield from batches.epoch(epoch, first=first)
+        return
+    source = batches.epoch(epoch, first=first, rows=partial(needed, world=world))
+    found: list[tuple[Tensor, Tensor]] = []
+    while True:
+        found.clear()
+        world.share(lambda: found.extend(islice(source, 1)))
+        if not found:
+            return
+        yield found[0]
 
 
 def halved(whole: int, world: World, micro_batch: int | None) -> int | None:

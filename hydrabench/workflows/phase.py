@@ -73,6 +73,14 @@ def run_phase(
     world, device = World(), pick_device(machine.device)
     _check(recipe, phase, start, device, machine, world)
     images = _images(recipe, machine, world)
+    batches = TrainingBatches(
+        images.labelled,
+        images.pseudo,
+        recipe.data,
+        batch_size=phase.batch_size,
+        key=(recipe.seed, start.label),
+        device=device,
+    )
     header = _run_header(recipe, start, machine) | {
         "dataset": {"name": recipe.data.name, **images.counts()},
         "environment": environment(device),
@@ -91,14 +99,7 @@ def run_phase(
         seed=recipe.seed,
         recipe=phase,
         objective=recipe.objective_of(_section(start)),
-        batches=TrainingBatches(
-            images.labelled,
-            images.pseudo,
-            recipe.data,
-            batch_size=phase.batch_size,
-            key=(recipe.seed, start.label),
-            device=device,
-        ),
+        batches=batches,
         validation=images.validation.to(device),
         network=start.network.to(device),
         device=device,

@@ -250,6 +250,29 @@ def test_minibatches_do_not_depend_on_workers_on_where_an_epoch_begins_or_on_glo
     assert not torch.equal(plain[0][0], plain[3][0])
 
 
+def second_half(whole: int) -> slice:
+    return slice(whole // 2, whole)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_of_a_part_of_each_minibatch_only_that_part_is_decoded_to_the_same_bytes(class_folders, workers, monkeypatch):
+    images = load_images("imagenet", "train", class_folders).subset(torch.arange(10), "train")
+    whole = epochs(images, 0)
+    minibatches = TrainingBatches(images, None, TRAIN, batch_size=4, key=(3, "train"), device=CPU)
+    monkeypatch.setattr(loaders, "_workers", lambda: workers)
+    decoded, view = [], EncodedImages.random_view
+    monkeypatch.setattr(
+        EncodedImages, "random_view", lambda self, index, **how: (decoded.append(index), view(self, index, **how))[1]
+    )
+    parts = list(minibatches.epoch(1, rows=second_half))
+    for (x, y), (part, labels) in zip(whole[3:], parts, strict=True):
+        half = len(y) // 2
+        assert torch.equal(part[half:], x[half:])
+        assert not part[:half].any()
+        assert torch.equal(labels, y)
+    assert len(decoded) == (0 if workers else 5)  # what a worker process does is not seen here
+
+
 def test_every_image_has_a_stream_of_its_own_in_every_epoch(class_folders):
     """Epoch 1 begins with image order[0], seen through the stream (…, "augment", 1, order[0])."""
     images = load_images("imagenet", "train", class_folders).subset(torch.arange(10), "train")

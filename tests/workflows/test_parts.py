@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hydrabench.errors import DataError
 from hydrabench.runtime import World
-from hydrabench.workflows.parts import Memory, cut, halved, is_out_of_memory
+from hydrabench.workflows.parts import Memory, cut, halved, is_out_of_memory, minibatches, needed
 
 wholes, sizes = st.integers(1, 40), st.integers(1, 5)
 micro_batches = st.none() | st.integers(1, 12)
@@ -53,6 +54,59 @@ def test_a_process_without_a_share_repeats_a_row_that_counts_nothing():
         (slice(0, 1), 0, 0.0),
         (slice(0, 1), 1, 1.0),
     ]
+
+
+@settings(deadline=None, max_examples=60)
+@given(whole=wholes, size=sizes, micro_batch=micro_batches)
+def test_a_process_needs_the_rows_of_its_parts_and_no_others(whole, size, micro_batch):
+    for rank in range(size):
+        rows = needed(whole, world(rank, size))
+        parts = cut(whole, world(rank, size), micro_batch)
+        assert {row for part in parts for row in range(whole)[part.rows]} == set(range(whole)[rows])
+
+
+class Decoding:
+    """Three minibatches of encoded images; the second has one that is damaged, in the rows of process 1."""
+
+    decodes = True
+
+    def __init__(self) -> None:
+        self.asked: list[slice] = []
+
+    def epoch(self, number, *, first, rows):
+        for position in range(first, 3):
+            self.asked.append(rows(5))
+            if position == 1 and rows(5) == slice(2, 5):
+                raise DataError("photo.jpeg cannot be read")
+            yield torch.tensor([number]), torch.tensor([position])
+
+
+def test_an_image_that_one_process_cannot_decode_stops_all_of_them(monkeypatch):
+    """Process 0 hears of it from process 1 when they share the outcome of the second minibatch."""
+    outcomes = [None, None, DataError("photo.jpeg cannot be read")]
+
+    def share(work):
+        work()
+        if outcome := outcomes.pop(0):
+            raise outcome
+
+    other, failing = world(0, 2), world(1, 2)
+    monkeypatch.setattr(other, "share", share)
+    monkeypatch.setattr(failing, "share", lambda work: work())
+    for process, before in ((other, 2), (failing, 1)):
+        source = Decoding()
+        found = minibatches(source, process, epoch=0, first=0)
+        assert [int(number) for _, number in islice(found, before)] == list(range(before))
+        with pytest.raises(DataError, match=r"photo\.jpeg cannot be read"):
+            next(found)
+        assert source.asked == [process.rows(5)] * len(source.asked)
+
+
+def test_minibatches_may_begin_late_and_end_on_all_processes(monkeypatch):
+    process = world(0, 2)
+    monkeypatch.setattr(process, "share", lambda work: [work()])
+    found = [(int(x), int(y)) for x, y in minibatches(Decoding(), process, epoch=4, first=1)]
+    assert found == [(4, 1), (4, 2)]
 
 
 @settings(deadline=None, max_examples=30)
