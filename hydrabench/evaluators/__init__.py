@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from hydrabench.evaluators.autoattack import evaluate_autoattack
+from hydrabench.evaluators.autoattack import evaluate_autoattack, require_pyautoattack, require_suitable
 from hydrabench.evaluators.clean import evaluate_clean
 from hydrabench.evaluators.pgd import evaluate_pgd
 from hydrabench.evaluators.reused import evaluate_reused
@@ -42,4 +42,6 @@ __all__ = [
     "evaluate_reused",
     "evaluate_smoothed",
     "evaluate_verified",
+    "require_pyautoattack",
+    "require_suitable",
 ]

@@ -45,12 +45,11 @@ def evaluate_autoattack(network: nn.Module, block: Block, settings: AutoAttackSe
         network: classifier in eval mode, on the device and in the precision of `block.images`.
     Raises: NonFiniteError naming the image (or the block, inside an attack) if a logit is NaN or
         infinite; HydrabenchError if `pyautoattack` is missing or the network is not one that the
-        standard ensemble can judge (see `_require_suitable`).
+        standard ensemble can judge (see `require_suitable`).
     Source: Croce and Hein (2020), arXiv:2003.01690, section 5.
     """
     started = perf_counter()
-    logits = clean_logits(network, block)
-    _require_suitable(network, block, logits, settings)
+    logits = require_suitable(network, block, settings)
     breaks = clean_breaks(logits, block)
     clean_margins = margin(logits, block.labels).tolist()
     margins = [lowest if broken else None for lowest, broken in zip(clean_margins, breaks, strict=True)]
@@ -77,12 +76,6 @@ def _ensemble(
     network: nn.Module, block: Block, settings: AutoAttackSettings, *, num_classes: int
 ) -> dict[str, Perturb]:
     """The four attacks with the settings of upstream's "standard" version, by name."""
-    try:
-        from pyautoattack import AutoAttack  # noqa: PLC0415  (an optional dependency)
-    except ImportError as error:
-        raise HydrabenchError(
-            "AutoAttack needs the package pyautoattack, which is not installed; run: pip install pyautoattack"
-        ) from error
 
     def predict(images: Tensor) -> Tensor:
         logits: Tensor = network(images.to(block.images.dtype)).float()
@@ -93,7 +86,7 @@ def _ensemble(
             )
         return logits
 
-    attack: Any = AutoAttack(
+    attack: Any = require_pyautoattack()(
         predict,
         norm=_NORMS[settings.norm],
         eps=float(settings.epsilon),
@@ -123,14 +116,28 @@ def _break(
     return {row: lowest for row, broken, lowest in zip(rows, wrong, margins, strict=True) if broken}
 
 
-def _require_suitable(network: nn.Module, block: Block, logits: Tensor, settings: AutoAttackSettings) -> None:
+def require_pyautoattack() -> Any:
+    """Return upstream's class. Raises: HydrabenchError that says how to get it."""
+    try:
+        from pyautoattack import AutoAttack  # noqa: PLC0415  (an optional dependency)
+    except ImportError as error:
+        raise HydrabenchError(
+            "AutoAttack needs the package pyautoattack, which is not installed; run: pip install pyautoattack"
+        ) from error
+    return AutoAttack
+
+
+def require_suitable(network: nn.Module, block: Block, settings: AutoAttackSettings) -> Tensor:
     """Refuse what the standard ensemble cannot judge.
 
     These are upstream's checks of the class count, of outputs that are already probabilities (the
     attacks' gradients vanish) and of randomized networks, and the image side that Square's L2
     windows need. Its check for networks that differentiate inside the forward pass is left out: it
     replaces the process's trace function.
+    Returns: the logits of the block, (B, K). Raises: HydrabenchError that says what to do instead; NonFiniteError
+        naming the image whose logits are NaN or infinite.
     """
+    logits = clean_logits(network, block)
     classes, sides = logits.shape[1], block.images.shape[2:]
     if classes < 4:
         raise HydrabenchError(
@@ -153,6 +160,7 @@ def _require_suitable(network: nn.Module, block: Block, logits: Tensor, settings
             "the network gives different logits for the same images; the standard AutoAttack judges deterministic "
             "networks only"
         )
+    return logits
 
 
 @contextmanager

@@ -17,13 +17,12 @@ import torch
 from pydantic import TypeAdapter
 from torch import nn
 
-from hydrabench.bounds import BOUNDS, program_of, read, require_auto_lirpa
 from hydrabench.checkpoints import Checkpoint, checkpoint_name, open_ref
 from hydrabench.config import EvaluationSettings, SmoothingSettings, parse, with_default_threat
 from hydrabench.config.smoothing import DEFAULT_RADII, radii_text
-from hydrabench.data import ImageSource, block_indices, first_images, load_block, load_images
+from hydrabench.data import Block, ImageSource, block_indices, first_images, load_block, load_images
 from hydrabench.errors import ConfigError, DataError, lookup
-from hydrabench.evaluators import EVALUATORS, Evaluator, evaluate_reused
+from hydrabench.evaluators import EVALUATORS, Evaluator, evaluate_reused, require_suitable
 from hydrabench.ledger import Record, RunFolder, open_run
 from hydrabench.masking import prunable_layers, used_parameters
 from hydrabench.reporting.statistics import summarize
@@ -31,6 +30,7 @@ from hydrabench.runtime import PRECISIONS, World, environment, exact_arithmetic,
 from hydrabench.threat import Norm
 from hydrabench.workflows.machine import Machine
 from hydrabench.workflows.progress import say, tracking
+from hydrabench.workflows.requirements import require_precision, require_rules
 from hydrabench.workflows.reuse import Parent, open_parent
 from hydrabench.workflows.tally import Tally, radii_of
 
@@ -143,22 +143,6 @@ def block_size(settings: EvaluationSettings) -> int:
     return FIXED_SIZE_BLOCK if settings.mode in ("cohen", "predict") else SEQUENTIAL_BLOCK
 
 
-def require_rules(network: nn.Module, settings: EvaluationSettings) -> None:
-    """Refuse a network that the bound of `settings` cannot pass, before anything is computed or written.
-
-    auto_LiRPA learns which layers a network has from its images, so that it refuses one with the first block.
-
-    Args:
-        network: in eval mode.
-    Raises: UnsupportedLayerError naming the first layer without a rule; HydrabenchError if auto_LiRPA is needed
-        and not installed.
-    """
-    if settings.kind == "alpha-crown" or getattr(settings, "engine", None) == "auto_lirpa":
-        require_auto_lirpa()
-    elif settings.kind in BOUNDS:
-        read(program_of(network))
-
-
 def evaluate(
     subject: Subject,
     settings: EvaluationSettings,
@@ -181,13 +165,14 @@ def evaluate(
     """
     world = World()
     require_rules(subject.network, settings)
-    _require_precision(subject, settings)
+    require_precision(subject.precision, settings)
     images = load_images(subject.checkpoint.header.dataset, "test", machine.data_dir, download=machine.download)
     chosen = _chosen(images, n, indices, settings)
     blocks = [tuple(chosen[i] for i in block) for block in block_indices(len(chosen), block_size(settings))]
     job = _Job(subject, settings, images, machine)
     if subject.parent is not None:
         subject.parent.require_images(images, chosen)
+    job.check(blocks[0])
     header = {**job.header(world), "dataset": _describe_selection(images, chosen, explicit=bool(indices))}
     run, whole = world.on_main(lambda: _open(out, header, blocks, resume=resume))
     if run.is_complete:
@@ -230,15 +215,6 @@ def _describe_selection(images: ImageSource, chosen: Sequence[int], *, explicit:
     return {**described, "indices": list(chosen)} if explicit else described
 
 
-def _require_precision(subject: Subject, settings: EvaluationSettings) -> None:
-    """Refuse reduced precision wherever a verdict would rest on it."""
-    if subject.precision not in PRECISIONS and settings.kind != "smoothing":
-        raise ConfigError(
-            f"--precision {subject.precision} is for smoothing only, whose statistics hold for any base classifier; "
-            f"choose one of: {', '.join(sorted(PRECISIONS))}"
-        )
-
-
 def _open(
     out: Path, header: dict[str, Any], blocks: Sequence[tuple[int, ...]], *, resume: bool
 ) -> tuple[RunFolder, int]:
@@ -279,18 +255,27 @@ class _Job:
             **self.header_of_smoothing,
         }
 
+    def check(self, indices: tuple[int, ...]) -> None:
+        """Refuse a network that AutoAttack cannot judge, going by its outputs on the first block."""
+        if self.settings.kind == "autoattack":
+            with exact_arithmetic(), torch.no_grad():
+                require_suitable(self.network, self._block(0, indices), self.settings)
+
     def records(self, blocks: Sequence[tuple[int, tuple[int, ...]]]) -> list[Record]:
         """The records of this process's share of a round: one block, or none in the last round."""
         records: list[Record] = []
         for number, indices in blocks:
-            block = load_block(self.images, number, indices)
-            moved = replace(
-                block,
-                images=block.images.to(device=self.subject.device, dtype=STORED_IN[self.subject.precision]),
-                labels=block.labels.to(self.subject.device),
-            )
-            records += self.evaluate(self.network, moved, self.settings, *self.how)
+            records += self.evaluate(self.network, self._block(number, indices), self.settings, *self.how)
         return records
+
+    def _block(self, number: int, indices: tuple[int, ...]) -> Block:
+        """Images of the data set, on the device and in the precision of the network."""
+        block = load_block(self.images, number, indices)
+        return replace(
+            block,
+            images=block.images.to(device=self.subject.device, dtype=STORED_IN[self.subject.precision]),
+            labels=block.labels.to(self.subject.device),
+        )
 
 
 def _rounds(world: World, job: _Job, blocks: list[tuple[int, tuple[int, ...]]]) -> Iterator[list[Record]]:

@@ -17,11 +17,12 @@ from hydrabench.errors import ConfigError, LedgerError
 from hydrabench.reporting import Leaderboard
 from hydrabench.runtime import World
 from hydrabench.workflows import training
-from hydrabench.workflows.evaluation import evaluate, open_subject, require_rules, run_name
+from hydrabench.workflows.evaluation import evaluate, open_subject, run_name
 from hydrabench.workflows.machine import Machine
 from hydrabench.workflows.planning import PlannedRun, plan
 from hydrabench.workflows.progress import say
 from hydrabench.workflows.reporting import REPORT_FORMATS, write_report
+from hydrabench.workflows.requirements import require_rules
 
 
 def run_pipeline(recipe: Recipe, out: Path, *, machine: Machine, resume: bool = False) -> Leaderboard:

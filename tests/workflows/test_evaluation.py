@@ -41,11 +41,11 @@ from hydrabench.workflows.evaluation import (
     default_folder,
     evaluate,
     open_subject,
-    require_rules,
     run_name,
     settings_for,
 )
 from hydrabench.workflows.machine import Machine, SmoothingOptions
+from hydrabench.workflows.requirements import require_rules
 from hydrabench.workflows.tally import Tally
 
 PGD = PgdSettings(epsilon="8/255", steps=3)
@@ -307,6 +307,17 @@ def test_without_auto_lirpa_nothing_is_written(subject, cpu, tmp_path, monkeypat
     lirpa._auto_lirpa.cache_clear()
     monkeypatch.setitem(sys.modules, "auto_LiRPA", None)
     with pytest.raises(HydrabenchError, match=r"auto_LiRPA cannot be imported .* `pip install --no-deps auto_LiRPA`"):
+        evaluate(subject, settings, tmp_path / "run", machine=cpu, n=5)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_autoattack_cannot_judge_is_refused_before_anything_is_written(subject, cpu, tmp_path, monkeypatch):
+    settings = AutoAttackSettings(epsilon="8/255")
+    probabilities = replace(subject, network=nn.Sequential(subject.network, nn.Softmax(dim=1)).eval())
+    with pytest.raises(HydrabenchError, match=r"let it return logits"):
+        evaluate(probabilities, settings, tmp_path / "run", machine=cpu, n=5)
+    monkeypatch.setitem(sys.modules, "pyautoattack", None)
+    with pytest.raises(HydrabenchError, match=r"not installed; run: pip install pyautoattack"):
         evaluate(subject, settings, tmp_path / "run", machine=cpu, n=5)
     assert not (tmp_path / "run").exists()
 
