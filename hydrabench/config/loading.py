@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
@@ -72,12 +72,27 @@ def _describe(problem: Any) -> str:
         return f"{path}: unknown key, " + (
             f"did you mean {close[0]!r}?" if close else f"allowed are {', '.join(known)}"
         )
+    if problem["type"].startswith("union_tag_"):
+        return f"{path}.{_unknown_tag(problem['ctx'])}"
+    if problem["type"] in ("model_type", "model_attributes_type"):
+        return f"{path}: expected keys and values (got {problem['input']!r})"
     if problem["type"] == "missing":
         return f"{path}: is required"
     message = problem["msg"].removeprefix("Value error, ")
     received = problem.get("input")
     shown = isinstance(received, str | int | float | None) and problem["type"] != "value_error"
     return f"{path}: {message[0].lower()}{message[1:]}{f' (got {received!r})' if shown else ''}"
+
+
+def _unknown_tag(context: Mapping[str, str]) -> str:
+    """The key that tells the members of a union apart, and what is wrong with its value."""
+    key = context["discriminator"].strip("'")
+    if "tag" not in context:
+        return f"{key}: is required"
+    tags = sorted(tag.strip(" '") for tag in context["expected_tags"].split(","))
+    close = get_close_matches(context["tag"], tags, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{key}: unknown {key} {context['tag']!r}; {hint}choose one of: {', '.join(tags)}"
 
 
 # Pydantic puts the tag of a union's member into the path; it says which model a misspelt key belongs to.

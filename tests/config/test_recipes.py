@@ -108,6 +108,13 @@ def test_overrides_are_yaml_values_at_dotted_keys(tmp_path):
         ("name.x=1", "--set 'name.x=1': 'name' is a value, not a section"),
         ("train.epochs=[", "is not a YAML value"),
         ("train.epochz=1", "train.epochz: unknown key, did you mean 'epochs'"),
+        ("train=3", r"train: expected keys and values \(got 3\)"),
+        (
+            "objective.name=tradez",
+            r"objective.name: unknown name 'tradez'; did you mean 'trades'\? choose one of: crown",
+        ),
+        ("prune.objective={beta: 1}", r"prune.objective.name: is required"),
+        ("evaluate=[{kind: x}]", r"evaluate.0.kind: unknown kind 'x'; choose one of: alpha-crown, autoattack, "),
     ],
 )
 def test_a_bad_override_is_refused(tmp_path, override, message):
