@@ -71,7 +71,7 @@ def run_phase(
 ) -> dict[str, Any]:
     """Run one phase in its folder, or find it done."""
     world, device = World(), pick_device(machine.device)
-    _check(recipe, phase, start, device, machine, world)
+    check_phase(recipe, _section(start), start.network, device=device, machine=machine, world=world)
     images = _images(recipe, machine, world)
     batches = TrainingBatches(
         images.labelled,
@@ -115,22 +115,29 @@ def run_phase(
     return world.on_main(lambda: _conclude(run, recipe, start, trained))
 
 
-def _check(
-    recipe: Recipe, phase: PhaseRecipe, start: Start, device: torch.device, machine: Machine, world: World
+def check_phase(
+    recipe: Recipe, section: SectionName, network: nn.Module, *, device: torch.device, machine: Machine, world: World
 ) -> None:
-    """Refuse what cannot work before the run folder is made."""
+    """Refuse what cannot work, before the run folder is made.
+
+    Args:
+        section: of the recipe, which has it. network: the recipe's; its weights do not matter.
+    Raises: ConfigError naming the option or key; UnsupportedLayerError naming a layer that the bounds of the objective
+        cannot pass.
+    """
     lookup("precision", TRAINING_PRECISIONS, machine.precision)
     if machine.micro_batch is not None and machine.micro_batch < 1:
         raise ConfigError(f"--micro-batch {machine.micro_batch}: give 1 or more images")
     if machine.tensorboard:
         require_tensorboard()
-    objective = recipe.objective_of(_section(start)).name
+    phase: PhaseRecipe = getattr(recipe, section)
+    objective = recipe.objective_of(section).name
     bounds = OBJECTIVES[objective].passes_bounds
     if bounds:
-        program_of(start.network)  # an unsupported layer is refused before the run folder is made
+        program_of(network)
     if phase.sync_batch_norm and world.size > 1 and (bounds or device.type == "cpu"):
         reason = f"no bound can pass it, and {objective} needs one" if bounds else "it needs GPUs"
-        raise ConfigError(f"{start.label}.sync_batch_norm: {reason}; set it to false")
+        raise ConfigError(f"{section}.sync_batch_norm: {reason}; set it to false")
 
 
 def _images(recipe: Recipe, machine: Machine, world: World) -> TrainingImages:

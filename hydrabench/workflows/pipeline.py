@@ -9,16 +9,18 @@ Under torchrun all processes work on each step together; folders are read and wr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from hydrabench.config import Recipe
 from hydrabench.data import first_images, load_images
 from hydrabench.errors import ConfigError, LedgerError
 from hydrabench.reporting import Leaderboard
-from hydrabench.runtime import World
+from hydrabench.runtime import World, pick_device
 from hydrabench.workflows import training
 from hydrabench.workflows.evaluation import evaluate, open_subject, run_name
 from hydrabench.workflows.machine import Machine
+from hydrabench.workflows.phase import check_phase
 from hydrabench.workflows.planning import PlannedRun, plan
 from hydrabench.workflows.progress import say
 from hydrabench.workflows.reporting import REPORT_FORMATS, write_report
@@ -32,11 +34,12 @@ def run_pipeline(recipe: Recipe, out: Path, *, machine: Machine, resume: bool = 
         recipe: needs the sections for what its `pipeline:` asks for (see `plan`), and `evaluate:` entries.
         out: folder of all runs; must be new unless `resume`.
     Raises: before anything runs, ConfigError if the recipe lacks a section, LedgerError if `out` is in use,
-        UnsupportedLayerError if a bound cannot pass the network, DataError if there are too few test images.
+        UnsupportedLayerError if a bound, of an objective or an evaluation, cannot pass the network, DataError if
+        there are too few test images.
     """
     world = World()
     steps = plan(recipe)
-    world.on_main(lambda: _check(recipe, out, machine, resume=resume))
+    world.on_main(lambda: _check(recipe, steps, out, machine, world, resume=resume))
     finished = []
     for number, step in enumerate(steps, start=1):
         if world.is_main:
@@ -73,13 +76,17 @@ def _with_density(recipe: Recipe, section: str, density: float) -> Recipe:
     return recipe.model_copy(update={section: phase})
 
 
-def _check(recipe: Recipe, out: Path, machine: Machine, *, resume: bool) -> None:
+def _check(
+    recipe: Recipe, steps: Sequence[PlannedRun], out: Path, machine: Machine, world: World, *, resume: bool
+) -> None:
     """Find what would stop the pipeline hours later."""
     if not recipe.evaluate:
         raise ConfigError(f"recipe {recipe.name} has no `evaluate:` entries; a pipeline ends in a leaderboard")
     if out.exists() and any(out.iterdir()) and not resume:
         raise LedgerError(f"{out} already holds files; continue with --resume or choose a new --out")
-    network = training.fresh_network(recipe).eval()
+    network, device = training.fresh_network(recipe).eval(), pick_device(machine.device)
+    for section in dict.fromkeys(step.section for step in steps):
+        check_phase(recipe, section, network, device=device, machine=machine, world=world)
     for settings in recipe.evaluate:
         require_rules(network, settings)
     test = load_images(recipe.data.name, "test", machine.data_dir, download=machine.download)

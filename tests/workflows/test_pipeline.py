@@ -177,6 +177,7 @@ def test_a_sub_network_is_chosen_under_another_objective_and_evaluated_as_it_is(
 
 
 CIFAR_VGG = {"model": {"arch": "vgg16_bn"}, "data": {"name": "cifar10"}}
+UNDER_BOUNDS = {**CIFAR_VGG, "evaluate": [{"kind": "clean"}], "prune": {"objective": {"name": "ibp", "epsilon": 0}}}
 
 
 @pytest.mark.parametrize(
@@ -192,6 +193,7 @@ CIFAR_VGG = {"model": {"arch": "vgg16_bn"}, "data": {"name": "cifar10"}}
             r"no CIFAR-10 in .*--data-dir or HYDRABENCH_DATA, or add --download",
         ),
         (CIFAR_VGG, UnsupportedLayerError, r"cannot bound features\.\d+ \(MaxPool2d\)"),
+        (UNDER_BOUNDS, UnsupportedLayerError, r"cannot bound features\.\d+ \(MaxPool2d\)"),
     ],
 )
 def test_what_would_stop_it_hours_later_is_refused_before_anything_is_written(
