@@ -77,7 +77,7 @@ class Trained:
 
 
 class DivergedError(NonFiniteError):
-    """The loss is not finite. `trained` is the best epoch before that, None if there is none."""
+    """The loss or a weight is not finite. `trained` is the best epoch before that, None if there is none."""
 
     def __init__(self, message: str, trained: Trained | None) -> None:
         super().__init__(message)
@@ -107,7 +107,8 @@ class Loop:
     def run(self) -> Trained:
         """Train to the last epoch.
 
-        Raises: DivergedError naming the step if the loss is not finite; the last state stays in the folder.
+        Raises: DivergedError naming the step if the loss is not finite, or a tensor that is not after an epoch; the
+            last state stays in the folder.
         """
         job = self.job
         start = self.done.epochs * job.steps_per_epoch + self.done.sums.minibatches * job.repeats
@@ -130,8 +131,11 @@ class Loop:
             accuracies = validate(
                 job.network, job.validation, job.objective, seed=job.seed, device=job.device, world=job.world
             )
+            tensors = state_of(job.network)
+            if unfit := [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
+                raise self._diverged(f"{unfit[0]} holds values that are not finite")
             if accuracies[self.metric] >= self.done.best_value:
-                self.done.best = {key: tensor.clone() for key, tensor in state_of(job.network).items()}
+                self.done.best = {key: tensor.clone() for key, tensor in tensors.items()}
                 self.done.best_value, self.done.best_epoch = accuracies[self.metric], epoch + 1
         row = self._row(epoch, accuracies, validation_seconds=time.monotonic() - started)
         self.done.rows.append(row)
@@ -186,7 +190,7 @@ class Loop:
         due = time.monotonic() - self.saved >= 60 * job.machine.save_minutes
         loss, correct, due_on_main = job.world.total([outcome.loss, outcome.correct, float(due and job.world.is_main)])
         if not isfinite(loss):
-            raise self._diverged(number, loss)
+            raise self._diverged(f"the loss is {loss} at step {number}")
         if self._optimize():
             for after in outcome.afters:
                 after()
@@ -231,15 +235,15 @@ class Loop:
             ramp_epochs=job.recipe.epsilon_ramp_epochs,
         )
 
-    def _diverged(self, step: int, loss: float) -> DivergedError:
+    def _diverged(self, what: str) -> DivergedError:
         job, done = self.job, self.done
         kept = (
             f"the best of the {done.epochs} epochs before it, epoch {done.best_epoch}, is kept as the checkpoint"
             if done.best
-            else f"the {done.epochs} epochs before it are kept"
+            else "there is none before it"
         )
         return DivergedError(
-            f"{job.title}: the loss is {loss} at step {step} (epoch {done.epochs + 1}; {kept}); "
+            f"{job.title}: {what} (epoch {done.epochs + 1}; {kept}); "
             "lower lr or lengthen epsilon_ramp_epochs, and start a new run",
             self._trained() if done.best else None,
         )

@@ -11,12 +11,13 @@ from types import ModuleType
 import pytest
 import torch
 from safetensors import safe_open
+from torch import nn
 
 from hydrabench.checkpoints import load_checkpoint, state_of
 from hydrabench.errors import ConfigError, LedgerError, NonFiniteError
 from hydrabench.files import sha256_of
 from hydrabench.objectives import OBJECTIVES, Losses
-from hydrabench.workflows import training
+from hydrabench.workflows import loop, training
 from hydrabench.workflows.loop import Loop
 from hydrabench.workflows.machine import Machine
 from hydrabench.workflows.optimization import Average
@@ -320,6 +321,26 @@ def test_a_run_that_diverges_keeps_its_best_epoch_as_a_checkpoint(line, make_rec
     assert json.loads((out / "run.json").read_text())["status"] == "running"
     assert torch.load(out / "resume.pt", weights_only=True)["done"]["epochs"] == 2
     assert not (out / "summary.json").exists()
+
+
+def test_statistics_that_overflow_stop_the_run_though_every_loss_is_finite(make_recipe, tmp_path, monkeypatch):
+    """Batch norm's running variance is infinite after epoch 2: no checkpoint could hold it."""
+    original, calls = loop.validate, []
+
+    def validate(network, *arguments, **named):
+        calls.append(1)
+        if len(calls) == 2:
+            first = next(module for module in network.modules() if isinstance(module, nn.BatchNorm2d))
+            first.running_var.fill_(torch.inf)
+        return original(network, *arguments, **named)
+
+    monkeypatch.setattr(loop, "validate", validate)
+    message = (
+        r"train tiny: 1\.running_var holds values that are not finite \(epoch 2; the best of the 1 epochs before it"
+    )
+    with pytest.raises(NonFiniteError, match=message):
+        training.train(make_recipe(), tmp_path / "run", machine=NEVER)
+    assert load_checkpoint(tmp_path / "run" / "checkpoint.safetensors").header.selection.epoch == 1
 
 
 # TensorBoard -----------------------------------------------------------------------------------
