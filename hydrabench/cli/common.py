@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from hydrabench.workflows.machine import Machine
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+# What a process of torchrun waits for the main one to fail of the same, whereupon torchrun ends all of them.
+GRACE_SECONDS = 2.0
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 FOLDER = click.Path(path_type=Path, file_okay=False)
 REF_HELP = "Checkpoint: a file (ours, or a .pth.tar of HYDRA's), a run folder, or a zoo id (`hydrabench zoo list`)."
@@ -33,12 +36,21 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except HydrabenchError as error:
-            if is_main_process():  # one line, not one from every process that torchrun started
-                click.echo(f"error: {error}", err=True)
+            _report(error)
             sys.exit(1)
         except KeyboardInterrupt:
-            click.echo("interrupted; the same command with --resume goes on from here", err=True)
+            if is_main_process():
+                click.echo("interrupted; the same command with --resume goes on from here", err=True)
             sys.exit(INTERRUPTED)
+
+
+def _report(error: HydrabenchError) -> None:
+    """Print one line, not one from every process that torchrun started, but an error that only one of them has too."""
+    if is_main_process():
+        click.echo(f"error: {error}", err=True)
+        return
+    time.sleep(GRACE_SECONDS)
+    click.echo(f"error in process {os.environ['RANK']}: {error}", err=True)
 
 
 def options(*added: Callable[[Command], Command]) -> Callable[[Command], Command]:

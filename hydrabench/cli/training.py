@@ -48,7 +48,7 @@ def train(
     Examples
       hydrabench train --config digits-trades --set train.epochs=5 --out runs/dense
       hydrabench train --config digits-trades --ckpt runs/dense --out runs/more
-      hydrabench train --config cifar10-cnn-crown-ibp --micro-batch 32 --save-minutes 5 --out runs/small-gpu
+      hydrabench train --config hydra-cifar10-crown-ibp-cifar_model --micro-batch 32 --out runs/small-gpu
       torchrun --nproc-per-node 2 -m hydrabench train --config digits-trades --out runs/two
     """
     recipe = read_recipe(config, overrides)

@@ -7,6 +7,7 @@ over the processes after every step.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -59,9 +60,7 @@ class Gradients:
         self.statistics = [buffer for module in norms for buffer in module.buffers()]
         self.module: nn.Module = _Loss(network, objective)
         if world.size > 1:
-            ids = [device.index] if device.type == "cuda" else None
-            # Broadcasting buffers would change masks in place, which the graph still needs.
-            self.module = DistributedDataParallel(self.module, device_ids=ids, broadcast_buffers=False)
+            self.module = _distributed(self.module, device)
 
     def compute(self, x: Tensor, y: Tensor, step_of: StepOf) -> Outcome:
         """Leave the gradients of the mean loss over the whole batch in the parameters, on every process.
@@ -164,6 +163,18 @@ class Gradients:
         flat /= self.world.size
         for buffer, value in zip(floats, torch.split(flat, [buffer.numel() for buffer in floats]), strict=True):
             buffer.copy_(value.view_as(buffer))
+
+
+def _distributed(module: nn.Module, device: torch.device) -> nn.Module:
+    """Let the processes add the gradients of a module up.
+
+    Broadcasting buffers would change masks in place, which the graph still needs. Newer versions of torch warn of
+    this option's name, and have no other one yet for what it does.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*broadcast_buffers", FutureWarning)
+        ids = [device.index] if device.type == "cuda" else None
+        return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
 
 
 class _Loss(nn.Module):

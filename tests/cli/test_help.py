@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,8 @@ def test_every_option_is_explained_and_every_example_uses_options_that_exist(wor
     examples = (command.help or "").partition("Example")[2]
     used = {word for word in examples.split() if word.startswith("-") and word != "-m"}
     assert used <= known
+    named = re.findall(r"--config (\S+)", examples)
+    assert set(named) <= {file.stem for file in (ROOT / "configs").glob("*.yml")}
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:

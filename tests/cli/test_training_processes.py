@@ -77,7 +77,9 @@ def test_training_that_is_killed_at_any_moment_goes_on_to_the_same_bytes(tmp_pat
 # Two processes ---------------------------------------------------------------------------------
 
 SEVERAL = """
-from hydrabench.cli import main
+from hydrabench.cli import common, main
+
+common.GRACE_SECONDS = 0
 
 for arguments, code in {commands}:
     try:
@@ -181,5 +183,6 @@ def test_one_of_two_processes_talks(both):
     assert done.stderr.count("held-out images; history in") == 5
     refusal = "error: train.sync_batch_norm: it needs GPUs; set it to false"
     assert done.stderr.splitlines().count(refusal) == 1
+    assert "Warning" not in done.stderr
     assert len([line for line in done.stderr.splitlines() if "error: train tiny: the loss is" in line]) == 1
     assert not (root / "x").exists()
