@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
 import platform
@@ -86,6 +87,8 @@ class World:
         if self.size > 1 and not torch.distributed.is_initialized():
             with_gpus = torch.cuda.is_available() and torch.distributed.is_nccl_available()
             torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if with_gpus else "gloo")
+            # Threads of it that outlive the interpreter may abort a process whose work is done.
+            atexit.register(torch.distributed.destroy_process_group)
 
     @property
     def is_main(self) -> bool:

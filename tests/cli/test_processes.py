@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import signal
@@ -57,13 +56,6 @@ def records(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def epochs(folder: Path) -> list[dict[str, str]]:
-    """The rows of metrics.csv, without their times."""
-    path = folder / "metrics.csv"
-    rows = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
-
-
 def kill_in_the_middle(arguments: Arguments, out: Path, done: Callable[[Path], list[Any]]) -> int:
     """Start a command, kill -9 it as soon as it has done something, and return how much that was."""
     command = [sys.executable, "-m", "hydrabench", *map(str, arguments), "--out", str(out)]
@@ -84,20 +76,6 @@ def kill_in_the_middle(arguments: Arguments, out: Path, done: Callable[[Path], l
 
 
 # Killed and resumed ----------------------------------------------------------------------------
-
-
-def test_training_that_was_killed_goes_on_to_the_same_checkpoint(made, tmp_path):
-    arguments = ("train", "--config", made / "recipe.yml", "--set", "train.epochs=15", "--device", "cpu")
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    summary = run_here(*arguments, "--out", whole)
-    assert 0 < kill_in_the_middle(arguments, cut, epochs) < 15
-    assert not (cut / "checkpoint.safetensors").exists()
-    assert run_here(*arguments, "--out", cut, "--resume") == summary
-    assert (cut / "checkpoint.safetensors").read_bytes() == (whole / "checkpoint.safetensors").read_bytes()
-    assert epochs(cut) == epochs(whole)
-    assert len(epochs(cut)) == 15
-    visible = {path.name for path in cut.iterdir() if not path.name.startswith(".")}
-    assert visible == {path.name for path in whole.iterdir()}
 
 
 EVALUATIONS: dict[str, tuple[str, Arguments, int]] = {
@@ -147,22 +125,10 @@ def same_run(one: Path, two: Path) -> None:
     assert headers[0] == headers[1]
 
 
-@pytest.mark.parametrize(("mode", "n"), [("cohen", 7), ("adaptive", 70)])
-def test_two_processes_certify_as_one_does_and_print_one_summary(made, tmp_path, mode, n):
-    """7 images in blocks of one, 70 in blocks of 32: the last round has work for one process only."""
-    arguments = ("certify", "--ckpt", made / "trained", "--method", "smoothing", "--samples", 300, "-n", n)
-    arguments += ("--mode", mode)
-    arguments += ("--device", "cpu", "--json", "--out")
-    summary = run_here(*arguments, tmp_path / "one")
-    done = torchrun("-m", "hydrabench", *arguments, "two", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == summary
-    same_run(tmp_path / "one", tmp_path / "two")
-
-
 SEVERAL = """
-import sys
-from hydrabench.cli import main
+from hydrabench.cli import common, main
+
+common.GRACE_SECONDS = 0
 
 for arguments, code in {commands}:
     try:
@@ -171,33 +137,62 @@ for arguments, code in {commands}:
         assert stopped.code == code, (arguments, stopped.code)
 main({last})
 """
+NOISES = {"cohen": 7, "adaptive": 70}  # in blocks of 1 and of 32: the last round has work for one process only
 
 
-def test_two_processes_attack_as_one_does_and_stop_at_once_when_they_must(made, tmp_path):
-    """Three blocks shared by two, then three mistakes: of both processes, of both, and of the main one alone (only it
-    looks at the folder), which ends the run."""
-    given = ["attack", "--ckpt", str(made / "trained"), "--steps", "3", "--epsilon", "8/255", "--device", "cpu"]
-    run_here(*given, "-n", 250, "--out", tmp_path / "one")
-    commands = [
-        ([*given, "-n", "250", "--out", "two"], 0),
-        ([*given, "-n", "501", "--out", "three"], 1),
-        ([*given, "--epsilon", "8", "--out", "three"], 1),
-    ]
-    (tmp_path / "several.py").write_text(SEVERAL.format(commands=commands, last=commands[0][0]))
+@pytest.fixture(scope="module")
+def both(made, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str], list[dict[str, Any]]]:
+    """The same commands by one process and by two: the folder of `one` and `two`, what the two printed, the summaries.
+
+    After them three mistakes: of both processes, of both, and of the main one alone (only it looks at the folder),
+    which ends the run. All in one start, because starting takes longer than the work.
+    """
+    root = tmp_path_factory.mktemp("both")
+    trained = ["--ckpt", str(made / "trained"), "--device", "cpu", "--json"]
+    attack = ["attack", *trained, "--steps", "3", "--epsilon", "8/255"]
+    commands = {
+        mode: ["certify", *trained, "--method", "smoothing", "--samples", "300", "--mode", mode, "-n", str(n)]
+        for mode, n in NOISES.items()
+    } | {"attack": [*attack, "-n", "250"]}
+    summaries = [run_here(*arguments, "--out", root / "one" / name) for name, arguments in commands.items()]
+    several = [([*arguments, "--out", str(Path("two") / name)], 0) for name, arguments in commands.items()]
+    several += [([*attack, "-n", "501", "--out", "three"], 1), ([*attack, "--epsilon", "8", "--out", "three"], 1)]
+    (root / "several.py").write_text(SEVERAL.format(commands=several, last=several[0][0]))
     started = time.monotonic()
-    done = torchrun("several.py", cwd=tmp_path)
-    assert done.returncode == 1
+    done = torchrun("several.py", cwd=root)
     assert time.monotonic() - started < PATIENCE / 2
-    same_run(tmp_path / "one", tmp_path / "two")
-    assert not (tmp_path / "three").exists()
+    return root, done, summaries
+
+
+@pytest.mark.parametrize("name", [*NOISES, "attack"])
+def test_two_processes_evaluate_as_one_does(both, name):
+    root, done, _ = both
+    assert "error: two/cohen already holds a run" in done.stderr, done.stderr  # they came to the last command
+    same_run(root / "one" / name, root / "two" / name)
+
+
+def test_two_processes_print_one_summary_of_each_run(both):
+    _, done, summaries = both
+    decoder, text = json.JSONDecoder(), done.stdout.strip()
+    for summary in summaries:
+        printed, end = decoder.raw_decode(text)
+        assert printed == summary
+        text = text[end:].strip()
+    assert not text
+
+
+def test_two_processes_stop_at_once_when_they_must(both):
+    root, done, _ = both
+    assert done.returncode == 1
+    assert not (root / "three").exists()
     lines = done.stderr.splitlines()
     for message in (
         "error: -n 501 is outside 1..500, the test images of digits",
         "error: pgd: epsilon: epsilon '8' lies outside [0, 1], the pixel range; if you mean 8 of 255 grey levels, "
         "write 8/255",
-        "error: two already holds a run; continue it with --resume or choose a new --out",
+        "error: two/cohen already holds a run; continue it with --resume or choose a new --out",
     ):
-        assert message in lines
+        assert lines.count(message) == 1
     assert "several.py" not in "".join(line for line in lines if line.lstrip().startswith("File"))  # no traceback
 
 
@@ -205,15 +200,14 @@ def test_two_runs_give_the_same_bytes_where_several_threads_are_to_be_had(tmp_pa
     """What resuming bit by bit rests on: whatever OMP_NUM_THREADS says, the command line computes on one thread."""
     environment = {key: value for key, value in ENVIRONMENT.items() if key != "MKL_NUM_THREADS"}
     short = ("--set", "train.epochs=2", "--set", "train.epsilon_ramp_epochs=2", "--device", "cpu")
-    written = []
-    for name in ("first", "second"):
-        command = ["train", "--config", "digits-crown-ibp", *short, "--out", str(tmp_path / name)]
-        subprocess.run(
-            [sys.executable, "-m", "hydrabench", *command],
-            env=environment | {"OMP_NUM_THREADS": "2"},
-            check=True,
-            capture_output=True,
-            timeout=PATIENCE,
-        )
-        written.append((tmp_path / name / "checkpoint.safetensors").read_bytes())
-    assert written[0] == written[1]
+    commands = [
+        [sys.executable, "-m", "hydrabench", "train", "--config", "digits-crown-ibp", *short, "--out", tmp_path / name]
+        for name in ("first", "second")
+    ]
+    running = [
+        subprocess.Popen(command, env=environment | {"OMP_NUM_THREADS": "2"}, stderr=subprocess.DEVNULL)
+        for command in commands
+    ]
+    assert [process.wait(PATIENCE) for process in running] == [0, 0]
+    first, second = (tmp_path / name / "checkpoint.safetensors" for name in ("first", "second"))
+    assert first.read_bytes() == second.read_bytes()

@@ -72,6 +72,8 @@ def test_training_that_is_killed_at_any_moment_goes_on_to_the_same_bytes(tmp_pat
     assert run_here(*arguments, "--out", cut, "--resume") == summary
     assert (cut / "checkpoint.safetensors").read_bytes() == (whole / "checkpoint.safetensors").read_bytes()
     assert table(cut) == table(whole)
+    visible = {path.name for path in cut.iterdir() if not path.name.startswith(".")}
+    assert visible == {path.name for path in whole.iterdir()}
 
 
 # Two processes ---------------------------------------------------------------------------------
