@@ -45,7 +45,7 @@ def program_of(network: nn.Module) -> Program:
     return Program(steps_of(network))
 
 
-def read(program: Program, clean: Tensor | None = None) -> list[Node]:
+def read(program: Program, clean: Tensor | None = None, *, fold: bool = True) -> list[Node]:
     """Read the parameters that the layers of a program apply now.
 
     Gradients flow into the parameters, through parametrizations into what these compute them from.
@@ -57,6 +57,7 @@ def read(program: Program, clean: Tensor | None = None) -> list[Node]:
         program: what `program_of` returned.
         clean: images, (B, C, H, W), in [0, 1]; batch norm in training mode takes its batch statistics
             from their pass through the program.
+        fold: whether to fold; without, node i is step i of the program.
     Raises: UnsupportedLayerError for a layer with settings that have no sound rule; ValueError if batch
         norm is in training mode and `clean` is None.
     """
@@ -71,7 +72,7 @@ def read(program: Program, clean: Tensor | None = None) -> list[Node]:
         nodes.append(Node(operation, step.inputs))
         if taken:
             values.append(operation.apply(*taken))
-    return _folded(program.steps, nodes)
+    return _folded(program.steps, nodes) if fold else nodes
 
 
 @torch.no_grad()

@@ -188,3 +188,23 @@ def residual_network():
 def smallest_margin():
     """(network, x, y, epsilon, generator) -> the smallest margin of sampled points of the ball, (B,)."""
     return find_smallest_margin
+
+
+def cancelling_network(large: float) -> nn.Module:
+    """Logits ((large·p - p) - large·p + 1/2, 0) of a pixel p: its margin is 1/2 - p.
+
+    If `large` is a power of 2 beyond the precision, large - 1 is rounded to large, forward and backward, and nothing is
+    left of what was so large.
+    """
+    rows = [[[1.0], [1]], [[1, 0], [1, 0], [0, 1]], [[large, -1, 0], [0, 0, large]], [[1, -1]], [[1], [0]]]
+    layers = [nn.Linear(len(weight[0]), len(weight), bias=False) for weight in rows]
+    layers[-1] = nn.Linear(1, 2)
+    for layer, weight in zip(layers, rows, strict=True):
+        layer.weight.data = torch.tensor(weight, dtype=torch.float32)
+    layers[-1].bias.data = torch.tensor([0.5, 0.0])
+    return nn.Sequential(nn.Flatten(), *layers).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def cancelling() -> Callable[[float], nn.Module]:
+    return cancelling_network

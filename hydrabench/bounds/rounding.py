@@ -1,0 +1,193 @@
+"""What rounding can do to a bound, known before it is computed.
+
+A sum of n products in floating point is off by at most gamma_n = n u / (1 - n u) times the sum of their absolute
+values, whatever the order and whether or not products and sums are fused; u is the unit roundoff. So for every linear
+operation W v + b there is a *magnitude* |W| |v| + |b| that its rounding is a small multiple of. Products with a weight
+that is exactly 0 do not count. Winograd and FFT convolutions are no such sums and are not covered.
+Source: Higham (2002), "Accuracy and stability of numerical algorithms", sections 3.1 and 4.2; reference/field.md, 5.3.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from hydrabench.bounds import interval
+from hydrabench.bounds.crown import GUARD, relaxation
+from hydrabench.bounds.graph import Node, program_of, read, shapes_of
+from hydrabench.bounds.interval import Interval
+from hydrabench.bounds.operations import (
+    AdaptiveAveragePool,
+    AveragePool,
+    Convolution,
+    Dense,
+    Flatten,
+    Identity,
+    MaxPool,
+    Operation,
+    Scale,
+)
+from hydrabench.bounds.tracing import Step
+from hydrabench.threat import linf_box
+
+UNIT = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
+MORE = 32  # roundings besides those of a sum: scales and shifts from statistics, corners, offsets, slopes
+
+
+def growth(terms: int, dtype: torch.dtype) -> float:
+    """What rounding can do to a sum of `terms` products, relative to the sum of their absolute values.
+
+    Twice n u, which exceeds gamma_n (1 + gamma_n) and so also covers that the absolute values are summed in floating
+    point; infinite where n u is more than 1/8.
+    """
+    product = terms * UNIT[dtype]
+    return 2 * product if product <= 1 / 8 else float("inf")
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuredNode(Node):
+    """A node of a program that nothing was folded into, and what its rounding depends on.
+
+    absolute: the operation with absolute weights and constants, or the operation itself if it has neither. terms: at
+    least how many roundings lie between a term and a result, forward or backward.
+    """
+
+    absolute: Operation
+    terms: int
+
+    def magnitude(self, *values: Tensor) -> Tensor:
+        """|W| |v| + |b|, from |v|: (B, *output shape)."""
+        return self.absolute.apply(*values)
+
+
+def measured(network: nn.Module, x: Tensor) -> list[MeasuredNode]:
+    """Read a network in eval mode, with batch norm as an operation of its own; `x` gives the shape of images.
+
+    Raises: UnsupportedLayerError for a layer without a rule; ValueError for batch norm in training mode.
+    """
+    program = program_of(network)
+    nodes = read(program, fold=False)
+    shapes = shapes_of(nodes, x)
+    readers = Counter(number for node in nodes for number in node.inputs)
+    found = []
+    for node, step, after in zip(nodes, program.steps, shapes[1:], strict=True):
+        # Coefficients from several readers of a value are added up.
+        sums = max(readers[number] for number in node.inputs) - 1
+        terms = _terms(node.operation, shapes[node.inputs[0]], after) + sums
+        found.append(MeasuredNode(node.operation, node.inputs, _absolute(node.operation, step), terms))
+    return found
+
+
+def _absolute(operation: Operation, step: Step) -> Operation:
+    if isinstance(operation, Convolution | Dense):
+        bias = None if operation.bias is None else operation.bias.abs()
+        return replace(operation, weight=operation.weight.abs(), bias=bias)
+    if isinstance(operation, Scale):
+        # The shift is bias - mean · scale, and what cancelled in it counts, too: at most |shift| + 2 |bias|.
+        size = operation.shift.abs()
+        if isinstance(step.source, _BatchNorm) and step.source.bias is not None:
+            size = size + 2 * step.source.bias.abs()
+        return Scale(operation.scale.abs(), size)
+    return operation
+
+
+def _terms(operation: Operation, before: torch.Size, after: torch.Size) -> int:
+    """Roundings of one operation; constants are summed over the positions of an image, then over its channels."""
+    if isinstance(operation, Flatten | Identity):
+        return 0
+    constants = after[1:].numel() + after[0]
+    if isinstance(operation, Convolution | Dense):
+        used = operation.weight != 0
+        into, out_of = used.flatten(1).sum(1).max(), used.sum(0).view(used.shape[1], -1).sum(1).max()
+        return int(into) + int(out_of) + (after.numel() if isinstance(operation, Dense) else constants) + MORE
+    if isinstance(operation, AveragePool):
+        return 2 * operation.kernel[0] * operation.kernel[1] + MORE
+    if isinstance(operation, AdaptiveAveragePool):
+        return 2 * before[-2:].numel() + MORE
+    return MORE + (constants if isinstance(operation, Scale) else 0)
+
+
+# Single precision ------------------------------------------------------------------------------
+
+
+# By how much the bounds of a method may be off, from how much an interval may, and the relaxed operations on a path.
+FACTORS: dict[str, Callable[[int], float]] = {
+    "ibp": lambda _relaxed: 1.0,
+    "crown-ibp": lambda relaxed: relaxed + 1.0,
+    "crown": lambda relaxed: 2.0 ** (relaxed + 1),
+    "cascade": lambda relaxed: 2.0 ** (relaxed + 1),
+}
+
+
+@torch.no_grad()
+def rounding_bound(network: nn.Module, x: Tensor, y: Tensor, epsilon: float, *, kind: str) -> Tensor:
+    """How far above the true smallest margin rounding can lift the bound of a method: (B,), >= 0, in logit units.
+
+    Let e bound how far the corners of a computed interval lie from those of exact intervals. A linear operation takes e
+    to |W| e + g (|W| |v| + |b|), with g from `growth`; a ReLU or a maximum does not enlarge it. Along the same way a
+    pass backward loses: its coefficients are at most |W_L| ... |W_k| in size, because slopes lie in [0, 1], and a
+    product with W_k is off by at most g |A| (|W_k| |v| + |b_k|). Lines around a ReLU that were drawn for bounds off by
+    d miss it by d at most, and around a maximum by 2 d; d is e for CROWN-IBP, so that a pass over R relaxed operations
+    is off by (R + 1) e, and what a pass like itself is off by for full CROWN, so that it doubles with each.
+    A neuron that is off for certain passes nothing on. All of it is doubled, because it is itself rounded.
+
+    Args:
+        network: in eval mode, of the type of `x`, float32 or float64, in which its bounds are computed.
+        x, y, epsilon: as for `margins.interval_margins`; the bound holds for the L2 ball of the radius, too.
+        kind: a method, one of `FACTORS`.
+    Returns: infinite or NaN where nothing can be said, because sums are too long or values too large.
+    """
+    nodes = measured(network, x)
+    path = relaxed_on_path(nodes)
+    factor = FACTORS[kind](path[-1])
+    box = Interval.between(*linf_box(x, epsilon))
+    boxes, errors = {0: box}, {0: growth(x[0].numel() + MORE, x.dtype) * (box.center.abs() + box.width + epsilon)}
+    for number, node in enumerate(nodes, start=1):
+        taken, off = [boxes[source] for source in node.inputs], [errors[source] for source in node.inputs]
+        boxes[number] = interval.RULES[type(node.operation)](node.operation, *taken)
+        rule = _relaxed_error if node.operation.relaxed else _linear_error
+        errors[number] = rule(node, taken, off, factor)
+    logits = errors[len(nodes)]
+    others = logits.scatter(1, y.unsqueeze(1), -torch.inf).max(1).values
+    return 2 * factor * (logits.gather(1, y.unsqueeze(1)).squeeze(1) + others)
+
+
+def _magnitude(box: Interval) -> Tensor:
+    return box.center.abs() + box.width / 2
+
+
+def _linear_error(node: MeasuredNode, boxes: Sequence[Interval], errors: Sequence[Tensor], factor: float) -> Tensor:
+    share = growth(node.terms, errors[0].dtype)
+    if not share:
+        return node.operation.apply(*errors)
+    sizes = (_magnitude(box) + factor * error + error / share for box, error in zip(boxes, errors, strict=True))
+    return share * node.absolute.apply(*sizes)
+
+
+def _relaxed_error(node: MeasuredNode, boxes: Sequence[Interval], errors: Sequence[Tensor], factor: float) -> Tensor:
+    (box,), (error,), unit = boxes, errors, growth(MORE, errors[0].dtype)
+    size = _magnitude(box) + factor * error
+    if isinstance(node.operation, MaxPool):
+        largest = node.operation.apply(size)
+        return node.operation.apply(error) + growth(MORE + largest[0].numel(), error.dtype) * 4 * largest
+    lower, upper = box.lower(), box.upper()
+    reach = 2 * factor * error
+    off, on = upper + reach < -GUARD, lower - reach > 0
+    undecided = int((~(off | on)).flatten(1).sum(1).max())
+    offset = relaxation(lower - reach, upper + reach)[2]
+    found = error + unit * size + growth(MORE + undecided, error.dtype) * offset
+    return found.masked_fill(off, 0)
+
+
+def relaxed_on_path(nodes: Sequence[Node]) -> list[int]:
+    """The most relaxed operations on a path to each value; max pooling counts twice."""
+    depth = [0]
+    for node in nodes:
+        step = 2 if isinstance(node.operation, MaxPool) else int(node.operation.relaxed)
+        depth.append(max(depth[number] for number in node.inputs) + step)
+    return depth
