@@ -39,7 +39,7 @@ def max_lines(operation: MaxPool, box: Interval) -> Lines:
     the window will do: z if none has a larger lower bound, so that both lines meet where z is the maximum
     for certain; else the one with the largest lower bound.
     """
-    lower, upper = _windows(operation, box.lower()), _windows(operation, box.upper())
+    lower, upper = windows(operation, box.lower()), windows(operation, box.upper())
     highest, above = upper.max(2)
     rest = upper.scatter(2, above.unsqueeze(2), -torch.inf).amax(2)
     floor = lower.gather(2, above.unsqueeze(2)).squeeze(2)
@@ -50,7 +50,7 @@ def max_lines(operation: MaxPool, box: Interval) -> Lines:
     return Lines(torch.where(floor >= largest_lower, above, below), above, slope, offset)
 
 
-def _windows(operation: MaxPool, value: Tensor) -> Tensor:
+def windows(operation: MaxPool, value: Tensor) -> Tensor:
     """The values of every window, -inf for padding: (B, C, values, windows)."""
     (top, left), kernel = operation.padding, operation.kernel
     padded = F.pad(value, (left, left, top, top), value=-torch.inf)
@@ -82,18 +82,22 @@ def _along(operation: MaxPool, axis: int) -> tuple[int, int, int]:
 def max_pool(operation: MaxPool, rows: Tensor, place: Place) -> tuple[Tensor, Tensor]:
     """Send a positive coefficient to the value below the maximum, a negative one to the value above it."""
     assert place.box is not None, "propagate(keep=True) remembers the bounds before every max pooling"
-    lines = max_lines(operation, place.box)
+    return along(operation, rows, max_lines(operation, place.box), place.shape)
+
+
+def along(operation: MaxPool, rows: Tensor, lines: Lines, shape: torch.Size) -> tuple[Tensor, Tensor]:
+    """Send coefficients along the lines around every maximum, to images of `shape`."""
     flat = rows.flatten(3)
     negative = flat.clamp(max=0)
     gain = torch.bmm(negative.flatten(2), lines.offset.flatten(1).unsqueeze(2)).squeeze(2)
-    image = rows.new_zeros(*rows.shape[:3], place.shape[2] * place.shape[3])
+    image = rows.new_zeros(*rows.shape[:3], shape[2] * shape[3])
     for numbers, coefficients in (
         (lines.below, flat.clamp(min=0)),
         (lines.above, negative * lines.slope.unsqueeze(1)),
     ):
-        positions = _positions(operation, numbers, place.shape, rows.shape[-1])
+        positions = _positions(operation, numbers, shape, rows.shape[-1])
         image = image.scatter_add_(3, positions.unsqueeze(1).expand_as(flat), coefficients)
-    return image.view(*rows.shape[:2], *place.shape[1:]), gain
+    return image.view(*rows.shape[:2], *shape[1:]), gain
 
 
 def average_pool(operation: AveragePool, rows: Tensor, place: Place) -> tuple[Tensor, None]:
