@@ -59,12 +59,14 @@ class AttackRecord(Record):
 class VerifiedRecord(Record):
     """`verified` if `lower`, the lower bound of the margin over the whole ball, is positive.
 
-    method: which method of a cascade proved it; None if none did, and where only one was asked.
+    method: which method of a cascade proved it; None if none did, and where only one was asked. rechecked: whether
+    rounding could have turned the verdict in float32, so that `lower` is what float64 gave.
     """
 
     verified: bool
     lower: float
     method: str | None = None
+    rechecked: bool = False
 
 
 @dataclass(frozen=True)

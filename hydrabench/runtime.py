@@ -75,6 +75,24 @@ def exact_arithmetic() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = before[1:]
 
 
+def require_exact_arithmetic(device: torch.device) -> None:
+    """Refuse arithmetic that `exact_arithmetic` switches off, so that no bound is computed outside such a block.
+
+    Raises: ValueError if matrix products or convolutions on `device` may round their operands to TF32 or bfloat16.
+    """
+    precision = torch.get_float32_matmul_precision()
+    if precision != "highest":
+        raise ValueError(
+            f"bounds need float32 matrix products as they are, but float32_matmul_precision is {precision!r}, not "
+            "'highest'; compute them inside `with runtime.exact_arithmetic():`"
+        )
+    if device.type == "cuda" and torch.backends.cudnn.allow_tf32:
+        raise ValueError(
+            "bounds need float32 convolutions as they are, but torch.backends.cudnn.allow_tf32 is True, not False; "
+            "compute them inside `with runtime.exact_arithmetic():`"
+        )
+
+
 class World:
     """The processes that share one command: `torchrun` starts several, otherwise there is one.
 

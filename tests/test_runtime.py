@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hydrabench.errors import ConfigError, HydrabenchError, lookup
-from hydrabench.runtime import World, environment, exact_arithmetic, pick_device, stream
+from hydrabench.runtime import World, environment, exact_arithmetic, pick_device, require_exact_arithmetic, stream
 
 
 def test_a_stream_depends_on_its_whole_key_and_on_nothing_else():
@@ -40,6 +40,16 @@ def test_reduced_precision_is_off_inside_and_restored_outside():
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def test_convolutions_in_tf32_are_refused_on_a_gpu(monkeypatch):
+    with exact_arithmetic():
+        require_exact_arithmetic(torch.device("cuda"))
+        require_exact_arithmetic(torch.device("cpu"))
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    require_exact_arithmetic(torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"cudnn.allow_tf32 is True, not False; .*exact_arithmetic"):
+        require_exact_arithmetic(torch.device("cuda"))
 
 
 def test_one_process_is_a_world_of_its_own():

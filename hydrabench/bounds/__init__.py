@@ -4,6 +4,7 @@
 functions backward. A `problem` is a program, a `ball` and the margins to bound. `symbolic` and `full` bound neurons by
 functions of their own, which `backward` carries to the input and `rows` keeps short. `margins` has a function for each
 method, `cascade` tries one after the other. `lirpa` asks auto_LiRPA instead, and `alpha` lets it optimise the slopes.
+`rounding` says how far rounding can lift a bound in float32, `sound` has bounds that hold in spite of it.
 """
 
 from hydrabench.bounds.alpha import Search, alpha_crown_margins
@@ -19,6 +20,8 @@ from hydrabench.bounds.margins import (
     interval_margins,
     symbolic_margins,
 )
+from hydrabench.bounds.rounding import FACTORS, rounding_bound
+from hydrabench.bounds.sound import sound_margins
 from hydrabench.bounds.symbolic import symbolic_class_margins
 
 BOUNDS: dict[str, MarginBound] = {
@@ -31,6 +34,7 @@ BOUNDS: dict[str, MarginBound] = {
 
 __all__ = [
     "BOUNDS",
+    "FACTORS",
     "MarginBound",
     "Node",
     "Program",
@@ -48,6 +52,8 @@ __all__ = [
     "program_of",
     "read",
     "require_auto_lirpa",
+    "rounding_bound",
+    "sound_margins",
     "symbolic_class_margins",
     "symbolic_margins",
 ]

@@ -54,11 +54,16 @@ def attack(ref: str, attack: str, **given: Any) -> None:
 
 
 METHODS = ("ibp", "symbolic", "crown-ibp", "crown", "alpha-crown", "cascade", "smoothing")
+RIGOR = (
+    "ibp, crown-ibp: standard, or sound: rounded outwards. Smoothing: standard, or discrete: integer noise, sound in "
+    "floating point.  [default: standard]"
+)
 bound_options = options(
     click.option("--epsilon", help="Radius in pixel units, e.g. 2/255.  [default: the checkpoint's training radius]"),
     click.option("--norm", help="linf or l2.  [default: the checkpoint's, else linf]"),
     click.option("--methods", help="Cascade: methods in order.  [default: ibp,crown-ibp,crown]"),
     click.option("--engine", help="hydrabench, or auto_lirpa for ibp, crown-ibp, crown.  [default: hydrabench]"),
+    click.option("--rigor", help=RIGOR),
     click.option("--slopes", help="alpha-crown: optimise those of the output, or all (slower).  [default: output]"),
     click.option("--iterations", type=int, help="alpha-crown: iterations of the search.  [default: 100]"),
     click.option("--learning-rate", type=float, help="alpha-crown: learning rate of the search.  [default: 0.1]"),
@@ -78,7 +83,6 @@ smoothing_options = options(
     click.option("--alpha", type=float, help="Smoothing: failure probability of each certificate.  [default: 0.001]"),
     click.option("--radii", help="Smoothing: L2 radii, e.g. 0,0.25,0.5, or auto.  [default: 0,0.25,0.5,0.75]"),
     click.option("--seed", type=int, help="Smoothing: key of all random streams.  [default: 0]"),
-    click.option("--rigor", help="Smoothing: standard, or discrete: integer noise, sound in floating point."),
     click.option("--label-aware", is_flag=True, help="Smoothing: draw no more if the selection is not the label."),
     click.option("--reuse", type=FOLDER, help="Smoothing: derive certificates from this run of the parent network."),
     click.option("--parent", help="Reuse: the parent's checkpoint.  [default: the name in its run]"),
@@ -116,6 +120,7 @@ def certify(ref: str, method: str, **given: Any) -> None:
       hydrabench certify --ckpt digits-crown-ibp-99
       hydrabench certify --ckpt runs/final --method ibp --epsilon 2/255 -n 200
       hydrabench certify --ckpt runs/final --method cascade --norm l2 --epsilon 0.25
+      hydrabench certify --ckpt runs/final --method crown-ibp --rigor sound
       hydrabench certify --ckpt runs/final --method crown-ibp --engine auto_lirpa
       hydrabench certify --ckpt runs/final --method alpha-crown --iterations 50 --time-limit 30
       hydrabench certify --ckpt runs/final --method smoothing --sigma 0.25 --samples 10000
@@ -139,8 +144,8 @@ def certify(ref: str, method: str, **given: Any) -> None:
         given["methods"] = given["methods"].split(",")
     given["indices"] = _indices(given["indices"])
     _check_machine(method, given)
-    of_bounds = ("epsilon", "norm", "methods", "engine", "slopes", "iterations", "learning_rate", "time_limit")
-    of_smoothing = ("mode", "sigma", "n0", "samples", "alpha", "radii", "seed", "rigor", "label_aware")
+    of_bounds = ("epsilon", "norm", "methods", "engine", "rigor", "slopes", "iterations", "learning_rate", "time_limit")
+    of_smoothing = ("mode", "sigma", "n0", "samples", "alpha", "radii", "seed", "label_aware")
     _evaluate(ref, method, METHODS, (*of_bounds, *of_smoothing, "reuse_samples", "direct"), given)
 
 

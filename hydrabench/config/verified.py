@@ -12,18 +12,24 @@ from hydrabench.threat import Norm
 
 Method = Literal["ibp", "symbolic", "crown-ibp", "crown"]
 CASCADE: tuple[Method, ...] = ("ibp", "crown-ibp", "crown")
+SOUND = ("ibp", "crown-ibp")  # what can be rounded outwards
 AUTO_LIRPA = ("ibp", "crown-ibp", "crown")  # what it is asked for besides alpha-crown
 
 
 class VerifiedSettings(Section):
-    """A sound lower bound of every margin over a ball; `cascade` tries `methods` until one proves it."""
+    """A sound lower bound of every margin over a ball; `cascade` tries `methods` until one proves it.
+
+    rigor: "standard" computes in the precision of the run, and again in float64 where rounding could turn a verdict;
+    "sound" rounds outwards in float64 and claims what survives, see `bounds.sound`.
+    """
 
     kind: Literal["ibp", "symbolic", "crown-ibp", "crown", "cascade"]
     norm: Norm = "linf"
     epsilon: Radius
     methods: tuple[Method, ...] = Field(CASCADE, min_length=1)
     engine: Literal["hydrabench", "auto_lirpa"] = "hydrabench"
-    added: ClassVar[tuple[str, ...]] = ("methods", "engine")
+    rigor: Literal["standard", "sound"] = "standard"
+    added: ClassVar[tuple[str, ...]] = ("methods", "engine", "rigor")
 
     @model_validator(mode="after")
     def refuse_idle_methods(self) -> VerifiedSettings:
@@ -44,12 +50,22 @@ class VerifiedSettings(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def refuse_rigor_without_rules(self) -> VerifiedSettings:
+        """Not every method can be rounded outwards."""
+        if self.rigor == "sound" and (self.kind not in SOUND or self.norm != "linf" or self.engine != "hydrabench"):
+            raise ValueError(
+                f"rigor: sound bounds linf balls by {', '.join(SOUND)} of engine hydrabench, got {self.norm}, "
+                f"{self.kind} and {self.engine}; choose one of these, or leave the rigor at standard"
+            )
+        return self
+
     @property
     def protocol(self) -> str:
         """The protocol id names the bound; `cascade@1` is ibp, crown-ibp, crown, whatever differs is spelt out."""
         methods = "" if self.methods == CASCADE else "-" + "+".join(self.methods)
         engine = "" if self.engine == "hydrabench" else f"-{self.engine}"
-        return f"{self.kind}{methods}{engine}@1"
+        return f"{self.kind}{methods}{engine}{'-sound' if self.rigor == 'sound' else ''}@1"
 
 
 class AlphaCrownSettings(Section):

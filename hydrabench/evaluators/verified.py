@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from time import perf_counter
 
 import torch
 from torch import Tensor, nn
 
-from hydrabench.bounds import BOUNDS, Search, alpha_crown_margins, cascade, lirpa_margins
+from hydrabench.bounds import (
+    BOUNDS,
+    FACTORS,
+    Search,
+    alpha_crown_margins,
+    cascade,
+    lirpa_margins,
+    rounding_bound,
+    sound_margins,
+)
 from hydrabench.config import AlphaCrownSettings, VerifiedSettings
 from hydrabench.data.images import Block
 from hydrabench.errors import GateError, lookup
 from hydrabench.evaluators.clean import clean_logits, require_finite
 from hydrabench.ledger import VerifiedRecord
+from hydrabench.runtime import require_exact_arithmetic
 
 # What rounding alone may add to a bound, relative to the largest logit: many times the unit roundoff.
 ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-10}
@@ -28,17 +39,19 @@ def evaluate_verified(network: nn.Module, block: Block, settings: Settings) -> l
     An image is verified if the bound is positive and the clean prediction is right. The second follows
     from the first but for rounding; a bound that claims more than rounding can explain about a
     misclassified image is unsound, and stops the run. The bound is recorded for misclassified images too.
+    Where rounding could have lifted a float32 bound of ours from below 0, float64 decides.
 
     Args:
         network: classifier in eval mode, on the device and in the precision of `block.images`.
     Raises: NonFiniteError naming the image if a logit or a bound is NaN or infinite;
         UnsupportedLayerError if the bound has no rule for a layer; GateError naming the image if the
-        bound contradicts the network's own prediction.
+        bound contradicts the network's own prediction; ValueError outside `runtime.exact_arithmetic`.
     """
+    require_exact_arithmetic(block.images.device)
     started = perf_counter()
     logits = clean_logits(network, block)
     with torch.no_grad():
-        lower, methods = _bounds(network, block, settings)
+        lower, methods, rechecked = _bounds(network, block, settings)
     require_finite(lower, block.indices, f"the {settings.kind} bound")
     _refuse_contradictions(logits, lower, block, settings)
     predictions, labels, lowest = logits.argmax(1).tolist(), block.labels.tolist(), lower.tolist()
@@ -52,25 +65,63 @@ def evaluate_verified(network: nn.Module, block: Block, settings: Settings) -> l
             seconds=seconds,
             verified=lowest[row] > 0 and predictions[row] == labels[row],
             lower=lowest[row],
+            rechecked=rechecked[row],
             method=methods[row] if lowest[row] > 0 and predictions[row] == labels[row] else None,
         )
         for row, index in enumerate(block.indices)
     ]
 
 
-def _bounds(network: nn.Module, block: Block, settings: Settings) -> tuple[Tensor, Sequence[str | None]]:
-    """Lower bounds of the margins, (B,), and which method of a cascade proved each image."""
+def _bounds(
+    network: nn.Module, block: Block, settings: Settings
+) -> tuple[Tensor, Sequence[str | None], Sequence[bool]]:
+    """Lower bounds of the margins, (B,), which method of a cascade proved each image, and which float64 decided."""
     threat = (network, block.images, block.labels, float(settings.epsilon))
-    none = [None] * len(block.indices)
+    nothing: tuple[Sequence[None], Sequence[bool]] = [None] * len(block.indices), [False] * len(block.indices)
     if isinstance(settings, AlphaCrownSettings):
         search = Search(settings.slopes, settings.iterations, settings.learning_rate, settings.time_limit)
-        return alpha_crown_margins(*threat, search=search), none
+        return alpha_crown_margins(*threat, search=search), *nothing
     if settings.engine == "auto_lirpa":
-        return lirpa_margins(*threat, method=settings.kind), none
+        return lirpa_margins(*threat, method=settings.kind), *nothing
+    if settings.rigor == "sound":
+        return sound_margins(*threat[:3], settings.epsilon, kind=settings.kind), *nothing
+    lower, methods = _own_bounds(network, block.images, block.labels, settings)
+    rows = _within_rounding(network, block, settings, lower)
+    if not len(rows):
+        return lower, methods, nothing[1]
+    wide = copy.deepcopy(network).double()
+    again, again_by = _own_bounds(wide, block.images[rows].double(), block.labels[rows], settings)
+    rechecked = dict(zip(rows.tolist(), again_by, strict=True))
+    return (
+        lower.double().index_copy(0, rows, again.double()),
+        [rechecked.get(row, method) for row, method in enumerate(methods)],
+        [row in rechecked for row in range(len(methods))],
+    )
+
+
+def _own_bounds(
+    network: nn.Module, x: Tensor, y: Tensor, settings: VerifiedSettings
+) -> tuple[Tensor, Sequence[str | None]]:
+    """Lower bounds by our own engine, (B,), and which method of a cascade proved each image."""
+    epsilon, norm = float(settings.epsilon), settings.norm
     if settings.kind == "cascade":
-        proofs = cascade(*threat, norm=settings.norm, methods=settings.methods)
+        proofs = cascade(network, x, y, epsilon, norm=norm, methods=settings.methods)
         return proofs.lower, proofs.methods
-    return lookup("bound", BOUNDS, settings.kind)(*threat, norm=settings.norm), none
+    return lookup("bound", BOUNDS, settings.kind)(network, x, y, epsilon, norm=norm), [None] * len(y)
+
+
+def _within_rounding(network: nn.Module, block: Block, settings: VerifiedSettings, lower: Tensor) -> Tensor:
+    """Numbers of the images whose float32 bound rounding could have lifted from, or kept from, the other side of 0.
+
+    Of symbolic intervals nothing is known beforehand: all are numbered.
+    """
+    if lower.dtype != torch.float32:
+        return lower.new_empty(0, dtype=torch.long)
+    if settings.kind in FACTORS and "symbolic" not in settings.methods:
+        off_by = rounding_bound(network, block.images, block.labels, float(settings.epsilon), kind=settings.kind)
+    else:
+        off_by = torch.full_like(lower, torch.inf)
+    return (lower.isfinite() & ~(lower.abs() >= off_by)).nonzero().squeeze(1)
 
 
 def _refuse_contradictions(logits: Tensor, lower: Tensor, block: Block, settings: Settings) -> None:

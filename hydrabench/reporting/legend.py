@@ -133,7 +133,9 @@ def protocol_lines(board: Leaderboard) -> list[tuple[str, str]]:
 def meaning(protocol: Protocol) -> str:
     """What a number under this protocol says of an image."""
     if protocol.kind != "smoothing":
-        return MEANINGS[protocol.kind]
+        return MEANINGS[protocol.kind] + ", rounded outwards, so that it holds in exact arithmetic" * (
+            protocol.settings.get("rigor") == "sound"
+        )
     text = MODES.get(protocol.settings.get("mode", "cohen"), MEANINGS["smoothing"])
     return text + ", under integer noise, which holds in floating point" * (
         protocol.settings.get("rigor") == "discrete"

@@ -280,6 +280,11 @@ def test_options_that_attack_and_certify_share_are_checked(refused, dense, optio
             r"'crown-ipb'; did you mean 'crown-ibp'\? choose one of: alpha-crown, cascade, crown, crown-ibp, ibp",
         ),
         (("certify", "--method", "ibp", "--sigma", "0.25"), r"ibp: sigma: unknown key"),
+        (
+            ("certify", "--method", "crown", "--rigor", "sound"),
+            r"crown: .*rigor: sound bounds linf balls by ibp, crown-ibp",
+        ),
+        (("certify", "--method", "ibp", "--rigor", "discrete"), r"ibp: rigor: .*'standard' or 'sound'.*'discrete'"),
         (("certify", "--method", "ibp", "--engine", "lirpa"), r"ibp: engine: .*'hydrabench' or 'auto_lirpa'.*'lirpa'"),
         (("certify", "--method", "ibp", "--time-limit", "3"), r"ibp: time_limit: unknown key"),
         (("certify", "--method", "alpha-crown", "--engine", "auto_lirpa"), r"alpha-crown: engine: unknown key"),

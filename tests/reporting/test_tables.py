@@ -203,6 +203,9 @@ def test_every_mode_of_smoothing_is_explained_in_its_own_words():
     assert set(texts) == {*get_args(Mode), "reused", "imported"}
     assert len(set(texts.values())) == len(texts)
     assert texts["cohen"] == MEANINGS["smoothing"]
+    sound = meaning(Protocol("id", "ibp", {"rigor": "sound"}))
+    assert sound.endswith("by interval bound propagation, rounded outwards, so that it holds in exact arithmetic")
+    assert "rounded" not in meaning(Protocol("id", "ibp", {}))
     exact = meaning(Protocol("id", "smoothing", {"mode": "adaptive", "rigor": "discrete"}))
     assert exact == texts["adaptive"] + ", under integer noise, which holds in floating point"
 

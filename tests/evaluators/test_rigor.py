@@ -1,0 +1,105 @@
+"""Which verdicts rest on float32, on float64, or on nothing that rounding could move."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from hydrabench.bounds import FACTORS, rounding_bound
+from hydrabench.config import VerifiedSettings
+from hydrabench.data.images import Block
+from hydrabench.evaluators import evaluate_verified
+from hydrabench.runtime import exact_arithmetic
+
+
+def as_block(images, labels):
+    indices = tuple(range(len(labels)))
+    return Block(0, indices, images, labels, tuple(f"sha{index}" for index in indices))
+
+
+def cancelling(large):
+    """Logits ((large·p - p) - large·p + 1/2, 0) of a pixel p; large - 1 is rounded to large."""
+    rows = [[[1.0], [1]], [[1, 0], [1, 0], [0, 1]], [[large, -1, 0], [0, 0, large]], [[1, -1]], [[1], [0]]]
+    layers = [nn.Linear(len(weight[0]), len(weight), bias=False) for weight in rows]
+    layers[-1] = nn.Linear(1, 2)
+    for layer, weight in zip(layers, rows, strict=True):
+        layer.weight.data = torch.tensor(weight, dtype=torch.float32)
+    layers[-1].bias.data = torch.tensor([0.5, 0.0])
+    return nn.Sequential(nn.Flatten(), *layers).eval(), as_block(torch.ones(1, 1, 1, 1), torch.tensor([0]))
+
+
+def problem(dtype=torch.float32, *, constant=0.0):
+    """A network all of whose logits have a large `constant`, which makes rounding large and changes no margin."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)).eval()
+        images = torch.rand(40, 1, 6, 6)
+    network[-1].bias.data += constant
+    return network.to(dtype), as_block(images.to(dtype), network(images.to(dtype)).argmax(1))
+
+
+@pytest.mark.parametrize("kind", [*FACTORS, "symbolic"])
+def test_rounding_does_not_verify_what_is_false(kind):
+    """The margin is -1/2. Float32 says 1/2 with a factor of 2^25: float64 decides."""
+    network, block = cancelling(2.0**25)
+    (record,) = evaluate_verified(network, block, VerifiedSettings(kind=kind, epsilon="0"))
+    assert (record.prediction, record.verified, record.rechecked, record.lower) == (0, False, True, -0.5)
+    assert record.method is None
+
+
+@pytest.mark.parametrize("kind", ["ibp", "crown-ibp"])
+def test_only_sound_bounds_see_through_what_deceives_float64(kind):
+    network, block = cancelling(2.0**54)
+    settings = VerifiedSettings(kind=kind, epsilon="0")
+    (deceived,) = evaluate_verified(network, block, settings)
+    assert deceived.verified
+    (record,) = evaluate_verified(network, block, settings.model_copy(update={"rigor": "sound"}))
+    assert not record.verified
+    assert record.lower <= -0.5
+
+
+@pytest.mark.parametrize("kind", FACTORS)
+def test_exactly_the_bounds_within_rounding_of_zero_are_computed_again(kind):
+    constant = 1000 / FACTORS[kind](1)
+    network, block = problem(constant=constant)
+    settings = VerifiedSettings(kind=kind, epsilon="0.01")
+    with torch.no_grad():
+        off_by = rounding_bound(network, block.images, block.labels, 0.01, kind=kind).tolist()
+    wide = evaluate_verified(*problem(torch.float64, constant=constant), settings)
+    records = evaluate_verified(network, block, settings)
+    assert len({record.rechecked for record in records}) == 2
+    for record, exact, limit in zip(records, wide, off_by, strict=True):
+        assert not exact.rechecked
+        assert record.verified == exact.verified
+        assert abs(record.lower - exact.lower) < (1e-12 if record.rechecked else limit)
+        assert record.rechecked == (abs(record.lower) < limit) or abs(abs(record.lower) - limit) < 1e-6
+
+
+def test_a_cascade_names_the_method_that_float64_proves_an_image_by():
+    network, block = problem()
+    records = evaluate_verified(network, block, VerifiedSettings(kind="cascade", epsilon="0.01", methods=("symbolic",)))
+    assert all(record.rechecked for record in records)
+    assert {record.method for record in records if record.verified} == {"symbolic"}
+
+
+def test_sound_bounds_lie_just_below_the_others():
+    network, block = problem()
+    for kind in ("ibp", "crown-ibp"):
+        sound = evaluate_verified(network, block, VerifiedSettings(kind=kind, epsilon="0.01", rigor="sound"))
+        plain = evaluate_verified(*problem(torch.float64), VerifiedSettings(kind=kind, epsilon="0.01"))
+        for one, other in zip(sound, plain, strict=True):
+            assert other.lower - 1e-9 < one.lower <= other.lower
+
+
+def test_bounds_are_refused_where_products_are_rounded_to_less():
+    network, block = problem()
+    settings, before = VerifiedSettings(kind="ibp", epsilon="0.01"), torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with pytest.raises(ValueError, match=r"float32_matmul_precision is 'high', not 'highest'; .*exact_arithmetic"):
+            evaluate_verified(network, block, settings)
+        with exact_arithmetic():
+            assert evaluate_verified(network, block, settings)
+    finally:
+        torch.set_float32_matmul_precision(before)
