@@ -48,7 +48,7 @@ def main(names: Sequence[str]) -> None:
         )
         x, y = pixels(images.images[:IMAGES]), images.labels[:IMAGES]
         epsilon = float(parse_radius((checkpoint.header.default_threat() or {"epsilon": "8/255"})["epsilon"]))
-        bounded, rows = lirpa.bounded_module(network, x), lirpa.margin_rows(y, images.num_classes, x.dtype)
+        bounded, rows = lirpa.bounded_module(network, x, sparse=True), lirpa.margin_rows(y, images.num_classes, x.dtype)
 
         def theirs(bounded=bounded, x=x, rows=rows, epsilon=epsilon) -> Tensor:  # type: ignore[no-untyped-def]
             ball = lirpa.perturbed(x, epsilon)

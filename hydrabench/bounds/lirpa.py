@@ -32,7 +32,6 @@ from hydrabench.models.normalize import Normalize
 from hydrabench.threat import linf_box
 
 METHODS: dict[str, str] = {"ibp": "IBP", "crown-ibp": "CROWN-IBP", "crown": "CROWN"}
-CROWN_IMAGES = 10  # bounded at once by CROWN, which holds a linear function for every neuron of every image
 TRACED = 1e-3  # how far, relative to the largest logit, auto_LiRPA's reading of a network may be from the network
 
 
@@ -51,8 +50,9 @@ def lirpa_margins(network: nn.Module, x: Tensor, y: Tensor, epsilon: float, *, m
     Source: Xu et al. (2020), arXiv:2002.12920.
     """
     name = lookup("auto_LiRPA method", METHODS, method)
-    bounded = bounded_module(network, x)
-    size = CROWN_IMAGES if method == "crown" else len(y)
+    # CROWN chooses the neurons that it bounds from all images of a batch: one image at a time, it is that image's own.
+    bounded = bounded_module(network, x, sparse=method == "crown")
+    size = 1 if method == "crown" else len(y)
     parts = []
     for first in range(0, len(y), size):
         rows = slice(first, first + size)
@@ -94,15 +94,16 @@ def require_auto_lirpa() -> None:
     _auto_lirpa()
 
 
-def bounded_module(network: nn.Module, x: Tensor) -> Any:
+def bounded_module(network: nn.Module, x: Tensor, *, sparse: bool = False) -> Any:
     """Return auto_LiRPA's `BoundedModule` of a copy of `network`, its masks baked in.
 
-    Neurons are bounded one by one, whether unstable in another image of the batch or not, and no slopes are
-    shared in large layers: both would make the bounds of an image depend on the rest of its batch.
+    No slopes are shared in large layers, which would make the bounds of an image depend on the rest of its batch.
 
     Args:
         network: in eval mode; left as it is.
         x: images of the shape, type and device that will be bounded.
+        sparse: bound only neurons that intervals leave unstable in any image of the batch, as auto_LiRPA does if
+            nobody asks otherwise; the bounds of an image then depend on the rest of its batch.
     Raises: HydrabenchError if auto_LiRPA is not installed; UnsupportedLayerError if it knows no rule for a part
         of `network` or reads it wrongly; ValueError if a part of `network` is in training mode.
     """
@@ -120,7 +121,7 @@ def bounded_module(network: nn.Module, x: Tensor) -> Any:
     grouped = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in plain.modules())
     options = {
         "conv_mode": "matrix" if grouped else "patches",
-        "sparse_intermediate_bounds": False,
+        "sparse_intermediate_bounds": sparse,
         "use_full_conv_alpha_thresh": sys.maxsize,
     }
     with quiet(), torch.no_grad():

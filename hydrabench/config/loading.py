@@ -65,7 +65,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
 def _describe(problem: Any) -> str:
     """One problem as "path: what is wrong", with a suggestion for a misspelt key."""
     place = [part for part in problem["loc"] if not (isinstance(part, str) and part in _TAGS)]
-    path = ".".join(map(str, place)) or "the recipe"
+    path = ".".join(map(str, place)) or "the file"
     if problem["type"] == "extra_forbidden":
         known = _known_keys(problem["loc"])
         close = get_close_matches(str(place[-1]), known, n=1)

@@ -108,9 +108,8 @@ def test_residual_and_pooling_networks_are_bounded_soundly(
 
 
 @pytest.mark.parametrize("method", lirpa.METHODS)
-def test_a_bound_of_auto_lirpa_ignores_the_rest_of_its_batch(auto_lirpa, residual_network, monkeypatch, method):
-    """A black and a grey image leave other neurons unstable than a noisy one does. CROWN takes 2 images at once."""
-    monkeypatch.setattr(lirpa, "CROWN_IMAGES", 2)
+def test_a_bound_of_auto_lirpa_ignores_the_rest_of_its_batch(auto_lirpa, residual_network, method):
+    """A black and a grey image leave other neurons unstable than a noisy one does."""
     network, x, y, _ = residual_network("max")
     x = torch.cat([x, torch.zeros_like(x[:1]), torch.full_like(x[:1], 0.5)])
     y = torch.cat([y, y[:2]])

@@ -95,7 +95,7 @@ def test_a_manifest_that_is_not_yaml_or_of_another_version_is_refused(tmp_path):
     path = tmp_path / SHIPPED
     for text, message in (
         ("a: [", r"is not YAML"),
-        ("[]", r"valid dictionary"),
+        ("[]", r"the file: expected keys and values \(got \[\]\)"),
         ("schema_version: x", r"schema_version"),
     ):
         path.write_text(text)
