@@ -39,7 +39,8 @@ from hydrabench.bounds import (
 )
 from hydrabench.bounds.graph import shapes_of
 from hydrabench.bounds.interval import Place
-from hydrabench.bounds.operations import Relu
+from hydrabench.bounds.operations import Convolution, Relu
+from hydrabench.bounds.transposed import plain
 from hydrabench.errors import HydrabenchError
 from hydrabench.models import MODELS
 from hydrabench.models.resnet import BasicBlock
@@ -101,7 +102,10 @@ def transposed_pass(nodes: Sequence[Node], shapes: Sequence[torch.Size], rows: T
         node, value = nodes[number - 1], waiting.pop(number)
         if not isinstance(node.operation, Relu):
             place = Place(torch.Size((len(rows), *shapes[node.inputs[0]])), None)
-            value, _ = crown.RULES[type(node.operation)](node.operation, value, place)
+            if isinstance(node.operation, Convolution):
+                value = plain(node.operation, value.squeeze(1), place.shape[2:]).unsqueeze(1)
+            else:
+                value, _ = crown.RULES[type(node.operation)](node.operation, value, place)
         for source in node.inputs:
             waiting[source] = waiting[source] + value if source in waiting else value
     return waiting[0]

@@ -14,10 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from hydrabench.bounds.graph import Node
-from hydrabench.bounds.interval import Interval, Place, Propagation, concretize
+from hydrabench.bounds.interval import Interval, Place, Propagation, channels_last, concretize, products
 from hydrabench.bounds.operations import (
     AdaptiveAveragePool,
     Add,
@@ -33,6 +32,7 @@ from hydrabench.bounds.operations import (
     per_channel,
 )
 from hydrabench.bounds.pooling import adaptive_pool, average_pool, max_pool
+from hydrabench.bounds.transposed import apart, has_phases, phases, transposed
 
 GUARD = 1e-8  # keeps the slope of a neuron with l = u = 0 finite
 MEMORY = 2**30  # bytes that a pass may take at once, besides its arguments; larger ones are cut into parts
@@ -60,35 +60,15 @@ def _relu(_operation: Relu, rows: Tensor, place: Place) -> tuple[Tensor, Tensor]
     assert place.box is not None, "propagate(keep=True) remembers the bounds before every ReLU"
     slope_below, slope, offset = relaxation(place.box.lower(), place.box.upper())
     negative = rows.clamp(max=0)
-    gain = torch.bmm(negative.flatten(2), offset.flatten(1).unsqueeze(2)).squeeze(2)
+    gain = products(negative, offset)
     # slope_below · A⁺ + slope · A⁻, without a tensor for A⁺
     return (rows * slope_below.unsqueeze(1)).addcmul_(negative, (slope - slope_below).unsqueeze(1)), gain
 
 
 def _convolution(operation: Convolution, rows: Tensor, place: Place) -> tuple[Tensor, Tensor | None]:
     gain = None if operation.bias is None else rows.sum((3, 4)) @ operation.bias
-    # Input rows and columns that no window reached get no coefficient unless the output is padded for them.
-    reached = [
-        (out - 1) * stride - 2 * padding + dilation * (kernel - 1) + 1
-        for out, stride, padding, dilation, kernel in zip(
-            rows.shape[3:],
-            operation.stride,
-            operation.padding,
-            operation.dilation,
-            operation.weight.shape[2:],
-            strict=True,
-        )
-    ]
-    images = F.conv_transpose2d(
-        rows.flatten(0, 1),
-        operation.weight,
-        stride=operation.stride,
-        padding=operation.padding,
-        output_padding=[size - end for size, end in zip(place.shape[2:], reached, strict=True)],
-        groups=operation.groups,
-        dilation=operation.dilation,
-    )
-    return images.view(*rows.shape[:2], *images.shape[1:]), gain
+    images = transposed(operation, rows.flatten(0, 1), place.shape[2:])
+    return torch.unflatten(images, 0, rows.shape[:2]), gain
 
 
 def _dense(operation: Dense, rows: Tensor, _place: Place) -> tuple[Tensor, Tensor | None]:
@@ -184,9 +164,18 @@ def _all(nodes: Sequence[Node], box: Interval, passed: Propagation, rows: Tensor
         if number not in waiting:
             continue  # a prefix of a program may compute values for what comes after it
         node = nodes[number - 1]
-        place = passed.place(node.inputs[0])
-        found, gain = RULES[type(node.operation)](node.operation, waiting.pop(number), place)
+        place, rows = passed.place(node.inputs[0]), waiting.pop(number)
+        if number == 1 and not waiting and isinstance(node.operation, Convolution) and has_phases(node.operation, rows):
+            return _at_pixels(node.operation, box, rows, offset)
+        found, gain = RULES[type(node.operation)](node.operation, rows, place)
         offset = offset if gain is None else offset + gain
         for source in node.inputs:
             waiting[source] = waiting[source] + found if source in waiting else found
-    return concretize(waiting[0].flatten(2), offset, Interval(box.center.flatten(1), box.width.flatten(1)))
+    return concretize(waiting[0], offset, box)
+
+
+def _at_pixels(operation: Convolution, box: Interval, rows: Tensor, offset: Tensor) -> Tensor:
+    """Lower bounds of functions of the first convolution: the few pixels are sorted instead of the many rows."""
+    grid = phases(operation, channels_last(rows.flatten(0, 1)))
+    offset = offset if operation.bias is None else offset + rows.sum((3, 4)) @ operation.bias
+    return concretize(torch.unflatten(grid, 0, rows.shape[:2]), offset, apart(box, operation, grid.shape[2:]))
