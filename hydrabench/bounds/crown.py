@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hydrabench.bounds.graph import Node
-from hydrabench.bounds.interval import Interval, Place, Propagation, channels_last, concretize, products
+from hydrabench.bounds.interval import Interval, Place, Propagation, channels_last, concretize
 from hydrabench.bounds.operations import (
     AdaptiveAveragePool,
     Add,
@@ -32,6 +32,7 @@ from hydrabench.bounds.operations import (
     per_channel,
 )
 from hydrabench.bounds.pooling import adaptive_pool, average_pool, max_pool
+from hydrabench.bounds.products import relaxed
 from hydrabench.bounds.transposed import apart, has_phases, phases, transposed
 
 GUARD = 1e-8  # keeps the slope of a neuron with l = u = 0 finite
@@ -58,11 +59,7 @@ def relaxation(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _relu(_operation: Relu, rows: Tensor, place: Place) -> tuple[Tensor, Tensor]:
     assert place.box is not None, "propagate(keep=True) remembers the bounds before every ReLU"
-    slope_below, slope, offset = relaxation(place.box.lower(), place.box.upper())
-    negative = rows.clamp(max=0)
-    gain = products(negative, offset)
-    # slope_below · A⁺ + slope · A⁻, without a tensor for A⁺
-    return (rows * slope_below.unsqueeze(1)).addcmul_(negative, (slope - slope_below).unsqueeze(1)), gain
+    return relaxed(rows, *relaxation(place.box.lower(), place.box.upper()))
 
 
 def _convolution(operation: Convolution, rows: Tensor, place: Place) -> tuple[Tensor, Tensor | None]:

@@ -28,6 +28,7 @@ from hydrabench.bounds.operations import (
     Scale,
     per_channel,
 )
+from hydrabench.bounds.products import minima
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,25 +175,12 @@ def concretize(rows: Tensor, offset: Tensor, box: Interval) -> Tensor:
         rows: (B, S, *shape of v). offset: (B, S). box: center and width (B, *shape of v).
     Returns: (B, S).
     """
-    if torch.is_grad_enabled():  # in the order that checkpoints were trained with
-        rows, center, width = rows.flatten(2), box.center.flatten(1).unsqueeze(2), box.width.flatten(1).unsqueeze(2)
-        return torch.baddbmm(offset.unsqueeze(2), rows, center).baddbmm(rows.abs(), width, alpha=-0.5).squeeze(2)
-    return (offset + products(rows, box.center)).sub(products(rows.abs(), box.width), alpha=0.5)
-
-
-def products(rows: Tensor, value: Tensor) -> Tensor:
-    """Inner products of the functions of each image, (B, S, *shape), and a value, (B, *shape): (B, S)."""
-    if torch.is_grad_enabled():
-        return torch.bmm(rows.flatten(2), value.flatten(1).unsqueeze(2)).squeeze(2)
-    if rows.ndim == 5 and rows.stride(2) == 1:  # channels last: flattened in the order of memory, without a copy
-        rows, value = rows.movedim(2, 4), value.movedim(1, 3)
-    # As a row times a matrix: MKL takes eight times as long for a matrix times a column.
-    return torch.bmm(value.flatten(1).unsqueeze(1), rows.flatten(2).transpose(1, 2)).squeeze(1)
+    return offset + minima(rows, box.center, box.width)
 
 
 def channels_last(images: Tensor) -> Tensor:
-    """The same images (B, C, H, W) in the layout in which a CPU convolves fastest, unless gradients are wanted."""
-    if images.ndim != 4 or images.device.type != "cpu" or torch.is_grad_enabled():
+    """The same images (B, C, H, W) in the layout in which a CPU convolves fastest."""
+    if images.ndim != 4 or images.device.type != "cpu":
         return images
     return images.contiguous(memory_format=torch.channels_last)
 

@@ -1,4 +1,4 @@
-"""Transposed convolutions by ordinary ones, on CPUs and without gradients.
+"""Transposed convolutions by ordinary ones, on CPUs.
 
 With stride s, pixel s · i + r of the result comes from the taps s · t + r of the kernel alone: each of the s · s phases
 r is an ordinary convolution with fewer taps, and one with s · s times the channels computes all of them. oneDNN does
@@ -26,11 +26,10 @@ def transposed(operation: Convolution, images: Tensor, size: Sequence[int]) -> T
         size: height and width of the input.
     Returns: (R, channels of the input, *size), not always contiguous.
     """
-    return (
-        _by_phases(operation, channels_last(images), size)
-        if has_phases(operation, images)
-        else plain(operation, images, size)
-    )
+    images = channels_last(images)
+    # Putting phases together again has to be paid a second time in a gradient, which is as fast either way.
+    pays = has_phases(operation, images) and not torch.is_grad_enabled()
+    return _by_phases(operation, images, size) if pays else plain(operation, images, size)
 
 
 def plain(operation: Convolution, images: Tensor, size: Sequence[int]) -> Tensor:
@@ -59,12 +58,9 @@ def plain(operation: Convolution, images: Tensor, size: Sequence[int]) -> Tensor
 
 
 def has_phases(operation: Convolution, images: Tensor) -> bool:
-    """Whether `phases` knows the convolution and is the faster choice.
-
-    Gradients take as long either way, and a training path that stays the same keeps its results, bit by bit.
-    """
+    """Whether `phases` knows the convolution, and is the faster choice where nothing has to be put together."""
     known = operation.groups == 1 and operation.dilation == (1, 1) and operation.stride != (1, 1)
-    return known and images.device.type == "cpu" and not torch.is_grad_enabled()
+    return known and images.device.type == "cpu"
 
 
 def _by_phases(operation: Convolution, images: Tensor, size: Sequence[int]) -> Tensor:
