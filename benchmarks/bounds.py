@@ -4,7 +4,8 @@ Usage: python benchmarks/bounds.py [NETWORK ...]
 
 Two networks of the package and a small residual one, each with its initial weights and after a short
 certified training on ten noisy patterns, which leaves few margins open, as in networks worth bounding.
-One batch, medians of runs taken in turn; only the ratios mean something on a busy machine.
+One batch, medians of runs taken in turn; only the ratios mean something on a busy machine. Memory that is
+freed stays with the process on both sides, as `hydrabench` has it.
 
 The floor of `ibp` is two passes of the plain network, one for centers and one for widths. That of
 `crown-ibp` adds one transposed pass, without its ReLUs, for every margin that the intervals leave open;
@@ -44,6 +45,7 @@ from hydrabench.bounds.transposed import plain
 from hydrabench.errors import HydrabenchError
 from hydrabench.models import MODELS
 from hydrabench.models.resnet import BasicBlock
+from hydrabench.process import prepare
 
 METHODS = {"ibp": interval_margins, "crown-ibp": crown_ibp_margins}  # the tighter ones are in benchmarks/cascade.py
 BATCH, SHAPE, CLASSES, EPSILON, REPEATS, STEPS = 32, (3, 32, 32), 10, 2 / 255, 7, 80
@@ -237,4 +239,5 @@ def main(names: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    prepare()
     main(sys.argv[1:])
