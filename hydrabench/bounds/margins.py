@@ -120,6 +120,12 @@ def _mixture(problem: Problem, *, beta: float) -> Tensor:
 
 
 def _open_rows(problem: Problem, *, memory: int) -> Tensor:
-    interval = interval_rows(problem)
-    open_only = replace(problem, offset=problem.offset.masked_fill(interval > 0, -torch.inf))
-    return torch.maximum(interval, crown_ibp_rows(open_only, memory=memory))
+    if problem.ball.norm != "linf":
+        interval = interval_rows(problem)
+        open_only = replace(problem, offset=problem.offset.masked_fill(interval > 0, -torch.inf))
+        return torch.maximum(interval, crown_ibp_rows(open_only, memory=memory))
+    box = problem.ball.box
+    passed = propagate(problem.body, box, keep=True)  # one pass of intervals serves both
+    interval = concretize(problem.rows, problem.offset, passed.output)
+    offset = problem.offset.masked_fill(interval > 0, -torch.inf)
+    return torch.maximum(interval, lower_bounds(problem.body, box, passed, problem.rows, offset, memory=memory))
