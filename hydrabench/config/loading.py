@@ -42,8 +42,17 @@ def parse(adapter: TypeAdapter[Parsed], values: Any, source: str) -> Parsed:
     try:
         return adapter.validate_python(values)
     except ValidationError as error:
-        problems = [_describe(problem) for problem in error.errors()]
+        found = error.errors()
+        # Where parts of a sequence are wrong, that it is too short without them is no news.
+        whole = [
+            one for one in found if one["type"] != "too_short" or not any(_inside(o["loc"], one["loc"]) for o in found)
+        ]
+        problems = [_describe(problem) for problem in whole]
         raise ConfigError(f"{source}: {'; '.join(problems)}") from error
+
+
+def _inside(place: tuple[int | str, ...], whole: tuple[int | str, ...]) -> bool:
+    return len(place) > len(whole) and place[: len(whole)] == whole
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
@@ -81,7 +90,8 @@ def _describe(problem: Any) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     received = problem.get("input")
     shown = isinstance(received, str | int | float | None) and problem["type"] != "value_error"
-    return f"{path}: {message[0].lower()}{message[1:]}{f' (got {received!r})' if shown else ''}"
+    where = f"{path}: " if place else ""  # what is wrong with several keys together names them
+    return f"{where}{message[0].lower()}{message[1:]}{f' (got {received!r})' if shown else ''}"
 
 
 def _unknown_tag(context: Mapping[str, str]) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from statistics import NormalDist
 from typing import Any, ClassVar, Literal
 
 from pydantic import (
+    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -45,6 +47,7 @@ class SmoothingSettings(Section):
     rigor: Literal["standard", "discrete"] = "standard"
     label_aware: bool = False
 
+    model_config = ConfigDict(allow_inf_nan=False)
     added: ClassVar[tuple[str, ...]] = ("mode", "rigor", "label_aware")
 
     @field_validator("radii", mode="before")
@@ -57,6 +60,14 @@ class SmoothingSettings(Section):
             return DEFAULT_RADII  # another setting is wrong, which is reported
         largest = largest_radius(**{name: info.data[name] for name in ("mode", "sigma", "samples", "alpha")})
         return tuple(GRID_STEP * step for step in range(int(largest / GRID_STEP) + 1))
+
+    @field_validator("radii")
+    @classmethod
+    def ascending(cls, radii: tuple[float, ...]) -> tuple[float, ...]:
+        """One order, so that equal grids are one protocol, and no radius twice, which would be one metric twice."""
+        if any(smaller >= larger for smaller, larger in pairwise(radii)):
+            raise ValueError(f"ascend and differ, got {', '.join(f'{r:g}' for r in radii)}; sort them, each once")
+        return radii
 
     @model_validator(mode="after")
     def fit_together(self) -> SmoothingSettings:

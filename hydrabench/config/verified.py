@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from hydrabench.config.fields import Radius, Section
 from hydrabench.config.protocol import unless
@@ -71,6 +71,7 @@ class VerifiedSettings(Section):
 class AlphaCrownSettings(Section):
     """CROWN with optimised slopes, by auto_LiRPA; `bounds.Search` says what the options mean."""
 
+    model_config = ConfigDict(allow_inf_nan=False)
     kind: Literal["alpha-crown"] = "alpha-crown"
     norm: Literal["linf"] = "linf"
     epsilon: Radius

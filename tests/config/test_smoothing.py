@@ -93,3 +93,15 @@ def test_settings_that_a_mode_cannot_use_are_refused():
     ):
         with pytest.raises(ValidationError, match=message):
             SmoothingSettings(**values)
+
+
+@pytest.mark.parametrize("radii", [(0.5, 0.25), (0.0, 0.0), (0.25, 0.5, 0.5)])
+def test_radii_have_one_order_so_that_equal_grids_are_one_protocol(radii):
+    with pytest.raises(ValidationError, match=r"ascend and differ, got .*; sort them, each once"):
+        SmoothingSettings(radii=radii)
+
+
+def test_what_is_infinite_is_refused_because_no_ledger_can_hold_it():
+    for infinite in ({"radii": (0.0, math.inf)}, {"sigma": math.inf}):
+        with pytest.raises(ValidationError, match="finite number"):
+            SmoothingSettings(**infinite)
