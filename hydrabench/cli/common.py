@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -51,6 +51,24 @@ def _report(error: HydrabenchError) -> None:
         return
     time.sleep(GRACE_SECONDS)
     click.echo(f"error in process {os.environ['RANK']}: {error}", err=True)
+
+
+class SectionedCommand(click.Command):
+    """A command with many options, whose --help lists them under headings."""
+
+    def __init__(self, *args: Any, sections: Mapping[str, Collection[str]], **kwargs: Any) -> None:
+        """sections: names of options by heading; those that are in none come first."""
+        super().__init__(*args, **kwargs)
+        self.sections = sections
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, section by section."""
+        elsewhere = {name for names in self.sections.values() for name in names}
+        shown = {parameter.name: parameter.get_help_record(ctx) for parameter in self.get_params(ctx)}
+        general = [name for name in shown if name not in elsewhere]
+        for heading, names in {"Options": general, **self.sections}.items():
+            with formatter.section(heading):
+                formatter.write_dl([record for name in names if (record := shown[name])])
 
 
 def options(*added: Callable[[Command], Command]) -> Callable[[Command], Command]:

@@ -10,6 +10,7 @@ import click
 from hydrabench.cli.common import (
     FOLDER,
     REF_HELP,
+    SectionedCommand,
     image_options,
     machine_options,
     options,
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from hydrabench.workflows.machine import Machine
 
 NOISE = ("auto", "cpu", "device")
-# How smoothing computes: option, and the value that changes nothing.
-OF_SMOOTHING = {"batch": None, "noise": "auto", "compile": False, "channels_last": False, "fold_batch_norm": False}
 OF_REUSE = ("parent", "reuse_samples", "reuse_direct")
 
 
@@ -58,47 +57,62 @@ RIGOR = (
     "ibp, crown-ibp: standard, or sound: rounded outwards. Smoothing: standard, or discrete: integer noise, sound in "
     "floating point.  [default: standard]"
 )
+SECTIONS = {
+    "Bounds": ("epsilon", "norm", "methods", "engine"),
+    "alpha-crown": ("slopes", "iterations", "learning_rate", "time_limit"),
+    "Files for other verifiers": ("export_vnnlib", "vnnlib_timeout"),
+    "Smoothing": ("mode", "predict", "sigma", "n0", "samples", "alpha", "radii", "seed", "label_aware"),
+    "Smoothing, how it is computed": ("batch", "noise", "compile", "channels_last", "fold_batch_norm"),
+    "Smoothing, from the certificates of a parent network": ("reuse", "parent", "reuse_samples", "reuse_direct"),
+    "Machine": ("device", "threads", "data_dir", "download"),
+}
+# The methods that an option is for, where that is not all of them.
+FOR_METHODS = {
+    **dict.fromkeys(("epsilon", "norm"), METHODS[:-1]),
+    "methods": ("cascade",),
+    "engine": ("ibp", "crown-ibp", "crown"),
+    **dict.fromkeys(SECTIONS["alpha-crown"], ("alpha-crown",)),
+    **{name: ("smoothing",) for title, names in SECTIONS.items() if "Smoothing" in title for name in names},
+}
 bound_options = options(
     click.option("--epsilon", help="Radius in pixel units, e.g. 2/255.  [default: the checkpoint's training radius]"),
     click.option("--norm", help="linf or l2.  [default: the checkpoint's, else linf]"),
     click.option("--methods", help="Cascade: methods in order.  [default: ibp,crown-ibp,crown]"),
     click.option("--engine", help="hydrabench, or auto_lirpa for ibp, crown-ibp, crown.  [default: hydrabench]"),
     click.option("--rigor", help=RIGOR),
-    click.option("--slopes", help="alpha-crown: optimise those of the output, or all (slower).  [default: output]"),
-    click.option("--iterations", type=int, help="alpha-crown: iterations of the search.  [default: 100]"),
-    click.option("--learning-rate", type=float, help="alpha-crown: learning rate of the search.  [default: 0.1]"),
-    click.option("--time-limit", type=float, help="alpha-crown: seconds for each image; no longer reproducible."),
+    click.option("--slopes", help="Optimise those of the output, or all (slower).  [default: output]"),
+    click.option("--iterations", type=int, help="Iterations of the search.  [default: 100]"),
+    click.option("--learning-rate", type=float, help="Learning rate of the search.  [default: 0.1]"),
+    click.option("--time-limit", type=float, help="Seconds for each image; no longer reproducible."),
     click.option("--export-vnnlib", type=FOLDER, help="New folder for ONNX and VNN-LIB files of the same images, too."),
     click.option("--vnnlib-timeout", type=float, help="Seconds for each of them in its instances.csv.  [default: 300]"),
 )
 smoothing_options = options(
-    click.option("--mode", help="Smoothing: cohen, curtailed, adaptive or betting; when to stop.  [default: cohen]"),
-    click.option("--predict", is_flag=True, help="Smoothing: predict with abstention; certify no radius."),
+    click.option("--mode", help="cohen, curtailed, adaptive or betting: when to stop.  [default: cohen]"),
+    click.option("--predict", is_flag=True, help="Predict with abstention; certify no radius."),
     click.option(
         "--sigma",
-        help="Smoothing: noise in pixel units; 0.12,0.25: one run each.  [default: the training noise, or 0.25]",
+        help="Noise in pixel units; 0.12,0.25: one run each.  [default: the training noise, or 0.25]",
     ),
-    click.option("--n0", type=int, help="Smoothing: selection samples.  [default: 100]"),
-    click.option("--samples", type=int, help="Smoothing: most estimation samples.  [default: 100000]"),
-    click.option("--alpha", type=float, help="Smoothing: failure probability of each certificate.  [default: 0.001]"),
-    click.option("--radii", help="Smoothing: L2 radii, e.g. 0,0.25,0.5, or auto.  [default: 0,0.25,0.5,0.75]"),
-    click.option("--seed", type=int, help="Smoothing: key of all random streams.  [default: 0]"),
-    click.option("--label-aware", is_flag=True, help="Smoothing: draw no more if the selection is not the label."),
-    click.option("--reuse", type=FOLDER, help="Smoothing: derive certificates from this run of the parent network."),
-    click.option("--parent", help="Reuse: the parent's checkpoint.  [default: the name in its run]"),
-    click.option(
-        "--reuse-samples", type=int, help="Reuse: most draws for both networks.  [default: 1/10 of --samples]"
-    ),
-    click.option("--reuse-direct", is_flag=True, help="Reuse: certify directly too, where that falls short."),
-    click.option("--batch", type=int, help="Smoothing: noisy images in a forward pass.  [default: by their size]"),
-    click.option("--noise", default="auto", show_default=True, help="Smoothing: drawn on cpu, device or auto."),
-    click.option("--compile", is_flag=True, help="Smoothing: torch.compile the network."),
-    click.option("--channels-last", is_flag=True, help="Smoothing: memory format channels_last."),
-    click.option("--fold-batch-norm", is_flag=True, help="Smoothing: merge batch norms into convolutions."),
+    click.option("--n0", type=int, help="Selection samples.  [default: 100]"),
+    click.option("--samples", type=int, help="Most estimation samples.  [default: 100000]"),
+    click.option("--alpha", type=float, help="Failure probability of each certificate.  [default: 0.001]"),
+    click.option("--radii", help="L2 radii, e.g. 0,0.25,0.5, or auto.  [default: 0,0.25,0.5,0.75]"),
+    click.option("--seed", type=int, help="Key of all random streams.  [default: 0]"),
+    click.option("--label-aware", is_flag=True, help="Draw no more if the selection is not the label."),
+    click.option("--reuse", type=FOLDER, help="Derive certificates from this run of the parent network."),
+    click.option("--parent", help="The parent's checkpoint.  [default: the name in its run]"),
+    click.option("--reuse-samples", type=int, help="Most draws for both networks.  [default: 1/10 of --samples]"),
+    click.option("--reuse-direct", is_flag=True, help="Certify directly too, where that falls short."),
+    click.option("--batch", type=int, help="Noisy images in a forward pass.  [default: by their size]"),
+    click.option("--noise", default="auto", show_default=True, help="Drawn on cpu, device or auto."),
+    click.option("--compile", is_flag=True, help="Run the network through torch.compile."),
+    click.option("--channels-last", is_flag=True, help="Memory format channels_last."),
+    click.option("--fold-batch-norm", is_flag=True, help="Merge batch norms into convolutions."),
 )
 
 
-@click.command()
+@click.command(cls=SectionedCommand, sections=SECTIONS)
 @click.option("--ckpt", "ref", required=True, help=REF_HELP)
 @click.option(
     "--method",
@@ -132,6 +146,8 @@ def certify(ref: str, method: str, **given: Any) -> None:
     --export-vnnlib first writes the network as ONNX, a VNN-LIB property of every image that it classifies right, and
     instances.csv, for any verifier of the VNN-COMP competition to judge; it needs `pip install 'hydrabench[onnx]'`.
     """
+    lookup("method", dict.fromkeys(METHODS), method)
+    _check_options(method, given)
     if given["vnnlib_timeout"] is not None and given["export_vnnlib"] is None:
         raise ConfigError("--vnnlib-timeout says something about the files of --export-vnnlib; give that, too")
     if given["radii"] is not None and given["radii"] != "auto":
@@ -143,7 +159,6 @@ def certify(ref: str, method: str, **given: Any) -> None:
     if given["methods"] is not None:
         given["methods"] = given["methods"].split(",")
     given["indices"] = _indices(given["indices"])
-    _check_machine(method, given)
     of_bounds = ("epsilon", "norm", "methods", "engine", "rigor", "slopes", "iterations", "learning_rate", "time_limit")
     of_smoothing = ("mode", "sigma", "n0", "samples", "alpha", "radii", "seed", "label_aware")
     _evaluate(ref, method, METHODS, (*of_bounds, *of_smoothing, "reuse_samples", "direct"), given)
@@ -159,18 +174,19 @@ def _only_predict(given: dict[str, Any]) -> str:
     return "predict"
 
 
-def _check_machine(method: str, given: dict[str, Any]) -> None:
-    """Refuse options of smoothing where they would do nothing, and values that they do not have."""
+def _check_options(method: str, given: dict[str, Any]) -> None:
+    """Refuse options that would do nothing with `method`, and values that they do not have."""
     lookup("noise source", dict.fromkeys(NOISE), given["noise"])
     if given["batch"] is not None and given["batch"] < 1:
         raise ConfigError(f"--batch {given['batch']} is no number of images; give 1 or more")
-    idle = [name for name, default in OF_SMOOTHING.items() if given[name] != default]
-    idle += [name for name in ("predict", "reuse") if given[name]]
+    for name, methods in FOR_METHODS.items():
+        if given[name] not in (None, False, "auto") and method not in methods:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} is for --method {', '.join(methods)}; with {method} leave it out"
+            )
     wanting = [name for name in OF_REUSE if given[name]]
     if given["reuse"] is None and wanting:
         raise ConfigError(f"--{wanting[0].replace('_', '-')} is for --reuse PARENT_RUN; without it leave it out")
-    if method != "smoothing" and idle:
-        raise ConfigError(f"--{idle[0].replace('_', '-')} is for --method smoothing; with {method} leave it out")
 
 
 def _indices(texts: tuple[str, ...]) -> tuple[int, ...]:
@@ -195,13 +211,17 @@ def _evaluate(ref: str, kind: str, kinds: tuple[str, ...], keys: tuple[str, ...]
         assert subject.parent is not None
         given["n"], given["indices"] = subject.parent.selection(given["n"], given["indices"])
         return _run(subject, [reuse.reuse_settings(subject.parent, values)], machine, given)
-    several = str(values.get("sigma", "")).split(",")
+    several = [sigma.strip() for sigma in str(values.get("sigma", "")).split(",")]
     runs = [{**values, "sigma": sigma} for sigma in several] if "sigma" in values else [values]
-    return _run(subject, [evaluation.settings_for(subject, run) for run in runs], machine, given)
+    settings = [evaluation.settings_for(subject, run) for run in runs]
+    if len(set(settings)) < len(settings):
+        raise ConfigError(f"--sigma {values['sigma']} names one noise level twice; name each once")
+    return _run(subject, settings, machine, given)
 
 
 def _run(subject: Subject, runs: list[EvaluationSettings], machine: Machine, given: dict[str, Any]) -> None:
     """Make one run of each of the settings and print the summaries."""
+    from hydrabench.config import at
     from hydrabench.runtime import World
     from hydrabench.workflows import evaluation
 
@@ -223,7 +243,7 @@ def _run(subject: Subject, runs: list[EvaluationSettings], machine: Machine, giv
         )
         summaries[str(out)] = summary
         if World().is_main and not (given["as_json"] and len(runs) > 1):
-            title = f"{settings.protocol} of {subject.name}, {summary['n']} images, in {out}"
+            title = f"{settings.protocol} of {subject.name}{at(settings)}, {summary['n']} images, in {out}"
             print_summary(summary, given["as_json"], title)
     if World().is_main and given["as_json"] and len(runs) > 1:
         click.echo(json.dumps(summaries, indent=2))

@@ -7,6 +7,7 @@ from hydrabench.config.evaluation import (
     CleanSettings,
     EvaluationSettings,
     PgdSettings,
+    at,
     with_default_threat,
 )
 from hydrabench.config.fields import Densities, Density, Radius
@@ -72,6 +73,7 @@ __all__ = [
     "TradesObjective",
     "TrainRecipe",
     "VerifiedSettings",
+    "at",
     "load_recipe",
     "parse",
     "sha256_of_values",

@@ -15,7 +15,7 @@ from hydrabench.config.fields import Radius, Section, members_by_tag
 from hydrabench.config.protocol import unless
 from hydrabench.config.smoothing import SmoothingSettings
 from hydrabench.config.verified import AlphaCrownSettings, VerifiedSettings
-from hydrabench.threat import Norm
+from hydrabench.threat import Norm, Threat
 
 
 class CleanSettings(Section):
@@ -65,6 +65,13 @@ EvaluationSettings = Annotated[
     CleanSettings | PgdSettings | AutoAttackSettings | VerifiedSettings | AlphaCrownSettings | SmoothingSettings,
     Field(discriminator="kind"),
 ]
+
+
+def at(settings: EvaluationSettings) -> str:
+    """What tells numbers of one protocol apart: " at L∞ 8/255", " at σ=0.25", or nothing."""
+    if isinstance(settings, SmoothingSettings):
+        return f" at σ={settings.sigma:g}"
+    return "" if isinstance(settings, CleanSettings) else f" at {Threat(settings.norm, settings.epsilon)}"
 
 
 EVALUATIONS = members_by_tag(EvaluationSettings, "kind")

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from hydrabench.checkpoints import Checkpoint, checkpoint_name, open_ref
-from hydrabench.config import EvaluationSettings, SmoothingSettings, parse, with_default_threat
+from hydrabench.config import EvaluationSettings, SmoothingSettings, at, parse, with_default_threat
 from hydrabench.config.smoothing import DEFAULT_RADII, radii_text
 from hydrabench.data import Block, ImageSource, block_indices, first_images, load_block, load_images
 from hydrabench.errors import ConfigError, DataError, lookup
@@ -112,7 +112,8 @@ def settings_for(subject: Subject, values: Mapping[str, Any]) -> EvaluationSetti
     known_norm = complete.get("norm", "linf") in get_args(Norm)
     if known_norm and complete["kind"] not in RADIUS_FREE and "epsilon" not in complete:
         raise ConfigError(
-            f"{subject.name} names no radius in this norm that it was trained for; add --epsilon, for example 8/255"
+            f"{subject.name} names no radius in this norm that it was trained for; add --epsilon, for example "
+            f"{'0.25' if complete.get('norm') == 'l2' else '8/255'}"
         )
     return parse(TypeAdapter(EvaluationSettings), complete, complete["kind"])
 
@@ -180,7 +181,7 @@ def evaluate(
             say(f"{out} is complete already")
         return run.summary()
     done = sum(map(len, blocks[:whole]))
-    title = f"{settings.protocol} {subject.name}"
+    title = f"{settings.protocol} {subject.name}{at(settings)}"
     tally = Tally(settings, run.records() if done else ())
     with exact_arithmetic(), tracking(title, total=len(chosen), done=done, visible=world.is_main) as advance:
         for records in _rounds(world, job, list(enumerate(blocks))[whole:]):

@@ -93,13 +93,13 @@ def test_certify_exports_what_other_verifiers_need_beside_its_own_run(succeed, h
 
 def test_sound_rigor_is_a_protocol_of_its_own(succeed, here, dense):
     lines = succeed("certify", "--ckpt", dense, "--rigor", "sound", "-n", 20, "--out", "run").splitlines()
-    assert lines[0] == "crown-ibp-sound@1 of here/dense, 20 images, in run"
+    assert lines[0] == "crown-ibp-sound@1 of here/dense at L∞ 8/255, 20 images, in run"
     assert json.loads((here / "run" / "run.json").read_text())["settings"]["rigor"] == "sound"
 
 
 def test_without_json_the_summary_is_one_line_per_metric(succeed, dense):
     lines = succeed("certify", "--ckpt", dense, "--method", "ibp", "-n", 20, "--out", "run").splitlines()
-    assert lines[0] == "ibp@1 of here/dense, 20 images, in run"
+    assert lines[0] == "ibp@1 of here/dense at L∞ 8/255, 20 images, in run"
     assert [line.split()[0] for line in lines[1:]] == ["clean_accuracy", "verified_accuracy"]
     assert lines[2].split()[1] == "0.0000"  # random weights verify nothing at 8/255
 

@@ -85,3 +85,13 @@ def test_the_module_can_be_run_and_knows_its_version():
     done = python("-m", "hydrabench", "--version")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith(f"version {hydrabench.__version__}\n")
+
+
+def test_certify_lists_every_option_once_under_the_heading_of_its_method():
+    text = CliRunner().invoke(main, ["certify", "--help"]).stdout.partition("\nOptions:")[2]
+    shown = re.findall(r"^  (?:-\w, )?(--[\w-]+)", text, re.MULTILINE)
+    options = [option for option in COMMANDS[("certify",)].params if isinstance(option, click.Option)]
+    assert sorted(shown) == sorted([option.opts[-1] for option in options] + ["--help"])
+    order = ["--ckpt", "\nBounds:", "--methods", "\nSmoothing:", "--sigma", "\nMachine:", "--device"]
+    places = [text.index(word) for word in order]
+    assert places == sorted(places)
