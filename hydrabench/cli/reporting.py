@@ -58,12 +58,12 @@ def show_report(leaderboard: Any, out: Path, as_json: bool) -> None:
     """Print a leaderboard as a table and say where the report lies, or print its JSON."""
     from rich.console import Console
 
-    from hydrabench.reporting import rich_table, summary_json
+    from hydrabench.reporting import rich_tables, summary_json
 
     if as_json:
         click.echo(json.dumps(summary_json(leaderboard), indent=2))
         return
     console = Console()
     console.width = max(console.width, TABLE_WIDTH)  # a narrow window may wrap lines, a log must not lose columns
-    console.print(rich_table(leaderboard))
+    console.print(*rich_tables(leaderboard, console.width))
     click.echo(f"report written to {out}")

@@ -10,7 +10,7 @@ from hydrabench.reporting.evaluations import read_evaluations
 from hydrabench.reporting.external import IMPORTS, table_names, table_text
 from hydrabench.reporting.leaderboard import Column, Leaderboard, Row, build_leaderboard
 from hydrabench.reporting.statistics import Estimate, clopper_pearson, mean_interval, summarize, wilson
-from hydrabench.reporting.tables import csv_text, markdown, rich_table, summary_json
+from hydrabench.reporting.tables import csv_text, markdown, rich_tables, summary_json
 
 __all__ = [
     "IMPORTS",
@@ -24,7 +24,7 @@ __all__ = [
     "markdown",
     "mean_interval",
     "read_evaluations",
-    "rich_table",
+    "rich_tables",
     "summarize",
     "summary_json",
     "table_names",

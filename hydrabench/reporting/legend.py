@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from hydrabench.config.verified import CASCADE
 from hydrabench.reporting.evaluations import IMPORTED
 from hydrabench.reporting.leaderboard import Column, Leaderboard, Protocol
 
@@ -64,8 +65,9 @@ def headings(board: Leaderboard) -> dict[Column, str]:
 
 def _heading(column: Column, *, with_images: bool) -> str:
     method = METHODS[column.kind]
-    steps = re.match(r"pgd(-\d+)", column.protocol)
-    parts = [f"{method}{steps[1]}" if steps else method]
+    # The one thing that tells most columns of these kinds apart; Cohen's mode is what "smoothing" means elsewhere.
+    variant = re.match(r"pgd(-\d+)|smoothing-((?!cohen|imported)[a-z]+)", column.protocol)
+    parts = [f"{method}{variant[1] or f' {variant[2]}'}" if variant else method]
     if column.threat is not None:
         parts.append(str(column.threat))
     if column.sigma is not None:
@@ -125,7 +127,7 @@ def notes(board: Leaderboard) -> list[str]:
 def protocol_lines(board: Leaderboard) -> list[tuple[str, str]]:
     """The protocol ids in the order of the columns, each with what it means and its settings."""
     return [
-        (protocol.id, "; ".join(filter(None, (meaning(protocol), _settings_text(protocol.settings)))))
+        (protocol.id, "; ".join(filter(None, (meaning(protocol), _settings_text(_spelt_out(protocol))))))
         for protocol in board.protocols
     ]
 
@@ -146,11 +148,17 @@ def _settings(board: Leaderboard, column: Column) -> Mapping[str, Any]:
     return next(protocol.settings for protocol in board.protocols if protocol.id == column.protocol)
 
 
+def _spelt_out(protocol: Protocol) -> Mapping[str, Any]:
+    """The settings, with the methods of a cascade even where they are the default, which ledgers leave out."""
+    return {"methods": CASCADE, **protocol.settings} if protocol.kind == "cascade" else protocol.settings
+
+
 def _settings_text(settings: Mapping[str, Any]) -> str:
-    """Write {"steps": 50, "losses": ["ce", "margin"]} as "steps 50, losses ce + margin"."""
+    """Write {"steps": 50, "losses": ["ce", "margin"]} as "steps 50, losses ce + margin", without what is None."""
     return ", ".join(
         f"{key} {' + '.join(map(str, value)) if isinstance(value, list | tuple) else value}"
         for key, value in settings.items()
+        if value is not None
     )
 
 

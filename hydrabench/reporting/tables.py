@@ -9,6 +9,8 @@ from dataclasses import asdict
 from typing import Any
 
 from rich import box
+from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -17,6 +19,7 @@ from hydrabench.reporting.legend import MISSING, caption, headings, notes, proto
 from hydrabench.reporting.statistics import Estimate
 from hydrabench.threat import radius_text
 
+UNBOUNDED = 100_000  # characters: more than any table has
 SCHEMA = "hydrabench.leaderboard/1"
 _ABOUT = ("name", "sha256", "arch", "objective", "density", "parameters", "nonzero_parameters", "bytes")
 
@@ -129,25 +132,44 @@ def _column_json(column: Column, heading: str) -> dict[str, Any]:
     }
 
 
-def rich_table(board: Leaderboard) -> Table:
+def rich_tables(board: Leaderboard, width: int) -> list[Table]:
     """The leaderboard for a terminal: intervals on a second line, headings and names cut into lines.
 
-    Mean radii, architectures and objectives are left to the written report, so that clean, one attack,
-    one bound and two certified radii fit into 100 columns.
+    Mean radii, architectures and objectives are left to the written report, so that clean, one attack, one bound and
+    two certified radii fit into 100 columns. What does not fit goes on in further tables of the same rows.
+
+    Args:
+        width: characters in a line of the terminal.
     """
+    unbounded = Console(width=UNBOUNDED)
+    groups: list[list[Column]] = [[]]
+    for column in board.columns:
+        if column.metric == "average_certified_radius":
+            continue
+        wider = [*groups[-1], column]
+        needed = Measurement.get(unbounded, unbounded.options, _rich_table(board, wider)).maximum
+        if groups[-1] and needed > width:
+            groups.append([column])
+        else:
+            groups[-1] = wider
+    tables = [_rich_table(board, group) for group in groups]
+    tables[-1].caption = Text(caption(board))
+    return tables
+
+
+def _rich_table(board: Leaderboard, columns: Sequence[Column]) -> Table:
     names = headings(board)
-    shown = [column for column in board.columns if column.metric != "average_certified_radius"]
-    table = Table(caption=Text(caption(board)), caption_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True)
+    table = Table(caption_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True)
     parts = [part for row in board.rows for part in row.label.replace("/", "/\n").split("\n")]
     table.add_column("checkpoint", overflow="fold", min_width=max(map(len, parts)))
     for name in ("density", "size\nnonzero"):
         table.add_column(name, justify="right", no_wrap=True)
-    for column in shown:
+    for column in columns:
         table.add_column(Text(_stacked(names[column])), justify="right", no_wrap=True)
     for row in board.rows:
         checkpoint = row.checkpoint
         size = f"{size_text(checkpoint.bytes)}\n{_known(checkpoint.nonzero_parameters, ',')}"
-        cells = [_stacked_cell(row.cells.get(column)) for column in shown]
+        cells = [_stacked_cell(row.cells.get(column)) for column in columns]
         table.add_row(Text(row.label.replace("/", "/\n")), _known(checkpoint.density, "g"), size, *cells)
     return table
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hydrabench.errors import ConfigError, LedgerError
-from hydrabench.reporting import build_leaderboard, csv_text, markdown, rich_table, summary_json
+from hydrabench.reporting import build_leaderboard, csv_text, markdown, rich_tables, summary_json
 from hydrabench.reporting.evaluations import read_evaluation
 from hydrabench.reporting.external import least_radius, read_table, table_names, table_text
 from hydrabench.reporting.legend import headings, notes
@@ -166,7 +166,7 @@ def test_a_report_says_what_it_does_not_know_of_imports(tmp_path, table, write_r
     assert board.rows[-1].checkpoint.density is None
     assert "resnet110,imported:resnet110,unknown,unknown,,,," in csv_text(board)
     assert summary_json(board)["rows"][-1]["checkpoint"]["bytes"] is None
-    assert rich_table(board).row_count == 2
+    assert rich_tables(board, 130)[0].row_count == 2
     alone = build_leaderboard([], [imported])
     assert not any("α" in part for part in notes(alone))
     assert not any("Imported" in part for part in notes(build_leaderboard([write_run(tmp_path / "b", "smoothing")])))

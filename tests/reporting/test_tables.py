@@ -13,9 +13,9 @@ import pytest
 from rich.console import Console
 
 from hydrabench.config.smoothing import Mode
-from hydrabench.reporting import build_leaderboard, csv_text, markdown, rich_table, summary_json
+from hydrabench.reporting import build_leaderboard, csv_text, markdown, rich_tables, summary_json
 from hydrabench.reporting.leaderboard import Protocol
-from hydrabench.reporting.legend import MEANINGS, METHODS, MODES, headings, meaning, notes, size_text
+from hydrabench.reporting.legend import MEANINGS, METHODS, MODES, headings, meaning, notes, protocol_lines, size_text
 from hydrabench.reporting.statistics import KINDS, Estimate, mean_interval, wilson
 from hydrabench.reporting.tables import cell_text
 
@@ -135,7 +135,7 @@ def test_cells_are_short():
 @pytest.mark.parametrize("width", [100, 120])
 def test_the_demo_fits_a_terminal_without_losing_a_digit(demo, width):
     console = Console(width=width, record=True, file=io.StringIO())
-    console.print(rich_table(demo))
+    console.print(*rich_tables(demo, width))
     text = console.export_text()
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= width
@@ -153,8 +153,46 @@ def test_the_demo_fits_a_terminal_without_losing_a_digit(demo, width):
         assert part in text
 
 
+def test_columns_that_do_not_fit_a_terminal_go_on_in_tables_of_the_same_rows(tmp_path, write_run):
+    """Every heading, number and row is there, whatever the number of columns."""
+    runs = [write_run(tmp_path / f"{sigma}", "smoothing", sigma=sigma) for sigma in (0.12, 0.25, 0.5, 1.0)]
+    board = build_leaderboard([*runs, write_run(tmp_path / "ibp", "ibp")])
+    console = Console(width=80, record=True, file=io.StringIO())
+    tables = rich_tables(board, 80)
+    console.print(*tables)
+    text = console.export_text()
+    assert len(tables) > 1
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    shown = [column for column in board.columns if column.metric != "average_certified_radius"]
+    assert sum(len(table.columns) - 3 for table in tables) == len(shown)
+    assert text.count("80.0 kB") == len(tables) * len(board.rows)
+    assert text.count("Accuracy in percent") == 1
+
+
 def test_every_kind_has_a_name_and_a_meaning():
     assert set(METHODS) == set(MEANINGS) == set(KINDS)
+
+
+def test_the_legend_names_the_methods_of_a_cascade_and_no_limit_that_was_not_set(tmp_path, write_run):
+    changes = {"a": {"kind": "cascade"}, "b": {"kind": "alpha-crown", "iterations": 3, "time_limit": None}}
+    lines = dict(protocol_lines(build_leaderboard([write_run(tmp_path / k, **v) for k, v in changes.items()])))
+    assert lines["cascade@1"].endswith("that proves it; methods ibp + crown-ibp + crown")
+    assert lines["alpha-crown@1"].endswith("; iterations 3")
+
+
+def test_headings_name_the_mode_of_smoothing_and_leave_the_rest_of_the_protocol_to_the_legend(tmp_path, write_run):
+    modes = {"": "cohen", "adaptive": "adaptive-label-aware-n5000", "reuse": "reuse-of-betting", "predict": "predict"}
+    runs = [
+        write_run(tmp_path / mode, "smoothing", header={"protocol": f"smoothing-{mode}@1"}) for mode in modes.values()
+    ]
+    found = {
+        column.protocol: text for column, text in headings(build_leaderboard(runs)).items() if column.radius == 0.25
+    }
+    assert found == {
+        f"smoothing-{protocol}@1": f"smoothing {mode} σ=0.25 r=0.25".replace("  ", " ")
+        for mode, protocol in modes.items()
+    }
 
 
 def test_columns_that_would_be_called_the_same_get_their_protocol(tmp_path, write_run):
