@@ -40,7 +40,8 @@ RADIUS_FREE = ("clean", "smoothing")
 BLOCK_SIZE = 100
 # The draws of one image fill batches if all are made; looks at a few draws of many images fill them together.
 FIXED_SIZE_BLOCK, SEQUENTIAL_BLOCK = 1, 32
-SEARCH_BLOCK = 10  # a search takes long and much memory
+# Every neuron bounded by a pass of its own, or a search: minutes an image on a deep network.
+SLOW_BOUNDS, SLOW_BLOCK = ("symbolic", "crown", "alpha-crown", "cascade"), 10
 # Of weights and images; in bfloat16 only the forward passes of smoothing are computed, see `smoothing.forward`.
 STORED_IN = {**PRECISIONS, "bfloat16": torch.float32}
 
@@ -137,8 +138,8 @@ def run_name(settings: EvaluationSettings) -> str:
 
 def block_size(settings: EvaluationSettings) -> int:
     """How many images are evaluated, and written, together."""
-    if settings.kind == "alpha-crown":
-        return SEARCH_BLOCK
+    if settings.kind in SLOW_BOUNDS:
+        return SLOW_BLOCK
     if not isinstance(settings, SmoothingSettings):
         return BLOCK_SIZE
     return FIXED_SIZE_BLOCK if settings.mode in ("cohen", "predict") else SEQUENTIAL_BLOCK
