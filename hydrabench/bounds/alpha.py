@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
+from math import prod
 from time import perf_counter
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from hydrabench.bounds.lirpa import (
 )
 
 DECAY = 0.98  # of the learning rate, each iteration; as alpha-beta-CROWN has it
+MEMORY = 1 << 30  # bytes of one layer's linear functions; a search holds several times as much
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Search:
     slopes: "output" optimises the slopes of the margins' own pass and keeps CROWN's bounds of the neurons;
         "all" optimises those of every neuron's pass, too: tighter, and several times the time and memory.
     iterations: >= 1; the first has CROWN's slopes. learning_rate: Adam's, > 0, decaying by `DECAY`.
-    time_limit: seconds for each image, > 0, or None. The images of a batch share their seconds.
+    time_limit: seconds for each image, > 0, or None. The images of a batch share their seconds, in their order.
     """
 
     slopes: Literal["output", "all"] = "output"
@@ -51,10 +53,28 @@ def alpha_crown_margins(network: nn.Module, x: Tensor, y: Tensor, epsilon: float
     Source: Xu et al. (2021), arXiv:2011.13824, section 3.1; defaults of alpha-beta-CROWN, but no patience, which
         would stop all images of a batch together.
     """
-    started = perf_counter()
-    deadline = None if search.time_limit is None else started + search.time_limit * len(y)
+    started, parts = perf_counter(), []
     bounded = bounded_module(network, x)
-    ball, rows = perturbed(x, epsilon), margin_rows(y, bounded.final_shape[1], x.dtype)
+    size = _images_at_once(bounded)
+    for first in range(0, len(y), size):
+        rows = slice(first, first + size)
+        if first:  # what the search before it left in the module would be where this one starts
+            bounded = bounded_module(network, x[rows])
+        given = len(y[: rows.stop])
+        deadline = None if search.time_limit is None else started + search.time_limit * given
+        parts.append(_searched(bounded, perturbed(x[rows], epsilon), y[rows], search, deadline))
+    return torch.cat(parts)
+
+
+def _images_at_once(bounded: Any) -> int:
+    """Images whose linear functions of the largest layer, one for each neuron, fit into `MEMORY`; at least 1."""
+    layers = [node.inputs[0].output_shape for node in bounded.optimizable_activations]
+    neurons = max((prod(shape[1:]) for shape in layers), default=1)
+    return max(1, MEMORY // (4 * neurons**2))
+
+
+def _searched(bounded: Any, ball: Tensor, y: Tensor, search: Search, deadline: float | None) -> Tensor:
+    rows = margin_rows(y, bounded.final_shape[1], ball.dtype)
     with torch.no_grad():
         best = _Best(lower_bounds(bounded, ball, rows, "CROWN"), deadline)
     neurons = _bounds_of_neurons(bounded)

@@ -197,3 +197,18 @@ def test_the_names_of_newer_releases_are_found_by_looking():
     assert options["fix_interm_bounds"] is True
     assert "fix_intermediate_layer_bounds" not in options
     assert alpha._name_of_intermediate_bounds(Newer()) == "interm_bounds"
+
+
+def test_images_that_do_not_fit_into_memory_together_are_searched_one_after_another(monkeypatch):
+    """The largest layer of these networks has a few hundred neurons: 4 bytes · n² is far below the usual gigabyte."""
+    network, x, y, _ = problem(1)
+    together = alpha_crown_margins(network, x, y, 0.2, search=Search(iterations=5))
+    asked = []
+    searched = alpha._searched
+    monkeypatch.setattr(
+        alpha, "_searched", lambda bounded, ball, *rest: asked.append(len(ball)) or searched(bounded, ball, *rest)
+    )
+    monkeypatch.setattr(alpha, "MEMORY", 1)
+    apart = alpha_crown_margins(network, x, y, 0.2, search=Search(iterations=5))
+    assert asked == [1] * len(y)
+    torch.testing.assert_close(apart, together, rtol=1e-4, atol=1e-5)
