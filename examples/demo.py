@@ -19,7 +19,7 @@ os.environ.setdefault("MKL_NUM_THREADS", "1")
 from rich.console import Console
 
 from hydrabench.config import PgdSettings, SmoothingSettings, VerifiedSettings
-from hydrabench.reporting import rich_table
+from hydrabench.reporting import rich_tables
 from hydrabench.workflows.evaluation import evaluate, open_subject, run_name
 from hydrabench.workflows.machine import Machine
 from hydrabench.workflows.reporting import REPORT_FORMATS, write_report
@@ -45,7 +45,7 @@ def main(folder: Path) -> None:
     leaderboard = write_report([folder / "runs"], folder, REPORT_FORMATS)
     console = Console()
     console.width = max(console.width, 120)
-    console.print(rich_table(leaderboard))
+    console.print(*rich_tables(leaderboard, console.width))
     print(f"{time.monotonic() - started:.0f} s; report: {folder / 'leaderboard.md'} (also .csv and summary.json)")
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import subprocess
 import sys
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -67,3 +70,17 @@ def test_a_wheel_installed_elsewhere_finds_zoo_and_recipes(installed, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[1] == "digits-trades"
     assert int(done.stdout.split()[0]) >= 4
+
+
+SCRIPTS = sorted(path for folder in ("examples", "tools", "benchmarks") for path in (ROOT / folder).glob("*.py"))
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_scripts_beside_the_package_import_what_it_has(path):
+    """They are not run here, so that a name that has gone would be noticed by a user first."""
+    taken = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+    for node in taken:
+        if node.module and node.module.partition(".")[0] == "hydrabench":
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                assert hasattr(module, alias.name) or find_spec(f"{node.module}.{alias.name}"), alias.name
