@@ -8,12 +8,12 @@ import sys
 
 import pytest
 
-from hydrabench.process import prepare
+from hydrabench.process import leave, prepare
 
 FAULTS = """
 import resource, sys
 sys.path.insert(0, {root!r})
-from hydrabench.process import prepare
+from hydrabench.process import leave, prepare
 if {prepared}:
     prepare()
 def fill():
@@ -46,3 +46,17 @@ def test_freed_memory_stays_with_the_process():
 
     assert page_faults(prepared=False) > 40_000
     assert page_faults(prepared=True) < 20_000
+
+
+@pytest.mark.parametrize(("code", "status"), [(None, 0), (0, 0), (1, 1), ("text", 1)])
+def test_a_process_of_several_leaves_with_its_code_and_all_that_it_printed(code, status):
+    script = f"import sys\nsys.path.insert(0, {os.getcwd()!r})\nfrom hydrabench.process import leave\nimport atexit\n"
+    script += f"atexit.register(print, 'late')\nprint('done', end='')\nleave({code!r})"
+    environment = {**os.environ, "WORLD_SIZE": "2"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stdout) == (status, "done")
+
+
+def test_a_process_alone_goes_on_to_its_usual_end(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert leave(3) is None

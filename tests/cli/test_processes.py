@@ -127,6 +127,7 @@ def same_run(one: Path, two: Path) -> None:
 
 SEVERAL = """
 from hydrabench.cli import common, main
+from hydrabench.process import leave
 
 common.GRACE_SECONDS = 0
 
@@ -135,7 +136,10 @@ for arguments, code in {commands}:
         main(arguments)
     except SystemExit as stopped:
         assert stopped.code == code, (arguments, stopped.code)
-main({last})
+try:
+    main({last})
+except SystemExit as stopped:
+    leave(stopped.code)
 """
 NOISES = {"cohen": 7, "adaptive": 70}  # in blocks of 1 and of 32: the last round has work for one process only
 

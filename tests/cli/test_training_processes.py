@@ -80,6 +80,7 @@ def test_training_that_is_killed_at_any_moment_goes_on_to_the_same_bytes(tmp_pat
 
 SEVERAL = """
 from hydrabench.cli import common, main
+from hydrabench.process import leave
 
 common.GRACE_SECONDS = 0
 
@@ -90,6 +91,7 @@ for arguments, code in {commands}:
         assert stopped.code == code, (arguments, stopped.code)
     else:
         raise AssertionError(arguments)
+leave(0)
 """
 
 
