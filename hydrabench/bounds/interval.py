@@ -7,6 +7,7 @@ Source: Gowal et al. (2018), arXiv:1810.12715, section 3.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -142,6 +143,10 @@ RULES: dict[type[Operation], Callable[..., Interval]] = {
 }
 
 
+# Linear operations return new memory; flattening and the like may return the memory of what they took.
+FRESH = (Convolution, Dense, Scale, Add)
+
+
 def propagate(nodes: Sequence[Node], box: Interval, *, keep: bool = False) -> Propagation:
     """Send a box of inputs through a program.
 
@@ -152,9 +157,12 @@ def propagate(nodes: Sequence[Node], box: Interval, *, keep: bool = False) -> Pr
     Returns: bounds of the last value, and, with `keep`, those before every ReLU and max pooling.
     """
     last_use = {number: position for position, node in enumerate(nodes) for number in node.inputs}
-    # The few boxes come in the layout that the many coefficients of a pass backward will have.
-    values = {0: Interval(channels_last(box.center), channels_last(box.width)) if keep else box}
-    shapes = [box.center.shape]
+    gradients = _has_gradients(nodes, box)
+    if keep or (not gradients and any(isinstance(node.operation, Convolution) for node in nodes)):
+        # The layout that the many coefficients of a pass backward will have, too.
+        box = Interval(channels_last(box.center), channels_last(box.width))
+    spent = set() if keep else _spent(nodes)
+    values, shapes = {0: box}, [box.center.shape]
     before_relu = {}
     for position, node in enumerate(nodes):
         inputs = [values[number] for number in node.inputs]
@@ -163,9 +171,43 @@ def propagate(nodes: Sequence[Node], box: Interval, *, keep: bool = False) -> Pr
         for number in node.inputs:
             if last_use[number] == position:
                 values.pop(number, None)
-        values[position + 1] = RULES[type(node.operation)](node.operation, *inputs)
-        shapes.append(values[position + 1].center.shape)
+        if isinstance(node.operation, Relu) and not gradients:
+            found = rectified(*inputs, in_place=position in spent)
+        else:
+            found = RULES[type(node.operation)](node.operation, *inputs)
+        values[position + 1] = found
+        shapes.append(found.center.shape)
     return Propagation(values[len(nodes)], shapes, before_relu)
+
+
+def rectified(box: Interval, *, in_place: bool) -> Interval:
+    """The box behind a ReLU, without gradients: `RULES[Relu]` in four sweeps over memory instead of six.
+
+    Of corners l <= u, max(u, 0) - max(l, 0) is the smaller one of max(u, 0) and u - l, whether l is above 0 or not.
+    NaN stays NaN, and where the width is 0 the result is exactly max(u, 0).
+
+    Args:
+        in_place: write over the box.
+    """
+    upper = box.center.add_(box.width, alpha=0.5) if in_place else box.upper()
+    width = torch.minimum(upper.relu_(), box.width, out=box.width if in_place else None)
+    return Interval(upper.sub_(width, alpha=0.5), width)
+
+
+def _spent(nodes: Sequence[Node]) -> set[int]:
+    """Positions of the ReLUs that may write over what they take: it has memory of its own, and no other reader."""
+    readers = Counter(number for node in nodes for number in node.inputs)
+    fresh = {number for number, node in enumerate(nodes, 1) if isinstance(node.operation, FRESH)}
+    return {
+        position
+        for position, node in enumerate(nodes)
+        if isinstance(node.operation, Relu) and readers[node.inputs[0]] == 1 and node.inputs[0] in fresh
+    }
+
+
+def _has_gradients(nodes: Sequence[Node], box: Interval) -> bool:
+    tensors = [box.center, box.width, *(value for node in nodes for value in vars(node.operation).values())]
+    return torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in tensors)
 
 
 def concretize(rows: Tensor, offset: Tensor, box: Interval) -> Tensor:

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hydrabench.bounds import interval_bounds
-from hydrabench.bounds.interval import RULES, Interval
-from hydrabench.bounds.operations import Operation
+from hydrabench.bounds.graph import Node, program_of, read
+from hydrabench.bounds.interval import RULES, Interval, channels_last, propagate, rectified
+from hydrabench.bounds.operations import Add, Dense, Flatten, Identity, Operation, Relu
 
 seeds = st.integers(0, 10_000)
 
@@ -168,3 +169,138 @@ def test_every_operation_has_a_rule_in_both_directions():
     from hydrabench.bounds import crown
 
     assert set(RULES) == set(crown.RULES) == set(Operation.__subclasses__())
+
+
+# A ReLU without gradients ----------------------------------------------------------------------
+
+
+def box_of(centers, widths):
+    return Interval(torch.tensor(centers), torch.tensor(widths))
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_rectified_box_worked_by_hand(in_place):
+    """[1, 3] stays, [-3, -1] becomes 0, [-1, 3] becomes [0, 3], [-3, 1] becomes [0, 1]; so on for the rest."""
+    given = box_of([2.0, -2, 1, -1, 1, -1, 2, -2], [2.0, 2, 4, 4, 2, 2, 0, 0])
+    found = rectified(given, in_place=in_place)
+    assert found.center.tolist() == [2.0, 0, 1.5, 0.5, 1, 0, 2, 0]
+    assert found.width.tolist() == [2.0, 0, 3, 1, 2, 0, 0, 0]
+
+
+numbers = st.floats(-1e6, 1e6, width=32) | st.sampled_from([0.0, -0.0, 1e-42, -1e-42, 3e38, -3e38])
+
+
+@settings(deadline=None, max_examples=200)
+@given(values=st.lists(st.tuples(numbers, numbers), min_size=1, max_size=40), in_place=st.booleans())
+def test_a_rectified_box_is_the_plain_rules_but_for_rounding(values, in_place):
+    """Corners are off by a few roundings of the largest number involved, and of one point nothing at all is lost."""
+    center, width = torch.tensor(values).unbind(1)
+    width = width.abs()
+    lower, upper = ((center.double() + side * width.double() / 2).clamp(min=0) for side in (-1, 1))
+    found = rectified(Interval(center.clone(), width.clone()), in_place=in_place)
+    slack = 4 * 2.0**-24 * (center.double().abs() + width.double()) + 1e-44
+    finite = center.double().abs() + width.double() < 3e38
+    for mine, exact in ((-1, lower), (1, upper)):
+        corner = found.center.double() + mine * found.width.double() / 2
+        assert ((corner - exact).abs() <= slack)[finite].all()
+    assert (found.width >= 0)[finite].all()
+    point = width == 0
+    assert torch.equal(found.center[point], center[point].relu())
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("size", [1, 40])  # alone, and in the vectors that processors take at once
+def test_nothing_is_known_behind_a_relu_where_nothing_was_known_before(in_place, size):
+    """A bound made of NaN or infinity must not turn into one that looks like a proof."""
+    nan, inf = torch.nan, torch.inf
+    for center, width in ((nan, 1.0), (1.0, nan), (-1.0, nan), (nan, nan), (nan, inf), (inf, nan), (-inf, nan)):
+        found = rectified(box_of([center] * size, [width] * size), in_place=in_place)
+        assert found.center.isnan().all(), (center, width)
+        assert found.lower().isnan().all()
+    for center in (1.0, -1.0, inf, -inf):
+        found = rectified(box_of([center] * size, [inf] * size), in_place=in_place)
+        assert found.lower().isnan().all(), center
+    found = rectified(box_of([-inf] * size, [1.0] * size), in_place=in_place)
+    assert (found.center == 0).all()
+    assert (found.width == 0).all()
+
+
+def plain_outputs(nodes, box):
+    """Every box by the plain rules."""
+    values = [box]
+    for node in nodes:
+        values.append(RULES[type(node.operation)](node.operation, *(values[number] for number in node.inputs)))
+    return values[-1]
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@settings(deadline=None, max_examples=40)
+@given(seed=seeds)
+def test_a_pass_is_the_plain_rules_one_by_one_whatever_is_written_over(tiny_problem, tiny_dag, keep, seed):
+    for network, x, _, _ in (tiny_problem(seed), tiny_dag(seed)):
+        nodes = read(program_of(network.requires_grad_(False)))
+        box = Interval(x.clone(), torch.full_like(x, 0.1))
+        passed, expected = propagate(nodes, box, keep=keep), plain_outputs(nodes, box)
+        torch.testing.assert_close(passed.output.center, expected.center, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(passed.output.width, expected.width, rtol=1e-9, atol=1e-9)
+        assert torch.equal(box.center, x)
+        assert (box.width == 0.1).all()
+        again = propagate(nodes, box, keep=keep)
+        assert torch.equal(again.output.center, passed.output.center)
+        assert again.before_relu.keys() == passed.before_relu.keys()
+        for number, before in passed.before_relu.items():
+            assert torch.equal(again.before_relu[number].center, before.center)
+
+
+ONE = Dense(torch.tensor([[2.0]]), torch.tensor([-1.0]))
+# (operation, values taken): each time a value is read again after a ReLU took it, as itself or under another name.
+READ_AGAIN = {
+    "by a sum": [(ONE, (0,)), (Relu(), (1,)), (Add(), (1, 2))],
+    "by two ReLUs": [(ONE, (0,)), (Relu(), (1,)), (Relu(), (1,)), (Add(), (2, 3))],
+    "as another value": [(ONE, (0,)), (Identity(), (1,)), (Relu(), (2,)), (Add(), (1, 3))],
+    "flat": [(ONE, (0,)), (Flatten(), (1,)), (Relu(), (2,)), (Add(), (1, 3))],
+    "the input": [(Relu(), (0,)), (Add(), (0, 1))],
+    "the input under another name": [(Identity(), (0,)), (Relu(), (1,)), (Add(), (0, 2))],
+}
+
+
+@pytest.mark.parametrize("program", READ_AGAIN.values(), ids=READ_AGAIN)
+def test_a_value_that_is_read_again_is_not_written_over(program):
+    nodes = [Node(*node) for node in program]
+    x, width = torch.tensor([[0.2], [0.4], [0.9], [-0.5]]), torch.tensor([[0.1], [0.3], [0.2], [2.0]])
+    given = Interval(x.clone(), width.clone())
+    for _ in range(2):
+        passed = propagate(nodes, given)
+        expected = plain_outputs(nodes, Interval(x, width))
+        torch.testing.assert_close(passed.output.center, expected.center)
+        torch.testing.assert_close(passed.output.width, expected.width)
+        assert torch.equal(given.center, x)
+        assert torch.equal(given.width, width)
+
+
+def test_training_is_left_alone():
+    """With gradients, the arithmetic, which decides the bits of every checkpoint, is that of the plain rules."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5), nn.ReLU()]
+    network = nn.Sequential(*layers).eval()
+    x, gradients = torch.rand(2, 3, 8, 8), []
+    for passing in (lambda nodes, box: propagate(nodes, box).output, plain_outputs):
+        network.zero_grad()
+        output = passing(read(program_of(network)), Interval(x, torch.full_like(x, 0.1)))
+        (output.center.sum() - output.width.square().sum()).backward()
+        gradients.append([parameter.grad.clone() for parameter in network.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+
+def test_dense_networks_keep_their_images_as_they_are(monkeypatch):
+    """The layout for convolutions would only have to be undone."""
+    from hydrabench.bounds import interval
+
+    seen = []
+    monkeypatch.setattr(interval, "channels_last", lambda images: seen.append(1) or channels_last(images))
+    x = torch.rand(2, 3, 4, 4)
+    with torch.no_grad():
+        interval_bounds(nn.Sequential(nn.Flatten(), nn.Linear(48, 3)), x, x)
+        assert not seen
+        interval_bounds(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)), x, x)
+    assert len(seen) == 2
