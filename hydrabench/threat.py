@@ -82,4 +82,4 @@ def linf_box(x: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
         epsilon: radius in pixel units, >= 0.
     Returns: two tensors of the shape of `x`.
     """
-    return (x - epsilon).clamp(PIXEL_MIN, PIXEL_MAX), (x + epsilon).clamp(PIXEL_MIN, PIXEL_MAX)
+    return (x - epsilon).clamp_(PIXEL_MIN, PIXEL_MAX), (x + epsilon).clamp_(PIXEL_MIN, PIXEL_MAX)

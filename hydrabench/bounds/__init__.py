@@ -1,10 +1,11 @@
 """Sound bounds of a network's margins over an L-infinity or L2 ball.
 
-`graph` reads a network into a program of `operations`; `interval` sends boxes forward through it, `crown` linear
-functions backward. A `problem` is a program, a `ball` and the margins to bound. `symbolic` and `full` bound neurons by
-functions of their own, which `backward` carries to the input and `rows` keeps short. `margins` has a function for each
-method, `cascade` tries one after the other. `lirpa` asks auto_LiRPA instead, and `alpha` lets it optimise the slopes.
-`rounding` says how far rounding can lift a bound in float32, `sound` has bounds that hold in spite of it.
+`graph` reads a network into a program of `operations`, `prepared` once for many batches; `interval` sends boxes forward
+through it, `crown` linear functions backward. A `problem` is a program, a `ball` and the margins to bound. `symbolic`
+and `full` bound neurons by functions of their own, which `backward` carries to the input and `rows` keeps short.
+`margins` has a function for each method, `cascade` tries one after the other. `lirpa` asks auto_LiRPA instead, and
+`alpha` lets it optimise the slopes. `rounding` says how far rounding can lift a bound in float32, `sound` has bounds
+that hold in spite of it.
 """
 
 from hydrabench.bounds.alpha import Search, alpha_crown_margins
@@ -20,6 +21,7 @@ from hydrabench.bounds.margins import (
     interval_margins,
     symbolic_margins,
 )
+from hydrabench.bounds.prepared import Prepared, prepared
 from hydrabench.bounds.rounding import FACTORS, rounding_bound
 from hydrabench.bounds.sound import sound_margins
 from hydrabench.bounds.symbolic import symbolic_class_margins
@@ -37,6 +39,7 @@ __all__ = [
     "FACTORS",
     "MarginBound",
     "Node",
+    "Prepared",
     "Program",
     "Proofs",
     "Search",
@@ -49,6 +52,7 @@ __all__ = [
     "interval_bounds",
     "interval_margins",
     "lirpa_margins",
+    "prepared",
     "program_of",
     "read",
     "require_auto_lirpa",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hydrabench.bounds.crown import MEMORY
 from hydrabench.bounds.full import crown_ibp_rows, crown_rows, interval_rows
+from hydrabench.bounds.prepared import Prepared
 from hydrabench.bounds.problem import Problem, clean_margins, pose, solved
 from hydrabench.bounds.symbolic import symbolic_rows
 from hydrabench.errors import lookup
@@ -37,7 +38,7 @@ class Proofs:
 
 
 def cascade(
-    network: nn.Module,
+    network: nn.Module | Prepared,
     x: Tensor,
     y: Tensor,
     epsilon: float,
@@ -82,7 +83,7 @@ def _cascade(problem: Problem, methods: Sequence[str], memory: int) -> Proofs:
 
 
 def cascade_margins(
-    network: nn.Module, x: Tensor, y: Tensor, epsilon: float, *, norm: Norm = "linf", memory: int = MEMORY
+    network: nn.Module | Prepared, x: Tensor, y: Tensor, epsilon: float, *, norm: Norm = "linf", memory: int = MEMORY
 ) -> Tensor:
     """Like `margins.interval_margins`, by a cascade of the default methods."""
     return _cascade(pose(network, x, y, epsilon, norm=norm), DEFAULT, memory).lower

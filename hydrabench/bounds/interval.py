@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from hydrabench.bounds.graph import Node, program_of, read
+from hydrabench.bounds.graph import Node
 from hydrabench.bounds.operations import (
     AdaptiveAveragePool,
     Add,
@@ -29,6 +29,7 @@ from hydrabench.bounds.operations import (
     Scale,
     per_channel,
 )
+from hydrabench.bounds.prepared import Prepared, nodes_of
 from hydrabench.bounds.products import minima
 
 
@@ -100,11 +101,11 @@ class Propagation:
 
 
 def _convolution(operation: Convolution, box: Interval) -> Interval:
-    return Interval(operation.apply(box.center), operation.linear(box.width, operation.weight.abs()))
+    return Interval(operation.apply(box.center), operation.linear(box.width, operation.absolute()))
 
 
 def _dense(operation: Dense, box: Interval) -> Interval:
-    return Interval(operation.apply(box.center), box.width @ operation.weight.abs().T)
+    return Interval(operation.apply(box.center), box.width @ operation.absolute().T)
 
 
 def _scale(operation: Scale, box: Interval) -> Interval:
@@ -227,11 +228,11 @@ def channels_last(images: Tensor) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
-def interval_bounds(network: nn.Module, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+def interval_bounds(network: nn.Module | Prepared, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
     """Bounds of every output of a network over a box of inputs.
 
     Args:
-        network: made of the layers in `layers.LAYERS`; batch norm in eval mode.
+        network: made of the layers in `layers.LAYERS`, batch norm in eval mode; or what `prepared` read of it.
         lower: lower corner of the box, (B, ...), any range.
         upper: upper corner, of the same shape, nowhere below `lower`.
     Returns: (lower, upper), both of the shape of the output; NaN where the inputs or weights are.
@@ -240,5 +241,5 @@ def interval_bounds(network: nn.Module, lower: Tensor, upper: Tensor) -> tuple[T
     """
     if (lower > upper).any():
         raise ValueError("the box is empty: lower exceeds upper somewhere")
-    output = propagate(read(program_of(network)), Interval.between(lower, upper)).output
+    output = propagate(nodes_of(network), Interval.between(lower, upper)).output
     return output.lower(), output.upper()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hydrabench.bounds.crown import MEMORY, lower_bounds
 from hydrabench.bounds.full import crown_ibp_rows, crown_rows, interval_rows
 from hydrabench.bounds.interval import concretize, propagate
+from hydrabench.bounds.prepared import Prepared
 from hydrabench.bounds.problem import Problem, pose, solved
 from hydrabench.bounds.symbolic import symbolic_rows
 from hydrabench.threat import Norm
@@ -25,32 +26,34 @@ NEGLIGIBLE = 1e-5  # weight of CROWN-IBP below which its pass is left out (refer
 class MarginBound(Protocol):
     """A method of bounding margins; `interval_margins` says what the arguments are."""
 
-    def __call__(self, network: nn.Module, x: Tensor, y: Tensor, epsilon: float, *, norm: Norm = "linf") -> Tensor:
+    def __call__(
+        self, network: nn.Module | Prepared, x: Tensor, y: Tensor, epsilon: float, *, norm: Norm = "linf"
+    ) -> Tensor:
         """Return lower bounds of the margins, (B,)."""
 
 
 def interval_margins(
-    network: nn.Module, x: Tensor, y: Tensor, epsilon: float, *, norm: Norm = "linf", memory: int = MEMORY
+    network: nn.Module | Prepared, x: Tensor, y: Tensor, epsilon: float, *, norm: Norm = "linf", memory: int = MEMORY
 ) -> Tensor:
     """Lower bounds of min over j != y of f_y - f_j over a ball around each image, by intervals.
 
     Args:
-        network: made of the layers in `layers.LAYERS`, returning logits (B, K).
+        network: made of the layers in `layers.LAYERS`, returning logits (B, K); or what `prepared` read of it.
         x: images, (B, C, H, W), in [0, 1].
         y: true classes, (B,), int64, in [0, K).
         epsilon: radius in pixel units, >= 0; the ball is clipped to [0, 1].
         norm: "linf" or "l2".
         memory: bytes to keep to, as far as one image does; the batch is taken in parts.
     Returns: (B,), in logit units; an image is verified where it is > 0. NaN where the network gives NaN.
-    Raises: UnsupportedLayerError for a layer without a rule; ValueError for a negative radius or an
-        output that is not (B, K) with K >= 2.
+    Raises: UnsupportedLayerError for a layer without a rule; ValueError for a negative radius, an output that is not
+        (B, K) with K >= 2, or a network that changed after it was prepared.
     Source: Gowal et al. (2018), arXiv:1810.12715, section 3, last layer elided.
     """
     return solved(pose(network, x, y, epsilon, norm=norm), interval_rows, memory=memory).min(1).values
 
 
 def symbolic_margins(
-    network: nn.Module, x: Tensor, y: Tensor, epsilon: float, *, norm: Norm = "linf", memory: int = MEMORY
+    network: nn.Module | Prepared, x: Tensor, y: Tensor, epsilon: float, *, norm: Norm = "linf", memory: int = MEMORY
 ) -> Tensor:
     """Like `interval_margins`, by symbolic intervals.
 
@@ -60,7 +63,7 @@ def symbolic_margins(
 
 
 def crown_ibp_margins(
-    network: nn.Module,
+    network: nn.Module | Prepared,
     x: Tensor,
     y: Tensor,
     epsilon: float,
@@ -83,7 +86,7 @@ def crown_ibp_margins(
 
 
 def crown_margins(
-    network: nn.Module, x: Tensor, y: Tensor, epsilon: float, *, norm: Norm = "linf", memory: int = MEMORY
+    network: nn.Module | Prepared, x: Tensor, y: Tensor, epsilon: float, *, norm: Norm = "linf", memory: int = MEMORY
 ) -> Tensor:
     """Like `interval_margins`, by CROWN for every ReLU that intervals leave undecided as for the margins.
 

@@ -7,7 +7,8 @@ sees only weights, scales and shifts. `interval.RULES` and `crown.RULES` have on
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -33,11 +34,29 @@ class Operation(ABC):
 
 
 @dataclass(frozen=True, eq=False)
-class Convolution(Operation):
-    """2-D cross-correlation with zero padding, the same on both sides of an axis; `bias` (C,) or None."""
+class Weighted:
+    """What linear operations with a weight share; `bias` (C,) or None.
+
+    settled: whether its tensors are constants that nobody will write to, so that what follows from them may be kept.
+    """
 
     weight: Tensor
     bias: Tensor | None
+    settled: bool = field(default=False, kw_only=True)
+
+    def absolute(self) -> Tensor:
+        """|weight|."""
+        return self._absolute if self.settled else self.weight.abs()
+
+    @cached_property
+    def _absolute(self) -> Tensor:
+        return self.weight.abs()
+
+
+@dataclass(frozen=True, eq=False)
+class Convolution(Weighted, Operation):
+    """2-D cross-correlation with zero padding, the same on both sides of an axis."""
+
     stride: Pair
     padding: Pair
     dilation: Pair
@@ -53,11 +72,8 @@ class Convolution(Operation):
 
 
 @dataclass(frozen=True, eq=False)
-class Dense(Operation):
-    """x @ weight.T + bias over the last axis; `weight` (out, in), `bias` (out,) or None."""
-
-    weight: Tensor
-    bias: Tensor | None
+class Dense(Weighted, Operation):
+    """x @ weight.T + bias over the last axis; `weight` (out, in)."""
 
     def apply(self, x: Tensor) -> Tensor:
         """Map vectors (B, in) to (B, out)."""

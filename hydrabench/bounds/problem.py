@@ -11,9 +11,13 @@ from torch import Tensor, nn
 from hydrabench.bounds.ball import Ball
 from hydrabench.bounds.crown import MEMORY
 from hydrabench.bounds.graph import Node, program_of, read, shapes_of
-from hydrabench.bounds.operations import Dense
+from hydrabench.bounds.interval import channels_last
+from hydrabench.bounds.operations import Convolution, Dense
+from hydrabench.bounds.prepared import Prepared
 from hydrabench.bounds.rows import Rows
 from hydrabench.threat import Norm
+
+FEW_CLASSES = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,21 +51,55 @@ class Problem:
         return replace(self, others=self.others.gather(1, places), rows=rows, offset=self.offset.gather(1, places))
 
 
-def pose(network: nn.Module, x: Tensor, y: Tensor, epsilon: float, *, norm: Norm = "linf") -> Problem:
-    """Read a network for the margins of all classes but `y`.
+def pose(network: nn.Module | Prepared, x: Tensor, y: Tensor, epsilon: float, *, norm: Norm = "linf") -> Problem:
+    """Read a network for the margins of all classes but `y`, or take what was read of it before.
 
-    Raises: UnsupportedLayerError for a layer without a rule; ValueError for a negative radius or an output that is
-        not (B, K) with K >= 2.
+    Raises: UnsupportedLayerError for a layer without a rule; ValueError for a negative radius, an output that is
+        not (B, K) with K >= 2, or a network that changed after it was prepared.
     """
     if not epsilon >= 0:
         raise ValueError(f"out of range: {epsilon=}, must be >= 0")
-    nodes = read(program_of(network), x)
+    if isinstance(network, Prepared):
+        key, nodes = ("pose", x.shape[1:], x.dtype, x.device), network.nodes
+        parts, tables = network.once(key, lambda: _parts_and_tables(nodes, x))
+        functions = tuple(table[y] for table in tables) if tables else specification(parts.head, y, parts.value)
+        network = network.network
+    else:
+        parts = _parts(read(program_of(network), x), x)
+        functions = specification(parts.head, y, parts.value)
+    if not torch.is_grad_enabled() and any(isinstance(node.operation, Convolution) for node in parts.body):
+        x = channels_last(x)  # once for all that is computed from it
+    return Problem(network, parts.body, parts.shapes, Ball(x, epsilon, norm), y, *functions)
+
+
+@dataclass(frozen=True, eq=False)
+class _Parts:
+    """A program apart: its last linear layer, if it ends with one, the operations before it, and their shapes.
+
+    value: what `head` takes, or the logits, of no image.
+    """
+
+    head: Dense | None
+    body: list[Node]
+    shapes: list[torch.Size]
+    value: Tensor
+
+
+def _parts(nodes: list[Node], x: Tensor) -> _Parts:
     last = nodes[-1].operation if nodes else None
     head = last if isinstance(last, Dense) else None
     body = nodes[:-1] if head else nodes
     shapes = shapes_of(body, x)
-    functions = specification(head, y, x.new_empty(1).expand(0, *shapes[-1]))
-    return Problem(network, body, shapes, Ball(x, epsilon, norm), y, *functions)
+    return _Parts(head, body, shapes, x.new_empty(1).expand(0, *shapes[-1]))
+
+
+def _parts_and_tables(nodes: list[Node], x: Tensor) -> tuple[_Parts, tuple[Tensor, ...]]:
+    """With what `specification` says for every class, if there are few: the rows take a multiple of the layer."""
+    parts = _parts(nodes, x)
+    classes = parts.value.shape[-1] if parts.head is None else len(parts.head.weight)
+    if classes > FEW_CLASSES:
+        return parts, ()
+    return parts, specification(parts.head, torch.arange(classes, device=x.device), parts.value)
 
 
 def solved(problem: Problem, method: Callable[[Problem], Tensor], *, memory: int = MEMORY) -> Tensor:

@@ -32,6 +32,7 @@ from hydrabench.bounds.operations import (
     Operation,
     Scale,
 )
+from hydrabench.bounds.prepared import Prepared
 from hydrabench.bounds.tracing import Step
 from hydrabench.threat import linf_box
 
@@ -65,11 +66,15 @@ class MeasuredNode(Node):
         return self.absolute.apply(*values)
 
 
-def measured(network: nn.Module, x: Tensor) -> list[MeasuredNode]:
+def measured(network: nn.Module | Prepared, x: Tensor) -> list[MeasuredNode]:
     """Read a network in eval mode, with batch norm as an operation of its own; `x` gives the shape of images.
 
-    Raises: UnsupportedLayerError for a layer without a rule; ValueError for batch norm in training mode.
+    Raises: UnsupportedLayerError for a layer without a rule; ValueError for batch norm in training mode, or a network
+        that changed after it was prepared.
     """
+    if isinstance(network, Prepared):
+        module = network.network
+        return network.once(("measured", x.shape[1:]), lambda: measured(module, x))
     program = program_of(network)
     nodes = read(program, fold=False)
     shapes = shapes_of(nodes, x)
@@ -125,7 +130,7 @@ FACTORS: dict[str, Callable[[int], float]] = {
 
 
 @torch.no_grad()
-def rounding_bound(network: nn.Module, x: Tensor, y: Tensor, epsilon: float, *, kind: str) -> Tensor:
+def rounding_bound(network: nn.Module | Prepared, x: Tensor, y: Tensor, epsilon: float, *, kind: str) -> Tensor:
     """How far above the true smallest margin rounding can lift the bound of a method: (B,), >= 0, in logit units.
 
     Let e bound how far the corners of a computed interval lie from those of exact intervals. A linear operation takes e
@@ -137,7 +142,8 @@ def rounding_bound(network: nn.Module, x: Tensor, y: Tensor, epsilon: float, *, 
     A neuron that is off for certain passes nothing on. All of it is doubled, because it is itself rounded.
 
     Args:
-        network: in eval mode, of the type of `x`, float32 or float64, in which its bounds are computed.
+        network: in eval mode, of the type of `x`, float32 or float64, in which its bounds are computed; or what
+            `prepared` read of it.
         x, y, epsilon: as for `margins.interval_margins`; the bound holds for the L2 ball of the radius, too.
         kind: a method, one of `FACTORS`.
     Returns: infinite or NaN where nothing can be said, because sums are too long or values too large.

@@ -27,6 +27,7 @@ from hydrabench.bounds.graph import shapes_of
 from hydrabench.bounds.interval import Interval, Place
 from hydrabench.bounds.operations import Dense, MaxPool, Scale
 from hydrabench.bounds.pooling import Lines, along, max_lines, windows
+from hydrabench.bounds.prepared import Prepared
 from hydrabench.bounds.problem import specification
 from hydrabench.bounds.rounding import MORE, MeasuredNode, growth, measured
 from hydrabench.errors import lookup
@@ -37,12 +38,13 @@ TINY = 2.0**-1000  # more than underflow can do to a product
 
 
 def sound_margins(
-    network: nn.Module, x: Tensor, y: Tensor, epsilon: Fraction, *, kind: str, memory: int = MEMORY
+    network: nn.Module | Prepared, x: Tensor, y: Tensor, epsilon: Fraction, *, kind: str, memory: int = MEMORY
 ) -> Tensor:
     """Lower bounds of min over j != y of f_y - f_j over the L-infinity ball, true in exact arithmetic.
 
     Args:
-        network: made of the layers in `layers.LAYERS`, in eval mode, returning logits (B, K); left as it is.
+        network: made of the layers in `layers.LAYERS`, in eval mode, returning logits (B, K), or what `prepared` read
+            of it; left as it is.
         x: images, (B, C, H, W), in [0, 1], float32 or float64.
         y: true classes, (B,), int64, in [0, K).
         epsilon: exact radius in pixel units, >= 0; the ball is clipped to [0, 1].
@@ -57,7 +59,8 @@ def sound_margins(
     if not epsilon >= 0:
         raise ValueError(f"out of range: {epsilon=}, must be >= 0")
     with torch.no_grad(), torch.backends.cudnn.flags(enabled=False):
-        nodes = measured(copy.deepcopy(network).double(), x.double())
+        wide = network.in_float64() if isinstance(network, Prepared) else copy.deepcopy(network).double()
+        nodes = measured(wide, x.double())
         shapes = shapes_of(nodes, x.double())
         _, rows, _ = specification(None, y, x.new_empty(1, dtype=torch.float64).expand(0, *shapes[-1]))
         together = max(1, memory // (8 * LIVE * rows.shape[1] * max(shape.numel() for shape in shapes)))
