@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from time import perf_counter
 
@@ -12,10 +11,12 @@ from torch import Tensor, nn
 from hydrabench.bounds import (
     BOUNDS,
     FACTORS,
+    Prepared,
     Search,
     alpha_crown_margins,
     cascade,
     lirpa_margins,
+    prepared,
     rounding_bound,
     sound_margins,
 )
@@ -33,7 +34,7 @@ ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-10}
 Settings = VerifiedSettings | AlphaCrownSettings
 
 
-def evaluate_verified(network: nn.Module, block: Block, settings: Settings) -> list[VerifiedRecord]:
+def evaluate_verified(network: nn.Module | Prepared, block: Block, settings: Settings) -> list[VerifiedRecord]:
     """Bound the margin of each image with the bound named `settings.kind`.
 
     An image is verified if the bound is positive and the clean prediction is right. The second follows
@@ -42,14 +43,15 @@ def evaluate_verified(network: nn.Module, block: Block, settings: Settings) -> l
     Where rounding could have lifted a float32 bound of ours from below 0, float64 decides.
 
     Args:
-        network: classifier in eval mode, on the device and in the precision of `block.images`.
+        network: classifier in eval mode, on the device and in the precision of `block.images`; prepared, if there are
+            more blocks to come.
     Raises: NonFiniteError naming the image if a logit or a bound is NaN or infinite;
         UnsupportedLayerError if the bound has no rule for a layer; GateError naming the image if the
         bound contradicts the network's own prediction; ValueError outside `runtime.exact_arithmetic`.
     """
     require_exact_arithmetic(block.images.device)
     started = perf_counter()
-    logits = clean_logits(network, block)
+    logits = clean_logits(_module(network), block)
     with torch.no_grad():
         lower, methods, rechecked = _bounds(network, block, settings)
     require_finite(lower, block.indices, f"the {settings.kind} bound")
@@ -72,25 +74,29 @@ def evaluate_verified(network: nn.Module, block: Block, settings: Settings) -> l
     ]
 
 
+def _module(network: nn.Module | Prepared) -> nn.Module:
+    return network.network if isinstance(network, Prepared) else network
+
+
 def _bounds(
-    network: nn.Module, block: Block, settings: Settings
+    network: nn.Module | Prepared, block: Block, settings: Settings
 ) -> tuple[Tensor, Sequence[str | None], Sequence[bool]]:
     """Lower bounds of the margins, (B,), which method of a cascade proved each image, and which float64 decided."""
-    threat = (network, block.images, block.labels, float(settings.epsilon))
+    threat = (_module(network), block.images, block.labels, float(settings.epsilon))
     nothing: tuple[Sequence[None], Sequence[bool]] = [None] * len(block.indices), [False] * len(block.indices)
     if isinstance(settings, AlphaCrownSettings):
         search = Search(settings.slopes, settings.iterations, settings.learning_rate, settings.time_limit)
         return alpha_crown_margins(*threat, search=search), *nothing
     if settings.engine == "auto_lirpa":
         return lirpa_margins(*threat, method=settings.kind), *nothing
+    network = network if isinstance(network, Prepared) else prepared(network)
     if settings.rigor == "sound":
-        return sound_margins(*threat[:3], settings.epsilon, kind=settings.kind), *nothing
+        return sound_margins(network, *threat[1:3], settings.epsilon, kind=settings.kind), *nothing
     lower, methods = _own_bounds(network, block.images, block.labels, settings)
     rows = _within_rounding(network, block, settings, lower)
     if not len(rows):
         return lower, methods, nothing[1]
-    wide = copy.deepcopy(network).double()
-    again, again_by = _own_bounds(wide, block.images[rows].double(), block.labels[rows], settings)
+    again, again_by = _own_bounds(network.in_float64(), block.images[rows].double(), block.labels[rows], settings)
     rechecked = dict(zip(rows.tolist(), again_by, strict=True))
     return (
         lower.double().index_copy(0, rows, again.double()),
@@ -100,7 +106,7 @@ def _bounds(
 
 
 def _own_bounds(
-    network: nn.Module, x: Tensor, y: Tensor, settings: VerifiedSettings
+    network: Prepared, x: Tensor, y: Tensor, settings: VerifiedSettings
 ) -> tuple[Tensor, Sequence[str | None]]:
     """Lower bounds by our own engine, (B,), and which method of a cascade proved each image."""
     epsilon, norm = float(settings.epsilon), settings.norm
@@ -110,7 +116,7 @@ def _own_bounds(
     return lookup("bound", BOUNDS, settings.kind)(network, x, y, epsilon, norm=norm), [None] * len(y)
 
 
-def _within_rounding(network: nn.Module, block: Block, settings: VerifiedSettings, lower: Tensor) -> Tensor:
+def _within_rounding(network: Prepared, block: Block, settings: VerifiedSettings, lower: Tensor) -> Tensor:
     """Numbers of the images whose float32 bound rounding could have lifted from, or kept from, the other side of 0.
 
     Of symbolic intervals nothing is known beforehand: all are numbered.

@@ -17,8 +17,9 @@ import torch
 from pydantic import TypeAdapter
 from torch import nn
 
+from hydrabench.bounds import Prepared, prepared
 from hydrabench.checkpoints import Checkpoint, checkpoint_name, open_ref
-from hydrabench.config import EvaluationSettings, SmoothingSettings, at, parse, with_default_threat
+from hydrabench.config import EvaluationSettings, SmoothingSettings, VerifiedSettings, at, parse, with_default_threat
 from hydrabench.config.smoothing import DEFAULT_RADII, radii_text
 from hydrabench.data import Block, ImageSource, block_indices, first_images, load_block, load_images
 from hydrabench.errors import ConfigError, DataError, lookup
@@ -230,7 +231,10 @@ class _Job:
 
     def __init__(self, subject: Subject, settings: EvaluationSettings, images: ImageSource, machine: Machine) -> None:
         self.subject, self.settings, self.images = subject, settings, images
-        self.network, self.header_of_smoothing = subject.network, {}
+        self.network: nn.Module | Prepared = subject.network
+        self.header_of_smoothing: dict[str, Any] = {}
+        if isinstance(settings, VerifiedSettings) and settings.engine == "hydrabench":
+            self.network = prepared(subject.network)
         self.how: tuple[Any, ...] = ()
         if settings.kind == "smoothing":
             forward, sampling = machine.smoothing.forward(subject.precision), machine.smoothing.sampling(subject.device)
@@ -261,7 +265,7 @@ class _Job:
         """Refuse a network that AutoAttack cannot judge, going by its outputs on the first block."""
         if self.settings.kind == "autoattack":
             with exact_arithmetic(), torch.no_grad():
-                require_suitable(self.network, self._block(0, indices), self.settings)
+                require_suitable(self.subject.network, self._block(0, indices), self.settings)
 
     def records(self, blocks: Sequence[tuple[int, tuple[int, ...]]]) -> list[Record]:
         """The records of this process's share of a round: one block, or none in the last round."""
