@@ -10,7 +10,7 @@ CROWN-IBP, Zhang et al. (2019), arXiv:1906.06316, section 3.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ from hydrabench.bounds.operations import (
 )
 from hydrabench.bounds.pooling import adaptive_pool, average_pool, max_pool
 from hydrabench.bounds.products import relaxed
-from hydrabench.bounds.transposed import apart, has_phases, phases, transposed
+from hydrabench.bounds.transposed import has_grid, pixel_grid, transposed
 
 GUARD = 1e-8  # keeps the slope of a neuron with l = u = 0 finite
 MEMORY = 2**30  # bytes that a pass may take at once, besides its arguments; larger ones are cut into parts
@@ -162,7 +162,7 @@ def _all(nodes: Sequence[Node], box: Interval, passed: Propagation, rows: Tensor
             continue  # a prefix of a program may compute values for what comes after it
         node = nodes[number - 1]
         place, rows = passed.place(node.inputs[0]), waiting.pop(number)
-        if number == 1 and not waiting and isinstance(node.operation, Convolution) and has_phases(node.operation, rows):
+        if number == 1 and not waiting and _sorts_pixels(node.operation, rows, box):
             return _at_pixels(node.operation, box, rows, offset)
         found, gain = RULES[type(node.operation)](node.operation, rows, place)
         offset = offset if gain is None else offset + gain
@@ -171,8 +171,12 @@ def _all(nodes: Sequence[Node], box: Interval, passed: Propagation, rows: Tensor
     return concretize(waiting[0], offset, box)
 
 
+def _sorts_pixels(operation: Operation, rows: Tensor, box: Interval) -> TypeGuard[Convolution]:
+    return isinstance(operation, Convolution) and has_grid(operation, rows, box.center.shape[2:])
+
+
 def _at_pixels(operation: Convolution, box: Interval, rows: Tensor, offset: Tensor) -> Tensor:
     """Lower bounds of functions of the first convolution: the few pixels are sorted instead of the many rows."""
-    grid = phases(operation, channels_last(rows.flatten(0, 1)))
     offset = offset if operation.bias is None else offset + rows.sum((3, 4)) @ operation.bias
-    return concretize(torch.unflatten(grid, 0, rows.shape[:2]), offset, apart(box, operation, grid.shape[2:]))
+    grid, pixels = pixel_grid(operation, channels_last(rows.flatten(0, 1)), box)
+    return concretize(torch.unflatten(grid, 0, rows.shape[:2]), offset, pixels)

@@ -2,13 +2,15 @@
 
 With stride s, pixel s · i + r of the result comes from the taps s · t + r of the kernel alone: each of the s · s phases
 r is an ordinary convolution with fewer taps, and one with s · s times the channels computes all of them. oneDNN does
-that several times faster than a transposed convolution with few channels, fastest with channels last.
+that several times faster than a transposed convolution with few channels, fastest with channels last. With many it is
+the other way round.
 Source: Shi et al. (2016), arXiv:1609.07009, section 3.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor
@@ -28,7 +30,7 @@ def transposed(operation: Convolution, images: Tensor, size: Sequence[int]) -> T
     """
     images = channels_last(images)
     # Putting phases together again has to be paid a second time in a gradient, which is as fast either way.
-    pays = has_phases(operation, images) and not torch.is_grad_enabled()
+    pays = has_phases(operation, images) and _few_channels(operation) and not torch.is_grad_enabled()
     return _by_phases(operation, images, size) if pays else plain(operation, images, size)
 
 
@@ -58,9 +60,20 @@ def plain(operation: Convolution, images: Tensor, size: Sequence[int]) -> Tensor
 
 
 def has_phases(operation: Convolution, images: Tensor) -> bool:
-    """Whether `phases` knows the convolution, and is the faster choice where nothing has to be put together."""
+    """Whether `phases` knows the convolution."""
     known = operation.groups == 1 and operation.dilation == (1, 1) and operation.stride != (1, 1)
     return known and images.device.type == "cpu"
+
+
+def _few_channels(operation: Convolution) -> bool:
+    """Whether torch's transposed convolution would fill its vectors of 16 channels less than phases fill their taps."""
+    (_, inputs, *kernel), stride = operation.weight.shape, operation.stride
+    return inputs * prod(_strides(kernel, stride)) * prod(stride) <= 16 * prod(kernel)
+
+
+def _strides(kernel: Sequence[int], stride: Sequence[int]) -> list[int]:
+    """How many strides a kernel spans, along both axes."""
+    return [-(-size // step) for size, step in zip(kernel, stride, strict=True)]
 
 
 def _by_phases(operation: Convolution, images: Tensor, size: Sequence[int]) -> Tensor:
@@ -81,7 +94,7 @@ def phases(operation: Convolution, images: Tensor) -> Tensor:
         phase (0, 0) come first, those of phase (0, 1) next.
     """
     (down, right), (outputs, inputs, *kernel) = operation.stride, operation.weight.shape
-    taps = [-(-size // step) for size, step in zip(kernel, operation.stride, strict=True)]
+    taps = _strides(kernel, operation.stride)
     weight = F.pad(operation.weight, (0, taps[1] * right - kernel[1], 0, taps[0] * down - kernel[0]))
     weight = weight.view(outputs, inputs, taps[0], down, taps[1], right).flip(2, 4)
     weight = weight.permute(3, 5, 1, 0, 2, 4).reshape(down * right * inputs, outputs, *taps)
@@ -111,3 +124,38 @@ def apart(box: Interval, operation: Convolution, size: Sequence[int]) -> Interva
         return parts.permute(0, 2, 4, 3, 5, 1).reshape(len(value), *size, -1).permute(0, 3, 1, 2)
 
     return Interval(sorted_(box.center), sorted_(box.width))
+
+
+def has_grid(operation: Convolution, images: Tensor, size: Sequence[int]) -> bool:
+    """Whether `pixel_grid` knows the convolution of images of this size, and is faster than putting images together."""
+    if has_phases(operation, images):
+        # With gradients nothing is chosen, for what was trained is to be reproduced bit by bit.
+        return torch.is_grad_enabled() or _few_channels(operation)
+    (_, inputs, *kernel), padding = operation.weight.shape, operation.padding
+    known = operation.groups == 1 and operation.stride == operation.dilation == (1, 1)
+    whole = all(taps > pad and n % 2 == 0 for taps, pad, n in zip(kernel, padding, size, strict=True))
+    return known and whole and inputs <= 4 and images.device.type == "cpu" and not torch.is_grad_enabled()
+
+
+def pixel_grid(operation: Convolution, images: Tensor, box: Interval) -> tuple[Tensor, Interval]:
+    """Coefficients of the pixels behind a convolution, sorted so that it is fast, and the box of the pixels alike.
+
+    Args: operation, images: as for `transposed`; the convolution `has_grid`. box: of its input, (B, C, H, W).
+    """
+    if has_phases(operation, images):
+        grid = phases(operation, images)
+        return grid, apart(box, operation, grid.shape[2:])
+    return squares(operation, images), Interval(F.pixel_unshuffle(box.center, 2), F.pixel_unshuffle(box.width, 2))
+
+
+def squares(operation: Convolution, images: Tensor) -> Tensor:
+    """The pixels of a transposed convolution with stride 1, those of every square of 2 x 2 in channels of their own.
+
+    A vector of 16 output channels is then filled by 12 instead of 3, for twice the taps.
+    Args: operation, images: as for `transposed`.
+    Returns: (R, 4 · channels of the input, H / 2, W / 2), in the order of `torch.nn.functional.pixel_unshuffle`.
+    """
+    weight = operation.weight.flip(2, 3)
+    shifted = [F.pad(weight, (right, 1 - right, down, 1 - down)) for down in (0, 1) for right in (0, 1)]
+    padding = [size - 1 - pad for size, pad in zip(weight.shape[2:], operation.padding, strict=True)]
+    return F.conv2d(images, torch.stack(shifted, 2).flatten(1, 2).transpose(0, 1), stride=2, padding=padding)
