@@ -10,7 +10,7 @@ from scipy.optimize import linprog
 from torch import nn
 
 from hydrabench.bounds import crown, crown_ibp_margins, interval_margins, program_of, read
-from hydrabench.bounds.crown import lower_bounds, relaxation
+from hydrabench.bounds.crown import Run, lower_bounds, relaxation, runs
 from hydrabench.bounds.interval import Interval, Place, propagate
 
 
@@ -152,41 +152,137 @@ def test_parts_give_what_the_whole_gives(tiny_dag, seed):
         torch.testing.assert_close(lower_bounds(*given, memory=pairs * crown.LIVE * largest * 8), whole)
 
 
+def spied(monkeypatch):
+    """How many rows every part has that a pass takes, and how many of them each image: filled as passes are made."""
+    seen, lower = [], crown._Pass._part
+
+    def part(self, rows, offset, runs):
+        seen.append((len(rows), [run.each for run in runs for _ in range(*run.images.indices(100))]))
+        return lower(self, rows, offset, runs)
+
+    monkeypatch.setattr(crown._Pass, "_part", part)
+    return seen
+
+
 def test_no_part_is_larger_than_the_memory_allows(tiny_problem, monkeypatch):
+    """3 images with 5 functions each, 15 rows."""
     network, x, _, rng = tiny_problem(0)
     given = functions_of(network, x, 5, rng)
-    seen = []
-    monkeypatch.setattr(crown, "_all", lambda *args: seen.append(args[-1].shape) or args[-1])
+    seen = spied(monkeypatch)
     largest = max(shape[1:].numel() for shape in given[2].shapes)
-    for pairs, parts in ((1, [(1, 1)] * 15), (3, [(1, 3), (1, 2)] * 3), (10, [(2, 5), (1, 5)]), (15, [(3, 5)])):
+    for pairs, parts in (
+        (0, [(1, [1])] * 15),
+        (3, [(3, [3]), (3, [2, 1]), (3, [3]), (3, [1, 2]), (3, [3])]),
+        (10, [(10, [5, 5]), (5, [5])]),
+        (15, [(15, [5, 5, 5])]),
+    ):
         seen.clear()
         lower_bounds(*given, memory=pairs * crown.LIVE * largest * 8)
         assert seen == parts
 
 
-@settings(deadline=None, max_examples=16)
-@given(seed=st.integers(0, 10_000), share=st.floats(0, 1))
-def test_a_function_whose_constant_is_minus_infinity_is_left_out(tiny_problem, seed, share):
-    network, x, _, rng = tiny_problem(seed)
+@settings(deadline=None, max_examples=24)
+@given(seed=st.integers(0, 10_000), share=st.floats(0, 1), pairs=st.integers(1, 20), gradients=st.booleans())
+def test_a_function_whose_constant_is_minus_infinity_is_left_out(tiny_dag, seed, share, pairs, gradients):
+    """However many are left of each image, the bounds of the others stay."""
+    network, x, _, rng = tiny_dag(seed)
     *given, rows, offset = functions_of(network, x, 5, rng)
     whole = lower_bounds(*given, rows, offset)
     closed = torch.rand(offset.shape, generator=rng) < share
-    found = lower_bounds(*given, rows, offset.masked_fill(closed, -torch.inf))
+    memory = pairs * crown.LIVE * max(shape[1:].numel() for shape in given[2].shapes) * 8
+    with torch.set_grad_enabled(gradients):
+        found = lower_bounds(*given, rows, offset.masked_fill(closed, -torch.inf), memory=memory)
     assert (found[closed] == -torch.inf).all()
-    torch.testing.assert_close(found[~closed], whole[~closed])
+    torch.testing.assert_close(found[~closed], whole[~closed], rtol=1e-10, atol=1e-10)
 
 
 def test_functions_that_are_left_out_cost_nothing(tiny_problem, monkeypatch):
-    """Of 3 images with 5 functions each, one image has none left and the others 1 and 2."""
+    """Of 3 images with 5 functions each, one image has none left and the others 1 and 2: 3 rows, the 2 first."""
     network, x, _, rng = tiny_problem(0)
     given = functions_of(network, x, 5, rng)
     offset = torch.full((3, 5), -torch.inf, dtype=torch.float64)
     offset[0, 4] = offset[2, 1] = offset[2, 3] = 1.0
-    seen = []
-    monkeypatch.setattr(crown, "_all", lambda *args: seen.append(args[-1].shape) or args[-1])
-    assert torch.equal(lower_bounds(*given[:-1], offset), offset)
+    seen = spied(monkeypatch)
+    found = lower_bounds(*given[:-1], offset)
+    assert torch.equal(found > -torch.inf, offset > -torch.inf)
+    assert seen == [(3, [2, 1])]
     assert torch.equal(lower_bounds(*given[:-1], torch.full_like(offset, -torch.inf)), offset - torch.inf)
-    assert seen == [(2, 2)]
+    assert len(seen) == 1
+
+
+def test_runs_worked_by_hand():
+    """Images 0 and 1 have two functions each, 2 and 3 one each; of image 0 the part has only the second."""
+    whole = [Run(slice(0, 2), slice(0, 4), 2), Run(slice(2, 4), slice(4, 6), 1)]
+    assert runs([0, 0, 1, 1, 2, 3]) == whole
+    assert runs([0, 1, 1, 2, 3]) == [
+        *(Run(slice(0, 1), slice(0, 1), 1), Run(slice(1, 2), slice(1, 3), 2), Run(slice(2, 4), slice(3, 5), 1)),
+    ]
+    halves = [Run(slice(0, 1), slice(0, 2), 2), Run(slice(1, 2), slice(2, 4), 2)]
+    assert list(whole[0].cut(3)) == list(whole[0].cut(0)) == halves
+    assert list(whole[0].cut(4)) == whole[:1]
+    assert whole[0].of(torch.arange(6)).tolist() == [[0, 1], [2, 3]]
+    assert whole[1].of(torch.arange(6)).tolist() == [[4], [5]]
+
+
+# Coefficients that are written over --------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 10_000), block=st.sampled_from([0, 1000, 2**21]))
+def test_bounds_without_gradients_equal_those_with_them(tiny_dag, seed, block):
+    """Values branch and meet again: what one branch writes over, no other may need. The caller's rows stay, too."""
+    network, x, _, rng = tiny_dag(seed)
+    given = functions_of(network, x, 5, rng)
+    expected, rows = lower_bounds(*given), given[3].clone()
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(crown, "BLOCK", block)
+        torch.testing.assert_close(lower_bounds(*given), expected, rtol=1e-10, atol=1e-10)
+    assert torch.equal(given[3], rows)
+
+
+class Branches(nn.Module):
+    """Logits (h + relu(h), 0) with h = 4x - 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = linear([[4.0]], [-1.0]), linear([[1.0], [0.0]], [0.0, 0.0])
+
+    def forward(self, x):
+        h = self.first(x.flatten(1))
+        return self.last(h + torch.relu(h))
+
+
+def test_a_branch_keeps_coefficients_that_the_other_relaxes_worked_by_hand():
+    """Label 1: -h - relu(h) >= -h - (3/4 h + 3/4) = -7/4 h - 3/4 = -7x + 1 >= -6 with h in [-1, 3].
+
+    If relaxing wrote over the -1 of the shortcut, it would get -3/4 as well: -3/2 h - 3/4 >= -21/4.
+    """
+    with torch.no_grad():
+        assert margins_over_the_pixel_range(Branches(), 1) == pytest.approx(-6.0)
+        assert margins_over_the_pixel_range(Branches(), 0) == pytest.approx(-2.0)  # h + h
+
+
+@pytest.mark.parametrize("layers", [[nn.ReLU()], [nn.Identity(), nn.ReLU()], [nn.Flatten(), nn.ReLU()]], ids=len)
+def test_rows_of_the_caller_stay_as_they_are(layers):
+    nodes = read(program_of(nn.Sequential(*layers)))
+    box = Interval(torch.zeros(2, 3), torch.full((2, 3), 2.0))
+    rows = -torch.ones(2, 4, 3)
+    with torch.no_grad():
+        found = lower_bounds(nodes, box, propagate(nodes, box, keep=True), rows, torch.zeros(2, 4))
+    assert (rows == -1).all()
+    assert (found == -3.0).all()  # -relu(z) >= -z/2 - 1/2 >= -1, three times
+
+
+def test_nan_stays_with_its_image(tiny_problem):
+    network, x, _, rng = tiny_problem(2)
+    *given, rows, offset = functions_of(network, x, 5, rng)
+    rows[1, 2] = torch.nan
+    offset[0, :4], offset[2, 3] = -torch.inf, torch.nan
+    with torch.no_grad():
+        found = lower_bounds(*given, rows, offset)
+    expected = torch.zeros(3, 5, dtype=torch.bool)
+    expected[1, 2] = expected[2, 3] = True
+    assert torch.equal(found.isnan(), expected)
 
 
 @pytest.mark.parametrize(

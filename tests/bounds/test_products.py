@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hydrabench.bounds.products import combinations, minima, products, relaxed
+from hydrabench.bounds.products import combinations, minima, products, relax_, relaxed
 
 seeds = st.integers(0, 10_000)
 shapes = pytest.mark.parametrize("shape", [(7,), (3, 4, 2), (1, 2, 2)], ids=str)
@@ -79,6 +79,18 @@ def test_gradients_equal_those_of_autograd(shape, last, seed):
     leaves = [rows, above, offset]
     for ours, theirs in zip(*(torch.autograd.grad(value, leaves) for value in loss), strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+@shapes
+@layouts
+@settings(deadline=None, max_examples=25)
+@given(seed=seeds)
+def test_written_over_is_the_same(shape, last, seed):
+    rows, (below, above, offset, _), _ = coefficients(seed, shape, last=last)
+    rows[0, 0] = torch.nan
+    expected, gain = relaxed(rows, below, above, offset)
+    torch.testing.assert_close(relax_(rows, below, above, offset), gain, equal_nan=True)
+    assert torch.equal(rows.nan_to_num(7.0), expected.nan_to_num(7.0))
 
 
 def test_nan_coefficients_stay_nan():
