@@ -52,7 +52,7 @@ def neuron_rows(
     """The functions that pick single neurons of a value, or what they are of the value before it.
 
     Args:
-        value: anything of its shape. image, neuron: which ones, (R,).
+        value: anything of its shape. image, neuron: which ones, (G,) and (S · G,), as for `unit_rows`.
     Returns: the number of the value that the rows are functions of, the rows, and their constants, (R,).
     """
     producer = nodes[number - 1]
@@ -70,21 +70,49 @@ def in_chunks(wanted: Tensor, shapes: Sequence[torch.Size], work: Callable[[Tens
     """Do `work` for the neurons that are `wanted`, so many at a time that their rows fit.
 
     Args:
-        wanted: mask of a value, (B, ...). shapes: of the values that rows pass.
-        work: from images and neurons, (R,), to results (..., R). With gradients it is done again in the pass
-            backward if there are several chunks, since their rows would not fit at once.
+        wanted: mask of a value, (B, ...), of one neuron at least. shapes: of the values that rows pass.
+        work: from images and neurons, (G,) and (S · G,), as for `unit_rows`, to results (..., S · G). With gradients it
+            is done again in the pass backward if there are several chunks, since their rows would not fit at once.
     Returns: (..., how many are wanted), in the order of the mask.
     """
-    places = wanted.flatten().nonzero().squeeze(1)
-    image, neuron = places // wanted[0].numel(), places % wanted[0].numel()
-    step = chunk_length(shapes, wanted.device)
-    repeat = torch.is_grad_enabled() and len(places) > step
-    parts = []
-    for start in range(0, len(places), step):
-        picks = image[start : start + step], neuron[start : start + step]
+    chunks = grouped(wanted, chunk_length(shapes, wanted.device))
+    repeat = torch.is_grad_enabled() and len(chunks) > 1
+    size, parts, places = wanted[0].numel(), [], []
+    for members, known in chunks:
+        picks = members[0] // size, members.flatten() % size
         again: Any = checkpoint(work, *picks, use_reentrant=False, preserve_rng_state=False) if repeat else work(*picks)
-        parts.append(again)
-    return torch.cat(parts, dim=-1)
+        chosen = known.flatten().nonzero().squeeze(1)
+        parts.append(again.index_select(-1, chosen))
+        places.append(members.flatten()[chosen])
+    return torch.cat(parts, dim=-1).index_select(-1, torch.cat(places).argsort())
+
+
+def grouped(wanted: Tensor, length: int) -> list[tuple[Tensor, Tensor]]:
+    """Cut the neurons that are `wanted` into chunks of equally large groups, each at one position of one image.
+
+    What all channels of a position see of earlier values is the same. Positions come in the order of how many of their
+    neurons are wanted, so that few places of a chunk are filled up with others.
+
+    Args: wanted: mask of a value, (B, C, H, W), or (B, ...), where all neurons of an image are at one position.
+        length: neurons of a chunk, at most.
+    Returns: for each chunk the numbers of its neurons in the flattened mask, (S, G), and which of them are wanted.
+    """
+    table = wanted.flatten(2).transpose(1, 2) if wanted.ndim == 4 else wanted.flatten(1).unsqueeze(1)
+    numbers = torch.arange(wanted.numel(), device=wanted.device).view_as(wanted)
+    numbers = numbers.flatten(2).transpose(1, 2) if wanted.ndim == 4 else numbers.flatten(1).unsqueeze(1)
+    known, order = table.flatten(0, 1).byte().sort(dim=1, descending=True, stable=True)
+    counts, groups = known.sum(1).sort(descending=True, stable=True)
+    order = numbers.flatten(0, 1).gather(1, order)
+    chunks, totals = [], counts.tolist()
+    for done in range(0, max(totals), length):
+        start = 0
+        while start < len(totals) and totals[start] > done:
+            members = slice(done, min(totals[start], done + length))
+            picked = groups[start : start + max(1, length // (members.stop - done))]
+            picked = picked[: sum(total > done for total in totals[start : start + len(picked)])]
+            chunks.append((order[picked, members].T, known[picked, members].T > 0))
+            start += len(picked)
+    return chunks
 
 
 def scattered(wanted: Tensor, into: Tensor, values: Tensor) -> Tensor:

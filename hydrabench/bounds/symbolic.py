@@ -133,7 +133,8 @@ class Strips:
             return rows.times(self.slopes[position]), gain
         winners, shape = self.winners[position], self.values[source].center.shape
         rows = rows.whole(self.values[position].center.shape)
-        index = rows.seen(winners).flatten(2).expand(*rows.coefficients.shape[:2], -1)
+        index = rows.seen(winners).flatten(2)
+        index = index.repeat(len(rows.coefficients) // len(index), 1, 1)
         image = rows.coefficients.new_zeros(*rows.coefficients.shape[:2], shape[2] * shape[3])
         image = image.scatter_add(2, index, rows.coefficients.flatten(2)).view(-1, *shape[1:])
         return Rows(image, rows.image), row_products(rows.coefficients.abs(), rows.seen(self.halves[position]))

@@ -1,0 +1,54 @@
+"""Neurons that are bounded together: groups at one position, which see the same of every value."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hydrabench.bounds.backward import grouped, in_chunks
+
+
+@pytest.mark.parametrize(
+    ("length", "expected"),
+    [
+        (4, [([[0, 2], [3, 5]], [[True, True], [True, False]])]),
+        (2, [([[0], [3]], [[True], [True]]), ([[2]], [[True]])]),
+        (1, [([[0]], [[True]]), ([[2]], [[True]]), ([[3]], [[True]])]),
+    ],
+)
+def test_groups_of_two_channels_and_three_positions_worked_by_hand(length, expected):
+    """Neurons 0, 1, 2 and 3, 4, 5 are at positions 0, 1, 2; wanted are 0 and 3, both at position 0, and 2.
+
+    Position 0 comes first, because 2 of its neurons are wanted; neuron 5 fills up the group of position 2.
+    """
+    wanted = torch.tensor([[True, False, True], [True, False, False]]).view(1, 2, 1, 3)
+    found = [(members.tolist(), known.tolist()) for members, known in grouped(wanted, length)]
+    assert found == expected
+
+
+@settings(deadline=None, max_examples=60)
+@given(seed=st.integers(0, 10_000), length=st.integers(1, 40), image=st.booleans(), share=st.floats(0.05, 1))
+def test_every_wanted_neuron_is_worked_on_once_and_its_result_returned_in_its_place(seed, length, image, share):
+    rng = torch.Generator().manual_seed(seed)
+    shape = (3, 4, 2, 3) if image else (3, 11)
+    wanted = torch.rand(shape, generator=rng) < share
+    wanted.view(-1)[seed % wanted.numel()] = True
+    rows = [members.numel() for members, _ in grouped(wanted, length)]
+    known = torch.cat([members[known] for members, known in grouped(wanted, length)])
+    assert known.sort().values.tolist() == wanted.flatten().nonzero().squeeze(1).tolist()
+    assert max(rows) <= length
+
+    def work(images, neurons):
+        assert len(neurons) % len(images) == 0
+        if image:  # one position for every group
+            spots = (neurons % 6).view(-1, len(images))
+            assert (spots == spots[0]).all()
+        return torch.stack([images.repeat(len(neurons) // len(images)), neurons])
+
+    shapes = [torch.Size((3, (1 << 22) // length))]
+    expected = wanted.flatten().nonzero().squeeze(1)
+    assert torch.equal(
+        in_chunks(wanted, shapes, work), torch.stack([expected // wanted[0].numel(), expected % wanted[0].numel()])
+    )
