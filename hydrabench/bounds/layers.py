@@ -146,12 +146,14 @@ def reader(layer: nn.Module) -> Callable[[Any], Operation]:
     """The reader for a layer, if it is of a known class and computes what that class does.
 
     A parametrized layer has a class of its own that inherits `forward`; a subclass or an instance that
-    replaces `forward` is not what its name says.
+    replaces `forward`, or what it is called through, is not what its name says.
     """
     for kind, found in LAYERS.items():
         if isinstance(layer, kind):
-            if getattr(layer.forward, "__func__", None) is not kind.forward:
-                raise NoRule(f"is a {kind.__name__} with a forward of its own")
+            code = [name for name in ("forward", "_conv_forward") if hasattr(kind, name)]
+            own = [name for name in code if getattr(getattr(layer, name), "__func__", None) is not getattr(kind, name)]
+            if own or type(layer).__call__ is not nn.Module.__call__:
+                raise NoRule(f"is a {kind.__name__} with a {(*own, '__call__')[0].strip('_')} of its own")
             return found
     raise NoRule("has no sound rule")
 

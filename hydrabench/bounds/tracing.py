@@ -1,20 +1,22 @@
 """Which operations a network applies to which values, read off its code.
 
 A network of plain `nn.Sequential` containers is read by walking it; any other is traced with torch.fx.
-What cannot be read without doubt is refused: an unknown layer, a hook, a value that nobody reads, or
-one that is read after an operation in place has changed it.
+What cannot be read without doubt is refused: an unknown layer, a hook, a value that nobody reads, one that
+is read after an operation in place has changed it, and a network that changes its images or itself.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.nn.modules import module as torch_module
 
 from hydrabench.bounds.layers import FUNCTIONS, LAYERS, METHODS, Call, NoRule, is_size, reader, refusal
-from hydrabench.bounds.operations import Flatten, Identity, Operation
+from hydrabench.bounds.operations import Add, Flatten, Identity, Operation
 
 # The result of these may be the value they take, or a view of it.
 ALIASES = (Identity, Flatten, nn.Identity, nn.Dropout, nn.Flatten)
@@ -38,8 +40,9 @@ def steps_of(network: nn.Module) -> tuple[Step, ...]:
 
     Raises: UnsupportedLayerError naming the first layer or function that the bounds do not know.
     """
+    everywhere = torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks
     for path, module in network.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks:
+        if everywhere or module._forward_hooks or module._forward_pre_hooks:
             raise refusal(path, type(module).__name__, "carries forward hooks, which may change what it computes")
     layers = _chain(network, "")
     if layers is None:
@@ -49,7 +52,8 @@ def steps_of(network: nn.Module) -> tuple[Step, ...]:
 
 def _chain(module: nn.Module, path: str) -> list[tuple[str, nn.Module]] | None:
     """The layers of nested plain `nn.Sequential`s, with their paths; None if another container is among them."""
-    if getattr(module.forward, "__func__", None) is nn.Sequential.forward:
+    called = getattr(module.forward, "__func__", None), type(module).__call__
+    if called == (nn.Sequential.forward, nn.Module.__call__):
         found: list[tuple[str, nn.Module]] = []
         for name, child in module._modules.items():
             layers = _chain(child, f"{path}.{name}" if path else name) if child is not None else None
@@ -75,7 +79,16 @@ def _check(path: str, module: nn.Module) -> None:
         raise refusal(path, type(module).__name__, str(reason)) from None
 
 
+class _Proxy(fx.Proxy):
+    def __iadd__(self, other: Any) -> Any:
+        """Record `a += b` as what it is; torch.fx would write down a + b, which leaves a as it was."""
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+
 class _Tracer(fx.Tracer):
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
     def is_leaf_module(self, m: nn.Module, _qualified_name: str) -> bool:
         return _is_leaf(m)
 
@@ -83,11 +96,14 @@ class _Tracer(fx.Tracer):
 def _traced(network: nn.Module) -> tuple[Step, ...]:
     """Trace `network` inside a container, so that its own optional arguments keep their defaults."""
     tracer, root = _Tracer(), nn.Sequential(network)
+    before = _state(network)
     try:
         graph = tracer.trace(root)
     except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
         reason = f"does something that depends on the values of its input ({error})"
         raise refusal("", type(network).__name__, reason) from error
+    if _state(network) != before:
+        raise refusal("", type(network).__name__, "changes its parameters or buffers when it is called")
     image, *calls, output = graph.nodes
     record = _Record({image: 0})
     try:
@@ -98,6 +114,12 @@ def _traced(network: nn.Module) -> tuple[Step, ...]:
     except NoRule as reason:
         raise refusal("", type(network).__name__, str(reason)) from None
     return tuple(record.steps)
+
+
+def _state(network: nn.Module) -> list[tuple[int, int]]:
+    """Which tensors a network holds, and how often each was written to."""
+    held: list[Tensor] = [*network.parameters(), *network.buffers()]
+    return [(id(tensor), tensor._version) for tensor in held]
 
 
 @dataclass
@@ -138,6 +160,8 @@ class _Record:
     def _append(self, step: Step, *, in_place: bool) -> None:
         self.steps.append(step)
         number, shared = len(self.steps), self.storage[step.inputs[0]]
+        if in_place and shared == 0 and isinstance(step.source, Add):  # a ReLU leaves pixels as they are
+            raise NoRule(f"writes over its own images in {step.path}")
         self.storage.append(shared if in_place or isinstance(step.source, ALIASES) else number)
         if in_place and not isinstance(step.source, ALIASES):
             self.fresh[shared] = number

@@ -28,6 +28,21 @@ class DoubledConv(nn.Conv2d):
         return 2 * super().forward(x)
 
 
+class DoublyWeightedConv(nn.Conv2d):
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x, 2 * weight, bias)
+
+
+class DoubledWhenCalled(nn.Linear):
+    def __call__(self, x):
+        return 2 * super().__call__(x)
+
+
+class ListDoubledWhenCalled(nn.Sequential):
+    def __call__(self, x):
+        return 2 * super().__call__(x)
+
+
 def conv(**options):
     return nn.Conv2d(2, 4, 3, **options)
 
@@ -121,7 +136,7 @@ def test_a_residual_sum_in_place_is_read_as_torchvision_means_it():
     layers = {"conv": nn.Conv2d(2, 2, 3, padding=1), "relu": nn.ReLU(inplace=True)}
     x = torch.randn(2, 2, 4, 4)
     torch.testing.assert_close(run(Calls(added, **layers, later=False), x), Calls(added, **layers, later=False)(x))
-    with pytest.raises(UnsupportedLayerError, match=r"reads add in conv after an operation in place"):
+    with pytest.raises(UnsupportedLayerError, match=r"reads iadd in conv after an operation in place"):
         program_of(Calls(added, **layers, later=True))
 
 
@@ -159,6 +174,12 @@ def a_result_that_was_overwritten_later(self, x):
     return first + second
 
 
+def shortcut_is_added_to_as_well(self, x):
+    identity = x = self.conv(x)
+    x += x.relu()
+    return x + identity
+
+
 def unread_but_overwritten(self, x):
     x = self.conv(x)
     self.relu(x)
@@ -174,6 +195,7 @@ def unread_but_overwritten(self, x):
         identity_hands_on_the_same_tensor,
         dropout_hands_on_the_same_tensor,
         a_result_that_was_overwritten_later,
+        shortcut_is_added_to_as_well,
         unread_but_overwritten,
     ],
 )
@@ -193,6 +215,28 @@ def test_the_same_networks_are_read_where_nothing_happens_in_place():
 
 
 # Refusals --------------------------------------------------------------------------------------
+
+
+def adds_to_its_images(self, x):
+    """The caller's images are others afterwards, and bounds that are computed next would be about these."""
+    x += self.conv(x)
+    return x.flatten(1)
+
+
+def adds_to_a_view_of_its_images(self, x):
+    return x.flatten(1).add_(self.conv(x).flatten(1))
+
+
+def moves_its_statistics(self, x):
+    """Reading the network calls it once, and every call after that is another network."""
+    with torch.no_grad():
+        self.norm.running_mean.add_(1)
+    return self.norm(x).flatten(1)
+
+
+def replaces_its_statistics(self, x):
+    self.norm.running_mean = self.norm.running_mean + 1
+    return self.norm(x).flatten(1)
 
 
 @pytest.mark.parametrize(
@@ -235,6 +279,17 @@ def test_the_same_networks_are_read_where_nothing_happens_in_place():
         (nn.Sequential(nn.Conv2d(1, 1, 2, padding="same")), r"even kernel"),
         (nn.Sequential(nn.Dropout(0.5)), r"0 \(Dropout\).*call eval\(\)"),
         (nn.Sequential(DoubledConv(1, 1, 1)), r"0 \(DoubledConv\).*Conv2d with a forward of its own"),
+        (
+            nn.Sequential(DoublyWeightedConv(1, 1, 1)),
+            r"0 \(DoublyWeightedConv\).*a Conv2d with a conv_forward of its own",
+        ),
+        (nn.Sequential(DoubledWhenCalled(4, 2)), r"0 \(DoubledWhenCalled\).*a Linear with a call of its own"),
+        (ListDoubledWhenCalled(nn.Linear(4, 2)), r"mul \(function mul\)"),
+        (nn.Sequential(ListDoubledWhenCalled(nn.Linear(4, 2))), r"mul \(function mul\)"),
+        (Calls(adds_to_its_images, conv=nn.Conv2d(2, 2, 1)), r"writes over its own images in iadd"),
+        (Calls(adds_to_a_view_of_its_images, conv=nn.Conv2d(2, 2, 1)), r"writes over its own images in add"),
+        (Calls(moves_its_statistics, norm=nn.BatchNorm2d(2)).eval(), r"changes its parameters or buffers when"),
+        (Calls(replaces_its_statistics, norm=nn.BatchNorm2d(2)).eval(), r"changes its parameters or buffers when"),
         (nn.Sequential(nn.BatchNorm2d(2, track_running_stats=False)).eval(), r"depend on the rest of its batch"),
     ],
 )
@@ -260,3 +315,13 @@ def test_hooks_and_replaced_forwards_are_refused_because_they_may_change_the_res
     patched[0].forward = lambda x: x
     with pytest.raises(UnsupportedLayerError, match="forward of its own"):
         program_of(patched)
+
+
+def test_hooks_of_all_modules_are_refused_too():
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda module, inputs, output: output * 2)
+    try:
+        with pytest.raises(UnsupportedLayerError, match="hooks"):
+            program_of(nn.Sequential(nn.Linear(2, 2)))
+    finally:
+        handle.remove()
+    program_of(nn.Sequential(nn.Linear(2, 2)))
