@@ -30,6 +30,7 @@ from hydrabench.bounds.operations import (
     Identity,
     MaxPool,
     Operation,
+    Relu,
     Scale,
 )
 from hydrabench.bounds.prepared import Prepared
@@ -120,13 +121,16 @@ def _terms(operation: Operation, before: torch.Size, after: torch.Size) -> int:
 # Single precision ------------------------------------------------------------------------------
 
 
-# By how much the bounds of a method may be off, from how much an interval may, and the relaxed operations on a path.
+# By how much the bounds of a method may be off, from how much an interval may, and the relaxed operations on a path;
+# in ascending order, and each covers those before it.
 FACTORS: dict[str, Callable[[int], float]] = {
     "ibp": lambda _relaxed: 1.0,
     "crown-ibp": lambda relaxed: relaxed + 1.0,
     "crown": lambda relaxed: 2.0 ** (relaxed + 1),
     "cascade": lambda relaxed: 2.0 ** (relaxed + 1),
+    "symbolic": lambda relaxed: 2.0 ** (relaxed + 2),
 }
+WITHIN_INTERVALS = ("ibp", "crown-ibp")  # methods that draw lines around neurons from interval bounds
 
 
 @torch.no_grad()
@@ -138,14 +142,16 @@ def rounding_bound(network: nn.Module | Prepared, x: Tensor, y: Tensor, epsilon:
     pass backward loses: its coefficients are at most |W_L| ... |W_k| in size, because slopes lie in [0, 1], and a
     product with W_k is off by at most g |A| (|W_k| |v| + |b_k|). Lines around a ReLU that were drawn for bounds off by
     d miss it by d at most, and around a maximum by 2 d; d is e for CROWN-IBP, so that a pass over R relaxed operations
-    is off by (R + 1) e, and what a pass like itself is off by for full CROWN, so that it doubles with each.
-    A neuron that is off for certain passes nothing on. All of it is doubled, because it is itself rounded.
+    is off by (R + 1) e, and what a pass like itself is off by for full CROWN, so that it doubles with each. Symbolic
+    intervals do, too, from a center and a radius that are each off by e. Neither of these two keeps within intervals:
+    for them |v| are the values that their lines allow. A neuron that is off for certain passes nothing on. Products
+    that underflow lose an absolute amount besides. All of it is doubled, because it is itself rounded.
 
     Args:
         network: in eval mode, of the type of `x`, float32 or float64, in which its bounds are computed; or what
             `prepared` read of it.
         x, y, epsilon: as for `margins.interval_margins`; the bound holds for the L2 ball of the radius, too.
-        kind: a method, one of `FACTORS`.
+        kind: a method, one of `FACTORS`; "cascade" stands for one without symbolic intervals.
     Returns: infinite or NaN where nothing can be said, because sums are too long or values too large.
     """
     nodes = measured(network, x)
@@ -153,14 +159,35 @@ def rounding_bound(network: nn.Module | Prepared, x: Tensor, y: Tensor, epsilon:
     factor = FACTORS[kind](path[-1])
     box = Interval.between(*linf_box(x, epsilon))
     boxes, errors = {0: box}, {0: growth(x[0].numel() + MORE, x.dtype) * (box.center.abs() + box.width + epsilon)}
+    tiny = torch.finfo(x.dtype).tiny
+    underflow = x.new_full((len(x),), epsilon * x[0].numel() * tiny**0.5)  # of the squares in an L2 norm
     for number, node in enumerate(nodes, start=1):
         taken, off = [boxes[source] for source in node.inputs], [errors[source] for source in node.inputs]
-        boxes[number] = interval.RULES[type(node.operation)](node.operation, *taken)
+        loose = node.operation.relaxed and kind not in WITHIN_INTERVALS
+        through: Callable[..., Interval] = _widest if loose else interval.RULES[type(node.operation)]
+        boxes[number] = through(node.operation, *taken)
         rule = _relaxed_error if node.operation.relaxed else _linear_error
-        errors[number] = rule(node, taken, off, factor)
+        products = sum(_magnitude(box).flatten(1).sum(1) for box in taken) + 1
+        underflow = underflow + (node.terms + MORE) * tiny * products
+        found = rule(node, taken, off, factor)
+        errors[number] = found + underflow.view(-1, *[1] * (found.ndim - 1))
     logits = errors[len(nodes)]
     others = logits.scatter(1, y.unsqueeze(1), -torch.inf).max(1).values
     return 2 * factor * (logits.gather(1, y.unsqueeze(1)).squeeze(1) + others)
+
+
+def _widest(operation: Relu | MaxPool, box: Interval) -> Interval:
+    """What a pass backward may make of the values behind an operation, by lines drawn for bounds within `box`.
+
+    Lines around a ReLU stay within [l, u] if u > 0: no line above exceeds u there, and the one below may be z itself.
+    Those of a maximum follow any value of its window, and the strip of symbolic intervals is as high as the largest
+    lower bound lies below the largest upper one.
+    """
+    lower, upper = box.lower(), box.upper()
+    if isinstance(operation, MaxPool):
+        highest = operation.apply(upper)
+        return Interval.between(-operation.apply(-lower), 2 * highest - operation.apply(lower))
+    return Interval.between(lower.masked_fill(upper < -GUARD, 0), upper.clamp(min=0))
 
 
 def _magnitude(box: Interval) -> Tensor:

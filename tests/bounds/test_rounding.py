@@ -96,6 +96,50 @@ def test_rounding_that_turns_a_verdict_is_covered(cancelling, kind):
     assert found - rounding_bound(network, x, y, 0.0, kind=kind) <= -0.5
 
 
+def chain(*weights, biases=None):
+    """Linear layers with these weights between ReLUs that are always on, behind a flatten."""
+    layers = [nn.Flatten()]
+    for weight, bias in zip(weights, biases or [0.0] * len(weights), strict=True):
+        layer = nn.Linear(len(weight[0]), len(weight))
+        layer.weight.data = torch.tensor(weight, dtype=torch.float32)
+        layer.bias.data = torch.tensor(bias, dtype=torch.float32).expand(len(weight)).clone()
+        layers += [layer, nn.ReLU()]
+    return nn.Sequential(*layers[:-1]).eval().requires_grad_(False)
+
+
+@every_kind
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_underflow_that_turns_a_verdict_is_covered(kind, norm):
+    """Margin 1/2 - p of a pixel p = 1, as 1/2 - 2^200 (2^-200 p): in float32 2^-200 is 0, and the bound 1/2."""
+    tiny, large = [[2.0**-100]], [[2.0**100]]
+    network = chain(tiny, tiny, large, large, [[-1.0], [0.0]], biases=[0, 0, 0, 0, [0.5, 0.0]])
+    x, y = torch.ones(1, 1, 1, 1), torch.tensor([0])
+    found = BOUNDS[kind](network, x, y, 0.0, norm=norm)
+    assert not found - rounding_bound(network, x, y, 0.0, kind=kind) > -0.5
+
+
+@every_kind
+def test_underflow_in_an_l2_norm_is_covered(kind):
+    """Logits (p, 1/4) of a pixel in [0, 1], through 2^-80 and 2^80: the square of 2^-80, in float32, is 0."""
+    network, x, y = (
+        chain([[2.0**-80]], [[2.0**80], [0.0]], biases=[0, [0, 0.25]]),
+        torch.ones(1, 1, 1, 1),
+        torch.tensor([0]),
+    )
+    found = BOUNDS[kind](network, x / 2, y, 0.5, norm="l2")
+    assert not found - rounding_bound(network, x / 2, y, 0.5, kind=kind) > -0.25
+
+
+def test_neurons_that_only_intervals_know_to_be_off_count():
+    """CROWN says 1 where intervals say 1/1000, by -max(z, 0) <= -z, and passes a neuron that intervals turn off."""
+    network = chain([[2.01]], [[-1.0]], [[1e8]], [[-1.0], [0.0]], biases=[-1.0, 0.001, -1e6, 0.0])
+    x, y, wide = torch.full((1, 1, 1, 1), 0.5), torch.tensor([0]), copy.deepcopy(network).double()
+    assert BOUNDS["ibp"](wide, x.double(), y, 0.5).item() == 0.0
+    found, exact = BOUNDS["crown"](network, x, y, 0.5), BOUNDS["crown"](wide, x.double(), y, 0.5)
+    assert exact < -1e7
+    assert 1 < (found - exact).abs() <= rounding_bound(network, x, y, 0.5, kind="crown")
+
+
 def test_rounding_of_a_small_network_is_far_below_its_margins(tiny_problem):
     """If it were not, every image would be computed twice; here it is 2% of the smallest margin."""
     network, x, y, _ = tiny_problem(7)
