@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from hydrabench.bounds import (
     BOUNDS,
-    FACTORS,
     Prepared,
     Search,
     alpha_crown_margins,
@@ -40,7 +39,8 @@ def evaluate_verified(network: nn.Module | Prepared, block: Block, settings: Set
     An image is verified if the bound is positive and the clean prediction is right. The second follows
     from the first but for rounding; a bound that claims more than rounding can explain about a
     misclassified image is unsound, and stops the run. The bound is recorded for misclassified images too.
-    Where rounding could have lifted a float32 bound of ours from below 0, float64 decides.
+    Where rounding could have lifted a float32 bound of ours from below 0, float64 decides; where it could have lifted
+    one in float64, too, 0 is recorded, which is no certificate.
 
     Args:
         network: classifier in eval mode, on the device and in the precision of `block.images`; prepared, if there are
@@ -93,10 +93,14 @@ def _bounds(
     if settings.rigor == "sound":
         return sound_margins(network, *threat[1:3], settings.epsilon, kind=settings.kind), *nothing
     lower, methods = _own_bounds(network, block.images, block.labels, settings)
+    if lower.dtype == torch.float64:
+        return _cleared(network, block.images, block.labels, settings, lower), methods, nothing[1]
     rows = _within_rounding(network, block, settings, lower)
     if not len(rows):
         return lower, methods, nothing[1]
-    again, again_by = _own_bounds(network.in_float64(), block.images[rows].double(), block.labels[rows], settings)
+    wide, x, y = network.in_float64(), block.images[rows].double(), block.labels[rows]
+    again, again_by = _own_bounds(wide, x, y, settings)
+    again = _cleared(wide, x, y, settings, again)
     rechecked = dict(zip(rows.tolist(), again_by, strict=True))
     return (
         lower.double().index_copy(0, rows, again.double()),
@@ -117,17 +121,21 @@ def _own_bounds(
 
 
 def _within_rounding(network: Prepared, block: Block, settings: VerifiedSettings, lower: Tensor) -> Tensor:
-    """Numbers of the images whose float32 bound rounding could have lifted from, or kept from, the other side of 0.
+    """Numbers of the images whose float32 bound rounding could have lifted from, or kept from, the other side of 0."""
+    off_by = _off_by(network, block.images, block.labels, settings)
+    return (lower.isfinite() & ~(lower.abs() > off_by)).nonzero().squeeze(1)
 
-    Of symbolic intervals nothing is known beforehand: all are numbered.
-    """
-    if lower.dtype != torch.float32:
-        return lower.new_empty(0, dtype=torch.long)
-    if settings.kind in FACTORS and "symbolic" not in settings.methods:
-        off_by = rounding_bound(network, block.images, block.labels, float(settings.epsilon), kind=settings.kind)
-    else:
-        off_by = torch.full_like(lower, torch.inf)
-    return (lower.isfinite() & ~(lower.abs() >= off_by)).nonzero().squeeze(1)
+
+def _cleared(network: Prepared, x: Tensor, y: Tensor, settings: VerifiedSettings, lower: Tensor) -> Tensor:
+    """Bounds in float64, (B,), and 0 where rounding could have lifted one from there."""
+    if not (lower > 0).any():
+        return lower
+    return lower.masked_fill((lower > 0) & lower.isfinite() & ~(lower > _off_by(network, x, y, settings)), 0.0)
+
+
+def _off_by(network: Prepared, x: Tensor, y: Tensor, settings: VerifiedSettings) -> Tensor:
+    kind = "symbolic" if settings.kind == "cascade" and "symbolic" in settings.methods else settings.kind
+    return rounding_bound(network, x, y, float(settings.epsilon), kind=kind)
 
 
 def _refuse_contradictions(logits: Tensor, lower: Tensor, block: Block, settings: Settings) -> None:
