@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from hydrabench.config.data import DataRecipe, PseudoLabelRecipe
-from hydrabench.config.evaluation import EVALUATIONS
+from hydrabench.config.evaluation import EVALUATIONS, with_default_threat
 from hydrabench.config.fields import BY_LAYER, FOR_ALL
 from hydrabench.config.inheritance import find_recipe, resolved_values
 from hydrabench.config.objectives import OBJECTIVE_SETTINGS
@@ -47,12 +47,35 @@ def parse(adapter: TypeAdapter[Parsed], values: Any, source: str) -> Parsed:
         whole = [
             one for one in found if one["type"] != "too_short" or not any(_inside(o["loc"], one["loc"]) for o in found)
         ]
-        problems = [_describe(problem) for problem in whole]
-        raise ConfigError(f"{source}: {'; '.join(problems)}") from error
+        raise ConfigError(f"{source}: {'; '.join(_descriptions(whole, values))}") from error
 
 
 def _inside(place: tuple[int | str, ...], whole: tuple[int | str, ...]) -> bool:
     return len(place) > len(whole) and place[: len(whole)] == whole
+
+
+def _descriptions(problems: Sequence[Any], values: Any) -> list[str]:
+    """What is wrong, each thing once: an inherited value where it stands, however many evaluations inherit it."""
+    own = [problem for problem in problems if not _is_inherited(problem["loc"], values)]
+    places = [".".join(map(str, _place(problem))) for problem in own]
+    heirs: dict[tuple[str, str], list[Any]] = {}  # by where a value stands and what is wrong with it
+    for problem in problems:
+        if _is_inherited(problem["loc"], values):
+            heirs.setdefault((f"objective.{problem['loc'][-1]}", problem["msg"]), []).append(problem)
+    lines = [_describe(problem) for problem in own]
+    for (place, _), same in heirs.items():
+        if place not in places:
+            entries = ", ".join(f"evaluate.{problem['loc'][1]}" for problem in same)
+            lines.append(f"{_describe({**same[0], 'loc': (place,)})} (inherited by {entries})")
+    return lines
+
+
+def _is_inherited(place: tuple[int | str, ...], values: Any) -> bool:
+    """Whether a value of an entry of `evaluate:` is that of the objective."""
+    if len(place) != 4 or place[0] != "evaluate":  # evaluate, number, kind, key
+        return False
+    entry, objective = values["evaluate"][place[1]], values.get("objective")
+    return isinstance(objective, dict) and place[3] not in entry and place[3] in with_default_threat(entry, objective)
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
@@ -73,7 +96,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 def _describe(problem: Any) -> str:
     """One problem as "path: what is wrong", with a suggestion for a misspelt key."""
-    place = [part for part in problem["loc"] if not (isinstance(part, str) and part in _TAGS)]
+    place = _place(problem)
     path = ".".join(map(str, place)) or "the file"
     if problem["type"] == "extra_forbidden":
         known = _known_keys(problem["loc"])
@@ -92,6 +115,11 @@ def _describe(problem: Any) -> str:
     shown = isinstance(received, str | int | float | None) and problem["type"] != "value_error"
     where = f"{path}: " if place else ""  # what is wrong with several keys together names them
     return f"{where}{message[0].lower()}{message[1:]}{f' (got {received!r})' if shown else ''}"
+
+
+def _place(problem: Any) -> list[int | str]:
+    """Where a problem stands in the file."""
+    return [part for part in problem["loc"] if not (isinstance(part, str) and part in _TAGS)]
 
 
 def _unknown_tag(context: Mapping[str, str]) -> str:

@@ -204,6 +204,39 @@ def test_the_default_threat_fills_in_what_is_missing_only():
     assert with_default_threat({"kind": "smoothing"}, threat) == {"kind": "smoothing"}
 
 
+@pytest.mark.parametrize(
+    ("objective", "kinds", "problem"),
+    [
+        ({"name": "trades", "epsilon": "foo"}, ["pgd", "ibp", "crown"], "objective.epsilon: epsilon 'foo' is not a"),
+        (
+            {"name": "pgd", "epsilon": "8/255", "norm": "l7"},
+            ["pgd", "ibp"],
+            "objective.norm: input should be 'linf' or",
+        ),
+        ({"name": "stability", "sigma": -1}, ["smoothing", "smoothing"], "objective.sigma: input should be greater"),
+        ({"name": "natural", "epsilon": "foo"}, ["pgd", "ibp"], "objective.epsilon: unknown key"),
+    ],
+)
+def test_a_wrong_value_that_evaluations_inherit_is_named_once_and_where_it_stands(tmp_path, objective, kinds, problem):
+    entries = [{"kind": kind} for kind in kinds]
+    with pytest.raises(ConfigError, match=problem) as refused:
+        load_recipe(write(tmp_path, objective=objective, evaluate=entries))
+    assert str(refused.value).count("objective.") == 1
+    assert "evaluate" not in str(refused.value)
+
+
+def test_a_value_that_is_wrong_for_its_heirs_only_is_named_once_with_them(tmp_path):
+    """alpha-crown, which knows L∞ only, minds the norm; PGD does not. An entry's own mistake is its own."""
+    entries = [{"kind": "alpha-crown"}, {"kind": "pgd"}, {"kind": "alpha-crown", "slopes": "all"}]
+    objective = {"name": "trades", "norm": "l2", "epsilon": 0.5}
+    with pytest.raises(ConfigError) as refused:
+        load_recipe(write(tmp_path, objective=objective, evaluate=[*entries, {"kind": "pgd", "epsilon": "foo"}]))
+    _, _, problems = str(refused.value).partition(": ")
+    own, inherited = problems.split("; ")
+    assert own.startswith("evaluate.3.epsilon: epsilon 'foo' is not a radius")
+    assert inherited == "objective.norm: input should be 'linf' (got 'l2') (inherited by evaluate.0, evaluate.2)"
+
+
 def test_normalisation_needs_positive_deviations(tmp_path):
     model = {"arch": "cifar_model", "normalization": {"mean": [0.5], "std": [0.0]}}
     with pytest.raises(ConfigError, match=r"model\.normalization: needs one mean and one positive std per channel"):
