@@ -207,18 +207,11 @@ def open_run(path: Path, header: Mapping[str, Any], *, resume: bool) -> RunFolde
     Raises: LedgerError if `path` holds a run and `resume` is false, or holds a different run.
     """
     header = {"schema": RUN_SCHEMA, **header}
-    if path.exists() and not path.is_dir():
-        raise LedgerError(f"{path} is a file; --out names a folder")
-    if not (path / "run.json").exists():
-        strangers = sorted(path.glob("[!.]*"))
-        if strangers:
-            raise LedgerError(f"{path} is no run folder but holds {strangers[0].name}; choose a new --out")
+    found = find_run(path, resume=resume)
+    if found is None:
         run = RunFolder(path, {**header, "started": now(), "status": "running"})
         write_json(path / "run.json", run.header)
         return run
-    found = read_run(path)
-    if not resume:
-        raise LedgerError(f"{path} already holds a run; continue it with --resume or choose a new --out")
     changed = _differences(found.header, json.loads(json.dumps(header)))
     if changed:
         raise LedgerError(
@@ -226,6 +219,24 @@ def open_run(path: Path, header: Mapping[str, Any], *, resume: bool) -> RunFolde
         )
     for scratch in path.glob(f".*{SCRATCH}"):
         scratch.unlink(missing_ok=True)
+    return found
+
+
+def find_run(path: Path, *, resume: bool) -> RunFolder | None:
+    """Return the run that `path` holds, to be continued, or None if one can be started there; writes nothing.
+
+    Raises: LedgerError if `path` is in use: holds a run and `resume` is false, holds other files, or is a file.
+    """
+    if path.exists() and not path.is_dir():
+        raise LedgerError(f"{path} is a file; --out names a folder")
+    if not (path / "run.json").exists():
+        strangers = sorted(path.glob("[!.]*"))
+        if strangers:
+            raise LedgerError(f"{path} is no run folder but holds {strangers[0].name}; choose a new --out")
+        return None
+    found = read_run(path)
+    if not resume:
+        raise LedgerError(f"{path} already holds a run; continue it with --resume or choose a new --out")
     return found
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from hydrabench.errors import LedgerError
-from hydrabench.ledger import RUN_SCHEMA, AttackRecord, open_run, read_run
+from hydrabench.ledger import RUN_SCHEMA, AttackRecord, find_run, open_run, read_run
 
 HEADER = {"command": "attack", "settings": {"epsilon": "8/255", "steps": 50}, "started": "ignored", "world_size": 1}
 BLOCKS = [(0, 1), (2, 3), (4,)]
@@ -45,6 +45,17 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path):
     open_run(tmp_path, HEADER, resume=False)
     with pytest.raises(LedgerError, match="already holds a run; continue it with --resume or choose a new --out"):
         open_run(tmp_path, HEADER, resume=False)
+
+
+def test_looking_for_a_run_refuses_folders_in_use_and_writes_nothing(tmp_path):
+    assert find_run(tmp_path / "new", resume=False) is None
+    assert not (tmp_path / "new").exists()
+    open_run(tmp_path / "used", HEADER, resume=False)
+    with pytest.raises(LedgerError, match="used already holds a run; continue it with --resume"):
+        find_run(tmp_path / "used", resume=False)
+    found = find_run(tmp_path / "used", resume=True)
+    assert found is not None
+    assert found.header["settings"] == HEADER["settings"]
 
 
 def test_a_folder_with_other_files_is_not_used(tmp_path):

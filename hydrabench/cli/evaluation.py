@@ -222,16 +222,19 @@ def _evaluate(ref: str, kind: str, kinds: tuple[str, ...], keys: tuple[str, ...]
 def _run(subject: Subject, runs: list[EvaluationSettings], machine: Machine, given: dict[str, Any]) -> None:
     """Make one run of each of the settings and print the summaries."""
     from hydrabench.config import at
+    from hydrabench.ledger import find_run
     from hydrabench.runtime import World
     from hydrabench.workflows import evaluation
 
+    folders = [given["out"] or evaluation.default_folder(subject, settings) for settings in runs]
+    if given["out"] and len(runs) > 1:
+        folders = [given["out"] / evaluation.run_name(settings) for settings in runs]
+    # A folder in use is found now, not when its turn comes, hours later.
+    World().on_main(lambda: [find_run(folder, resume=given["resume"]) for folder in folders])
     if given.get("export_vnnlib") is not None:
         _export_vnnlib(subject, runs[0], machine, given)
     summaries = {}
-    for settings in runs:
-        out = given["out"] or evaluation.default_folder(subject, settings)
-        if given["out"] and len(runs) > 1:
-            out = given["out"] / evaluation.run_name(settings)
+    for settings, out in zip(runs, folders, strict=True):
         summary = evaluation.evaluate(
             subject,
             settings,

@@ -215,6 +215,17 @@ def test_several_sigmas_make_one_run_each_and_one_summary_of_all(succeed, here, 
     assert len(list((here / "runs" / "evaluations").rglob("run.json"))) == 2
 
 
+def test_a_folder_in_use_of_a_later_sigma_is_noticed_before_anything_runs(hydrabench, succeed, here, dense):
+    given = ("certify", "--ckpt", dense, *FEW, "-n", 2, "--out", "out")
+    succeed(*given[:-1], "out/smoothing-cohen-n0_5-n300-v1-sigma0.25", "--sigma", "0.25")
+    refused = hydrabench(*given, "--sigma", "0.12,0.25")
+    assert refused.exit_code == 1
+    assert "sigma0.25 already holds a run; continue it with --resume or choose a new --out" in refused.output
+    assert [path.name for path in (here / "out").iterdir()] == ["smoothing-cohen-n0_5-n300-v1-sigma0.25"]
+    resumed = json.loads(succeed(*given, "--sigma", "0.12,0.25", "--resume", "--json"))
+    assert [summary["n"] for summary in resumed.values()] == [2, 2]
+
+
 def test_radii_are_printed_with_the_linf_radius_that_they_imply(succeed, dense):
     """0.5 / 8 of 255 grey levels is 15.94."""
     lines = succeed("certify", "--ckpt", dense, *FEW, "--radii", "0.5", "-n", 2, "--out", "run").splitlines()
