@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 import yaml
 from torch import nn
 
@@ -13,6 +15,7 @@ from hydrabench.data import DATASETS
 from hydrabench.errors import ConfigError, lookup
 from hydrabench.objectives import OBJECTIVES
 from hydrabench.runtime import pick_device
+from hydrabench.workflows import timing
 from hydrabench.workflows.costs import (
     EVALUATION_PASSES,
     TRAINING_PASSES,
@@ -87,20 +90,22 @@ def dry_run(recipe: Recipe, network: nn.Module, *, device: str) -> dict[str, Any
     """What `pipeline` would do with a recipe, and about how much it costs on a device.
 
     Args:
-        network: the recipe's, in eval mode; it is timed for a third of a second.
+        network: the recipe's, in eval mode; it is timed for some seconds.
         device: as for `pick_device`.
     Returns: `recipe`, resolved; `runs`, in order; `evaluations`, each of several runs; `total`; and
         `flops_per_second` of forward passes here. `passes` are forward passes for each image; `seconds` counts
-        the work at the speed of those, without data loading, validation and overheads, for an attack as if every
+        optimizer steps and pieces of evaluations as they were timed, or if they are longer than `timing.LONGEST` their
+        operations at the speed of forward passes; without data loading and validation, for an attack as if every
         image resisted to the end. Costs are None where they depend on the weights.
     """
     dataset = lookup("data set", DATASETS, recipe.data.name)
     sizes = sizes_of(network, dataset.shape, dataset.num_classes)
     rate = measured_rate(network, dataset.shape, sizes, pick_device(device))
+    machine = _Machine(recipe, network, pick_device(device), sizes, rate)
     steps = plan(recipe)
-    runs = [_planned(recipe, step, sizes, rate) for step in steps]
+    runs = [machine.run(step) for step in steps]
     evaluated = [step.name for step in steps if step.evaluated]
-    evaluations = [_evaluation(recipe, evaluated, settings, sizes, rate) for settings in recipe.evaluate]
+    evaluations = [machine.evaluation(evaluated, settings) for settings in recipe.evaluate]
     costs = [entry for entry in (*runs, *evaluations) if entry["pflop"] is not None]
     return {
         "recipe": recipe.model_dump(mode="json"),
@@ -113,50 +118,71 @@ def dry_run(recipe: Recipe, network: nn.Module, *, device: str) -> dict[str, Any
     }
 
 
-def _planned(recipe: Recipe, step: PlannedRun, sizes: Sizes, rate: float) -> dict[str, Any]:
-    phase: PhaseRecipe = getattr(recipe, step.section)
-    objective = recipe.objective_of(step.section)
-    images = _training_images(recipe)
-    both = 2 if recipe.data.pseudo_labels else 1  # a batch holds as many pseudo-labelled images as labelled ones
-    ramp = (phase.epsilon_ramp_epochs - 1) / phase.epochs
-    passes = TRAINING_PASSES[objective.name](objective, Schedule(both * phase.batch_size, ramp), sizes)
-    repeats = OBJECTIVES[objective.name].repeats(objective)
-    return {
-        "name": step.name,
-        "source": step.source,
-        "density": step.density,
-        "objective": objective.name,
-        "selection": OBJECTIVES[objective.name].metric,
-        "epochs": phase.epochs,
-        "images": both * images,
-        "steps": phase.epochs * -(-images // phase.batch_size) * repeats,
-        **_cost(passes, phase.epochs * both * images, sizes, rate),
-    }
+class _Machine:
+    """Where a recipe would run: what its network costs there."""
+
+    def __init__(self, recipe: Recipe, network: nn.Module, device: torch.device, sizes: Sizes, rate: float) -> None:
+        self.recipe, self.sizes, self.rate, self.device = recipe, sizes, rate, device
+        self.shape = DATASETS[recipe.data.name].shape
+        self.network = copy.deepcopy(network).to(device)
+        self.timed: dict[str, float] = {}  # seconds of an optimizer step, by section
+
+    def run(self, step: PlannedRun) -> dict[str, Any]:
+        """A training run and what it costs."""
+        phase: PhaseRecipe = getattr(self.recipe, step.section)
+        objective = self.recipe.objective_of(step.section)
+        images = _training_images(self.recipe)
+        both = 2 if self.recipe.data.pseudo_labels else 1  # a batch holds as many pseudo-labelled images as labelled
+        ramp = (phase.epsilon_ramp_epochs - 1) / phase.epochs
+        passes = TRAINING_PASSES[objective.name](objective, Schedule(both * phase.batch_size, ramp), self.sizes)
+        steps = phase.epochs * -(-images // phase.batch_size) * OBJECTIVES[objective.name].repeats(objective)
+        costs = self._cost(passes, phase.epochs * both * images)
+        if costs["seconds"] <= steps * timing.LONGEST:
+            costs["seconds"] = steps * self._step_seconds(step, both * phase.batch_size)
+        return {
+            "name": step.name,
+            "source": step.source,
+            "density": step.density,
+            "objective": objective.name,
+            "selection": OBJECTIVES[objective.name].metric,
+            "epochs": phase.epochs,
+            "images": both * images,
+            "steps": steps,
+            **costs,
+        }
+
+    def evaluation(self, runs: list[str], settings: Any) -> dict[str, Any]:
+        """An evaluation of several runs and what it costs."""
+        every = PUBLISHED_IMAGES[self.recipe.data.name][1]
+        images = min(self.recipe.evaluate_images or every, every)
+        entry = {"protocol": settings.protocol, "runs": runs, "images": images}
+        if settings.kind not in EVALUATION_PASSES:
+            return {**entry, "passes": None, "pflop": None, "seconds": None}
+        costs = self._cost(EVALUATION_PASSES[settings.kind](settings, self.sizes), len(runs) * images)
+        piece = timing.piece_of(self.network, settings, self.shape, self.sizes)
+        if piece.passes * self.sizes.flops <= timing.LONGEST * self.rate:
+            seconds = timing.seconds_of(piece.work, self.device) / piece.passes
+            costs["seconds"] = seconds * costs["passes"] * len(runs) * images
+        return {**entry, **costs}
+
+    def _step_seconds(self, step: PlannedRun, images: int) -> float:
+        """Of an optimizer step of a run's section; how many weights a mask keeps does not matter to it."""
+        section = step.section
+        if section not in self.timed:
+            phase, objective = getattr(self.recipe, section), self.recipe.objective_of(section)
+            trainee = timing.Trainee(self.network, section, phase, objective, step.density, images)
+            self.timed[section] = timing.step_seconds(trainee, self.shape, self.sizes.classes, self.device)
+        return self.timed[section]
+
+    def _cost(self, passes: float, images: int) -> dict[str, float]:
+        flops = passes * images * self.sizes.flops
+        return {"passes": passes, "pflop": flops / 1e15, "seconds": flops / self.rate}
 
 
 def _training_images(recipe: Recipe) -> int:
     """Labelled images that are trained on: those that are not held out, or a fraction of them."""
     published = PUBLISHED_IMAGES[recipe.data.name][0]
     return round(recipe.data.fraction * (published - round(recipe.data.validation_fraction * published)))
-
-
-def _evaluation(recipe: Recipe, runs: list[str], settings: Any, sizes: Sizes, rate: float) -> dict[str, Any]:
-    every = PUBLISHED_IMAGES[recipe.data.name][1]
-    images = min(recipe.evaluate_images or every, every)
-    passes = EVALUATION_PASSES[settings.kind](settings, sizes) if settings.kind in EVALUATION_PASSES else None
-    return {
-        "protocol": settings.protocol,
-        "runs": runs,
-        "images": images,
-        **_cost(passes, len(runs) * images, sizes, rate),
-    }
-
-
-def _cost(passes: float | None, images: int, sizes: Sizes, rate: float) -> dict[str, Any]:
-    if passes is None:
-        return {"passes": None, "pflop": None, "seconds": None}
-    flops = passes * images * sizes.flops
-    return {"passes": passes, "pflop": flops / 1e15, "seconds": flops / rate}
 
 
 def plan_text(planned: dict[str, Any]) -> str:
@@ -178,7 +204,10 @@ def plan_text(planned: dict[str, Any]) -> str:
         "",
         f"In all {total['pflop']:.3g} PFLOP, about {_duration(total['seconds'])} on {planned['device']} ({speed}).",
     ]
-    lines.append("Attacks are counted to the end for every image; data loading and validation are not counted.")
+    lines.append(
+        "Short steps were timed on random images, long ones are counted at that speed. Attacks are counted to the end "
+        "for every image; data loading and validation are not counted."
+    )
     if planned["not_estimated"]:
         lines.append(f"Not estimated, because it depends on the weights: {', '.join(planned['not_estimated'])}.")
     return "\n".join(lines)

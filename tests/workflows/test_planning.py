@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner
+from pydantic import TypeAdapter
 
 from hydrabench.cli import main
-from hydrabench.config import Recipe, load_recipe
+from hydrabench.config import EvaluationSettings, Recipe, load_recipe, parse
 from hydrabench.data import DATASETS
 from hydrabench.errors import ConfigError
 from hydrabench.evaluators import EVALUATORS
 from hydrabench.files import shipped
 from hydrabench.models import build_model
 from hydrabench.objectives import OBJECTIVES
-from hydrabench.workflows import costs, planning
+from hydrabench.workflows import costs, planning, timing
 from hydrabench.workflows.costs import EVALUATION_PASSES, TRAINING_PASSES, Schedule, Sizes, sizes_of
+from hydrabench.workflows.evaluation import RADIUS_FREE
 from hydrabench.workflows.planning import dry_run, plan, plan_text
 from hydrabench.workflows.training import fresh_network
 
@@ -91,8 +95,9 @@ def test_every_objective_data_set_and_evaluation_has_its_cost():
 
 @pytest.fixture
 def known_rate(monkeypatch):
-    """A machine of 1 GFLOP/s, which nobody has to measure."""
+    """A machine of 1 GFLOP/s, which nobody has to measure, and on which no step is short enough to be timed."""
     monkeypatch.setattr(planning, "measured_rate", lambda *_arguments: 1e9)
+    monkeypatch.setattr(timing, "LONGEST", 0.0)
 
 
 def test_costs_add_up(make_recipe, known_rate):
@@ -113,9 +118,107 @@ def test_the_rate_of_a_machine_is_positive_and_timed_on_the_network_itself(monke
     monkeypatch.setattr(costs, "MEASURED_SECONDS", 0.01)
     network = build_model("cifar_model", (1, 8, 8), 10).eval()
     sizes = sizes_of(network, (1, 8, 8), 10)
-    import torch
-
     assert costs.measured_rate(network, (1, 8, 8), sizes, torch.device("cpu")) > 1e6
+
+
+def test_a_short_step_costs_what_it_was_timed_at_and_a_long_one_its_operations(make_recipe, known_rate, monkeypatch):
+    """15 steps of 256 images, the last of an epoch of 1038 is of 14: at 0.5 s each 7.5 s, whatever the operations."""
+    asked = []
+    monkeypatch.setattr(timing, "step_seconds", lambda trainee, *_arguments: asked.append(trainee) or 0.5)
+    recipe = make_recipe(evaluate=[])
+    network = fresh_network(recipe).eval()
+    long = dry_run(recipe, network, device="cpu")["runs"]
+    assert not asked
+    monkeypatch.setattr(timing, "LONGEST", 1e9)
+    short = dry_run(recipe, network, device="cpu")["runs"]
+    assert [run["seconds"] for run in short] == [0.5 * run["steps"] for run in short]
+    assert short[0]["seconds"] == 7.5
+    assert [run["pflop"] for run in short] == [run["pflop"] for run in long]
+    assert [(one.phase, one.density, one.images) for one in asked] == [
+        ("train", 1.0, 256),
+        ("prune", 0.1, 256),
+        ("finetune", 0.1, 256),
+    ], "once a section: the LWM twins train as finetune does"
+
+
+@pytest.fixture
+def timed_once(monkeypatch):
+    """Work is called twice: to warm up, and once on the clock."""
+    monkeypatch.setattr(timing, "ENOUGH", 0.0)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("phase", ["train", "prune"])
+def test_a_step_of_every_objective_can_be_timed_and_leaves_the_network_alone(timed_once, make_recipe, name, phase):
+    settings = {"stability": {"sigma": 0.1}, "natural": {}, "mixtrain": {"epsilon": "8/255", "samples": 2}}
+    objective = {"name": name, **settings.get(name, {"epsilon": "8/255"})}
+    recipe = make_recipe(objective=objective, evaluate=[])
+    network = fresh_network(recipe).eval()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    trainee = timing.Trainee(
+        network, phase, getattr(recipe, phase), recipe.objective, 0.1 if phase == "prune" else 1, 8
+    )
+    assert timing.step_seconds(trainee, (1, 8, 8), 10, torch.device("cpu")) > 0
+    assert not network.training
+    assert network.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+def test_the_steps_of_a_ramp_are_timed_at_half_the_radius_for_their_share(make_recipe, monkeypatch):
+    """Two of three epochs are full, one ramps: 1/3 of the steps at half the radius. 2/3 · 6 s + 1/3 · 3 s = 5 s."""
+    recipe = make_recipe(
+        objective={"name": "crown-ibp", "epsilon": "8/255"},
+        train={"epochs": 3, "lr": 0.1, "epsilon_ramp_epochs": 2},
+        evaluate=[],
+    )
+    ramps = []
+    loss = OBJECTIVES["crown-ibp"].loss
+
+    def noted(network, x, y, settings, step):
+        ramps.append((step.ramp, step.epsilon * 255))
+        return loss(network, x, y, settings, step)
+
+    monkeypatch.setitem(OBJECTIVES, "crown-ibp", replace(OBJECTIVES["crown-ibp"], loss=noted))
+    seconds = {1.0: 6.0, 0.5: 3.0}
+    monkeypatch.setattr(timing, "seconds_of", lambda work, _device: (work(1), seconds[ramps[-1][0]])[1])
+    trainee = timing.Trainee(fresh_network(recipe).eval(), "train", recipe.train, recipe.objective, 1.0, 4)
+    assert timing.step_seconds(trainee, (1, 8, 8), 10, torch.device("cpu")) == pytest.approx(5)
+    assert ramps == [(1.0, pytest.approx(8)), (0.5, pytest.approx(4))]
+
+
+@pytest.mark.parametrize("kind", EVALUATION_PASSES)
+def test_a_piece_of_every_evaluation_takes_the_passes_it_says(make_recipe, kind):
+    settings = parse(
+        TypeAdapter(EvaluationSettings), {"kind": kind, **({} if kind in RADIUS_FREE else {"epsilon": "8/255"})}, kind
+    )
+    network = fresh_network(make_recipe()).eval()
+    images = []
+    # A clean pass, a start and ten steps of PGD; 100 + 2000 draws. No bound passes a network with a hook.
+    forward = {"clean": 100, "smoothing": 2100, "pgd": 1200, "autoattack": 1200}
+    if kind in forward:
+        network[-1].register_forward_hook(lambda _layer, inputs, _output: images.append(len(inputs[0])))
+    piece = timing.piece_of(network, settings, (1, 8, 8), Sizes(1.0, 1.0, 10))
+    piece.work(1)
+    labels = 1 if kind == "smoothing" else 100  # the predictions are taken for them
+    assert not images or sum(images) - labels == forward[kind]
+    assert bool(images) == (kind in forward)
+    # Of PGD, each of ten steps counts twice for its gradient; boxes are two passes, and CROWN goes back from 9 rivals.
+    expected = {"clean": 100, "ibp": 300, "crown-ibp": 1200, "smoothing": 2100, "pgd": 2100, "autoattack": 2100}
+    assert piece.passes == expected[kind]
+
+
+def test_seconds_are_a_mean_over_calls_after_one_to_warm_up(monkeypatch):
+    """A clock that only work moves: 10 s for the first call, then 0.1 s each, until 0.3 s have passed."""
+    clock = [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+    calls = []
+
+    def work(number):
+        calls.append(number)
+        clock[0] += 0.125 if number else 10.0
+
+    assert timing.seconds_of(work, torch.device("cpu")) == 0.125
+    assert calls == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -132,6 +235,7 @@ def test_every_shipped_recipe_can_be_planned(name, known_rate):
 def test_the_dry_run_of_the_command_line_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(costs, "MEASURED_SECONDS", 0.001)
+    monkeypatch.setattr(timing, "ENOUGH", 0.0)
     result = CliRunner().invoke(main, ["pipeline", "--config", "digits-trades", "--dry-run"])
     assert result.exit_code == 0, result.output
     assert "lwm-0.01" in result.output
