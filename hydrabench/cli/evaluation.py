@@ -225,6 +225,8 @@ def _run(subject: Subject, runs: list[EvaluationSettings], machine: Machine, giv
     from hydrabench.ledger import find_run
     from hydrabench.runtime import World
     from hydrabench.workflows import evaluation
+    from hydrabench.workflows.computation import COMPILING
+    from hydrabench.workflows.progress import say
 
     folders = [given["out"] or evaluation.default_folder(subject, settings) for settings in runs]
     if given["out"] and len(runs) > 1:
@@ -233,6 +235,8 @@ def _run(subject: Subject, runs: list[EvaluationSettings], machine: Machine, giv
     World().on_main(lambda: [find_run(folder, resume=given["resume"]) for folder in folders])
     if given.get("export_vnnlib") is not None:
         _export_vnnlib(subject, runs[0], machine, given)
+    if given.get("compile") and World().is_main:
+        say(COMPILING)
     summaries = {}
     for settings, out in zip(runs, folders, strict=True):
         summary = evaluation.evaluate(

@@ -12,6 +12,8 @@ from hydrabench.runtime import TRAINING_PRECISIONS
 from hydrabench.workflows.machine import Machine
 from hydrabench.workflows.progress import say
 
+COMPILING = "--compile: compiling the network, at first for half a minute or more; then it goes on faster"
+
 
 class Computation:
     """Runs the calls of a network in reduced precision, compiled, or both.
@@ -28,6 +30,7 @@ class Computation:
         self.talks = talks
         self.compiled: Callable[[Tensor], Tensor] | None = torch.compile(network.forward) if machine.compile else None
         self.failures = _compile_errors() if machine.compile else ()
+        self.started = False
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the logits, (B, K), float32."""
@@ -51,6 +54,9 @@ class Computation:
 
     def _forward(self, x: Tensor) -> Tensor:
         if self.compiled is not None:
+            if self.talks and not self.started:
+                say(COMPILING)
+            self.started = True
             try:
                 return self.compiled(x)
             except self.failures as error:

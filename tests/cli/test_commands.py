@@ -226,6 +226,16 @@ def test_a_folder_in_use_of_a_later_sigma_is_noticed_before_anything_runs(hydrab
     assert [summary["n"] for summary in resumed.values()] == [2, 2]
 
 
+def test_certify_says_that_it_compiles_before_it_does(hydrabench, dense, monkeypatch):
+    from hydrabench.smoothing import forward
+    from hydrabench.workflows.computation import COMPILING
+
+    monkeypatch.setattr(forward.torch, "compile", lambda network: network)
+    given = ("certify", "--ckpt", dense, *FEW, "-n", 1)
+    assert COMPILING in hydrabench(*given, "--compile", "--out", "compiled").stderr.splitlines()
+    assert "compil" not in hydrabench(*given, "--out", "plain").stderr
+
+
 def test_radii_are_printed_with_the_linf_radius_that_they_imply(succeed, dense):
     """0.5 / 8 of 255 grey levels is 15.94."""
     lines = succeed("certify", "--ckpt", dense, *FEW, "--radii", "0.5", "-n", 2, "--out", "run").splitlines()
