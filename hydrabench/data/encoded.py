@@ -156,7 +156,9 @@ class EncodedImages:
         try:
             return Image.open(io.BytesIO(self.encoded.read(position))).convert("RGB")
         except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-            raise DataError(f"{self.encoded.name(position)} cannot be read as an image: {error}") from error
+            # Pillow names the buffer that holds the bytes, and no file, if it does not know their format.
+            reason = "of no known format" if isinstance(error, UnidentifiedImageError) else error
+            raise DataError(f"{self.encoded.name(position)} cannot be read as an image: {reason}") from error
 
 
 def random_window(height: int, width: int, generator: torch.Generator) -> tuple[int, int, int, int]:
