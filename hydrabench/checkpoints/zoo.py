@@ -75,9 +75,10 @@ def fetch(
     return path
 
 
-def resolve(ref: str) -> Path:
+def resolve(ref: str, *, progress: Progress | None = None) -> Path:
     """Return the checkpoint file that `ref` names: a file, a run folder, or a zoo id, fetched first if need be.
 
+    Args: progress: told how far a download has come.
     Raises: CheckpointError if it is none of them, or cannot be fetched.
     """
     path = Path(ref)
@@ -90,7 +91,7 @@ def resolve(ref: str) -> Path:
         return path
     if path.suffix or path.is_absolute() or ref.startswith("."):
         raise CheckpointError(f"no checkpoint at {ref}")
-    return fetch(find_entry(ref))
+    return fetch(find_entry(ref), progress=progress)
 
 
 def checkpoint_name(ref: str) -> str:
@@ -105,17 +106,22 @@ def checkpoint_name(ref: str) -> str:
 
 
 def open_ref(
-    ref: str, *, arch: str | None = None, dataset: str | None = None, density: float | None = None
+    ref: str,
+    *,
+    arch: str | None = None,
+    dataset: str | None = None,
+    density: float | None = None,
+    progress: Progress | None = None,
 ) -> Checkpoint:
     """Resolve and load: one of our files, or one of the original HYDRA code's.
 
     Args:
-        ref: see `resolve`.
+        ref, progress: see `resolve`.
         arch, dataset, density: of a file of the original, see `import_checkpoint`; for a zoo id they are
             taken from the manifest if they are not given. Our files say them themselves.
     Raises: CheckpointError or ConfigError as `resolve`, `load_checkpoint` and `import_checkpoint` do.
     """
-    path = resolve(ref)
+    path = resolve(ref, progress=progress)
     if is_torch_file(path):
         entry = None if Path(ref).exists() else read_zoo()[ref]
         if entry:

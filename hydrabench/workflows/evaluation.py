@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from hydrabench.bounds import Prepared, prepared
-from hydrabench.checkpoints import Checkpoint, checkpoint_name, open_ref
+from hydrabench.checkpoints import Checkpoint, checkpoint_name
 from hydrabench.config import EvaluationSettings, SmoothingSettings, VerifiedSettings, at, parse, with_default_threat
 from hydrabench.config.smoothing import DEFAULT_RADII, radii_text
 from hydrabench.data import Block, ImageSource, block_indices, first_images, load_block, load_images
@@ -29,6 +29,7 @@ from hydrabench.masking import prunable_layers, used_parameters
 from hydrabench.reporting.statistics import summarize
 from hydrabench.runtime import PRECISIONS, World, environment, exact_arithmetic, pick_device
 from hydrabench.threat import Norm
+from hydrabench.workflows.fetching import open_checkpoint
 from hydrabench.workflows.machine import Machine
 from hydrabench.workflows.progress import say, tracking
 from hydrabench.workflows.requirements import require_precision, require_rules
@@ -87,7 +88,7 @@ def open_subject(ref: str, *, machine: Machine, precision: str = "float32", name
     """
     dtype = lookup("precision", STORED_IN, precision)
     device = pick_device(machine.device)
-    checkpoint = open_ref(ref)
+    checkpoint = open_checkpoint(ref)
     network = checkpoint.baked().to(device=device, dtype=dtype).eval().requires_grad_(False)
     return Subject(name or checkpoint_name(ref), checkpoint, network, device, precision)
 

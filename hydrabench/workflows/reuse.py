@@ -11,7 +11,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import nn
 
-from hydrabench.checkpoints import Checkpoint, open_ref
+from hydrabench.checkpoints import Checkpoint
 from hydrabench.config import ReuseSettings, SmoothingSettings, parse
 from hydrabench.config.reuse import default_reuse_samples
 from hydrabench.data import ImageSource, load_block
@@ -19,6 +19,7 @@ from hydrabench.errors import CheckpointError, ConfigError, HydrabenchError, Led
 from hydrabench.files import sha256_of
 from hydrabench.ledger import RunFolder, read_run
 from hydrabench.smoothing.forward import Forward
+from hydrabench.workflows.fetching import open_checkpoint
 
 TAKEN = ("n0", "samples", "label_aware", "mode")  # from the parent's run; asking for others is refused
 SHARED = ("sigma", "seed", "rigor")  # may be given, but must be the parent's
@@ -113,7 +114,7 @@ def open_parent(path: Path, ref: str | None, *, device: torch.device, dtype: tor
     settings = _parent_settings(run)
     about = run.header["checkpoint"]
     try:
-        checkpoint = open_ref(ref or about["name"])
+        checkpoint = open_checkpoint(ref or about["name"])
     except HydrabenchError as error:
         if ref:
             raise

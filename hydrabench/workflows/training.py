@@ -14,6 +14,7 @@ from hydrabench.errors import CheckpointError, ConfigError, lookup
 from hydrabench.masking import attach_masks, bake_masks, overall_density, score_masks
 from hydrabench.models import build_model
 from hydrabench.runtime import stream
+from hydrabench.workflows.fetching import megabytes
 from hydrabench.workflows.machine import Machine
 from hydrabench.workflows.phase import Masks, Start, run_phase
 
@@ -107,7 +108,9 @@ def finetune(
 
 def _open_source(recipe: Recipe, ref: str) -> Checkpoint:
     """Load the checkpoint a phase starts from. Raises: CheckpointError if it is not of the recipe's network."""
-    of_original = is_torch_file(resolve(ref))  # such a file does not say all of this itself
+    with megabytes(ref) as progress:
+        path = resolve(ref, progress=progress)
+    of_original = is_torch_file(path)  # such a file does not say all of this itself
     source = open_ref(ref, arch=recipe.model.arch, dataset=recipe.data.name) if of_original else open_ref(ref)
     header = source.header
     if (header.arch, header.dataset) != (recipe.model.arch, recipe.data.name):

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
-import math
 import tempfile
-import time
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +17,17 @@ from hydrabench.checkpoints import (
     fetch,
     find_entry,
     load_checkpoint,
-    open_ref,
     read_zoo,
     state_of,
 )
 from hydrabench.checkpoints.cache import cached_files, fetch_remote
-from hydrabench.checkpoints.fetch import Progress
 from hydrabench.errors import CheckpointError, ConfigError, GateError, LedgerError, lookup
 from hydrabench.files import shipped
 from hydrabench.ledger import read_run
 from hydrabench.workflows.evaluation import evaluate, open_subject
+from hydrabench.workflows.fetching import megabytes, open_checkpoint
 from hydrabench.workflows.machine import Machine
-from hydrabench.workflows.progress import LOG_SECONDS, Advance, say, tracking
+from hydrabench.workflows.progress import say
 
 # Float kernels of other machines and versions may move a margin by this much, and a verdict with it.
 MARGIN_TOLERANCE = 1e-5
@@ -80,33 +76,11 @@ def fetch_entry(name: str, *, offline: bool = False) -> Path:
     entry = find_entry(name)
     if entry.file is not None:
         return fetch(entry)
-    with _megabytes(name) as progress:
+    with megabytes(name) as progress:
         path, *others = fetch_remote(entry, offline=offline, progress=progress)
     for other in others:
         say(f"with its scores: {other}")
     return path
-
-
-@contextmanager
-def _megabytes(name: str) -> Iterator[Progress]:
-    """Show how many megabytes have come: as `tracking` does, or in plain lines if the server tells no total."""
-    with ExitStack() as stack:
-        advance: Advance | None = None
-        shown, printed = 0, time.monotonic()
-
-        def report(done: int, total: int | None) -> None:
-            nonlocal advance, shown, printed
-            now = math.ceil(done / 1e6) if done == total else int(done / 1e6)
-            if total is not None and advance is None:
-                advance = stack.enter_context(tracking(f"fetch {name}, MB", total=math.ceil(total / 1e6)))
-            if total is not None and advance is not None and now != shown:
-                advance(now - shown, "")
-            elif total is None and time.monotonic() - printed >= LOG_SECONDS:
-                printed = time.monotonic()
-                say(f"fetch {name}: {now} MB")
-            shown = now
-
-        yield report
 
 
 def export_entry(
@@ -127,7 +101,7 @@ def export_entry(
     export = lookup("format", EXPORTS, layout)
     if out.exists():
         raise LedgerError(f"{out} exists already; choose another --out")
-    return export(open_ref(ref, arch=arch, dataset=dataset, density=density), out)
+    return export(open_checkpoint(ref, arch=arch, dataset=dataset, density=density), out)
 
 
 def dense_bytes(path: Path) -> int:

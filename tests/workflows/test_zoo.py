@@ -278,8 +278,19 @@ def test_fetch_downloads_once_and_prints_the_path_alone(web, tmp_path, name):
                      name: "cached"}  # fmt: skip
 
 
+@pytest.mark.parametrize("command", ["attack", "certify", "finetune"])
+def test_whatever_downloads_a_checkpoint_shows_how_much_has_come(web, tmp_path, command):
+    """The file is no network, which is found once it is there."""
+    given = ["--config", "digits-trades"] if command == "finetune" else []
+    out = str(tmp_path / "run")
+    result = CliRunner().invoke(main, [command, *given, "--ckpt", "hydra/c", "--data-dir", str(tmp_path), "--out", out])
+    assert result.exit_code == 1, result.output
+    assert result.stderr.splitlines()[0].startswith("fetch hydra/c, MB: 3/3")
+    assert web == ["/length"]
+
+
 def test_a_download_of_unknown_size_tells_how_much_has_come(web, monkeypatch):
-    monkeypatch.setattr("hydrabench.workflows.zoo.LOG_SECONDS", 0.0)
+    monkeypatch.setattr("hydrabench.workflows.fetching.LOG_SECONDS", 0.0)
     lines = [line for line in hydrabench("fetch", "hydra/a").stderr.splitlines() if line.endswith(" MB")]
     assert lines[0] == "fetch hydra/a: 0 MB"
     assert lines[-1] == "fetch hydra/a: 2 MB"
