@@ -45,6 +45,7 @@ MODELS: dict[str, Builder] = {
     "resnet50": partial(cifar_resnet, 50),
     "resnet101": partial(cifar_resnet, 101),
     "resnet152": partial(cifar_resnet, 152),
+    "wrn_10_1": partial(wide_resnet, 10, 1),
     "wrn_28_1": partial(wide_resnet, 28, 1),
     "wrn_28_4": partial(wide_resnet, 28, 4),
     "wrn_28_10": partial(wide_resnet, 28, 10),
