@@ -6,11 +6,13 @@ and `full` bound neurons by functions of their own, which `backward` carries to 
 `margins` has a function for each method, `cascade` tries one after the other. `lirpa` asks auto_LiRPA instead, and
 `alpha` lets it optimise the slopes. `rounding` says how far rounding can lift a bound in float32, `sound` has bounds
 that hold in spite of it.
+`initialization` draws weights from which a deep network can be trained with interval bounds.
 """
 
 from hydrabench.bounds.alpha import Search, alpha_crown_margins
 from hydrabench.bounds.cascade import Proofs, cascade, cascade_margins
 from hydrabench.bounds.graph import Node, Program, program_of, read
+from hydrabench.bounds.initialization import keep_widths
 from hydrabench.bounds.interval import interval_bounds
 from hydrabench.bounds.lirpa import lirpa_margins, require_auto_lirpa
 from hydrabench.bounds.margins import (
@@ -51,6 +53,7 @@ __all__ = [
     "crown_margins",
     "interval_bounds",
     "interval_margins",
+    "keep_widths",
     "lirpa_margins",
     "prepared",
     "program_of",
