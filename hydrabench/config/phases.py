@@ -96,11 +96,22 @@ class BudgetRecipe(PhaseRecipe):
 class TrainRecipe(BudgetRecipe):
     """The `train:` section. Below density 1 a sparse network is trained from scratch, with a mask that stays."""
 
-    added: ClassVar[tuple[str, ...]] = (*BudgetRecipe.added, "density", "scores", "rescale_weights")
+    added: ClassVar[tuple[str, ...]] = (*BudgetRecipe.added, "density", "scores", "rescale_weights", "initialization")
 
     density: Densities = 1.0
     scores: Scores = "snip"  # what chooses the mask; snip looks at one batch, random scores give a random mask
     rescale_weights: bool = False  # multiply the initial weights by 1 / sqrt(density)
+    initialization: Literal["default", "ibp"] = "default"  # the architecture's own, or weights for interval bounds
+
+    @model_validator(mode="after")
+    def initialization_fits(self) -> TrainRecipe:
+        """Weights that keep the widths of boxes do so in a layer that has all of them."""
+        if self.initialization == "ibp" and (self.density != 1 or self.rescale_weights):
+            raise ValueError(
+                f"initialization ibp sizes weights for layers that keep all of them, got density {self.density} and "
+                f"rescale_weights {str(self.rescale_weights).lower()}; train dense and prune then, or take default"
+            )
+        return self
 
 
 class PruneRecipe(BudgetRecipe):

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hydrabench.bounds import program_of
+from hydrabench.bounds import keep_widths, program_of
 from hydrabench.checkpoints import Header, PhaseLabel, load_state, save_checkpoint, state_of
-from hydrabench.config import PhaseRecipe, Recipe, SectionName, sha256_of_values
+from hydrabench.config import PhaseRecipe, Recipe, SectionName, TrainRecipe, sha256_of_values
 from hydrabench.data import DATASETS, ImageSource, TrainingBatches, TrainingImages, load_training_images, pixels
 from hydrabench.errors import ConfigError, lookup
 from hydrabench.ledger import RunFolder, open_run
@@ -133,7 +133,7 @@ def check_phase(
     phase: PhaseRecipe = getattr(recipe, section)
     objective = recipe.objective_of(section).name
     bounds = OBJECTIVES[objective].passes_bounds
-    if bounds:
+    if bounds or _fills(phase):
         program_of(network)
     if phase.sync_batch_norm and world.size > 1 and (bounds or device.type == "cpu"):
         reason = f"no bound can pass it, and {objective} needs one" if bounds else "it needs GPUs"
@@ -155,9 +155,13 @@ def _prepare(
     recipe: Recipe, phase: PhaseRecipe, start: Start, images: TrainingImages, machine: Machine, world: World
 ) -> None:
     """Bring the network, in place, into the form in which it is trained."""
+    if _fills(phase):
+        pictures, _ = _one_batch(recipe, phase, start, images.labelled, "initialization batch")
+        keep_widths(start.network, pictures, stream(recipe.seed, start.label, "initialization"))
     if start.masks is not None:
         generator = stream(recipe.seed, start.label, "scores")
-        start.masks.attach(start.network, _one_batch(recipe, phase, start, images.labelled), generator)
+        batch = _one_batch(recipe, phase, start, images.labelled, "scores batch")
+        start.masks.attach(start.network, batch, generator)
     set_phase(start.network, start.phase, freeze_batch_norm=bool(getattr(phase, "freeze_batch_norm", False)))
     if phase.sync_batch_norm and world.size > 1:
         nn.SyncBatchNorm.convert_sync_batchnorm(start.network)  # type: ignore[no-untyped-call]
@@ -165,9 +169,16 @@ def _prepare(
         start.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def _one_batch(recipe: Recipe, phase: PhaseRecipe, start: Start, training: ImageSource) -> tuple[Tensor, Tensor]:
-    """Random training images for scores that need some, as they are: pixels and labels."""
-    order = torch.randperm(len(training), generator=stream(recipe.seed, start.label, "scores batch"))
+def _fills(phase: PhaseRecipe) -> bool:
+    """Whether a phase draws weights that keep the widths of boxes."""
+    return isinstance(phase, TrainRecipe) and phase.initialization == "ibp"
+
+
+def _one_batch(
+    recipe: Recipe, phase: PhaseRecipe, start: Start, training: ImageSource, key: str
+) -> tuple[Tensor, Tensor]:
+    """Random training images of the stream `key`, as they are: pixels and labels."""
+    order = torch.randperm(len(training), generator=stream(recipe.seed, start.label, key))
     chosen = order[: phase.batch_size]
     return pixels(training.take(chosen)), training.labels[chosen]
 

@@ -24,11 +24,20 @@ def train(
 ) -> dict[str, Any]:
     """Train all weights, from scratch or from those of `ref`; writes `out/checkpoint.safetensors`, dense.
 
+    From scratch, they start as the architecture has them, or with `train.initialization: ibp` so that the boxes of
+    interval bounds keep their widths from layer to layer.
+
     With `train.density` below 1, the network is sparse: `train.scores` choose its masks before the first
     step, and they stay.
-    Returns: the summary. Raises: CheckpointError if `ref` does not fit the recipe, or is pruned.
+    Returns: the summary.
+    Raises: CheckpointError if `ref` does not fit the recipe, or is pruned; ConfigError if its weights would be lost.
     """
     section = recipe.train
+    if ref and section.initialization != "default":
+        raise ConfigError(
+            f"train.initialization {section.initialization} draws new weights, and those of {ref} would be lost; add "
+            "--set train.initialization=default, or leave --ckpt out"
+        )
     source = _open_source(recipe, ref) if ref else None
     if source and source.header.density < 1:
         raise CheckpointError(

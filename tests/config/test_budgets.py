@@ -62,6 +62,8 @@ def test_a_global_budget_takes_one_density(read, section):
         ("prune.density=tenth", r"yml: prune\.density: input should be a valid number.* \(got 'tenth'\)$"),
         ("train.density=null", r"yml: train\.density: "),
         ("finetune.scores=snip", r"finetune\.scores: unknown key"),
+        ("prune.initialization=ibp", r"prune\.initialization: unknown key"),
+        ("train.initialization=xavier", r"train\.initialization: input should be 'default' or 'ibp' \(got 'xavier'\)"),
     ],
 )
 def test_a_bad_budget_is_named_with_its_place(read, override, message):
@@ -84,6 +86,7 @@ def test_new_keys_at_their_defaults_leave_the_hash_of_a_phase_as_it_was(read):
         ("train", "train.density=0.5"),
         ("train", "train.scores=scaled"),
         ("train", "train.rescale_weights=true"),
+        ("train", "train.initialization=ibp"),
         ("train", "train.scope=global"),
         ("prune", "prune.scores=snip"),
         ("prune", "prune.scope=global"),
@@ -94,3 +97,17 @@ def test_new_keys_at_their_defaults_leave_the_hash_of_a_phase_as_it_was(read):
 def test_any_other_value_changes_the_hash(read, section, override):
     plain, changed = read().of_phase(section), read(override).of_phase(section)
     assert sha256_of_values(plain) != sha256_of_values(changed)
+
+
+@pytest.mark.parametrize(
+    ("override", "received"),
+    [
+        ("train.density=0.5", "density 0.5 and rescale_weights false"),
+        ("train.density={a: 0.5}", r"density \{'a': 0.5\} and rescale_weights false"),
+        ("train.rescale_weights=true", "density 1.0 and rescale_weights true"),
+    ],
+)
+def test_weights_for_interval_bounds_are_those_of_dense_layers(read, override, received):
+    message = rf"train: initialization ibp sizes weights for layers that keep all of them, got {received}; train dense"
+    with pytest.raises(ConfigError, match=message):
+        read("train.initialization=ibp", override)
