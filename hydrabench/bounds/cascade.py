@@ -1,9 +1,13 @@
-"""Cascade: the cheapest method first, the next one only for what it left open."""
+"""Cascade: the cheapest method first, the next one only for what it left open.
+
+No method has a proof for an image that is misclassified, or that has an adversarial example: the first are found by
+running the network, many of the others by one step along the gradient, which costs less than any method but `ibp`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +18,7 @@ from hydrabench.bounds.prepared import Prepared
 from hydrabench.bounds.problem import Problem, clean_margins, pose, solved
 from hydrabench.bounds.symbolic import symbolic_rows
 from hydrabench.errors import lookup
-from hydrabench.threat import Norm
+from hydrabench.threat import PIXEL_MAX, PIXEL_MIN, Norm, linf_box
 
 STEPS: dict[str, Callable[[Problem], Tensor]] = {
     "ibp": interval_rows,
@@ -23,18 +27,22 @@ STEPS: dict[str, Callable[[Problem], Tensor]] = {
     "crown": crown_rows,
 }
 DEFAULT = ("ibp", "crown-ibp", "crown")
+CLEARLY = 1e-3  # how far below 0 a margin must be, relative to the image's largest, so that it is no work of rounding
 
 
 @dataclass(frozen=True, eq=False)
 class Proofs:
-    """What a cascade found: a lower bound of each margin, (B,), and which method made it positive, if any did.
+    """What a cascade found.
 
-    The bound is the largest that the methods gave, class by class; it need not be that of the tightest method, which
-    may not have been asked.
+    lower: a lower bound of each image's margin, (B,). It is the largest that the methods gave, class by class, and need
+        not be that of the tightest method, which may not have been asked; of a hopeless image it is that of intervals.
+    methods: which method made it positive, if any did.
+    hopeless: the images, (B,), that no method can prove, because they have an adversarial example or are one.
     """
 
     lower: Tensor
     methods: tuple[str | None, ...]
+    hopeless: Tensor
 
 
 def cascade(
@@ -48,8 +56,9 @@ def cascade(
 ) -> Proofs:
     """Bound margins by one method after the other, as long as an image has a margin that is not proved positive.
 
-    The first method sees every image; the others see images that the network classifies as `y`, because no other has a
-    proof, and only the classes that are still open.
+    A method sees only images that no method before it has proved and that are not hopeless, and of these only the
+    classes that are still open; `ibp`, if it is the first, sees every image. What is proved is what one of the methods
+    alone would prove, and images of which each class is proved by some method.
 
     Args:
         network, x, y, epsilon, norm: as for `margins.interval_margins`.
@@ -60,30 +69,80 @@ def cascade(
     return _cascade(pose(network, x, y, epsilon, norm=norm), methods, MEMORY)
 
 
-def _cascade(problem: Problem, methods: Sequence[str], memory: int) -> Proofs:
-    if not methods:
-        raise ValueError("a cascade needs at least one method")
-    first, *rest = [lookup("method", STEPS, method) for method in methods]
-    lower = solved(problem, first, memory=memory)
-    proved: list[str | None] = [methods[0] if done else None for done in (lower > 0).all(1).tolist()]
-    hopeful = (clean_margins(problem) > 0).all(1)
-    for name, step in zip(methods[1:], rest, strict=True):
-        # NaN is no proof, and no other method will say anything else.
-        images = (hopeful & (lower <= 0).any(1) & ~lower.isnan().any(1)).nonzero().squeeze(1)
-        if not len(images):
-            break
-        worst = lower[images].argsort(1)[:, : int((lower[images] <= 0).sum(1).max())]
-        found = solved(problem.images(images).functions(worst), step, memory=memory)
-        still_open = lower[images].gather(1, worst) <= 0  # the others are there to fill up and change nothing
-        better = lower[images].scatter_reduce(1, worst, found.masked_fill(~still_open, -torch.inf), "amax")
-        lower = lower.index_copy(0, images, better)
-        for image, done in zip(images.tolist(), (better > 0).all(1).tolist(), strict=True):
-            proved[image] = name if done else None
-    return Proofs(lower.min(1).values, tuple(proved))
-
-
 def cascade_margins(
     network: nn.Module | Prepared, x: Tensor, y: Tensor, epsilon: float, *, norm: Norm = "linf", memory: int = MEMORY
 ) -> Tensor:
     """Like `margins.interval_margins`, by a cascade of the default methods."""
     return _cascade(pose(network, x, y, epsilon, norm=norm), DEFAULT, memory).lower
+
+
+def _cascade(problem: Problem, methods: Sequence[str], memory: int) -> Proofs:
+    if not methods:
+        raise ValueError("a cascade needs at least one method")
+    steps = [(method, lookup("method", STEPS, method)) for method in methods]
+    lower = solved(problem, STEPS["ibp"], memory=memory)
+    proved: list[str | None] = [None] * len(lower)
+    images = torch.arange(len(lower), device=lower.device)
+    if methods[0] == "ibp":
+        steps = steps[1:]
+        images = _still_open(lower, images, proved, "ibp")
+    lost = _hopeless(problem.images(images), memory=memory)
+    hopeless = torch.zeros(len(lower), dtype=torch.bool, device=lower.device).index_fill(0, images[lost], True)
+    images = images[~lost]
+    if methods[0] != "ibp":
+        lower = lower.index_fill(0, images, -torch.inf)  # nobody asked for intervals
+    for name, step in steps:
+        if not len(images):
+            break
+        best = _improved(problem.images(images), lower[images], step, memory=memory)
+        lower = lower.index_copy(0, images, best)
+        images = _still_open(lower, images, proved, name)
+    return Proofs(lower.min(1).values, tuple(proved), hopeless)
+
+
+def _still_open(lower: Tensor, images: Tensor, proved: list[str | None], name: str) -> Tensor:
+    """The numbers among `images` that the method called `name` leaves open; what it proves is written down."""
+    done = (lower[images] > 0).all(1)
+    for image in images[done].tolist():
+        proved[image] = name
+    return images[~done & ~lower[images].isnan().any(1)]  # NaN is no proof, and no method will say anything else
+
+
+def _improved(problem: Problem, lower: Tensor, step: Callable[[Problem], Tensor], *, memory: int) -> Tensor:
+    """The larger one of known bounds of the margins and those of a method, which is asked only where they are open."""
+    worst = lower.argsort(1)[:, : int((lower <= 0).sum(1).max())]
+    found = solved(problem.functions(worst), step, memory=memory)
+    still_open = lower.gather(1, worst) <= 0  # the others are there to fill up and change nothing
+    return lower.scatter_reduce(1, worst, found.masked_fill(~still_open, -torch.inf), "amax")
+
+
+# Adversarial examples --------------------------------------------------------------------------
+
+
+def _hopeless(problem: Problem, *, memory: int) -> Tensor:
+    """Which images are misclassified, or clearly so after one step along the gradient: (B,)."""
+    wrong = (clean_margins(problem) <= 0).any(1)
+    right = (~wrong).nonzero().squeeze(1)
+    if torch.is_inference_mode_enabled() or not len(right):  # no gradients there
+        return wrong
+    after = solved(problem.images(right), _margins_after_a_step, memory=memory)
+    return wrong.index_copy(0, right, after.min(1).values < -CLEARLY * after.abs().amax(1))
+
+
+def _margins_after_a_step(problem: Problem) -> Tensor:
+    """The margins at the point of the ball to which the gradient of the smallest one leads, (B, S).
+
+    Source: Goodfellow, Shlens and Szegedy (2015), arXiv:1412.6572, section 4, with the margin as the loss.
+    """
+    ball = problem.ball
+    with torch.enable_grad():
+        x = ball.x.detach().requires_grad_()
+        smallest = clean_margins(replace(problem, ball=replace(ball, x=x))).min(1).values
+        (gradient,) = torch.autograd.grad(smallest.sum(), x)
+    if ball.norm == "linf":
+        moved = torch.where(gradient > 0, *linf_box(ball.x, ball.epsilon))
+    else:
+        size = gradient.flatten(1).norm(dim=1).clamp(min=torch.finfo(x.dtype).tiny)
+        moved = ball.x - ball.epsilon * gradient / size.view(-1, *[1] * (x.ndim - 1))
+        moved = moved.clamp(PIXEL_MIN, PIXEL_MAX)
+    return clean_margins(replace(problem, ball=replace(ball, x=moved))).detach()
