@@ -20,6 +20,7 @@ from hydrabench.bounds.lirpa import (
 )
 
 DECAY = 0.98  # of the learning rate, each iteration; as alpha-beta-CROWN has it
+MOST = 0.85  # of a layer's neurons: somewhat less than the share above which auto_LiRPA keeps all slopes
 MEMORY = 1 << 30  # bytes of one layer's linear functions; a search holds several times as much
 
 
@@ -55,7 +56,7 @@ def alpha_crown_margins(network: nn.Module, x: Tensor, y: Tensor, epsilon: float
     """
     started, parts = perf_counter(), []
     bounded = bounded_module(network, x)
-    size = _images_at_once(bounded)
+    size = _images_at_once(bounded, x.element_size())
     for first in range(0, len(y), size):
         rows = slice(first, first + size)
         if first:  # what the search before it left in the module would be where this one starts
@@ -66,11 +67,14 @@ def alpha_crown_margins(network: nn.Module, x: Tensor, y: Tensor, epsilon: float
     return torch.cat(parts)
 
 
-def _images_at_once(bounded: Any) -> int:
-    """Images whose linear functions of the largest layer, one for each neuron, fit into `MEMORY`; at least 1."""
+def _images_at_once(bounded: Any, number: int) -> int:
+    """Images whose linear functions of the largest layer, one for each neuron, fit into `MEMORY`; at least 1.
+
+    number: bytes of one number.
+    """
     layers = [node.inputs[0].output_shape for node in bounded.optimizable_activations]
     neurons = max((prod(shape[1:]) for shape in layers), default=1)
-    return max(1, MEMORY // (4 * neurons**2))
+    return max(1, MEMORY // (number * neurons**2))
 
 
 def _searched(bounded: Any, ball: Tensor, y: Tensor, search: Search, deadline: float | None) -> Tensor:
@@ -80,6 +84,7 @@ def _searched(bounded: Any, ball: Tensor, y: Tensor, search: Search, deadline: f
     neurons = _bounds_of_neurons(bounded)
     if best.stop().all() or not neurons:
         return best.lower.min(1).values
+    _keep_all_slopes_of_open_layers(bounded)
     bounded.set_bound_opts({"optimize_bound_args": _options(bounded, search, best)})
     given = {_name_of_intermediate_bounds(bounded): neurons} if search.slopes == "output" else {}
     with torch.enable_grad(), slopes_can_leave_their_ends():
@@ -113,6 +118,17 @@ def _bounds_of_neurons(bounded: Any) -> dict[str, list[Tensor]]:
     """Lower and upper bounds of what goes into the activations, after a CROWN pass, by auto_LiRPA's names."""
     inputs = [node.inputs[0] for node in bounded.optimizable_activations if node.perturbed]
     return {value.name: [value.lower.detach(), value.upper.detach()] for value in inputs}
+
+
+def _keep_all_slopes_of_open_layers(bounded: Any) -> None:
+    """Have slopes for all neurons of a layer where the batch leaves most of them unstable.
+
+    Where it is more than nine in ten, release 0.3 makes them all but takes them for those of the unstable ones only.
+    """
+    for node in bounded.optimizable_activations:
+        if node.perturbed:
+            unstable = (node.inputs[0].lower < 0) & (node.inputs[0].upper > 0)
+            node.use_sparse_features_alpha = float(unstable.any(0).float().mean()) < MOST
 
 
 def _options(bounded: Any, search: Search, best: _Best) -> dict[str, Any]:
