@@ -5,7 +5,6 @@ A margin bounded as f_y - f_j in one piece is tighter than the difference of two
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
@@ -13,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from hydrabench.bounds.crown import MEMORY, lower_bounds
-from hydrabench.bounds.full import crown_ibp_rows, crown_rows, interval_rows
+from hydrabench.bounds.full import Lines, crown_ibp_rows, crown_rows, interval_rows
 from hydrabench.bounds.interval import concretize, propagate
 from hydrabench.bounds.prepared import Prepared
 from hydrabench.bounds.problem import Problem, pose, solved
+from hydrabench.bounds.rows import Rows
 from hydrabench.bounds.symbolic import symbolic_rows
 from hydrabench.threat import Norm
 
@@ -124,11 +124,22 @@ def _mixture(problem: Problem, *, beta: float) -> Tensor:
 
 def _open_rows(problem: Problem, *, memory: int) -> Tensor:
     if problem.ball.norm != "linf":
-        interval = interval_rows(problem)
-        open_only = replace(problem, offset=problem.offset.masked_fill(interval > 0, -torch.inf))
-        return torch.maximum(interval, crown_ibp_rows(open_only, memory=memory))
+        return _open_rows_of_ball(problem)
     box = problem.ball.box
     passed = propagate(problem.body, box, keep=True)  # one pass of intervals serves both
     interval = concretize(problem.rows, problem.offset, passed.output)
     offset = problem.offset.masked_fill(interval > 0, -torch.inf)
     return torch.maximum(interval, lower_bounds(problem.body, box, passed, problem.rows, offset, memory=memory))
+
+
+def _open_rows_of_ball(problem: Problem) -> Tensor:
+    if not any(node.operation.relaxed for node in problem.body):
+        return interval_rows(problem)  # exact already
+    lines = Lines(problem.body, problem.ball)
+    interval = concretize(problem.rows, problem.offset, lines.propagate(tighten=False).output)
+    is_open = ~(interval > 0)  # NaN is open
+    if not is_open.any():
+        return interval
+    rows = Rows(problem.rows[is_open], is_open.nonzero()[:, 0])
+    found = lines.lower(len(problem.body), rows, problem.offset[is_open])
+    return interval.masked_scatter(is_open, torch.maximum(interval[is_open], found))

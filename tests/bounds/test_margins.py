@@ -11,10 +11,13 @@ from torch import nn
 from hydrabench.bounds import (
     BOUNDS,
     class_margins,
+    crown,
     crown_ibp_margins,
+    full,
     interval_bounds,
     margins,
 )
+from hydrabench.bounds.full import crown_ibp_rows, interval_rows
 from hydrabench.bounds.problem import image_bytes, pose, solved
 from hydrabench.masking import attach_masks, bake_masks, set_phase, shared_masks
 
@@ -218,15 +221,57 @@ def test_images_are_taken_together_as_far_as_memory_goes(tiny_problem):
         assert found[:, 0].tolist() == sizes
 
 
-@settings(deadline=None, max_examples=24)
-@given(seed=seeds, epsilon=st.floats(0, 0.2))
-def test_leaving_out_proved_margins_takes_the_larger_bound_of_those_that_are_open(tiny_problem, seed, epsilon):
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("gradients", [False, True])
+@settings(deadline=None, max_examples=12)
+@given(seed=seeds, epsilon=st.floats(0, 0.2), branching=st.booleans())
+def test_leaving_out_proved_margins_takes_the_larger_bound_of_those_that_are_open(
+    tiny_problem, tiny_dag, norm, gradients, seed, epsilon, branching
+):
     """And the interval bound of the others, so that it lies between the intervals' and the larger of both."""
-    network, x, y, _ = tiny_problem(seed)
-    found = crown_ibp_margins(network, x, y, epsilon, only_open=True)
-    interval, crown = (class_margins(network, x, y, epsilon, beta=beta) for beta in (0.0, 1.0))
-    rows = torch.where(interval > 0, interval, torch.maximum(interval, crown))
-    torch.testing.assert_close(found, rows.scatter(1, y.unsqueeze(1), torch.inf).min(1).values)
+    network, x, y, _ = (tiny_dag if branching else tiny_problem)(seed)
+    asked = pose(network, x, y, epsilon, norm=norm)
+    interval, backward = interval_rows(asked), crown_ibp_rows(asked)
+    rows = torch.where(interval > 0, interval, torch.maximum(interval, backward))
+    with torch.set_grad_enabled(gradients):
+        found = crown_ibp_margins(network, x, y, epsilon, norm=norm, only_open=True)
+    torch.testing.assert_close(found, rows.min(1).values, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_proved_margins_have_no_rows(tiny_problem, monkeypatch, norm):
+    """Every row of a pass backward is of a margin that intervals leave open; without one there is no pass."""
+    network, x, y, _ = tiny_problem(4)
+    seen, lower, lowest = [], crown._Pass._part, full.Lines.lower
+    monkeypatch.setattr(crown._Pass, "_part", lambda *args: seen.append(len(args[1])) or lower(*args))
+    monkeypatch.setattr(full.Lines, "lower", lambda *args: seen.append(len(args[2].image)) or lowest(*args))
+    few = 0
+    for epsilon in (0.0, 0.01, 0.03, 0.1, 0.3):
+        seen.clear()
+        count = int((interval_rows(pose(network, x, y, epsilon, norm=norm)) <= 0).sum())
+        crown_ibp_margins(network, x, y, epsilon, norm=norm, only_open=True)
+        assert seen == [count] * (count > 0)
+        few += 0 < count < 9
+    assert few > 0
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("pooling", ["avg", "max", "global"])
+def test_open_margins_of_an_image_do_not_depend_on_the_other_images(residual_network, pooling, norm):
+    """Residual networks in float32, in which the images of a batch have different numbers of open margins."""
+    network, x, y, rng = residual_network(pooling)
+    more = torch.cat([x, torch.rand(5, *x.shape[1:], generator=rng)])
+    labels = torch.cat([y, network(more[3:]).argmax(1)])
+    with torch.no_grad():
+        for epsilon in (0.001, 0.01):
+            found = crown_ibp_margins(network, more, labels, epsilon, norm=norm, only_open=True)
+            single = [
+                crown_ibp_margins(network, a, b, epsilon, norm=norm, only_open=True)
+                for a, b in zip(more.split(1), labels.split(1), strict=True)
+            ]
+            torch.testing.assert_close(found, torch.cat(single), rtol=1e-5, atol=1e-5)
+            small = crown_ibp_margins(network, more, labels, epsilon, norm=norm, only_open=True, memory=1)
+            torch.testing.assert_close(found, small, rtol=1e-5, atol=1e-5)
 
 
 def test_class_margins_are_those_of_the_class_they_stand_for():
