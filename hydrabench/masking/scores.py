@@ -57,7 +57,10 @@ def _smallest_kept(magnitudes: Tensor, kept: int) -> float:
 
 
 def top_k_mask(scores: Tensor, kept: int) -> Tensor:
-    """0/1 tensor with ones at the `kept` largest |scores|; exactly `kept` ones, ties broken arbitrarily.
+    """0/1 tensor with exactly `kept` ones, at the largest |scores|; of equals at the boundary, at those of `topk`.
+
+    Those are the same in every run and for every number of threads, but not the first ones, and not the same on a
+    GPU. Taking the first would be simpler and would change the bits of networks that were pruned with ties.
 
     Args:
         scores: any shape.

@@ -182,6 +182,24 @@ def test_a_layer_of_a_hundred_thousand_is_selected_as_a_full_sort_would(ties, de
     assert (int((scores.abs() == boundary).sum()) > 1) == ties
 
 
+def test_which_of_equals_are_kept_depends_on_the_scores_alone():
+    """Not on the number of threads, on where the numbers lie in memory, or on their shape."""
+    scores = (torch.randn(300_000, generator=torch.Generator().manual_seed(5)) * 4).round()
+    first = top_k_mask(scores, 100_000)
+    boundary = scores.abs()[first.bool()].min()
+    assert int((scores.abs() >= boundary).sum()) > 100_000, "some of the equals are left out"
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 4):
+            torch.set_num_threads(count)
+            assert torch.equal(top_k_mask(scores, 100_000), first)
+    finally:
+        torch.set_num_threads(threads)
+    elsewhere = torch.cat([torch.zeros(3), scores])[3:]
+    assert torch.equal(top_k_mask(elsewhere, 100_000), first)
+    assert torch.equal(top_k_mask(scores.view(100, 30, 100), 100_000).flatten(), first)
+
+
 def test_the_slower_way_is_taken_only_where_equals_meet_at_the_boundary(monkeypatch):
     """|s| is 4, 3, 2, 2, 1: only for three kept is one of two equals left out."""
     calls = []
