@@ -9,7 +9,8 @@ freed stays with the process on both sides, as `hydrabench` has it.
 
 The floor of `ibp` is two passes of the plain network, one for centers and one for widths. That of
 `crown-ibp` adds one transposed pass, without its ReLUs, for every margin that the intervals leave open;
-`crown-ibp open` leaves the proved ones out too, `crown-ibp` and auto_LiRPA carry all nine. `training` is
+`crown-ibp open` leaves the proved ones out too, `crown-ibp` and auto_LiRPA carry all nine. Both sides read the
+network before the clock starts; `ibp, read anew` is `ibp` of a network that is not prepared. `training` is
 the loss of CROWN-IBP, both bounds mixed evenly, forward and backward; its floor is the work of `ibp` and
 `crown-ibp` with all margins, three times, for a gradient takes twice what a pass does.
 """
@@ -35,6 +36,7 @@ from hydrabench.bounds import (
     crown_ibp_margins,
     interval_margins,
     lirpa,
+    prepared,
     program_of,
     read,
 )
@@ -148,7 +150,7 @@ def their_works(network: nn.Module, x: Tensor, y: Tensor, rows: Tensor) -> dict[
             bound(network, x, y, EPSILON), lower(lirpa.METHODS[name]), rtol=1e-3, atol=1e-3, msg=name
         )
     works: dict[str, Work] = {f"theirs {name}": partial(lower, lirpa.METHODS[name]) for name in METHODS}
-    works["theirs crown-ibp open"] = works["theirs crown-ibp"]
+    works["theirs crown-ibp open"], works["theirs ibp, read anew"] = works["theirs crown-ibp"], works["theirs ibp"]
     return works | {"theirs training": loss_of(mixed, network, torch.zeros_like(y))}
 
 
@@ -156,7 +158,7 @@ def works_of(network: nn.Module, x: Tensor, y: Tensor) -> tuple[dict[str, Work],
     """Everything to time, by name, and the share of margins that intervals leave open."""
     rows = lirpa.margin_rows(y, CLASSES, x.dtype)
     fixed = copy.deepcopy(network).requires_grad_(False)  # as evaluations have it
-    nodes = without_biases(read(program_of(fixed)))
+    ready, nodes = prepared(fixed), without_biases(read(program_of(fixed)))
     shapes = shapes_of(nodes, x)
     margins = class_margins(network, x, y, EPSILON, beta=0.0)
     is_open = (margins <= 0) & (torch.arange(CLASSES, device=y.device) != y.unsqueeze(1))
@@ -173,11 +175,13 @@ def works_of(network: nn.Module, x: Tensor, y: Tensor) -> tuple[dict[str, Work],
     mixed = partial(class_margins, network, x, y, EPSILON, beta=0.5)
     works: dict[str, Work] = {
         "floor ibp": lambda: (network(x), network(x)),
+        "floor ibp, read anew": lambda: (network(x), network(x)),
         "floor crown-ibp": partial(floor, left),
         "floor crown-ibp open": partial(floor, left),
         "floor training": floor_of_training,
-        **{f"ours {name}": partial(bound, fixed, x, y, EPSILON) for name, bound in METHODS.items()},
-        "ours crown-ibp open": partial(crown_ibp_margins, fixed, x, y, EPSILON, only_open=True),
+        **{f"ours {name}": partial(bound, ready, x, y, EPSILON) for name, bound in METHODS.items()},
+        "ours ibp, read anew": partial(interval_margins, fixed, x, y, EPSILON),
+        "ours crown-ibp open": partial(crown_ibp_margins, ready, x, y, EPSILON, only_open=True),
         "ours training": loss_of(mixed, network, y),
     }
     try:
@@ -231,7 +235,7 @@ def main(names: Sequence[str]) -> None:
             x, y = (tensor.to(device) for tensor in images.batch())
             works, share = works_of(network, x, y)
             found = medians(works, device)
-            for work in (*METHODS, "crown-ibp open", "training"):
+            for work in (*METHODS, "crown-ibp open", "training", "ibp, read anew"):
                 floor, ours, theirs = (found.get(f"{who} {work}", float("nan")) for who in ("floor", "ours", "theirs"))
                 title = f"{name}, {state}"
                 print(f"{title:26} {share:5.0%} {work:14} {floor:9.2f} {ours:9.2f} {ours / floor:7.2f} ", end="")

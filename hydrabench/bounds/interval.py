@@ -159,8 +159,8 @@ def propagate(nodes: Sequence[Node], box: Interval, *, keep: bool = False) -> Pr
     """
     last_use = {number: position for position, node in enumerate(nodes) for number in node.inputs}
     gradients = _has_gradients(nodes, box)
-    if keep or (not gradients and any(isinstance(node.operation, Convolution) for node in nodes)):
-        # The layout that the many coefficients of a pass backward will have, too.
+    if keep:
+        # The few boxes come in the layout that the many coefficients of a pass backward will have.
         box = Interval(channels_last(box.center), channels_last(box.width))
     spent = set() if keep else _spent(nodes)
     values, shapes = {0: box}, [box.center.shape]
@@ -207,8 +207,10 @@ def _spent(nodes: Sequence[Node]) -> set[int]:
 
 
 def _has_gradients(nodes: Sequence[Node], box: Interval) -> bool:
+    if not torch.is_grad_enabled():
+        return False
     tensors = [box.center, box.width, *(value for node in nodes for value in vars(node.operation).values())]
-    return torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in tensors)
+    return any(isinstance(value, Tensor) and value.requires_grad for value in tensors)
 
 
 def concretize(rows: Tensor, offset: Tensor, box: Interval) -> Tensor:

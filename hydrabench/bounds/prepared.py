@@ -79,9 +79,8 @@ class State:
         numbers: list[int] = []
         modules, met = [network], {network}
         for module in modules:  # which grows
-            settings = vars(module)
-            objects += (type(module), *settings, *settings.values())
-            numbers += (len(settings), len(module._forward_hooks), len(module._forward_pre_hooks))
+            objects += (type(module), *vars(module).values())
+            numbers += (len(module._forward_hooks), len(module._forward_pre_hooks))
             for tensor in (*module._parameters.values(), *module._buffers.values()):
                 objects.append(tensor)
                 if tensor is not None:

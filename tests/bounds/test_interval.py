@@ -8,7 +8,7 @@ from torch import nn
 
 from hydrabench.bounds import interval_bounds
 from hydrabench.bounds.graph import Node, program_of, read
-from hydrabench.bounds.interval import RULES, Interval, channels_last, propagate, rectified
+from hydrabench.bounds.interval import RULES, Interval, propagate, rectified
 from hydrabench.bounds.operations import Add, Dense, Flatten, Identity, Operation, Relu
 
 seeds = st.integers(0, 10_000)
@@ -290,17 +290,3 @@ def test_training_is_left_alone():
         (output.center.sum() - output.width.square().sum()).backward()
         gradients.append([parameter.grad.clone() for parameter in network.parameters()])
     assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
-
-
-def test_dense_networks_keep_their_images_as_they_are(monkeypatch):
-    """The layout for convolutions would only have to be undone."""
-    from hydrabench.bounds import interval
-
-    seen = []
-    monkeypatch.setattr(interval, "channels_last", lambda images: seen.append(1) or channels_last(images))
-    x = torch.rand(2, 3, 4, 4)
-    with torch.no_grad():
-        interval_bounds(nn.Sequential(nn.Flatten(), nn.Linear(48, 3)), x, x)
-        assert not seen
-        interval_bounds(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)), x, x)
-    assert len(seen) == 2
