@@ -126,7 +126,9 @@ def finetune(
 
 @click.command()
 @recipe_options
-@click.option("--dry-run", is_flag=True, help="Print the resolved recipe, the steps and what they cost; run nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Print the resolved recipe, the steps and about what they cost; run none."
+)
 @run_options
 @training_options
 @machine_options
