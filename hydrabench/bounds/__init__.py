@@ -5,12 +5,13 @@ through it, `crown` linear functions backward. A `problem` is a program, a `ball
 and `full` bound neurons by functions of their own, which `backward` carries to the input and `rows` keeps short.
 `margins` has a function for each method, `cascade` tries one after the other. `lirpa` asks auto_LiRPA instead, and
 `alpha` lets it optimise the slopes. `rounding` says how far rounding can lift a bound in float32, `sound` has bounds
-that hold in spite of it.
+that hold in spite of it. `costs` says beforehand how long bounds may take, `watching` meanwhile how far they are.
 `initialization` draws weights from which a deep network can be trained with interval bounds.
 """
 
 from hydrabench.bounds.alpha import Search, alpha_crown_margins
 from hydrabench.bounds.cascade import Proofs, cascade, cascade_margins
+from hydrabench.bounds.costs import image_seconds
 from hydrabench.bounds.graph import Node, Program, program_of, read
 from hydrabench.bounds.initialization import keep_widths
 from hydrabench.bounds.interval import interval_bounds
@@ -27,6 +28,7 @@ from hydrabench.bounds.prepared import Prepared, prepared
 from hydrabench.bounds.rounding import FACTORS, rounding_bound
 from hydrabench.bounds.sound import sound_margins
 from hydrabench.bounds.symbolic import symbolic_class_margins
+from hydrabench.bounds.watching import Moment, watched
 
 BOUNDS: dict[str, MarginBound] = {
     "ibp": interval_margins,
@@ -40,6 +42,7 @@ __all__ = [
     "BOUNDS",
     "FACTORS",
     "MarginBound",
+    "Moment",
     "Node",
     "Prepared",
     "Program",
@@ -51,6 +54,7 @@ __all__ = [
     "class_margins",
     "crown_ibp_margins",
     "crown_margins",
+    "image_seconds",
     "interval_bounds",
     "interval_margins",
     "keep_widths",
@@ -63,4 +67,5 @@ __all__ = [
     "sound_margins",
     "symbolic_class_margins",
     "symbolic_margins",
+    "watched",
 ]

@@ -14,6 +14,7 @@ from hydrabench.bounds.graph import Node
 from hydrabench.bounds.interval import Interval
 from hydrabench.bounds.operations import Add, Dense, MaxPool, Operation
 from hydrabench.bounds.rows import Rows, carried_back, chunk_length, unit_rows
+from hydrabench.bounds.watching import Moment, tell
 
 # (position of a node whose operation is relaxed, rows of its result) -> rows of what it takes, what the constants gain
 Relaxation = Callable[[int, Rows], tuple[Rows, Tensor]]
@@ -66,24 +67,33 @@ def neuron_rows(
     return number, unit_rows(value.shape, image, neuron, value), value.new_zeros(len(neuron))
 
 
-def in_chunks(wanted: Tensor, shapes: Sequence[torch.Size], work: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def in_chunks(
+    wanted: Tensor,
+    shapes: Sequence[torch.Size],
+    work: Callable[[Tensor, Tensor], Tensor],
+    done: Callable[[float], None],
+) -> Tensor:
     """Do `work` for the neurons that are `wanted`, so many at a time that their rows fit.
 
     Args:
         wanted: mask of a value, (B, ...), of one neuron at least. shapes: of the values that rows pass.
         work: from images and neurons, (G,) and (S · G,), as for `unit_rows`, to results (..., S · G). With gradients it
             is done again in the pass backward if there are several chunks, since their rows would not fit at once.
+        done: called after each chunk with the share of the neurons that have results, in (0, 1].
     Returns: (..., how many are wanted), in the order of the mask.
     """
     chunks = grouped(wanted, chunk_length(shapes, wanted.device))
     repeat = torch.is_grad_enabled() and len(chunks) > 1
     size, parts, places = wanted[0].numel(), [], []
+    count, total = 0, int(wanted.sum())
     for members, known in chunks:
         picks = members[0] // size, members.flatten() % size
         again: Any = checkpoint(work, *picks, use_reentrant=False, preserve_rng_state=False) if repeat else work(*picks)
         chosen = known.flatten().nonzero().squeeze(1)
         parts.append(again.index_select(-1, chosen))
         places.append(members.flatten()[chosen])
+        count += len(chosen)
+        done(count / total)
     return torch.cat(parts, dim=-1).index_select(-1, torch.cat(places).argsort())
 
 
@@ -113,6 +123,12 @@ def grouped(wanted: Tensor, length: int) -> list[tuple[Tensor, Tensor]]:
             chunks.append((order[picked, members].T, known[picked, members].T > 0))
             start += len(picked)
     return chunks
+
+
+def progress(method: str, nodes: Sequence[Node], number: int) -> Callable[[float], None]:
+    """What tells a watcher which share of the neurons of value `number` has been bounded."""
+    sources = list(dict.fromkeys(node.inputs[0] for node in nodes if node.operation.relaxed))
+    return lambda share: tell(Moment(method, sources.index(number) + 1, len(sources), share))
 
 
 def scattered(wanted: Tensor, into: Tensor, values: Tensor) -> Tensor:

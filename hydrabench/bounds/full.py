@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hydrabench.bounds import crown, interval
-from hydrabench.bounds.backward import in_chunks, neuron_rows, scattered, substituted, undecided
+from hydrabench.bounds.backward import in_chunks, neuron_rows, progress, scattered, substituted, undecided
 from hydrabench.bounds.ball import Ball, intersection
 from hydrabench.bounds.crown import relaxation
 from hydrabench.bounds.graph import Node
@@ -104,7 +104,8 @@ class Lines:
         """Replace the bounds of the `wanted` neurons of a value."""
         box = self.values[number]
         if wanted.any():
-            ends = in_chunks(wanted, self._shapes(number), partial(self._neuron_bounds, number))
+            tell = progress("crown", self.nodes, number)
+            ends = in_chunks(wanted, self._shapes(number), partial(self._neuron_bounds, number), tell)
             lower, upper = (
                 scattered(wanted, old, new) for old, new in zip((box.lower(), box.upper()), ends, strict=True)
             )

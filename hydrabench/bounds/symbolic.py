@@ -20,6 +20,7 @@ from hydrabench.bounds import interval
 from hydrabench.bounds.backward import (
     in_chunks,
     neuron_rows,
+    progress,
     rest_of_windows,
     scattered,
     strongest,
@@ -102,7 +103,10 @@ class Strips:
             # The width known so far is no smaller than the symbolic one: what it decides is decided.
             wanted = undecided(operation, box)
             shapes = [self.values[n].center.shape for n in range(source + 1)]
-            radii = in_chunks(wanted, shapes, partial(self._neuron_radius, source)) if wanted.any() else box.width[:0]
+            radii = box.width[:0]
+            if wanted.any():
+                tell = progress("symbolic", self.nodes, source)
+                radii = in_chunks(wanted, shapes, partial(self._neuron_radius, source), tell)
             box = self.values[source] = Interval(box.center, scattered(wanted, box.width, 2 * radii.flatten()))
         lower, upper = box.lower(), box.upper()
         if isinstance(operation, MaxPool):

@@ -17,7 +17,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import nn
 
-from hydrabench.bounds import Prepared, prepared
+from hydrabench.bounds import Prepared, prepared, watched
 from hydrabench.checkpoints import Checkpoint, checkpoint_name
 from hydrabench.config import EvaluationSettings, SmoothingSettings, VerifiedSettings, at, parse, with_default_threat
 from hydrabench.config.smoothing import DEFAULT_RADII, radii_text
@@ -29,6 +29,7 @@ from hydrabench.masking import prunable_layers, used_parameters
 from hydrabench.reporting.statistics import summarize
 from hydrabench.runtime import PRECISIONS, World, environment, exact_arithmetic, pick_device
 from hydrabench.threat import Norm
+from hydrabench.workflows.blocks import blocks_for
 from hydrabench.workflows.fetching import open_checkpoint
 from hydrabench.workflows.machine import Machine
 from hydrabench.workflows.progress import say, tracking
@@ -38,12 +39,6 @@ from hydrabench.workflows.tally import Tally, radii_of
 
 ATTACKS = ("clean", "pgd", "autoattack")
 RADIUS_FREE = ("clean", "smoothing")
-# Images of a block: what is lost at most when a run is killed. AutoAttack's streams are keyed by block.
-BLOCK_SIZE = 100
-# The draws of one image fill batches if all are made; looks at a few draws of many images fill them together.
-FIXED_SIZE_BLOCK, SEQUENTIAL_BLOCK = 1, 32
-# Every neuron bounded by a pass of its own, or a search: minutes an image on a deep network.
-SLOW_BOUNDS, SLOW_BLOCK = ("symbolic", "crown", "alpha-crown", "cascade"), 10
 # Of weights and images; in bfloat16 only the forward passes of smoothing are computed, see `smoothing.forward`.
 STORED_IN = {**PRECISIONS, "bfloat16": torch.float32}
 
@@ -138,15 +133,6 @@ def run_name(settings: EvaluationSettings) -> str:
     return "-".join(parts)
 
 
-def block_size(settings: EvaluationSettings) -> int:
-    """How many images are evaluated, and written, together."""
-    if settings.kind in SLOW_BOUNDS:
-        return SLOW_BLOCK
-    if not isinstance(settings, SmoothingSettings):
-        return BLOCK_SIZE
-    return FIXED_SIZE_BLOCK if settings.mode in ("cohen", "predict") else SEQUENTIAL_BLOCK
-
-
 def evaluate(
     subject: Subject,
     settings: EvaluationSettings,
@@ -172,8 +158,8 @@ def evaluate(
     require_precision(subject.precision, settings)
     images = load_images(subject.checkpoint.header.dataset, "test", machine.data_dir, download=machine.download)
     chosen = _chosen(images, n, indices, settings)
-    blocks = [tuple(chosen[i] for i in block) for block in block_indices(len(chosen), block_size(settings))]
     job = _Job(subject, settings, images, machine)
+    blocks = [tuple(chosen[i] for i in block) for block in block_indices(len(chosen), job.blocks.size)]
     if subject.parent is not None:
         subject.parent.require_images(images, chosen)
     job.check(blocks[0])
@@ -183,16 +169,28 @@ def evaluate(
         if world.is_main:
             say(f"{out} is complete already")
         return run.summary()
-    done = sum(map(len, blocks[:whole]))
-    title = f"{settings.protocol} {subject.name}{at(settings)}"
-    tally = Tally(settings, run.records() if done else ())
-    with exact_arithmetic(), tracking(title, total=len(chosen), done=done, visible=world.is_main) as advance:
+    _fill(run, job, world, blocks, whole)
+    return world.on_main(lambda: _conclude(run, settings, images))
+
+
+def _fill(run: RunFolder, job: _Job, world: World, blocks: Sequence[tuple[int, ...]], whole: int) -> None:
+    """Append the records of all blocks but the first `whole` to the ledger, and show how far that is."""
+    total, done = sum(map(len, blocks)), sum(map(len, blocks[:whole]))
+    title = f"{job.settings.protocol} {job.subject.name}{at(job.settings)}"
+    tally = Tally(job.settings, run.records() if done else ())
+    warning = job.blocks.warning(job.settings.kind, total - done)
+    if warning and world.is_main:
+        say(warning)
+    with (
+        exact_arithmetic(),
+        tracking(title, total=total, done=done, visible=world.is_main) as advance,
+        watched(lambda moment: advance(0, f"{job.current()} · {moment}  {tally}")),
+    ):
         for records in _rounds(world, job, list(enumerate(blocks))[whole:]):
             if world.is_main:
                 run.append(records)
                 tally.add([asdict(record) for record in records])
                 advance(len(records), str(tally))
-    return world.on_main(lambda: _conclude(run, settings, images))
 
 
 def _chosen(
@@ -232,6 +230,8 @@ class _Job:
 
     def __init__(self, subject: Subject, settings: EvaluationSettings, images: ImageSource, machine: Machine) -> None:
         self.subject, self.settings, self.images = subject, settings, images
+        self.blocks = blocks_for(settings, subject.network, images.shape)
+        self.indices: tuple[int, ...] = ()  # what is evaluated right now
         self.network: nn.Module | Prepared = subject.network
         self.header_of_smoothing: dict[str, Any] = {}
         if isinstance(settings, VerifiedSettings) and settings.engine == "hydrabench":
@@ -257,7 +257,7 @@ class _Job:
             "checkpoint": self.subject.describe(),
             "precision": self.subject.precision,
             "environment": environment(self.subject.device),
-            "block_size": block_size(self.settings),
+            "block_size": self.blocks.size,
             "world_size": world.size,
             **self.header_of_smoothing,
         }
@@ -271,9 +271,14 @@ class _Job:
     def records(self, blocks: Sequence[tuple[int, tuple[int, ...]]]) -> list[Record]:
         """The records of this process's share of a round: one block, or none in the last round."""
         records: list[Record] = []
-        for number, indices in blocks:
-            records += self.evaluate(self.network, self._block(number, indices), self.settings, *self.how)
+        for number, self.indices in blocks:
+            records += self.evaluate(self.network, self._block(number, self.indices), self.settings, *self.how)
         return records
+
+    def current(self) -> str:
+        """Which images are evaluated, for the progress line."""
+        first, last = self.indices[0], self.indices[-1]
+        return f"image {first}" if first == last else f"images {first} to {last}"
 
     def _block(self, number: int, indices: tuple[int, ...]) -> Block:
         """Images of the data set, on the device and in the precision of the network."""

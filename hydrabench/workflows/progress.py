@@ -28,7 +28,7 @@ def tracking(title: str, *, total: int, done: int = 0, visible: bool = True) -> 
         title: what is being done.
         total: pieces in all; done: pieces that an earlier run finished.
         visible: False for the processes that do not talk to the user.
-    Yields: `advance(pieces, note)`, to be called as work is finished; the note is shown beside it.
+    Yields: `advance(pieces, note)`, to be called as work is finished, or with 0 pieces for another note beside it.
     """
     if not visible:
         yield _ignore
@@ -66,8 +66,10 @@ def _log(title: str, total: int, done: int) -> Advance:
         moment = time.monotonic()
         if moment - state["printed"] >= LOG_SECONDS or state["done"] >= total:
             state["printed"] = moment
-            left = (moment - start) / max(state["fresh"], 1) * (total - state["done"])
-            say(f"{title}: {state['done']:.0f}/{total}, {moment - start:.0f} s, {left:.0f} s left  {note}")
+            left = ""  # until something is done, nobody knows
+            if state["fresh"]:
+                left = f", {(moment - start) / state['fresh'] * (total - state['done']):.0f} s left"
+            say(f"{title}: {state['done']:.0f}/{total}, {moment - start:.0f} s{left}  {note}")
 
     return advance
 

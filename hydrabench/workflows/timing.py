@@ -28,8 +28,8 @@ from hydrabench.evaluators import EVALUATORS
 from hydrabench.masking import Phase, attach_masks, set_phase, shared_masks
 from hydrabench.objectives import OBJECTIVES, Step
 from hydrabench.runtime import exact_arithmetic
+from hydrabench.workflows.blocks import BLOCK_SIZE
 from hydrabench.workflows.costs import EVALUATION_PASSES, Sizes
-from hydrabench.workflows.evaluation import BLOCK_SIZE
 from hydrabench.workflows.machine import SmoothingOptions
 from hydrabench.workflows.optimization import build_optimizer
 

@@ -20,7 +20,8 @@ from hydrabench.evaluators.clean import clean_logits
 from hydrabench.files import write_text
 from hydrabench.runtime import PRECISIONS, World, exact_arithmetic
 from hydrabench.threat import linf_box
-from hydrabench.workflows.evaluation import BLOCK_SIZE, Subject
+from hydrabench.workflows.blocks import BLOCK_SIZE
+from hydrabench.workflows.evaluation import Subject
 from hydrabench.workflows.machine import Machine
 from hydrabench.workflows.progress import say
 

@@ -49,6 +49,9 @@ def test_every_wanted_neuron_is_worked_on_once_and_its_result_returned_in_its_pl
 
     shapes = [torch.Size((3, (1 << 22) // length))]
     expected = wanted.flatten().nonzero().squeeze(1)
-    assert torch.equal(
-        in_chunks(wanted, shapes, work), torch.stack([expected // wanted[0].numel(), expected % wanted[0].numel()])
-    )
+    shares = []
+    found = in_chunks(wanted, shapes, work, shares.append)
+    assert torch.equal(found, torch.stack([expected // wanted[0].numel(), expected % wanted[0].numel()]))
+    assert shares == sorted(set(shares))
+    assert len(shares) == len(rows)
+    assert shares[-1] == 1

@@ -453,3 +453,17 @@ def test_progress_shows_certified_accuracy_with_its_interval_and_what_was_saved(
     tally.add([record, {**record, "prediction": -1, "abstain": True}])
     assert str(tally) == "certified@0 75.0% [19.4, 99.4], 1e+03 draws, 75.0% saved"
     assert str(Tally(settings)) == ""
+
+
+def test_slow_bounds_tell_the_layer_while_an_image_is_bounded(subject, cpu, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("hydrabench.workflows.progress.LOG_SECONDS", 0.0)
+    monkeypatch.setattr("hydrabench.workflows.blocks.MINUTE", 0.0)  # then every image takes too long
+    settings = VerifiedSettings(kind="cascade", methods=("ibp", "symbolic", "crown"), epsilon="8/255")
+    evaluate(subject, settings, tmp_path / "run", machine=cpu, n=2)
+    lines = capsys.readouterr().err.splitlines()
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["block_size"] == 1
+    assert lines[0].startswith("cascade may take up to")
+    for part in ("image 0 · symbolic", "image 1 · symbolic", " · crown"):
+        assert any(f"{part} · layer 2 of 3 · 100%" in line for line in lines), (part, lines)
+    assert ": 0/2, " in lines[1]
+    assert "s left" not in lines[1]

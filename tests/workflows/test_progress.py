@@ -25,6 +25,15 @@ def test_what_an_earlier_run_did_counts_as_done_but_not_towards_the_speed(capsys
     assert capsys.readouterr().err == "work: 3/4, 10 s, 10 s left  \n"
 
 
+def test_a_note_before_anything_is_done_comes_without_a_forecast(capsys, monkeypatch):
+    moments = iter([0.0, 0.0, 6.0, 12.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(moments))
+    with tracking("work", total=4) as advance:
+        advance(0, "layer 1")
+        advance(1, "")
+    assert capsys.readouterr().err.splitlines() == ["work: 0/4, 6 s  layer 1", "work: 1/4, 12 s, 36 s left  "]
+
+
 def test_an_invisible_process_prints_nothing(capsys):
     with tracking("work", total=1, visible=False) as advance:
         advance(1, "note")

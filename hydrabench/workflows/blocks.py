@@ -1,0 +1,63 @@
+"""How many images are evaluated, and written, together: what is lost at most when a run is killed.
+
+Sizes depend on the network's shapes and the settings alone, never on the clock, so that a ledger can be made again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from hydrabench.bounds import image_seconds
+from hydrabench.config import EvaluationSettings, SmoothingSettings, VerifiedSettings
+
+BLOCK_SIZE = 100  # AutoAttack's streams are keyed by block
+# The draws of one image fill batches if all are made; looks at a few draws of many images fill them together.
+FIXED_SIZE_BLOCK, SEQUENTIAL_BLOCK = 1, 32
+# Every neuron bounded by a pass of its own, or a search: up to hours an image on a deep network.
+SLOW_BOUNDS, SLOW_BLOCK = ("symbolic", "crown", "alpha-crown", "cascade"), 10
+MINUTE = 60.0  # processor seconds that a block of slow bounds may take, unless one image takes more
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """size: images of a block. seconds: what one image may take of one core, 0 where that is not known beforehand."""
+
+    size: int
+    seconds: float = 0.0
+
+    def warning(self, kind: str, images: int) -> str | None:
+        """A line for the user if an image may take more than a minute."""
+        if self.seconds <= MINUTE:
+            return None
+        return (
+            f"{kind} may take up to {duration(self.seconds)} of processor time for an image of this network, "
+            f"{duration(self.seconds * images)} for {images}, and less if few neurons are undecided; cheaper are "
+            "--method ibp or crown-ibp, seconds for an image, or a smaller -n"
+        )
+
+
+def blocks_for(settings: EvaluationSettings, network: nn.Module, shape: tuple[int, int, int]) -> Blocks:
+    """Choose the blocks of an evaluation.
+
+    Args: network: in eval mode. shape: (C, H, W) of its images.
+    Raises: UnsupportedLayerError for a layer without a rule, if our bounds are asked for.
+    """
+    if isinstance(settings, SmoothingSettings):
+        return Blocks(FIXED_SIZE_BLOCK if settings.mode in ("cohen", "predict") else SEQUENTIAL_BLOCK)
+    if settings.kind not in SLOW_BOUNDS:
+        return Blocks(BLOCK_SIZE)
+    if not isinstance(settings, VerifiedSettings) or settings.engine != "hydrabench":
+        return Blocks(SLOW_BLOCK)
+    methods = settings.methods if settings.kind == "cascade" else (settings.kind,)
+    seconds = image_seconds(network, shape, methods)
+    return Blocks(SLOW_BLOCK if seconds == 0 else int(min(max(MINUTE / seconds, 1), SLOW_BLOCK)), seconds)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the largest unit of which there are two."""
+    for unit, size in (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} seconds"

@@ -1,0 +1,71 @@
+"""Forecasts from shapes: counted by hand, by the tensors of a pass, and the same for every set of weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from hydrabench.bounds import image_seconds, rows
+from hydrabench.bounds.backward import substituted
+from hydrabench.bounds.costs import ENTRIES, PRODUCTS, bounded_values, neuron_seconds
+from hydrabench.bounds.full import Lines
+from hydrabench.bounds.problem import pose
+from hydrabench.bounds.rows import unit_rows
+from hydrabench.models import build_model
+
+
+def two_convolutions():
+    layers = [nn.Conv2d(1, 1, 3, padding=1), nn.ReLU(), nn.Conv2d(1, 1, 3, padding=1), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(16, 2)).eval()
+
+
+@pytest.mark.parametrize(
+    ("methods", "signs"), [(("crown",), 2), (("symbolic",), 1), (("ibp", "crown-ibp", "crown"), 2)]
+)
+def test_two_convolutions_counted_by_hand(methods, signs):
+    """Intervals are exact for the first. A neuron of the second, 16 of them, is one coefficient behind it, and 9
+    behind the ReLU and the first: 1 + 9 + 9 entries. The second takes 1 · 9 products, the first 9 · 9.
+    """
+    a_row = (1 + 9 + 9) / ENTRIES + 2 * (9 + 81) / PRODUCTS
+    assert image_seconds(two_convolutions(), (1, 4, 4), methods) == pytest.approx(signs * 16 * a_row)
+
+
+@pytest.mark.parametrize("methods", [("ibp",), ("ibp", "crown-ibp")])
+def test_methods_of_one_pass_cost_next_to_nothing(methods):
+    assert image_seconds(two_convolutions(), (1, 4, 4), methods) == 0
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "cifar_model", "vgg4_bn"])
+def test_entries_are_those_of_the_tensors_that_a_pass_has(arch, monkeypatch):
+    """Rows of the last bounded values, carried back for real, have as many coefficients as were counted."""
+    network = build_model(arch, (3, 16, 16) if arch == "vgg4_bn" else (3, 8, 8), 10).eval()
+    shape = (3, 16, 16) if arch == "vgg4_bn" else (3, 8, 8)
+    asked = pose(network.requires_grad_(False), torch.rand(1, *shape), torch.tensor([3]), 0.01)
+    lines = Lines(asked.body, asked.ball)
+    lines.propagate(tighten=False)
+    monkeypatch.setattr("hydrabench.bounds.costs.PRODUCTS", float("inf"))
+    for number in bounded_values(asked.body)[-3:]:
+        counted, seen = round(neuron_seconds(asked.body, asked.shapes, number) * ENTRIES), []
+
+        def carried(operation, given, shapes, seen=seen):
+            seen.append(given.coefficients[0].numel())
+            return rows.carried_back(operation, given, shapes)
+
+        def relax(position, given, lines=lines, seen=seen):
+            seen.append(given.coefficients[0].numel())
+            return lines._relax(position, given)
+
+        monkeypatch.setattr("hydrabench.bounds.backward.carried_back", carried)
+        value = lines.values[number].center
+        unit = unit_rows(value.shape, torch.tensor([0]), torch.tensor([value.numel() // 2]), value)
+        substituted(asked.body, number, unit, lines._shapes(number), relax)
+        sums = sum(
+            asked.shapes[n].numel() for n, node in enumerate(asked.body, 1) if len(node.inputs) > 1 and n <= number
+        )
+        assert sum(seen) <= counted <= sum(seen) + sums
+
+
+def test_a_forecast_does_not_depend_on_the_weights():
+    first, second = (build_model("cifar_model", (3, 8, 8), 10).eval() for _ in range(2))
+    assert image_seconds(first, (3, 8, 8), ("crown",)) == image_seconds(second, (3, 8, 8), ("crown",)) > 0

@@ -1,0 +1,73 @@
+"""Blocks: large ones stay as they are, images that take minutes come one by one, and the user is told beforehand."""
+
+from __future__ import annotations
+
+import pytest
+
+from hydrabench.config import AlphaCrownSettings, CleanSettings, SmoothingSettings, VerifiedSettings
+from hydrabench.models import build_model
+from hydrabench.workflows.blocks import Blocks, blocks_for, duration
+
+CIFAR, DIGITS = (3, 32, 32), (1, 8, 8)
+
+
+def network(arch, shape=CIFAR):
+    return build_model(arch, shape, 10).eval()
+
+
+@pytest.mark.parametrize("kind", ["symbolic", "crown", "cascade"])
+@pytest.mark.parametrize("arch", ["cifar_model", "cifar_model_bn", "mnist_model"])
+def test_small_networks_keep_blocks_of_ten(kind, arch):
+    for shape in (CIFAR, DIGITS):
+        found = blocks_for(VerifiedSettings(kind=kind, epsilon="2/255"), network(arch, shape), shape)
+        assert found.size == 10
+        assert found.warning(kind, 10_000) is None
+
+
+@pytest.mark.parametrize("kind", ["symbolic", "crown", "cascade"])
+@pytest.mark.parametrize("arch", ["wrn_28_1", "wrn_28_4", "resnet18", "vgg16_bn"])
+def test_deep_networks_have_blocks_of_one_image_and_a_warning(kind, arch):
+    found = blocks_for(VerifiedSettings(kind=kind, epsilon="2/255"), network(arch), CIFAR)
+    assert found.size == 1
+    assert "--method ibp or crown-ibp" in found.warning(kind, 3)
+
+
+def test_a_block_takes_about_a_minute_between_the_extremes():
+    found = blocks_for(VerifiedSettings(kind="crown", epsilon="2/255"), network("vgg2"), CIFAR)
+    assert 1 < found.size < 10
+    assert found.size * found.seconds <= 60 < (found.size + 1) * found.seconds
+
+
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [
+        (CleanSettings(), 100),
+        (VerifiedSettings(kind="ibp", epsilon="2/255"), 100),
+        (VerifiedSettings(kind="crown-ibp", epsilon="2/255"), 100),
+        (VerifiedSettings(kind="cascade", methods=("ibp", "crown-ibp"), epsilon="2/255"), 10),
+        (VerifiedSettings(kind="crown", engine="auto_lirpa", epsilon="2/255"), 10),
+        (AlphaCrownSettings(epsilon="2/255"), 10),
+        (SmoothingSettings(sigma=0.25), 1),
+        (SmoothingSettings(sigma=0.25, mode="curtailed"), 32),
+    ],
+    ids=lambda value: str(getattr(value, "protocol", value)),
+)
+def test_what_bounds_no_neurons_one_by_one_keeps_its_blocks_whatever_the_network(settings, size):
+    assert blocks_for(settings, network("wrn_28_1"), CIFAR) == Blocks(size)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 seconds"), (119, "119 seconds"), (120, "2 minutes"), (86400, "24 hours"), (2e5, "2 days")],
+)
+def test_durations_are_told_in_units_of_which_there_are_two(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_the_warning_says_how_long_an_image_and_all_of_them_may_take():
+    assert (
+        Blocks(1, 300.0)
+        .warning("crown", 10)
+        .startswith("crown may take up to 5 minutes of processor time for an image of this network, 50 minutes for 10,")
+    )
+    assert Blocks(10, 60.0).warning("crown", 10) is None
