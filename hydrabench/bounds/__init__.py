@@ -4,8 +4,9 @@
 through it, `crown` linear functions backward. A `problem` is a program, a `ball` and the margins to bound. `symbolic`
 and `full` bound neurons by functions of their own, which `backward` carries to the input and `rows` keeps short.
 `margins` has a function for each method, `cascade` tries one after the other. `lirpa` asks auto_LiRPA instead, and
-`alpha` lets it optimise the slopes. `rounding` says how far rounding can lift a bound in float32, `sound` has bounds
-that hold in spite of it. `costs` says beforehand how long bounds may take, `watching` meanwhile how far they are.
+`alpha` lets it optimise the slopes; `bridges` holds what it needs of newer torch, `agreement` the check of the release
+that is installed. `rounding` says how far rounding can lift a bound in float32, `sound` has bounds that hold in spite
+of it. `costs` says beforehand how long bounds may take, `watching` meanwhile how far they are.
 `initialization` draws weights from which a deep network can be trained with interval bounds.
 """
 

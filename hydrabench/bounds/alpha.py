@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
+from functools import cache, partial
 from math import prod
 from time import perf_counter
 from typing import Any, Literal
@@ -11,13 +12,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from hydrabench.bounds.agreement import TESTED, require_improvement
+from hydrabench.bounds.bridges import slopes_can_leave_their_ends
 from hydrabench.bounds.lirpa import (
     bounded_module,
     lower_bounds,
     margin_rows,
     perturbed,
-    slopes_can_leave_their_ends,
+    release,
+    require_auto_lirpa,
 )
+from hydrabench.errors import HydrabenchError
 
 DECAY = 0.98  # of the learning rate, each iteration; as alpha-beta-CROWN has it
 MOST = 0.85  # of a layer's neurons: somewhat less than the share above which auto_LiRPA keeps all slopes
@@ -31,7 +36,7 @@ class Search:
     slopes: "output" optimises the slopes of the margins' own pass and keeps CROWN's bounds of the neurons;
         "all" optimises those of every neuron's pass, too: tighter, and several times the time and memory.
     iterations: >= 1; the first has CROWN's slopes. learning_rate: Adam's, > 0, decaying by `DECAY`.
-    time_limit: seconds for each image, > 0, or None. The images of a batch share their seconds, in their order.
+    time_limit: seconds for each image, > 0, or None. Images that are searched together share theirs.
     """
 
     slopes: Literal["output", "all"] = "output"
@@ -54,15 +59,23 @@ def alpha_crown_margins(network: nn.Module, x: Tensor, y: Tensor, epsilon: float
     Source: Xu et al. (2021), arXiv:2011.13824, section 3.1; defaults of alpha-beta-CROWN, but no patience, which
         would stop all images of a batch together.
     """
-    started, parts = perf_counter(), []
-    bounded = bounded_module(network, x)
-    size = _images_at_once(bounded, x.element_size())
+    require_auto_lirpa()
+    _require_improvement(search.slopes)
+    return _margins(network, x, y, epsilon, search)
+
+
+@cache
+def _require_improvement(slopes: Literal["output", "all"]) -> None:
+    require_improvement(partial(_margins, search=Search(slopes, iterations=4)), release())
+
+
+def _margins(network: nn.Module, x: Tensor, y: Tensor, epsilon: float, search: Search) -> Tensor:
+    one, parts = bounded_module(network, x[:1]), []
+    size = _images_at_once(one, x.element_size())
     for first in range(0, len(y), size):
-        rows = slice(first, first + size)
-        if first:  # what the search before it left in the module would be where this one starts
-            bounded = bounded_module(network, x[rows])
-        given = len(y[: rows.stop])
-        deadline = None if search.time_limit is None else started + search.time_limit * given
+        started, rows = perf_counter(), slice(first, first + size)
+        bounded = bounded_module(network, x[rows], like=one)  # a search leaves in it where the next would start
+        deadline = None if search.time_limit is None else started + search.time_limit * len(y[rows])
         parts.append(_searched(bounded, perturbed(x[rows], epsilon), y[rows], search, deadline))
     return torch.cat(parts)
 
@@ -117,6 +130,7 @@ class _Best:
 def _bounds_of_neurons(bounded: Any) -> dict[str, list[Tensor]]:
     """Lower and upper bounds of what goes into the activations, after a CROWN pass, by auto_LiRPA's names."""
     inputs = [node.inputs[0] for node in bounded.optimizable_activations if node.perturbed]
+    inputs = [value for value in inputs if getattr(value, "lower", None) is not None]  # what the logits depend on
     return {value.name: [value.lower.detach(), value.upper.detach()] for value in inputs}
 
 
@@ -126,7 +140,7 @@ def _keep_all_slopes_of_open_layers(bounded: Any) -> None:
     Where it is more than nine in ten, release 0.3 makes them all but takes them for those of the unstable ones only.
     """
     for node in bounded.optimizable_activations:
-        if node.perturbed:
+        if node.perturbed and getattr(node.inputs[0], "lower", None) is not None:
             unstable = (node.inputs[0].lower < 0) & (node.inputs[0].upper > 0)
             node.use_sparse_features_alpha = float(unstable.any(0).float().mean()) < MOST
 
@@ -134,7 +148,7 @@ def _keep_all_slopes_of_open_layers(bounded: Any) -> None:
 def _options(bounded: Any, search: Search, best: _Best) -> dict[str, Any]:
     known = bounded.bound_opts["optimize_bound_args"]
     fix = "fix_interm_bounds" if "fix_interm_bounds" in known else "fix_intermediate_layer_bounds"
-    return {
+    options = {
         "iteration": search.iterations,
         "lr_alpha": search.learning_rate,
         "lr_decay": DECAY,
@@ -143,6 +157,9 @@ def _options(bounded: Any, search: Search, best: _Best) -> dict[str, Any]:
         "use_shared_alpha": search.slopes == "output",  # of passes that are then not run; without, they need memory
         fix: True,
     }
+    if unknown := options.keys() - known.keys():  # a renamed one would be ignored
+        raise HydrabenchError(f"auto_LiRPA {release()} has no options {', '.join(sorted(unknown))}; {TESTED}")
+    return options
 
 
 def _name_of_intermediate_bounds(bounded: Any) -> str:

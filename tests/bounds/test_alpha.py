@@ -153,6 +153,30 @@ def test_a_time_limit_is_honoured_for_the_batch_and_keeps_what_was_found():
     assert (found > crown + 1e-3).any()
 
 
+@pytest.mark.parametrize("memory", [1, alpha.MEMORY], ids=["one by one", "together"])
+def test_a_time_limit_starves_no_image(monkeypatch, memory):
+    """Each image, or each group searched together, has a clock of its own: the first takes nothing from the last.
+
+    None of the four can be proved, so that each search goes on until its time is up.
+    """
+    network, x, y, _ = problem(1)
+    crown = lirpa_margins(network, x, y, 0.3, method="crown")
+    monkeypatch.setattr(alpha, "MEMORY", memory)
+    found = alpha_crown_margins(network, x, y, 0.3, search=Search(iterations=10**6, time_limit=0.5))
+    assert (found < 0).all()
+    assert (found > crown + 1e-3).all()
+
+
+def test_a_time_limit_shorter_than_a_pass_ends_with_crowns_bounds_soon():
+    """Of 0.01 s for each image, and a million iterations that would take hours."""
+    network, x, y, _ = problem(1)
+    crown = lirpa_margins(network, x, y, 0.2, method="crown")
+    started = perf_counter()
+    found = alpha_crown_margins(network, x, y, 0.2, search=Search("all", iterations=10**6, time_limit=0.01))
+    assert perf_counter() - started < 5
+    assert (found >= crown - 1e-5).all()
+
+
 def test_a_time_limit_that_is_over_at_once_leaves_crowns_bounds():
     network, x, y, _ = problem(1)
     crown = lirpa_margins(network, x, y, 0.2, method="crown")
@@ -197,26 +221,53 @@ def test_masked_networks_go_in_baked_and_stay_masked():
     network, x, y, _ = problem(1)
     attach_masks(network, 0.3)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    crown = lirpa_margins(network, x, y, 0.05, method="crown")
-    assert (alpha_crown_margins(network, x, y, 0.05, search=SHORT) >= crown - 1e-6).all()
+    baked, *_ = problem(1)
+    with torch.no_grad():
+        for name, tensor in baked.named_parameters():
+            if tensor.dim() > 1:
+                tensor.copy_(network.get_submodule(name.removesuffix(".weight")).weight)
+    expected = alpha_crown_margins(baked, x, y, 0.05, search=SHORT)
+    assert torch.equal(alpha_crown_margins(network, x, y, 0.05, search=SHORT), expected)
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
-def test_the_names_of_newer_releases_are_found_by_looking():
-    """0.3 says intermediate_layer_bounds; the source release says interm_bounds and fix_interm_bounds."""
+def test_the_names_of_newer_releases_are_found_by_looking(auto_lirpa, monkeypatch):
+    """The installed release with interm_bounds and fix_interm_bounds, as source releases call them: the same bounds."""
+    older = "fix_intermediate_layer_bounds"
+    network, x, y, _ = problem(1, images=2)
+    expected = [alpha_crown_margins(network, x, y, 0.2, search=Search(slopes, 5)) for slopes in ("output", "all")]
+    given = []
 
-    class Newer:
-        def __init__(self):
-            self.bound_opts = {"optimize_bound_args": {"fix_interm_bounds": True}}
+    class Newer(auto_lirpa.BoundedModule):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            known = self.bound_opts["optimize_bound_args"]
+            known["fix_interm_bounds"] = known.pop(older, True)
 
-        def compute_bounds(self, x=None, C=None, interm_bounds=None):
-            """Only the names matter."""
+        def compute_bounds(self, x=None, aux=None, C=None, interm_bounds=None, **others):
+            known = self.bound_opts["optimize_bound_args"]
+            if interm_bounds is not None:
+                assert known["fix_interm_bounds"]
+                given.append(sorted(interm_bounds))
+                others["intermediate_layer_bounds"] = interm_bounds
+            if others.get("method") == "CROWN-Optimized":
+                known[older] = known["fix_interm_bounds"]
+            return super().compute_bounds(x, aux, C, **others)
 
-    options = alpha._options(Newer(), SHORT, alpha._Best(torch.zeros(1, 1), None))
-    assert options["fix_interm_bounds"] is True
-    assert "fix_intermediate_layer_bounds" not in options
-    assert alpha._name_of_intermediate_bounds(Newer()) == "interm_bounds"
+    if older not in auto_lirpa.BoundedModule(network, x).bound_opts["optimize_bound_args"]:
+        pytest.skip("these are the names of the installed release")
+    monkeypatch.setattr(auto_lirpa, "BoundedModule", Newer)
+    found = [alpha_crown_margins(network, x, y, 0.2, search=Search(slopes, 5)) for slopes in ("output", "all")]
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    assert [len(names) for names in given] == [2]  # of both activations, and only where they are kept
+
+
+def test_options_under_other_names_are_refused(auto_lirpa, monkeypatch):
+    bounded = lirpa.bounded_module(*problem(1, images=1)[:2])
+    del bounded.bound_opts["optimize_bound_args"]["lr_decay"]
+    with pytest.raises(HydrabenchError, match=r"auto_LiRPA \S+ has no options lr_decay; install"):
+        alpha._options(bounded, SHORT, alpha._Best(torch.zeros(1, 1), None))
 
 
 def test_images_that_do_not_fit_into_memory_together_are_searched_one_after_another(monkeypatch):
