@@ -59,6 +59,7 @@ class AttackRecord(Record):
 class VerifiedRecord(Record):
     """`verified` if `lower`, the lower bound of the margin over the whole ball, is positive.
 
+    A cascade bounds images that are misclassified, or that one step of an attack breaks, by intervals alone.
     method: which method of a cascade proved it; None if none did, and where only one was asked. rechecked: whether
     rounding could have turned the verdict in float32, so that `lower` is what float64 gave.
     """

@@ -16,7 +16,7 @@ from hydrabench.bounds.costs import image_seconds
 from hydrabench.bounds.graph import Node, Program, program_of, read
 from hydrabench.bounds.initialization import keep_widths
 from hydrabench.bounds.interval import interval_bounds
-from hydrabench.bounds.lirpa import lirpa_margins, require_auto_lirpa
+from hydrabench.bounds.lirpa import bounded_module, lirpa_margins, require_auto_lirpa
 from hydrabench.bounds.margins import (
     MarginBound,
     class_margins,
@@ -50,6 +50,7 @@ __all__ = [
     "Proofs",
     "Search",
     "alpha_crown_margins",
+    "bounded_module",
     "cascade",
     "cascade_margins",
     "class_margins",

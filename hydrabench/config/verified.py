@@ -10,26 +10,33 @@ from hydrabench.config.fields import Radius, Section
 from hydrabench.config.protocol import unless
 from hydrabench.threat import Norm
 
-Method = Literal["ibp", "symbolic", "crown-ibp", "crown"]
+Method = Literal["ibp", "symbolic", "crown-ibp", "crown", "alpha-crown"]
 CASCADE: tuple[Method, ...] = ("ibp", "crown-ibp", "crown")
 SOUND = ("ibp", "crown-ibp")  # what can be rounded outwards
 AUTO_LIRPA = ("ibp", "crown-ibp", "crown")  # what it is asked for besides alpha-crown
+SEARCH = ("slopes", "iterations", "learning_rate", "time_limit")
 
 
 class VerifiedSettings(Section):
     """A sound lower bound of every margin over a ball; `cascade` tries `methods` until one proves it.
 
+    slopes, iterations, learning_rate, time_limit: of alpha-crown, as the last one of `methods`.
     rigor: "standard" computes in the precision of the run, and again in float64 where rounding could turn a verdict;
     "sound" rounds outwards in float64 and claims what survives, see `bounds.sound`.
     """
 
+    model_config = ConfigDict(allow_inf_nan=False)
     kind: Literal["ibp", "symbolic", "crown-ibp", "crown", "cascade"]
     norm: Norm = "linf"
     epsilon: Radius
     methods: tuple[Method, ...] = Field(CASCADE, min_length=1)
     engine: Literal["hydrabench", "auto_lirpa"] = "hydrabench"
     rigor: Literal["standard", "sound"] = "standard"
-    added: ClassVar[tuple[str, ...]] = ("methods", "engine", "rigor")
+    slopes: Literal["output", "all"] = "output"
+    iterations: PositiveInt = 100
+    learning_rate: PositiveFloat = 0.1
+    time_limit: PositiveFloat | None = None
+    added: ClassVar[tuple[str, ...]] = ("methods", "engine", "rigor", *SEARCH)
 
     @model_validator(mode="after")
     def refuse_idle_methods(self) -> VerifiedSettings:
@@ -38,6 +45,23 @@ class VerifiedSettings(Section):
             raise ValueError(f"methods: belong to kind cascade, got {'+'.join(self.methods)} with kind {self.kind}")
         if len(set(self.methods)) < len(self.methods):
             raise ValueError(f"methods: names one twice, got {'+'.join(self.methods)}; name each once")
+        return self
+
+    @model_validator(mode="after")
+    def refuse_alpha_crown_out_of_place(self) -> VerifiedSettings:
+        """It is by far the slowest method, knows no L2 balls, and its options are for nothing else."""
+        given, methods = [key for key in SEARCH if key not in self.left_out()], "+".join(self.methods)
+        if not self.searches:
+            if given:
+                raise ValueError(f"{given[0]}: is an option of alpha-crown, which is none of methods {methods}; add it")
+            return self
+        if self.methods[-1] != "alpha-crown" or len(self.methods) == 1:
+            raise ValueError(
+                f"methods: alpha-crown, by far the slowest, comes last and after a cheaper one, got {methods}; "
+                "write for example ibp+crown-ibp+crown+alpha-crown"
+            )
+        if self.norm != "linf":
+            raise ValueError(f"methods: alpha-crown bounds linf balls, got {self.norm}; leave it out of {methods}")
         return self
 
     @model_validator(mode="after")
@@ -61,11 +85,21 @@ class VerifiedSettings(Section):
         return self
 
     @property
+    def searches(self) -> bool:
+        """Whether alpha-crown is one of the methods."""
+        return "alpha-crown" in self.methods
+
+    @property
+    def needs_auto_lirpa(self) -> bool:
+        """Whether a method, or all, is auto_LiRPA's."""
+        return self.searches or self.engine == "auto_lirpa"
+
+    @property
     def protocol(self) -> str:
         """The protocol id names the bound; `cascade@1` is ibp, crown-ibp, crown, whatever differs is spelt out."""
         methods = "" if self.methods == CASCADE else "-" + "+".join(self.methods)
         engine = "" if self.engine == "hydrabench" else f"-{self.engine}"
-        return f"{self.kind}{methods}{engine}{'-sound' if self.rigor == 'sound' else ''}@1"
+        return f"{self.kind}{methods}{_search_text(self)}{engine}{'-sound' if self.rigor == 'sound' else ''}@1"
 
 
 class AlphaCrownSettings(Section):
@@ -81,9 +115,17 @@ class AlphaCrownSettings(Section):
     time_limit: PositiveFloat | None = None  # seconds for each image; with it, a run cannot be reproduced
 
     @property
+    def needs_auto_lirpa(self) -> bool:
+        """Yes: the method is auto_LiRPA's."""
+        return True
+
+    @property
     def protocol(self) -> str:
         """`alpha-crown@1` is 100 iterations at rate 0.1, slopes of the margins' own pass; the rest is spelt out."""
-        slopes = "" if self.slopes == "output" else f"-{self.slopes}"
-        search = unless(100, "i", self.iterations) + unless(0.1, "lr", self.learning_rate)
-        limit = "" if self.time_limit is None else f"-t{self.time_limit:g}"
-        return f"alpha-crown{slopes}{search}{limit}@1"
+        return f"alpha-crown{_search_text(self)}@1"
+
+
+def _search_text(settings: VerifiedSettings | AlphaCrownSettings) -> str:
+    slopes = "" if settings.slopes == "output" else f"-{settings.slopes}"
+    search = unless(100, "i", settings.iterations) + unless(0.1, "lr", settings.learning_rate)
+    return slopes + search + ("" if settings.time_limit is None else f"-t{settings.time_limit:g}")

@@ -15,7 +15,7 @@ from hydrabench.evaluators.clean import evaluate_clean
 from hydrabench.evaluators.pgd import evaluate_pgd
 from hydrabench.evaluators.reused import evaluate_reused
 from hydrabench.evaluators.smoothed import evaluate_smoothed
-from hydrabench.evaluators.verified import evaluate_verified
+from hydrabench.evaluators.verified import evaluate_verified, require_readable
 from hydrabench.ledger import Record
 
 Evaluator = Callable[..., Sequence[Record]]  # (network, block, settings), for smoothing also `Sampling`
@@ -43,5 +43,6 @@ __all__ = [
     "evaluate_smoothed",
     "evaluate_verified",
     "require_pyautoattack",
+    "require_readable",
     "require_suitable",
 ]

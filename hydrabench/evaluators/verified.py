@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import math
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hydrabench.bounds import (
     BOUNDS,
+    FACTORS,
     Prepared,
     Search,
     alpha_crown_margins,
+    bounded_module,
     cascade,
     lirpa_margins,
     prepared,
@@ -21,7 +28,7 @@ from hydrabench.bounds import (
 )
 from hydrabench.config import AlphaCrownSettings, VerifiedSettings
 from hydrabench.data.images import Block
-from hydrabench.errors import GateError, lookup
+from hydrabench.errors import GateError, UnsupportedLayerError, lookup
 from hydrabench.evaluators.clean import clean_logits, require_finite
 from hydrabench.ledger import VerifiedRecord
 from hydrabench.runtime import require_exact_arithmetic
@@ -39,8 +46,9 @@ def evaluate_verified(network: nn.Module | Prepared, block: Block, settings: Set
     An image is verified if the bound is positive and the clean prediction is right. The second follows
     from the first but for rounding; a bound that claims more than rounding can explain about a
     misclassified image is unsound, and stops the run. The bound is recorded for misclassified images too.
-    Where rounding could have lifted a float32 bound of ours from below 0, float64 decides; where it could have lifted
-    one in float64, too, 0 is recorded, which is no certificate.
+    Where rounding could have lifted a float32 bound from below 0, float64 decides; where it could have lifted one in
+    float64, too, 0 is recorded, which is no certificate. A cascade comes to alpha-crown, a search of auto_LiRPA's,
+    with the images that are neither proved nor known to have an adversarial example.
 
     Args:
         network: classifier in eval mode, on the device and in the precision of `block.images`; prepared, if there are
@@ -53,10 +61,11 @@ def evaluate_verified(network: nn.Module | Prepared, block: Block, settings: Set
     started = perf_counter()
     logits = clean_logits(_module(network), block)
     with torch.no_grad():
-        lower, methods, rechecked = _bounds(network, block, settings)
+        found = _bounds(network, block, settings)
+    lower = logits.new_tensor([bound.lower for bound in found], dtype=torch.float64)
     require_finite(lower, block.indices, f"the {settings.kind} bound")
     _refuse_contradictions(logits, lower, block, settings)
-    predictions, labels, lowest = logits.argmax(1).tolist(), block.labels.tolist(), lower.tolist()
+    predictions, labels = logits.argmax(1).tolist(), block.labels.tolist()
     seconds = (perf_counter() - started) / len(block.indices)
     return [
         VerifiedRecord(
@@ -65,10 +74,10 @@ def evaluate_verified(network: nn.Module | Prepared, block: Block, settings: Set
             label=labels[row],
             prediction=predictions[row],
             seconds=seconds,
-            verified=lowest[row] > 0 and predictions[row] == labels[row],
-            lower=lowest[row],
-            rechecked=rechecked[row],
-            method=methods[row] if lowest[row] > 0 and predictions[row] == labels[row] else None,
+            verified=found[row].lower > 0 and predictions[row] == labels[row],
+            lower=found[row].lower,
+            rechecked=found[row].rechecked,
+            method=found[row].method if found[row].lower > 0 and predictions[row] == labels[row] else None,
         )
         for row, index in enumerate(block.indices)
     ]
@@ -78,64 +87,127 @@ def _module(network: nn.Module | Prepared) -> nn.Module:
     return network.network if isinstance(network, Prepared) else network
 
 
-def _bounds(
-    network: nn.Module | Prepared, block: Block, settings: Settings
-) -> tuple[Tensor, Sequence[str | None], Sequence[bool]]:
-    """Lower bounds of the margins, (B,), which method of a cascade proved each image, and which float64 decided."""
-    threat = (_module(network), block.images, block.labels, float(settings.epsilon))
-    nothing: tuple[Sequence[None], Sequence[bool]] = [None] * len(block.indices), [False] * len(block.indices)
+def require_readable(network: nn.Module | Prepared, block: Block, settings: Settings) -> None:
+    """Refuse a network that auto_LiRPA is to bound and cannot read, before the first image that it is asked about.
+
+    Raises: HydrabenchError if auto_LiRPA is not installed; UnsupportedLayerError if it knows no rule for a layer.
+    """
+    if settings.needs_auto_lirpa:
+        bounded_module(_module(network), block.images[:1])
+
+
+# Bounds, and float64 where rounding matters ----------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """What was found of one image.
+
+    lower: of its margin. kind: the method whose rounding counts, a key of `FACTORS`.
+    method: which one of a cascade proved it. settled: whether the image is unproved and stays so whatever rounding
+    did. rechecked: whether float64 decided.
+    """
+
+    lower: float
+    kind: str
+    method: str | None = None
+    settled: bool = False
+    rechecked: bool = False
+
+
+Network = nn.Module | Prepared
+Method = Callable[[Any, Tensor, Tensor, Any], list[_Bound]]  # (network, images, labels, settings)
+
+
+def _bounds(network: Network, block: Block, settings: Settings) -> list[_Bound]:
+    x, y = block.images, block.labels
     if isinstance(settings, AlphaCrownSettings):
-        search = Search(settings.slopes, settings.iterations, settings.learning_rate, settings.time_limit)
-        return alpha_crown_margins(*threat, search=search), *nothing
+        return _decided(network, x, y, settings, _by_search)
     if settings.engine == "auto_lirpa":
-        return lirpa_margins(*threat, method=settings.kind), *nothing
+        return _decided(network, x, y, settings, _by_auto_lirpa)
     network = network if isinstance(network, Prepared) else prepared(network)
     if settings.rigor == "sound":
-        return sound_margins(network, *threat[1:3], settings.epsilon, kind=settings.kind), *nothing
-    lower, methods = _own_bounds(network, block.images, block.labels, settings)
-    if lower.dtype == torch.float64:
-        return _cleared(network, block.images, block.labels, settings, lower), methods, nothing[1]
-    rows = _within_rounding(network, block, settings, lower)
-    if not len(rows):
-        return lower, methods, nothing[1]
-    wide, x, y = network.in_float64(), block.images[rows].double(), block.labels[rows]
-    again, again_by = _own_bounds(wide, x, y, settings)
-    again = _cleared(wide, x, y, settings, again)
-    rechecked = dict(zip(rows.tolist(), again_by, strict=True))
-    return (
-        lower.double().index_copy(0, rows, again.double()),
-        [rechecked.get(row, method) for row, method in enumerate(methods)],
-        [row in rechecked for row in range(len(methods))],
-    )
+        lower = sound_margins(network, x, y, settings.epsilon, kind=settings.kind)
+        return [_Bound(value, settings.kind) for value in lower.tolist()]
+    found = _decided(network, x, y, settings, _by_cascade if settings.kind == "cascade" else _by_one_method)
+    rows = [row for row, bound in enumerate(found) if bound.lower <= 0 and not bound.settled]
+    if settings.searches and rows:
+        for row, bound in zip(rows, _decided(network, x[rows], y[rows], settings, _by_search), strict=True):
+            if not bound.lower <= found[row].lower:  # NaN, too, which must not be lost
+                found[row] = replace(bound, method="alpha-crown" if bound.lower > 0 else None)
+    return found
 
 
-def _own_bounds(
-    network: Prepared, x: Tensor, y: Tensor, settings: VerifiedSettings
-) -> tuple[Tensor, Sequence[str | None]]:
-    """Lower bounds by our own engine, (B,), and which method of a cascade proved each image."""
-    epsilon, norm = float(settings.epsilon), settings.norm
-    if settings.kind == "cascade":
-        proofs = cascade(network, x, y, epsilon, norm=norm, methods=settings.methods)
-        return proofs.lower, proofs.methods
-    return lookup("bound", BOUNDS, settings.kind)(network, x, y, epsilon, norm=norm), [None] * len(y)
+def _decided(network: Network, x: Tensor, y: Tensor, settings: Settings, method: Method) -> list[_Bound]:
+    """Bounds in the precision of `x`, but in float64 where rounding to float32 could have turned a verdict."""
+    found = method(network, x, y, settings)
+    if x.dtype == torch.float64:
+        return _cleared(network, x, y, settings, found)
+    open_to_doubt = [row for row, bound in enumerate(found) if math.isfinite(bound.lower) and not bound.settled]
+    reach = _reach(network, x, y, settings, {row: found[row].kind for row in open_to_doubt})
+    rows = [row for row in open_to_doubt if not abs(found[row].lower) > reach[row]]
+    if rows:
+        wide = network.in_float64() if isinstance(network, Prepared) else copy.deepcopy(network).double()
+        again = _decided(wide, x[rows].double(), y[rows], settings, method)
+        for row, bound in zip(rows, again, strict=True):
+            found[row] = replace(bound, rechecked=True)
+    return found
 
 
-def _within_rounding(network: Prepared, block: Block, settings: VerifiedSettings, lower: Tensor) -> Tensor:
-    """Numbers of the images whose float32 bound rounding could have lifted from, or kept from, the other side of 0."""
-    off_by = _off_by(network, block.images, block.labels, settings)
-    return (lower.isfinite() & ~(lower.abs() > off_by)).nonzero().squeeze(1)
+def _cleared(network: Network, x: Tensor, y: Tensor, settings: Settings, found: list[_Bound]) -> list[_Bound]:
+    """Bounds in float64, and 0 where rounding could have lifted one from there."""
+    proved = {row: bound.kind for row, bound in enumerate(found) if bound.lower > 0 and math.isfinite(bound.lower)}
+    for row, reach in _reach(network, x, y, settings, proved).items():
+        if not found[row].lower > reach:
+            found[row] = replace(found[row], lower=0.0, method=None)
+    return found
 
 
-def _cleared(network: Prepared, x: Tensor, y: Tensor, settings: VerifiedSettings, lower: Tensor) -> Tensor:
-    """Bounds in float64, (B,), and 0 where rounding could have lifted one from there."""
-    if not (lower > 0).any():
-        return lower
-    return lower.masked_fill((lower > 0) & lower.isfinite() & ~(lower > _off_by(network, x, y, settings)), 0.0)
+def _reach(network: Network, x: Tensor, y: Tensor, settings: Settings, kinds: dict[int, str]) -> dict[int, float]:
+    """How far rounding can lift the bounds of some images.
+
+    auto_LiRPA may have a rule where we have none: nothing is known then, and float64 is the best there is.
+    """
+    reach = dict.fromkeys(kinds, math.inf if x.dtype == torch.float32 else 0.0)
+    for kind in FACTORS.keys() & set(kinds.values()):
+        rows = [row for row, other in kinds.items() if other == kind]
+        with suppress(UnsupportedLayerError):
+            off_by = rounding_bound(network, x[rows], y[rows], float(settings.epsilon), kind=kind)
+            reach.update(zip(rows, off_by.tolist(), strict=True))
+    return reach
 
 
-def _off_by(network: Prepared, x: Tensor, y: Tensor, settings: VerifiedSettings) -> Tensor:
-    kind = "symbolic" if settings.kind == "cascade" and "symbolic" in settings.methods else settings.kind
-    return rounding_bound(network, x, y, float(settings.epsilon), kind=kind)
+def _by_one_method(network: Prepared, x: Tensor, y: Tensor, settings: VerifiedSettings) -> list[_Bound]:
+    lower = lookup("bound", BOUNDS, settings.kind)(network, x, y, float(settings.epsilon), norm=settings.norm)
+    return [_Bound(value, settings.kind) for value in lower.tolist()]
+
+
+def _by_auto_lirpa(network: Network, x: Tensor, y: Tensor, settings: VerifiedSettings) -> list[_Bound]:
+    lower = lirpa_margins(_module(network), x, y, float(settings.epsilon), method=settings.kind)
+    return [_Bound(value, settings.kind) for value in lower.tolist()]
+
+
+def _by_cascade(network: Prepared, x: Tensor, y: Tensor, settings: VerifiedSettings) -> list[_Bound]:
+    """By our own methods. What one of them proved rests on the bounds of those before it, too."""
+    methods: list[str] = [method for method in settings.methods if method != "alpha-crown"]
+    proofs = cascade(network, x, y, float(settings.epsilon), norm=settings.norm, methods=methods)
+    kinds = {method: _most_rounded(methods[: number + 1]) for number, method in enumerate(methods)}
+    return [
+        _Bound(lower, kinds[method or methods[-1]], method, settled=hopeless and lower <= 0)
+        for lower, method, hopeless in zip(proofs.lower.tolist(), proofs.methods, proofs.hopeless.tolist(), strict=True)
+    ]
+
+
+def _most_rounded(methods: Sequence[str]) -> str:
+    """The one among some methods whose rounding is the largest; `FACTORS` names them in ascending order."""
+    return max(methods, key=list(FACTORS).index)
+
+
+def _by_search(network: Network, x: Tensor, y: Tensor, settings: Settings) -> list[_Bound]:
+    """By alpha-CROWN, which is CROWN with other slopes, so that its rounding is CROWN's. Only proofs are doubted."""
+    search = Search(settings.slopes, settings.iterations, settings.learning_rate, settings.time_limit)
+    lower = alpha_crown_margins(_module(network), x, y, float(settings.epsilon), search=search)
+    return [_Bound(value, "crown", settled=value <= 0) for value in lower.tolist()]
 
 
 def _refuse_contradictions(logits: Tensor, lower: Tensor, block: Block, settings: Settings) -> None:

@@ -19,11 +19,19 @@ from torch import nn
 
 from hydrabench.bounds import Prepared, prepared, watched
 from hydrabench.checkpoints import Checkpoint, checkpoint_name
-from hydrabench.config import EvaluationSettings, SmoothingSettings, VerifiedSettings, at, parse, with_default_threat
+from hydrabench.config import (
+    AlphaCrownSettings,
+    EvaluationSettings,
+    SmoothingSettings,
+    VerifiedSettings,
+    at,
+    parse,
+    with_default_threat,
+)
 from hydrabench.config.smoothing import DEFAULT_RADII, radii_text
 from hydrabench.data import Block, ImageSource, block_indices, first_images, load_block, load_images
 from hydrabench.errors import ConfigError, DataError, lookup
-from hydrabench.evaluators import EVALUATORS, Evaluator, evaluate_reused, require_suitable
+from hydrabench.evaluators import EVALUATORS, Evaluator, evaluate_reused, require_readable, require_suitable
 from hydrabench.ledger import Record, RunFolder, open_run
 from hydrabench.masking import prunable_layers, used_parameters
 from hydrabench.reporting.statistics import summarize
@@ -263,10 +271,12 @@ class _Job:
         }
 
     def check(self, indices: tuple[int, ...]) -> None:
-        """Refuse a network that AutoAttack cannot judge, going by its outputs on the first block."""
+        """Refuse a network that AutoAttack cannot judge or auto_LiRPA cannot read, going by the first block."""
         if self.settings.kind == "autoattack":
             with exact_arithmetic(), torch.no_grad():
                 require_suitable(self.subject.network, self._block(0, indices), self.settings)
+        elif isinstance(self.settings, VerifiedSettings | AlphaCrownSettings):
+            require_readable(self.subject.network, self._block(0, indices), self.settings)
 
     def records(self, blocks: Sequence[tuple[int, tuple[int, ...]]]) -> list[Record]:
         """The records of this process's share of a round: one block, or none in the last round."""

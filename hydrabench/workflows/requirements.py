@@ -14,16 +14,16 @@ from hydrabench.runtime import PRECISIONS
 def require_rules(network: nn.Module, settings: EvaluationSettings) -> None:
     """Refuse a network that the bound of `settings` cannot pass, or settings whose package is missing.
 
-    auto_LiRPA learns which layers a network has from its images, so that it refuses one with the first block.
+    auto_LiRPA learns which layers a network has from its images: see `evaluators.require_readable`.
 
     Args:
         network: in eval mode.
     Raises: UnsupportedLayerError naming the first layer without a rule; HydrabenchError if auto_LiRPA or
         pyautoattack is needed and not installed.
     """
-    if settings.kind == "alpha-crown" or getattr(settings, "engine", None) == "auto_lirpa":
+    if getattr(settings, "needs_auto_lirpa", False):
         require_auto_lirpa()
-    elif settings.kind in BOUNDS:
+    if settings.kind in BOUNDS and getattr(settings, "engine", None) != "auto_lirpa":
         read(program_of(network))
     elif settings.kind == "autoattack":
         require_pyautoattack()

@@ -291,7 +291,7 @@ def test_options_that_attack_and_certify_share_are_checked(refused, dense, optio
         (("certify", "--method", "ibp", "--engine", "lirpa"), r"ibp: engine: .*'hydrabench' or 'auto_lirpa'.*'lirpa'"),
         (
             ("certify", "--method", "ibp", "--time-limit", "3"),
-            r"--time-limit is for --method alpha-crown; with ibp leave",
+            r"--time-limit is for --method alpha-crown, cascade; with ibp leave",
         ),
         (
             ("certify", "--method", "ibp", "--methods", "ibp,crown-ibp,crown"),
@@ -302,6 +302,22 @@ def test_options_that_attack_and_certify_share_are_checked(refused, dense, optio
             r"cascade: methods\.0: input should be [^;]*\(got 'foo'\)$",
         ),
         (("certify", "--method", "cascade", "--methods", "ibp,ibp"), r"cascade: methods: names one twice, got ibp"),
+        (
+            ("certify", "--method", "cascade", "--methods", "alpha-crown,crown"),
+            r"methods: alpha-crown, by far the slowest, comes last .*, got alpha-crown\+crown; write for example ibp",
+        ),
+        (
+            ("certify", "--method", "cascade", "--methods", "ibp,alpha-crown", "--norm", "l2", "--epsilon", "1"),
+            r"methods: alpha-crown bounds linf balls, got l2; leave it out of ibp\+alpha-crown",
+        ),
+        (
+            ("certify", "--method", "cascade", "--iterations", "5"),
+            r"iterations: is an option of alpha-crown, which is none of methods ibp\+crown-ibp\+crown; add it",
+        ),
+        (
+            ("certify", "--method", "cascade", "--methods", "ibp,alpha-crown", "--precision", "bfloat16"),
+            r"--precision bfloat16 is for smoothing only",
+        ),
         (("certify", "--method", "alpha-crown", "--time-limit", "inf"), r"time_limit: input should be a finite number"),
         (
             ("certify", "--method", "alpha-crown", "--engine", "auto_lirpa"),

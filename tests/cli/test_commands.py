@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -275,6 +276,24 @@ def test_certify_knows_the_tighter_methods_and_l2_balls(hydrabench, here, option
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["metrics"]["verified_accuracy"]["count"] <= 10
     assert json.loads((here / "run" / "run.json").read_text())["protocol"] == protocol
+
+
+@pytest.mark.skipif(not (find_spec("auto_LiRPA") and find_spec("onnx")), reason="needs auto_LiRPA and onnx")
+def test_a_cascade_may_end_with_alpha_crown(hydrabench, here):
+    """At 24/255 the search proves images of this network that full CROWN does not; a report reads their ledger."""
+    methods = ("--methods", "ibp,crown-ibp,crown,alpha-crown", "--iterations", 10)
+    options = ("--method", "cascade", *methods, "--epsilon", "24/255", "-n", 20, "--export-vnnlib", "vnn")
+    result = hydrabench("certify", "--ckpt", "digits-crown-ibp", *options, "--out", "runs/run")
+    assert result.exit_code == 0, result.output
+    header = json.loads((here / "runs" / "run" / "run.json").read_text())
+    assert header["protocol"] == "cascade-ibp+crown-ibp+crown+alpha-crown-i10@1"
+    records = [json.loads(line) for line in (here / "runs" / "run" / "records.jsonl").read_text().splitlines()]
+    assert {record["method"] for record in records} >= {"ibp", "crown-ibp", "alpha-crown", None}
+    assert all(record["verified"] == (record["method"] is not None) for record in records)
+    assert (here / "vnn" / "instances.csv").read_text().count("\n") >= 15
+    assert hydrabench("report", "runs", "--out", "report").exit_code == 0
+    page = (here / "report" / "leaderboard.md").read_text()
+    assert "methods ibp + crown-ibp + crown + alpha-crown, iterations 10" in page
 
 
 def test_threads_are_those_that_were_asked_for(succeed, monkeypatch):

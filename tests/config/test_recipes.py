@@ -153,6 +153,11 @@ def test_protocol_ids_name_exactly_how_a_number_is_made():
     assert AlphaCrownSettings(epsilon="8/255").protocol == "alpha-crown@1"
     limited = AlphaCrownSettings(epsilon="8/255", slopes="all", iterations=50, learning_rate=0.5, time_limit=2.5)
     assert limited.protocol == "alpha-crown-all-i50-lr0.5-t2.5@1"
+    searched = VerifiedSettings(kind="cascade", epsilon="8/255", methods=("ibp", "alpha-crown"))
+    assert searched.protocol == "cascade-ibp+alpha-crown@1"
+    values = {"slopes": "all", "iterations": 50, "learning_rate": 0.5, "time_limit": 2.5}
+    limited = VerifiedSettings(kind="cascade", epsilon="8/255", methods=("ibp", "alpha-crown"), **values)
+    assert limited.protocol == "cascade-ibp+alpha-crown-all-i50-lr0.5-t2.5@1"
     assert SmoothingSettings().protocol == "smoothing-cohen@1"
     assert SmoothingSettings(samples=10_000, alpha=0.01).protocol == "smoothing-cohen-n10000-a0.01@1"
 
@@ -249,3 +254,36 @@ def test_methods_belong_to_a_cascade_and_are_named_once():
     with pytest.raises(ValueError, match=r"methods: names one twice, got ibp\+ibp; name each once"):
         VerifiedSettings(kind="cascade", epsilon="8/255", methods=("ibp", "ibp"))
     assert "methods" not in VerifiedSettings(kind="ibp", epsilon="8/255").plain()
+
+
+@pytest.mark.parametrize("methods", [("alpha-crown",), ("alpha-crown", "crown"), ("ibp", "alpha-crown", "crown")])
+def test_alpha_crown_comes_last_in_a_cascade_and_not_alone(methods):
+    with pytest.raises(ValueError, match=r"alpha-crown, by far the slowest, comes last and after a cheaper one, got"):
+        VerifiedSettings(kind="cascade", epsilon="8/255", methods=methods)
+
+
+def test_options_of_the_search_are_written_down_only_where_there_is_one_and_they_differ():
+    """So that the hashes of recipes and the headers of runs from before them stay as they are."""
+    plain = VerifiedSettings(kind="cascade", epsilon="8/255").plain()
+    assert plain == {"kind": "cascade", "norm": "linf", "epsilon": "8/255"}
+    searched = VerifiedSettings(kind="cascade", epsilon="8/255", methods=("ibp", "alpha-crown"), iterations=7)
+    assert searched.plain() == plain | {"methods": ["ibp", "alpha-crown"], "iterations": 7}
+    for key, value in {"slopes": "all", "iterations": 3, "learning_rate": 1.0, "time_limit": 1.0}.items():
+        with pytest.raises(ValueError, match=rf"{key}: is an option of alpha-crown, which is none of methods"):
+            VerifiedSettings(kind="cascade", epsilon="8/255", **{key: value})
+    with pytest.raises(ValueError, match="finite number"):
+        VerifiedSettings(kind="cascade", epsilon="8/255", methods=("ibp", "alpha-crown"), time_limit=float("inf"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "needed"),
+    [
+        (VerifiedSettings(kind="cascade", epsilon="8/255"), False),
+        (VerifiedSettings(kind="cascade", epsilon="8/255", methods=("ibp", "alpha-crown")), True),
+        (VerifiedSettings(kind="crown", epsilon="8/255", engine="auto_lirpa"), True),
+        (AlphaCrownSettings(epsilon="8/255"), True),
+    ],
+    ids=lambda value: getattr(value, "protocol", value),
+)
+def test_settings_know_whether_they_need_auto_lirpa(settings, needed):
+    assert settings.needs_auto_lirpa == needed

@@ -6,11 +6,20 @@ import pytest
 import torch
 from torch import nn
 
-from hydrabench.bounds import BOUNDS, FACTORS, rounding_bound
-from hydrabench.config import VerifiedSettings
+from hydrabench.bounds import BOUNDS, FACTORS, cascade, lirpa, rounding_bound
+from hydrabench.config import AlphaCrownSettings, VerifiedSettings
 from hydrabench.data.images import Block
-from hydrabench.evaluators import evaluate_verified
+from hydrabench.errors import HydrabenchError, UnsupportedLayerError
+from hydrabench.evaluators import evaluate_verified, verified
 from hydrabench.runtime import exact_arithmetic
+
+
+@pytest.fixture
+def auto_lirpa():
+    try:
+        lirpa.require_auto_lirpa()
+    except HydrabenchError as error:
+        pytest.skip(str(error))
 
 
 def as_block(images, labels):
@@ -48,6 +57,63 @@ def test_rounding_does_not_verify_what_is_false(kind):
     assert record.method is None
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        AlphaCrownSettings(epsilon="0"),
+        *(VerifiedSettings(kind=kind, epsilon="0", engine="auto_lirpa") for kind in ("ibp", "crown-ibp", "crown")),
+    ],
+    ids=lambda settings: settings.protocol,
+)
+def test_nor_does_rounding_in_auto_lirpa(auto_lirpa, settings):
+    network, block = cancelling(2.0**25)
+    (record,) = evaluate_verified(network, block, settings)
+    assert (record.prediction, record.verified, record.rechecked, record.lower) == (0, False, True, -0.5)
+
+
+@pytest.mark.parametrize("cascaded", [False, True])
+def test_of_alpha_crown_exactly_the_proofs_within_rounding_are_made_again(auto_lirpa, cascaded):
+    """A cascade gets here with images that intervals leave open; what the search leaves unproved stays so."""
+    network, block = problem(constant=50.0)
+    values = {"epsilon": "0.02", "iterations": 5}
+    settings = AlphaCrownSettings(**values)
+    if cascaded:
+        settings = VerifiedSettings(kind="cascade", methods=("ibp", "alpha-crown"), **values)
+    with torch.no_grad():
+        reach = rounding_bound(network, block.images, block.labels, 0.02, kind="crown").tolist()
+    wide = evaluate_verified(*problem(torch.float64, constant=50.0), settings)
+    seen = set()
+    for record, exact, limit in zip(evaluate_verified(network, block, settings), wide, reach, strict=True):
+        assert (record.verified, record.method) == (exact.verified, exact.method)
+        if not cascaded or record.method == "alpha-crown":
+            assert record.rechecked == (0 < record.lower < limit)
+            assert abs(record.lower - exact.lower) < (1e-9 if record.rechecked else limit)
+            seen.add((record.verified, record.rechecked))
+    assert seen >= {(True, True), (True, False)}
+    assert cascaded or (False, False) in seen
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        AlphaCrownSettings(epsilon="0.01", iterations=5),
+        VerifiedSettings(kind="crown", epsilon="0.01", engine="auto_lirpa"),
+    ],
+    ids=lambda settings: settings.protocol,
+)
+def test_where_rounding_cannot_be_estimated_float64_decides(auto_lirpa, monkeypatch, settings):
+    """auto_LiRPA may know layers that our own engine refuses."""
+
+    def refuse(*_args, **_options):
+        raise UnsupportedLayerError("no rule")
+
+    network, block = problem()
+    monkeypatch.setattr(verified, "rounding_bound", refuse)
+    records = evaluate_verified(network, block, settings)
+    assert sum(record.verified for record in records) > 5
+    assert all(record.rechecked for record in records if record.verified)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", FACTORS)
 def test_rounding_does_not_verify_what_is_false_in_float64_either(kind, dtype):
@@ -81,7 +147,7 @@ def test_in_float64_rounding_costs_no_verdict_worth_the_name(kind):
     assert 0 < sum(record.verified for record in records) < len(records)
 
 
-@pytest.mark.parametrize("kind", FACTORS)
+@pytest.mark.parametrize("kind", sorted(FACTORS.keys() - {"cascade"}))
 def test_exactly_the_bounds_within_rounding_of_zero_are_computed_again(kind):
     constant = 1000 / FACTORS[kind](1)
     network, block = problem(constant=constant)
@@ -98,9 +164,32 @@ def test_exactly_the_bounds_within_rounding_of_zero_are_computed_again(kind):
         assert record.rechecked == (abs(record.lower) < limit) or abs(abs(record.lower) - limit) < 1e-6
 
 
+def test_proofs_of_a_cascade_are_doubted_as_far_as_the_methods_that_made_them_round():
+    """And no verdict on an image that one step breaks: it is negative, whatever rounding did to the bound."""
+    network, block = problem(constant=250.0)
+    settings = VerifiedSettings(kind="cascade", epsilon="0.01")
+    threat = (network, block.images, block.labels, 0.01)
+    with torch.no_grad():
+        reach = {kind: rounding_bound(*threat, kind=kind).tolist() for kind in ("ibp", "crown-ibp", "crown")}
+        hopeless = cascade(*threat).hopeless.tolist()
+    wide = evaluate_verified(*problem(torch.float64, constant=250.0), settings)
+    seen = set()
+    for row, (record, exact) in enumerate(zip(evaluate_verified(network, block, settings), wide, strict=True)):
+        asked = record.method or "crown"
+        assert record.rechecked == (abs(record.lower) < reach[asked][row] and not hopeless[row])
+        assert (record.verified, record.method) == (exact.verified, exact.method)
+        assert abs(record.lower - exact.lower) < (1e-12 if record.rechecked else reach[asked][row])
+        spared = abs(record.lower) < reach["crown"][row] and not record.rechecked
+        seen.add((asked, "hopeless" if spared and hopeless[row] else "spared" if spared else record.rechecked))
+    by_ibp = {("ibp", "spared"), ("ibp", True), ("ibp", False)}
+    assert seen == by_ibp | {("crown-ibp", True), ("crown", True), ("crown", "hopeless")}
+
+
 def test_a_cascade_names_the_method_that_float64_proves_an_image_by():
+    """And at most what is within the rounding of symbolic intervals is computed again."""
     network, block = problem(constant=1e4)
-    records = evaluate_verified(network, block, VerifiedSettings(kind="cascade", epsilon="0.01", methods=("symbolic",)))
+    settings = VerifiedSettings(kind="cascade", epsilon="0.01", methods=("symbolic",))
+    records = evaluate_verified(network, block, settings)
     assert {record.method for record in records if record.rechecked and record.verified} == {"symbolic"}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import pytest
 import torch
 from hypothesis import assume, given
@@ -15,6 +17,7 @@ from hydrabench.data.images import Block
 from hydrabench.errors import GateError, HydrabenchError, NonFiniteError
 from hydrabench.evaluators import EVALUATORS, evaluate_pgd, evaluate_verified, verified
 
+cascade = import_module("hydrabench.bounds.cascade")  # the package exports a function of that name
 SEEDS = st.integers(0, 2**31)
 
 
@@ -197,6 +200,47 @@ def test_alpha_crown_takes_every_setting(monkeypatch):
     values = {"slopes": "all", "iterations": 4, "learning_rate": 0.3, "time_limit": 2.5}
     evaluate_verified(network, block, AlphaCrownSettings(epsilon="0.1", **values))
     assert asked == [(0.1, Search()), (0.1, Search(**values))]
+
+
+def test_a_cascade_searches_for_what_is_still_open_and_may_be_true(monkeypatch):
+    """Without auto_LiRPA. Six images have margins 0.5, -0.5, 0.1, 0.3, 0.3, 0.3, which fall by 0.2 at epsilon 0.1.
+
+    Told that intervals give 1 for the first and -1 for the others, a cascade is left with the last three: the second
+    is misclassified, the third is -0.1 after one step. Of them the search proves the first and gives the second a
+    better bound and the third none.
+    """
+    asked = []
+
+    def spy(network, x, y, epsilon, *, search):
+        asked.append((x, y, epsilon, search))
+        return torch.tensor([0.1, -0.5, -2.0])
+
+    monkeypatch.setattr(verified, "alpha_crown_margins", spy)
+    monkeypatch.setattr(verified, "rounding_bound", lambda *threat, kind: torch.full((len(threat[2]),), 1e-6))
+    told = torch.tensor([[1.0], *[[-1.0]] * 5])
+    monkeypatch.setitem(cascade.STEPS, "ibp", lambda problem: told)
+    a = torch.tensor([0.75, 0.25, 0.55, 0.65, 0.65, 0.65])
+    block = as_block(torch.stack([a, 1 - a], 1).view(6, 1, 1, 2), torch.zeros(6, dtype=torch.long))
+    values = {"slopes": "all", "iterations": 4, "learning_rate": 0.3, "time_limit": 2.5}
+    settings = VerifiedSettings(kind="cascade", epsilon="0.1", methods=("ibp", "alpha-crown"), **values)
+    records = evaluate_verified(difference_network(), block, settings)
+    ((x, y, epsilon, search),) = asked
+    assert (x[:, 0, 0, 0].tolist(), y.tolist()) == (a[3:].tolist(), [0, 0, 0])
+    assert (epsilon, search) == (0.1, Search(**values))
+    assert [record.method for record in records] == ["ibp", None, None, "alpha-crown", None, None]
+    assert [record.verified for record in records] == [True, False, False, True, False, False]
+    assert [record.lower for record in records] == pytest.approx([1, -1, -1, 0.1, -0.5, -1])
+    evaluate_verified(difference_network(), block, settings.model_copy(update={"methods": ("ibp",)}))
+    assert len(asked) == 1
+
+
+def test_a_search_that_gives_nan_is_not_hidden_by_an_earlier_bound(monkeypatch):
+    monkeypatch.setattr(verified, "alpha_crown_margins", lambda *threat, search: torch.tensor([torch.nan]))
+    monkeypatch.setitem(cascade.STEPS, "ibp", lambda problem: torch.tensor([[-1.0]]))
+    block = as_block(torch.tensor([0.75, 0.25]).reshape(1, 1, 1, 2), torch.tensor([0]))
+    settings = VerifiedSettings(kind="cascade", epsilon="0.1", methods=("ibp", "alpha-crown"))
+    with pytest.raises(NonFiniteError, match="image 0: the cascade bound is NaN"):
+        evaluate_verified(difference_network(), block, settings)
 
 
 def test_no_attack_beats_alpha_crown(auto_lirpa):

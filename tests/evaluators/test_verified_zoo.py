@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from hydrabench.bounds import BOUNDS
+from hydrabench.bounds import BOUNDS, require_auto_lirpa
 from hydrabench.checkpoints import open_ref
-from hydrabench.config import PgdSettings, VerifiedSettings
+from hydrabench.config import AlphaCrownSettings, PgdSettings, VerifiedSettings
 from hydrabench.data import load_block, load_images
+from hydrabench.errors import HydrabenchError
 from hydrabench.evaluators.pgd import evaluate_pgd
 from hydrabench.evaluators.verified import evaluate_verified
 from hydrabench.files import shipped
@@ -40,3 +43,50 @@ def test_no_attack_breaks_a_certificate_and_a_cascade_proves_what_its_methods_pr
         assert proofs["cascade"] >= proofs["ibp"] | proofs["crown-ibp"] | proofs["crown"]
         by_intervals.append(proofs["ibp"])
     assert by_intervals[1] <= by_intervals[0]
+
+
+SEARCH = {"epsilon": "20/255", "iterations": 10}
+
+
+@pytest.fixture(scope="module")
+def auto_lirpa():
+    try:
+        require_auto_lirpa()
+    except HydrabenchError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize(
+    "name", [name if name == "digits-trades-90" else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+)
+def test_a_cascade_proves_the_union_and_names_the_first_method_that_proves(auto_lirpa, block, name):
+    """In every order of some of the methods, each of them alone; and each image by itself."""
+    network = open_ref(name).baked().eval()
+    few = replace(block, indices=block.indices[:30], images=block.images[:30], labels=block.labels[:30])
+    alone = {kind: VerifiedSettings(kind=kind, epsilon=SEARCH["epsilon"]) for kind in ("ibp", "crown-ibp", "crown")}
+    alone |= {"symbolic": VerifiedSettings(kind="symbolic", epsilon=SEARCH["epsilon"])}
+    alone |= {"alpha-crown": AlphaCrownSettings(**SEARCH)}
+    proofs = {
+        kind: [record.verified for record in evaluate_verified(network, few, settings)]
+        for kind, settings in alone.items()
+    }
+    for methods in (
+        ("ibp", "crown-ibp", "crown", "alpha-crown"),
+        ("crown", "ibp", "symbolic"),
+        ("symbolic", "crown-ibp", "alpha-crown"),
+    ):
+        search = SEARCH if methods[-1] == "alpha-crown" else {"epsilon": SEARCH["epsilon"]}
+        settings = VerifiedSettings(kind="cascade", methods=methods, **search)
+        records = evaluate_verified(network, few, settings)
+        first = [next((kind for kind in methods if proofs[kind][row]), None) for row in range(30)]
+        assert [record.method for record in records] == first
+        assert [record.verified for record in records] == [kind is not None for kind in first]
+        if name != "digits-trades-90":
+            continue
+        assert set(first) >= {methods[0], None}
+        assert methods[-1] in first or methods[-1] == "symbolic"
+        for row in range(0, 30, 8):
+            single = replace(few, indices=(row,), images=few.images[[row]], labels=few.labels[[row]])
+            (again,) = evaluate_verified(network, single, settings)
+            assert (again.verified, again.method) == (records[row].verified, records[row].method)
+            assert again.lower == pytest.approx(records[row].lower, rel=1e-3, abs=1e-4)

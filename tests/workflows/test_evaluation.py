@@ -300,6 +300,7 @@ def test_a_layer_whose_settings_have_no_rule_is_refused_as_well():
     [
         AlphaCrownSettings(epsilon="1/255"),
         VerifiedSettings(kind="ibp", epsilon="1/255", engine="auto_lirpa"),
+        VerifiedSettings(kind="cascade", epsilon="1/255", methods=("ibp", "alpha-crown")),
     ],
     ids=lambda settings: settings.protocol,
 )
@@ -308,6 +309,36 @@ def test_without_auto_lirpa_nothing_is_written(subject, cpu, tmp_path, monkeypat
     monkeypatch.setitem(sys.modules, "auto_LiRPA", None)
     with pytest.raises(HydrabenchError, match=r"auto_LiRPA cannot be imported .* `pip install --no-deps auto_LiRPA`"):
         evaluate(subject, settings, tmp_path / "run", machine=cpu, n=5)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(not find_spec("auto_LiRPA"), reason="auto_LiRPA is not installed")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        AlphaCrownSettings(epsilon="1/255"),
+        VerifiedSettings(kind="cascade", epsilon="1/255", methods=("ibp", "alpha-crown")),
+    ],
+    ids=lambda settings: settings.protocol,
+)
+def test_what_auto_lirpa_cannot_read_is_refused_before_anything_is_written(
+    subject, cpu, tmp_path, monkeypatch, settings
+):
+    def refuse(_network, x):
+        assert len(x) == 1
+        raise UnsupportedLayerError("auto_LiRPA knows no rule for a part of this network")
+
+    monkeypatch.setattr("hydrabench.evaluators.verified.bounded_module", refuse)
+    with pytest.raises(UnsupportedLayerError, match="auto_LiRPA knows no rule"):
+        evaluate(subject, settings, tmp_path / "run", machine=cpu, n=5)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_cascade_that_ends_with_alpha_crown_still_needs_rules_of_our_own(subject, cpu, tmp_path):
+    settings = VerifiedSettings(kind="cascade", epsilon="1/255", methods=("ibp", "alpha-crown"))
+    strange = replace(subject, network=nn.Sequential(subject.network, nn.Softmax(dim=1)).eval())
+    with pytest.raises(UnsupportedLayerError, match="Softmax"):
+        evaluate(strange, settings, tmp_path / "run", machine=cpu, n=5)
     assert not (tmp_path / "run").exists()
 
 
