@@ -1,32 +1,39 @@
-"""The tighter bounds on trained networks: CROWN against auto_LiRPA, and a cascade against CROWN on every image.
+"""What a cascade saves on trained networks, against its tightest method on every image, and CROWN against auto_LiRPA.
 
 Usage: python benchmarks/cascade.py [CHECKPOINT ...]
 
-Checkpoints of the zoo, at the radius that they were trained for, the first images of their test set in one batch.
-auto_LiRPA is asked for the whole batch, which is its fast way and the reason why its bounds can be looser.
+Checkpoints of the zoo, all of them by default, at the radius that they were trained for, all images of their test set
+in one batch. A cascade proves what one of its methods proves, which is asserted. Where auto_LiRPA is installed, its
+CROWN and alpha-CROWN, alone and at the end of a cascade, take part with the first images of the test set.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from statistics import median
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hydrabench.bounds import BOUNDS, lirpa
 from hydrabench.checkpoints import open_ref
-from hydrabench.data import load_images
-from hydrabench.data.images import pixels
-from hydrabench.threat import parse_radius
+from hydrabench.config import AlphaCrownSettings, VerifiedSettings
+from hydrabench.data import Block, load_block, load_images
+from hydrabench.errors import HydrabenchError
+from hydrabench.evaluators import evaluate_verified
+from hydrabench.files import shipped
+from hydrabench.threat import parse_radius, radius_text
 
-CHECKPOINTS, IMAGES, REPEATS = ("digits-crown-ibp", "digits-crown-ibp-99", "digits-trades-95"), 100, 5
+OWN = ("ibp", "crown-ibp", "crown")
+REPEATS, SEARCHED, ITERATIONS = 3, 30, 20  # images and iterations of alpha-CROWN, which takes seconds
 
 
-def medians(works: dict[str, Callable[[], Tensor]]) -> dict[str, float]:
-    """Processor seconds, all works in turn."""
+def medians(works: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+    """Processor seconds, all works in turn; the first round is not counted."""
     times: dict[str, list[float]] = {name: [] for name in works}
     for repeat in range(REPEATS + 1):
         for name, work in works.items():
@@ -37,37 +44,91 @@ def medians(works: dict[str, Callable[[], Tensor]]) -> dict[str, float]:
     return {name: median(values) for name, values in times.items()}
 
 
+def compare_own(network: nn.Module, block: Block, epsilon: float) -> str:
+    """The cascade of our methods against CROWN on every image. Raises: AssertionError if it proves anything else."""
+    threat = (network, block.images, block.labels, epsilon)
+    works: dict[str, Callable[[], Tensor]] = {name: partial(BOUNDS[name], *threat) for name in (*OWN, "cascade")}
+    proved = {name: work() > 0 for name, work in works.items()}
+    assert torch.equal(proved["cascade"], proved["ibp"] | proved["crown-ibp"] | proved["crown"])
+    spent = medians(works)
+    counts = ", ".join(f"{name} {int(found.sum())}" for name, found in proved.items())
+    times = ", ".join(f"{name} {1e3 * seconds:.1f}" for name, seconds in spent.items())
+    return (
+        f"verified {counts} of {len(block.labels)}; ms {times}; crown / cascade {spent['crown'] / spent['cascade']:.1f}"
+    )
+
+
+def compare_search(network: nn.Module, block: Block, epsilon: str) -> str:
+    """A cascade that ends with alpha-CROWN against alpha-CROWN on every image, as `certify` evaluates them."""
+    search = {"epsilon": epsilon, "iterations": ITERATIONS}
+    cascade = VerifiedSettings(kind="cascade", methods=(*OWN, "alpha-crown"), **search)
+    alone: list[VerifiedSettings | AlphaCrownSettings] = [VerifiedSettings(kind=k, epsilon=epsilon) for k in OWN]
+    verdicts = [
+        [record.verified for record in evaluate_verified(network, block, settings)]
+        for settings in (cascade, *alone, AlphaCrownSettings(**search))
+    ]
+    assert verdicts[0] == [any(proofs) for proofs in zip(*verdicts[1:], strict=True)]
+    works = {
+        "alpha-crown": partial(evaluate_verified, network, block, AlphaCrownSettings(**search)),
+        "cascade": partial(evaluate_verified, network, block, cascade),
+    }
+    spent = medians(works)
+    return (
+        f"alpha-crown {sum(verdicts[-1])}, cascade {sum(verdicts[0])} of {len(block.labels)}; "
+        f"s {spent['alpha-crown']:.2f}, {spent['cascade']:.2f}; ratio {spent['alpha-crown'] / spent['cascade']:.1f}"
+    )
+
+
+def compare_crown(network: nn.Module, block: Block, epsilon: float) -> str:
+    """CROWN by auto_LiRPA, which is asked for the whole batch, its fast way and the reason why it can be looser."""
+    x, y = block.images, block.labels
+    bounded = lirpa.bounded_module(network, x, sparse=True)
+    rows = lirpa.margin_rows(y, bounded.final_shape[1], x.dtype)
+
+    def theirs() -> Tensor:
+        ball = lirpa.perturbed(x, epsilon)
+        found = bounded.compute_bounds(x=(ball,), C=rows, method="CROWN", bound_upper=False)
+        return found[0].min(1).values  # type: ignore[no-any-return]
+
+    ours = partial(BOUNDS["crown"], network, x, y, epsilon)
+    assert (ours() >= theirs() - 1e-3).all()
+    spent = medians({"ours": ours, "theirs": theirs})
+    times = f"auto_LiRPA {1e3 * spent['theirs']:.1f}, ours {1e3 * spent['ours']:.1f}"
+    return f"crown, ms: {times}, ratio {spent['theirs'] / spent['ours']:.1f}"
+
+
+def first_images(block: Block, count: int) -> Block:
+    """The block's first images."""
+    return replace(
+        block,
+        indices=block.indices[:count],
+        images=block.images[:count],
+        labels=block.labels[:count],
+        shas=block.shas[:count],
+    )
+
+
 @torch.no_grad()
 def main(names: Sequence[str]) -> None:
-    print(f"{torch.get_num_threads()} threads, {IMAGES} images, median of {REPEATS} runs, processor seconds")
-    for name in names or CHECKPOINTS:
+    try:
+        lirpa.require_auto_lirpa()
+        second = True
+    except HydrabenchError as error:
+        print(f"without auto_LiRPA: {error}")
+        second = False
+    print(f"{torch.get_num_threads()} threads, medians of processor times; alpha-crown: {ITERATIONS} iterations")
+    for name in names or sorted(path.name for path in shipped("zoo").iterdir() if path.is_dir()):
         checkpoint = open_ref(name)
-        network, images = (
-            checkpoint.baked().eval().requires_grad_(False),
-            load_images(checkpoint.header.dataset, "test"),
-        )
-        x, y = pixels(images.images[:IMAGES]), images.labels[:IMAGES]
-        epsilon = float(parse_radius((checkpoint.header.default_threat() or {"epsilon": "8/255"})["epsilon"]))
-        bounded, rows = lirpa.bounded_module(network, x, sparse=True), lirpa.margin_rows(y, images.num_classes, x.dtype)
-
-        def theirs(bounded=bounded, x=x, rows=rows, epsilon=epsilon) -> Tensor:  # type: ignore[no-untyped-def]
-            ball = lirpa.perturbed(x, epsilon)
-            found = bounded.compute_bounds(x=(ball,), C=rows, method="CROWN", bound_upper=False)
-            return found[0].min(1).values  # type: ignore[no-any-return]
-
-        works: dict[str, Callable[[], Tensor]] = {
-            key: (lambda bound=BOUNDS[key], threat=(network, x, y, epsilon): bound(*threat))
-            for key in ("crown-ibp", "crown", "cascade")
-        }
-        found = {key: work() for key, work in (works | {"theirs": theirs}).items()}
-        assert (found["crown"] >= found["theirs"] - 1e-3).all()
-        spent = medians(works | {"theirs": theirs})
-        verified = {key: int((lower > 0).sum()) for key, lower in found.items()}
-        print(f"{name}, epsilon {255 * epsilon:g}/255, verified {verified}")
-        print(f"  crown: auto_LiRPA {spent['theirs']:.3f}, ours {spent['crown']:.3f}, ", end="")
-        print(f"ratio {spent['theirs'] / spent['crown']:.1f}")
-        print(f"  cascade {spent['cascade']:.3f}, crown-ibp {spent['crown-ibp']:.3f}, ", end="")
-        print(f"crown / cascade {spent['crown'] / spent['cascade']:.1f}", flush=True)
+        network = checkpoint.baked().eval().requires_grad_(False)
+        images = load_images(checkpoint.header.dataset, "test")
+        block = load_block(images, 0, tuple(range(len(images))))
+        epsilon = parse_radius((checkpoint.header.default_threat() or {"epsilon": "8/255"})["epsilon"])
+        print(f"{name}, epsilon {radius_text(epsilon)}")
+        print(f"  {compare_own(network, block, float(epsilon))}", flush=True)
+        if second:
+            few = first_images(block, SEARCHED)
+            print(f"  {compare_crown(network, few, float(epsilon))}")
+            print(f"  {compare_search(network, few, radius_text(epsilon))}", flush=True)
 
 
 if __name__ == "__main__":
