@@ -5,9 +5,9 @@ through it, `crown` linear functions backward. A `problem` is a program, a `ball
 and `full` bound neurons by functions of their own, which `backward` carries to the input and `rows` keeps short.
 `margins` has a function for each method, `cascade` tries one after the other. `lirpa` asks auto_LiRPA instead, and
 `alpha` lets it optimise the slopes; `bridges` holds what it needs of newer torch, `agreement` the check of the release
-that is installed. `rounding` says how far rounding can lift a bound in float32, `sound` has bounds that hold in spite
-of it. `costs` says beforehand how long bounds may take, `watching` meanwhile how far they are.
-`initialization` draws weights from which a deep network can be trained with interval bounds.
+that is installed. `rounding` says how far rounding can lift a bound, `sound` has bounds that hold in spite of it, and
+of what the network rounds itself. `costs` says beforehand how long bounds may take, `watching` meanwhile how far they
+are. `initialization` draws weights from which a deep network can be trained with interval bounds.
 """
 
 from hydrabench.bounds.alpha import Search, alpha_crown_margins
@@ -27,7 +27,7 @@ from hydrabench.bounds.margins import (
 )
 from hydrabench.bounds.prepared import Prepared, prepared
 from hydrabench.bounds.rounding import FACTORS, rounding_bound
-from hydrabench.bounds.sound import sound_margins
+from hydrabench.bounds.sound import deployed_margins, sound_margins
 from hydrabench.bounds.symbolic import symbolic_class_margins
 from hydrabench.bounds.watching import Moment, watched
 
@@ -56,6 +56,7 @@ __all__ = [
     "class_margins",
     "crown_ibp_margins",
     "crown_margins",
+    "deployed_margins",
     "image_seconds",
     "interval_bounds",
     "interval_margins",

@@ -55,11 +55,13 @@ def growth(terms: int, dtype: torch.dtype) -> float:
 class MeasuredNode(Node):
     """A node of a program that nothing was folded into, and what its rounding depends on.
 
-    absolute: the operation with absolute weights and constants, or the operation itself if it has neither. terms: at
-    least how many roundings lie between a term and a result, forward or backward.
+    absolute: the operation with absolute weights and constants, or the operation itself if it has neither. forward: at
+    least how many roundings lie between a term and a result where the operation is applied; terms: the same where
+    functions of the result are carried back, too.
     """
 
     absolute: Operation
+    forward: int
     terms: int
 
     def magnitude(self, *values: Tensor) -> Tensor:
@@ -84,8 +86,9 @@ def measured(network: nn.Module | Prepared, x: Tensor) -> list[MeasuredNode]:
     for node, step, after in zip(nodes, program.steps, shapes[1:], strict=True):
         # Coefficients from several readers of a value are added up.
         sums = max(readers[number] for number in node.inputs) - 1
-        terms = _terms(node.operation, shapes[node.inputs[0]], after) + sums
-        found.append(MeasuredNode(node.operation, node.inputs, _absolute(node.operation, step), terms))
+        forward = _forward_terms(node.operation, shapes[node.inputs[0]])
+        terms = forward + _backward_terms(node.operation, after) + sums
+        found.append(MeasuredNode(node.operation, node.inputs, _absolute(node.operation, step), forward, terms))
     return found
 
 
@@ -102,20 +105,23 @@ def _absolute(operation: Operation, step: Step) -> Operation:
     return operation
 
 
-def _terms(operation: Operation, before: torch.Size, after: torch.Size) -> int:
-    """Roundings of one operation; constants are summed over the positions of an image, then over its channels."""
+def _forward_terms(operation: Operation, before: torch.Size) -> int:
     if isinstance(operation, Flatten | Identity):
         return 0
-    constants = after[1:].numel() + after[0]
     if isinstance(operation, Convolution | Dense):
-        used = operation.weight != 0
-        into, out_of = used.flatten(1).sum(1).max(), used.sum(0).view(used.shape[1], -1).sum(1).max()
-        return int(into) + int(out_of) + (after.numel() if isinstance(operation, Dense) else constants) + MORE
+        return int((operation.weight != 0).flatten(1).sum(1).max()) + MORE
     if isinstance(operation, AveragePool):
         return 2 * operation.kernel[0] * operation.kernel[1] + MORE
-    if isinstance(operation, AdaptiveAveragePool):
-        return 2 * before[-2:].numel() + MORE
-    return MORE + (constants if isinstance(operation, Scale) else 0)
+    return (2 * before[-2:].numel() if isinstance(operation, AdaptiveAveragePool) else 0) + MORE
+
+
+def _backward_terms(operation: Operation, after: torch.Size) -> int:
+    """More roundings of the way back; constants are summed over the positions of an image, then over its channels."""
+    constants = after.numel() if isinstance(operation, Dense) else after[1:].numel() + after[0]
+    if isinstance(operation, Convolution | Dense):
+        used = operation.weight != 0
+        return int(used.sum(0).view(used.shape[1], -1).sum(1).max()) + constants
+    return constants if isinstance(operation, Scale) else 0
 
 
 # Single precision ------------------------------------------------------------------------------

@@ -1,11 +1,14 @@
 """Bounds that hold in spite of rounding: float64 passes in which everything is rounded away from the claim.
 
-The claim is about real arithmetic: the network whose parameters, statistics and pixels are the stored numbers taken
-exactly, its layers computed without rounding, on every image of the exact ball. It does not extend to what a device
-makes of the network in float32. Every sum is widened by what rounding can do to it in any order (see `rounding`), so
-the claim does not depend on the machine, the batch or the library. It assumes rounding to nearest with gradual
-underflow, as torch has it by default, and convolutions that are sums of products: in float64 torch computes them on the
-CPU by unfolding and matrix products, and does so on GPUs, too, while cuDNN, which has an FFT, is switched off here.
+`sound_margins` speaks of real arithmetic: of the network whose weights, statistics and pixels are the stored numbers
+taken exactly, its layers computed without rounding, on every image of the exact ball. `deployed_margins` speaks of what
+a device makes of it in float32: every layer adds what its own rounding can do to its results, in any order of
+summation, fused or not, with batch norm folded or not, and ReLUs and maxima round nothing. It does not cover Winograd
+and FFT convolutions, operands rounded to TF32 or less, nor a batch norm that overflows or underflows between its steps.
+Every sum of the passes themselves is widened by what rounding can do to it in any order (see `rounding`), so neither
+claim depends on the machine, the batch or the library. They assume rounding to nearest with gradual underflow, as torch
+has it by default, and convolutions that are sums of products: in float64 torch computes them on the CPU by unfolding
+and matrix products, and does so on GPUs, too, while cuDNN, which has an FFT, is switched off here.
 Source: reference/field.md, section 5.3, item 6; Singh et al. (2019), "An abstract domain for certifying neural
 networks", section 4.4, widens the same sums.
 """
@@ -17,9 +20,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from hydrabench.bounds import crown, interval
 from hydrabench.bounds.crown import LIVE, MEMORY, relaxation
@@ -27,7 +32,7 @@ from hydrabench.bounds.graph import shapes_of
 from hydrabench.bounds.interval import Interval, Place
 from hydrabench.bounds.operations import Dense, MaxPool, Scale
 from hydrabench.bounds.pooling import Lines, along, max_lines, windows
-from hydrabench.bounds.prepared import Prepared
+from hydrabench.bounds.prepared import Prepared, prepared
 from hydrabench.bounds.problem import specification
 from hydrabench.bounds.rounding import MORE, MeasuredNode, growth, measured
 from hydrabench.errors import lookup
@@ -55,21 +60,62 @@ def sound_margins(
         radius, batch norm in training mode or an output that is not (B, K) with K >= 2.
     Source: as for `margins.interval_margins` and `margins.crown_ibp_margins`.
     """
+    return _margins(network, x, y, epsilon, kind, memory=memory)
+
+
+def deployed_margins(network: nn.Module | Prepared, x: Tensor, y: Tensor, epsilon: Fraction, *, kind: str) -> Tensor:
+    """Lower bounds of the margins between the logits that the network gives in the precision of `x`, as it rounds them.
+
+    Args:
+        network: as for `sound_margins`, its parameters of the type of `x`.
+        x, y, epsilon, kind: as for `sound_margins`.
+    Returns: (B,), float64; NaN where nothing is known, because numbers may be too large for the type of `x`, too.
+    Raises: what `sound_margins` raises.
+    Source: reference/field.md, section 5.3, item 6; Higham (2002), section 3.1.
+    """
+    return _margins(network, x, y, epsilon, kind, rounding=x.dtype)
+
+
+def _margins(
+    network: nn.Module | Prepared,
+    x: Tensor,
+    y: Tensor,
+    epsilon: Fraction,
+    kind: str,
+    *,
+    rounding: torch.dtype | None = None,
+    memory: int = MEMORY,
+) -> Tensor:
     stop_at = lookup("sound method", STOPS, kind)
     if not epsilon >= 0:
         raise ValueError(f"out of range: {epsilon=}, must be >= 0")
     with torch.no_grad(), torch.backends.cudnn.flags(enabled=False):
-        wide = network.in_float64() if isinstance(network, Prepared) else copy.deepcopy(network).double()
-        nodes = measured(wide, x.double())
+        nodes = measured(_wide(network), x.double())
         shapes = shapes_of(nodes, x.double())
         _, rows, _ = specification(None, y, x.new_empty(1, dtype=torch.float64).expand(0, *shapes[-1]))
         together = max(1, memory // (8 * LIVE * rows.shape[1] * max(shape.numel() for shape in shapes)))
         found = []
         for start in range(0, len(y), together):
             part = slice(start, start + together)
-            passed = Pass(nodes, Enclosure.ball(x[part], epsilon))
+            passed = Pass(nodes, Enclosure.ball(x[part], epsilon), rounding)
             found.append(passed.lowest(rows[part], stop_at(nodes)).min(1).values)
     return torch.cat(found)
+
+
+def _wide(network: nn.Module | Prepared) -> nn.Module | Prepared:
+    if isinstance(network, nn.Module):
+        return _as_stored(network).double()
+    return network.once("as stored, in float64", lambda: prepared(_as_stored(network.network).double()))
+
+
+def _as_stored(network: nn.Module) -> nn.Module:
+    """A copy with the weights that its layers apply, which parametrizations compute in the network's own precision."""
+    network = copy.deepcopy(network)
+    for module in network.modules():
+        if parametrize.is_parametrized(module):
+            for name in [*cast("nn.ModuleDict", module.parametrizations)]:
+                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+    return network
 
 
 def up(rounded: Tensor) -> Tensor:
@@ -130,12 +176,14 @@ class Slopes:
 class Pass:
     """Intervals through a program, and what a pass backward needs.
 
-    boxes: of every value. lost: what rounding may take from a function of a node's result when the node is substituted
-    into it, for each unit of its coefficients, (B, ...). lines: around each ReLU and each maximum.
+    rounding: the type to which the network rounds its values, or None for exact arithmetic. boxes: of every value.
+    lost: what rounding may take from a function of a node's result when the node is substituted into it, for each unit
+    of its coefficients, (B, ...). lines: around each ReLU and each maximum.
     """
 
     nodes: Sequence[MeasuredNode]
     box: Enclosure
+    rounding: torch.dtype | None = None
     boxes: dict[int, Enclosure] = field(default_factory=dict)
     lost: dict[int, Tensor] = field(default_factory=dict)
     lines: dict[int, Slopes | Lines] = field(default_factory=dict)
@@ -153,9 +201,18 @@ class Pass:
         taken = [self.boxes[source] for source in node.inputs]
         share = growth(node.terms, torch.float64)
         found = interval.RULES[type(node.operation)](node.operation, *(Interval(b.center, b.radius) for b in taken))
-        self.lost[number] = share * node.absolute.apply(*(box.size() for box in taken)) + node.terms * TINY
+        magnitude = node.absolute.apply(*(box.size() for box in taken))
+        self.lost[number] = share * magnitude + node.terms * TINY + self._own_rounding(node, magnitude)
         overflow = found.center - found.center  # 0, or NaN
         self.boxes[number] = Enclosure(found.center, found.width + (share * found.width + self.lost[number]) + overflow)
+
+    def _own_rounding(self, node: MeasuredNode, magnitude: Tensor) -> Tensor | float:
+        """How far a result that the network computes can be from that of exact arithmetic on the same values."""
+        if self.rounding is None:
+            return 0.0
+        kind = torch.finfo(self.rounding)
+        found = growth(node.forward, self.rounding) * magnitude + node.forward * kind.tiny
+        return found.masked_fill(~(2 * magnitude < kind.max), torch.nan)
 
     def _relax(self, number: int, node: MeasuredNode) -> None:
         """Draw lines around a ReLU or a maximum; both rise with what they take, and rounding has no part in them."""

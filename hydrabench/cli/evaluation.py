@@ -54,8 +54,8 @@ def attack(ref: str, attack: str, **given: Any) -> None:
 
 METHODS = ("ibp", "symbolic", "crown-ibp", "crown", "alpha-crown", "cascade", "smoothing")
 RIGOR = (
-    "ibp, crown-ibp: standard, or sound: rounded outwards. Smoothing: standard, or discrete: integer noise, sound in "
-    "floating point.  [default: standard]"
+    "ibp, crown-ibp: standard, or sound: rounded outwards, or deployed: so that float32 inference cannot break it, "
+    "either. Smoothing: standard, or discrete: integer noise, sound in floating point.  [default: standard]"
 )
 SECTIONS = {
     "Bounds": ("epsilon", "norm", "methods", "engine"),

@@ -22,7 +22,8 @@ class VerifiedSettings(Section):
 
     slopes, iterations, learning_rate, time_limit: of alpha-crown, as the last one of `methods`.
     rigor: "standard" computes in the precision of the run, and again in float64 where rounding could turn a verdict;
-    "sound" rounds outwards in float64 and claims what survives, see `bounds.sound`.
+    "sound" rounds outwards in float64 and claims what survives; "deployed" claims what survives the network's own
+    rounding, too; see `bounds.sound`.
     """
 
     model_config = ConfigDict(allow_inf_nan=False)
@@ -31,7 +32,7 @@ class VerifiedSettings(Section):
     epsilon: Radius
     methods: tuple[Method, ...] = Field(CASCADE, min_length=1)
     engine: Literal["hydrabench", "auto_lirpa"] = "hydrabench"
-    rigor: Literal["standard", "sound"] = "standard"
+    rigor: Literal["standard", "sound", "deployed"] = "standard"
     slopes: Literal["output", "all"] = "output"
     iterations: PositiveInt = 100
     learning_rate: PositiveFloat = 0.1
@@ -77,9 +78,10 @@ class VerifiedSettings(Section):
     @model_validator(mode="after")
     def refuse_rigor_without_rules(self) -> VerifiedSettings:
         """Not every method can be rounded outwards."""
-        if self.rigor == "sound" and (self.kind not in SOUND or self.norm != "linf" or self.engine != "hydrabench"):
+        rigorous = self.rigor != "standard"
+        if rigorous and (self.kind not in SOUND or self.norm != "linf" or self.engine != "hydrabench"):
             raise ValueError(
-                f"rigor: sound bounds linf balls by {', '.join(SOUND)} of engine hydrabench, got {self.norm}, "
+                f"rigor: {self.rigor} bounds linf balls by {', '.join(SOUND)} of engine hydrabench, got {self.norm}, "
                 f"{self.kind} and {self.engine}; choose one of these, or leave the rigor at standard"
             )
         return self
@@ -99,7 +101,8 @@ class VerifiedSettings(Section):
         """The protocol id names the bound; `cascade@1` is ibp, crown-ibp, crown, whatever differs is spelt out."""
         methods = "" if self.methods == CASCADE else "-" + "+".join(self.methods)
         engine = "" if self.engine == "hydrabench" else f"-{self.engine}"
-        return f"{self.kind}{methods}{_search_text(self)}{engine}{'-sound' if self.rigor == 'sound' else ''}@1"
+        rigor = "" if self.rigor == "standard" else f"-{self.rigor}"
+        return f"{self.kind}{methods}{_search_text(self)}{engine}{rigor}@1"
 
 
 class AlphaCrownSettings(Section):

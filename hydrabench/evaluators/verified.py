@@ -21,6 +21,7 @@ from hydrabench.bounds import (
     alpha_crown_margins,
     bounded_module,
     cascade,
+    deployed_margins,
     lirpa_margins,
     prepared,
     rounding_bound,
@@ -126,8 +127,9 @@ def _bounds(network: Network, block: Block, settings: Settings) -> list[_Bound]:
     if settings.engine == "auto_lirpa":
         return _decided(network, x, y, settings, _by_auto_lirpa)
     network = network if isinstance(network, Prepared) else prepared(network)
-    if settings.rigor == "sound":
-        lower = sound_margins(network, x, y, settings.epsilon, kind=settings.kind)
+    if settings.rigor != "standard":
+        rigorous = {"sound": sound_margins, "deployed": deployed_margins}[settings.rigor]
+        lower = rigorous(network, x, y, settings.epsilon, kind=settings.kind)
         return [_Bound(value, settings.kind) for value in lower.tolist()]
     found = _decided(network, x, y, settings, _by_cascade if settings.kind == "cascade" else _by_one_method)
     rows = [row for row, bound in enumerate(found) if bound.lower <= 0 and not bound.settled]

@@ -132,12 +132,16 @@ def protocol_lines(board: Leaderboard) -> list[tuple[str, str]]:
     ]
 
 
+RIGOR = {
+    "sound": ", rounded outwards, so that it holds in exact arithmetic",
+    "deployed": ", rounded outwards, so that it holds for the network as it is computed, in any order of summation",
+}
+
+
 def meaning(protocol: Protocol) -> str:
     """What a number under this protocol says of an image."""
     if protocol.kind != "smoothing":
-        return MEANINGS[protocol.kind] + ", rounded outwards, so that it holds in exact arithmetic" * (
-            protocol.settings.get("rigor") == "sound"
-        )
+        return MEANINGS[protocol.kind] + RIGOR.get(protocol.settings.get("rigor", "standard"), "")
     text = MODES.get(protocol.settings.get("mode", "cohen"), MEANINGS["smoothing"])
     return text + ", under integer noise, which holds in floating point" * (
         protocol.settings.get("rigor") == "discrete"

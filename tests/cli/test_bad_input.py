@@ -287,7 +287,7 @@ def test_options_that_attack_and_certify_share_are_checked(refused, dense, optio
             ("certify", "--method", "crown", "--rigor", "sound"),
             r"crown: .*rigor: sound bounds linf balls by ibp, crown-ibp",
         ),
-        (("certify", "--method", "ibp", "--rigor", "discrete"), r"ibp: rigor: .*'standard' or 'sound'.*'discrete'"),
+        (("certify", "--method", "ibp", "--rigor", "discrete"), r"ibp: rigor: .*'sound' or 'deployed'.*'discrete'"),
         (("certify", "--method", "ibp", "--engine", "lirpa"), r"ibp: engine: .*'hydrabench' or 'auto_lirpa'.*'lirpa'"),
         (
             ("certify", "--method", "ibp", "--time-limit", "3"),

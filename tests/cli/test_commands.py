@@ -92,10 +92,11 @@ def test_certify_exports_what_other_verifiers_need_beside_its_own_run(succeed, h
     assert {path.name for path in (here / "vnn" / "vnnlib").iterdir()} == {Path(path).name for _, path, _ in rows}
 
 
-def test_sound_rigor_is_a_protocol_of_its_own(succeed, here, dense):
-    lines = succeed("certify", "--ckpt", dense, "--rigor", "sound", "-n", 20, "--out", "run").splitlines()
-    assert lines[0] == "crown-ibp-sound@1 of here/dense at L∞ 8/255, 20 images, in run"
-    assert json.loads((here / "run" / "run.json").read_text())["settings"]["rigor"] == "sound"
+@pytest.mark.parametrize("rigor", ["sound", "deployed"])
+def test_rigor_is_a_protocol_of_its_own(succeed, here, dense, rigor):
+    lines = succeed("certify", "--ckpt", dense, "--rigor", rigor, "-n", 20, "--out", "run").splitlines()
+    assert lines[0] == f"crown-ibp-{rigor}@1 of here/dense at L∞ 8/255, 20 images, in run"
+    assert json.loads((here / "run" / "run.json").read_text())["settings"]["rigor"] == rigor
 
 
 def test_without_json_the_summary_is_one_line_per_metric(succeed, dense):

@@ -150,6 +150,7 @@ def test_protocol_ids_name_exactly_how_a_number_is_made():
     lirpa = VerifiedSettings(kind="crown-ibp", epsilon="8/255", engine="auto_lirpa")
     assert lirpa.protocol == "crown-ibp-auto_lirpa@1"
     assert VerifiedSettings(kind="ibp", epsilon="8/255", rigor="sound").protocol == "ibp-sound@1"
+    assert VerifiedSettings(kind="ibp", epsilon="8/255", rigor="deployed").protocol == "ibp-deployed@1"
     assert AlphaCrownSettings(epsilon="8/255").protocol == "alpha-crown@1"
     limited = AlphaCrownSettings(epsilon="8/255", slopes="all", iterations=50, learning_rate=0.5, time_limit=2.5)
     assert limited.protocol == "alpha-crown-all-i50-lr0.5-t2.5@1"
@@ -170,14 +171,15 @@ def test_the_engine_is_written_down_only_where_it_is_not_ours():
     assert lirpa.plain() == plain | {"engine": "auto_lirpa"}
 
 
+@pytest.mark.parametrize("rigor", ["sound", "deployed"])
 @pytest.mark.parametrize("change", [{"kind": "crown"}, {"kind": "cascade"}, {"norm": "l2"}, {"engine": "auto_lirpa"}])
-def test_rigor_is_refused_where_it_has_no_rules(change):
+def test_rigor_is_refused_where_it_has_no_rules(change, rigor):
     values = {"kind": "ibp", "epsilon": "8/255"} | change
     assert "rigor" not in VerifiedSettings.model_validate(values).plain()
     with pytest.raises(
-        ValueError, match=r"sound bounds linf balls by ibp, crown-ibp of engine hydrabench, got .*; choose"
+        ValueError, match=rf"rigor: {rigor} bounds linf balls by ibp, crown-ibp of engine hydrabench, got .*; choose"
     ):
-        VerifiedSettings.model_validate({"rigor": "sound", **values})
+        VerifiedSettings.model_validate({"rigor": rigor, **values})
 
 
 @pytest.mark.parametrize("change", [{"kind": "cascade"}, {"kind": "symbolic"}, {"norm": "l2"}], ids=str)

@@ -243,6 +243,8 @@ def test_every_mode_of_smoothing_is_explained_in_its_own_words():
     assert texts["cohen"] == MEANINGS["smoothing"]
     sound = meaning(Protocol("id", "ibp", {"rigor": "sound"}))
     assert sound.endswith("by interval bound propagation, rounded outwards, so that it holds in exact arithmetic")
+    deployed = meaning(Protocol("id", "ibp", {"rigor": "deployed"}))
+    assert deployed.endswith("so that it holds for the network as it is computed, in any order of summation")
     assert "rounded" not in meaning(Protocol("id", "ibp", {}))
     exact = meaning(Protocol("id", "smoothing", {"mode": "adaptive", "rigor": "discrete"}))
     assert exact == texts["adaptive"] + ", under integer noise, which holds in floating point"
