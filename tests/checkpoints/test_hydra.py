@@ -722,7 +722,7 @@ def test_a_zoo_id_knows_what_its_file_does_not_say(tmp_path, monkeypatch):
         licence="none stated",
     )
     monkeypatch.setattr(zoo, "read_zoo", lambda: {"hydra/x": entry})
-    monkeypatch.setattr(zoo, "fetch", lambda entry: path)
+    monkeypatch.setattr(zoo, "fetch", lambda entry, progress: path)
     header = open_ref("hydra/x").header
     assert (header.dataset, header.arch, header.density) == ("svhn", "wrn_28_1", 0.01)
 
