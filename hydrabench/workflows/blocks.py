@@ -15,8 +15,8 @@ from hydrabench.config import EvaluationSettings, SmoothingSettings, VerifiedSet
 BLOCK_SIZE = 100  # AutoAttack's streams are keyed by block
 # The draws of one image fill batches if all are made; looks at a few draws of many images fill them together.
 FIXED_SIZE_BLOCK, SEQUENTIAL_BLOCK = 1, 32
-# Every neuron bounded by a pass of its own, or a search: up to hours an image on a deep network.
-SLOW_BOUNDS, SLOW_BLOCK = ("symbolic", "crown", "alpha-crown", "cascade"), 10
+SLOW_BOUNDS = ("symbolic", "crown", "alpha-crown", "cascade")  # up to hours an image on a deep network
+SEARCHED_BLOCK = 10  # where auto_LiRPA is asked, of which nothing is known beforehand
 MINUTE = 60.0  # processor seconds that a block of slow bounds may take, unless one image takes more
 
 
@@ -49,10 +49,11 @@ def blocks_for(settings: EvaluationSettings, network: nn.Module, shape: tuple[in
     if settings.kind not in SLOW_BOUNDS:
         return Blocks(BLOCK_SIZE)
     if not isinstance(settings, VerifiedSettings) or settings.engine != "hydrabench":
-        return Blocks(SLOW_BLOCK)
+        return Blocks(SEARCHED_BLOCK)
     methods = settings.methods if settings.kind == "cascade" else (settings.kind,)
     seconds = image_seconds(network, shape, methods)
-    return Blocks(SLOW_BLOCK if seconds == 0 else int(min(max(MINUTE / seconds, 1), SLOW_BLOCK)), seconds)
+    most = SEARCHED_BLOCK if settings.searches else BLOCK_SIZE
+    return Blocks(most if seconds == 0 else int(min(max(MINUTE / seconds, 1), most)), seconds)
 
 
 def duration(seconds: float) -> str:

@@ -17,10 +17,10 @@ def network(arch, shape=CIFAR):
 
 @pytest.mark.parametrize("kind", ["symbolic", "crown", "cascade"])
 @pytest.mark.parametrize("arch", ["cifar_model", "cifar_model_bn", "mnist_model"])
-def test_small_networks_keep_blocks_of_ten(kind, arch):
+def test_small_networks_keep_their_large_blocks(kind, arch):
     for shape in (CIFAR, DIGITS):
         found = blocks_for(VerifiedSettings(kind=kind, epsilon="2/255"), network(arch, shape), shape)
-        assert found.size == 10
+        assert found.size == 100
         assert found.warning(kind, 10_000) is None
 
 
@@ -33,9 +33,16 @@ def test_deep_networks_have_blocks_of_one_image_and_a_warning(kind, arch):
 
 
 def test_a_block_takes_about_a_minute_between_the_extremes():
-    found = blocks_for(VerifiedSettings(kind="crown", epsilon="2/255"), network("vgg2"), CIFAR)
-    assert 1 < found.size < 10
-    assert found.size * found.seconds <= 60 < (found.size + 1) * found.seconds
+    for arch in ("cifar_model_large", "vgg2"):
+        found = blocks_for(VerifiedSettings(kind="crown", epsilon="2/255"), network(arch), CIFAR)
+        assert 1 < found.size < 100
+        assert found.size * found.seconds <= 60 < (found.size + 1) * found.seconds
+
+
+def test_a_cascade_that_ends_with_a_search_has_smaller_blocks():
+    settings = VerifiedSettings(kind="cascade", methods=("ibp", "crown", "alpha-crown"), epsilon="2/255")
+    assert blocks_for(settings, network("cifar_model"), CIFAR).size == 10
+    assert blocks_for(settings, network("wrn_28_1"), CIFAR).size == 1
 
 
 @pytest.mark.parametrize(
@@ -44,7 +51,7 @@ def test_a_block_takes_about_a_minute_between_the_extremes():
         (CleanSettings(), 100),
         (VerifiedSettings(kind="ibp", epsilon="2/255"), 100),
         (VerifiedSettings(kind="crown-ibp", epsilon="2/255"), 100),
-        (VerifiedSettings(kind="cascade", methods=("ibp", "crown-ibp"), epsilon="2/255"), 10),
+        (VerifiedSettings(kind="cascade", methods=("ibp", "crown-ibp"), epsilon="2/255"), 100),
         (VerifiedSettings(kind="crown", engine="auto_lirpa", epsilon="2/255"), 10),
         (AlphaCrownSettings(epsilon="2/255"), 10),
         (SmoothingSettings(sigma=0.25), 1),
