@@ -34,12 +34,11 @@ from hydrabench.bounds.operations import (
     per_channel,
 )
 from hydrabench.bounds.pooling import adaptive_pool, average_pool, max_pool
-from hydrabench.bounds.products import relax_, relaxed
+from hydrabench.bounds.products import BLOCK, relax_, relaxed
 from hydrabench.bounds.transposed import has_grid, pixel_grid, transposed
 
 GUARD = 1e-8  # keeps the slope of a neuron with l = u = 0 finite
 MEMORY = 2**30  # bytes that a pass may take at once, besides its arguments; larger ones are cut into parts
-BLOCK = 2**21  # bytes of coefficients that a CPU relaxes at once where no gradient is wanted: they stay in its cache
 LIVE = 5  # tensors of the size of the largest coefficients that a pass holds at once: a ReLU's and a shortcut's
 
 # A rule takes coefficients (B, S, *output shape) to coefficients (B, S, *input shape) and what the offset gains.
@@ -147,7 +146,8 @@ class Run:
 
     def of(self, rows: Tensor) -> Tensor:
         """View what belongs to the run of a tensor (R, ...): (images, functions of each, ...)."""
-        return torch.unflatten(rows[self.rows], 0, (-1, self.each))
+        whole = self.rows.stop - self.rows.start == len(rows)  # whose gradient a slice would copy
+        return torch.unflatten(rows if whole else rows[self.rows], 0, (-1, self.each))
 
     def cut(self, most: int) -> Iterator[Run]:
         """Yield parts with at most so many rows, as far as one image does."""

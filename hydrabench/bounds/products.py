@@ -7,11 +7,14 @@ layout; images with channels last are flattened in the order of memory.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+BLOCK = 2**21  # bytes of coefficients that a CPU takes at once: they stay in its cache for several sweeps
 
 
 def products(rows: Tensor, value: Tensor) -> Tensor:
@@ -54,6 +57,12 @@ def relax_(rows: Tensor, below: Tensor, above: Tensor, offset: Tensor) -> Tensor
     return products(negative, offset)
 
 
+def blocks(rows: Tensor) -> Iterator[slice]:
+    """Cut (B, ...) between images, for sweeps over parts of `BLOCK` bytes on a CPU."""
+    most = max(1, BLOCK // max(1, rows[:1].numel() * rows.element_size())) if rows.device.type == "cpu" else len(rows)
+    return (slice(start, start + most) for start in range(0, len(rows), most))
+
+
 class _Minima(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, center: Tensor, width: Tensor) -> Tensor:
@@ -78,20 +87,26 @@ class _Relaxed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, below: Tensor, above: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(rows, below, above, offset)
-        negative = rows.clamp(max=0)
-        # below · A⁺ + above · A⁻, without a tensor for A⁺
-        found = (rows * below.unsqueeze(1)).addcmul_(negative, (above - below).unsqueeze(1))
-        return found, products(negative, offset)
+        found, gains = torch.empty_like(rows), rows.new_empty(rows.shape[:2])
+        for part in blocks(rows):
+            gains[part] = relax_(found[part].copy_(rows[part]), below[part], above[part], offset[part])
+        return found, gains
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, weights: Tensor, gained: Tensor) -> tuple[Tensor | None, ...]:
         rows, below, above, offset = ctx.saved_tensors
-        of_rows = (weights * (above - below).unsqueeze(1)).addcmul_(_wide(gained, rows), offset.unsqueeze(1))
-        of_rows = of_rows.mul_(rows < 0).addcmul_(weights, below.unsqueeze(1))
-        negative = rows.clamp(max=0)
-        of_offset = combinations(gained, negative)
-        return of_rows, None, negative.mul_(weights).sum(1), of_offset
+        of_rows, of_above, of_offset = torch.empty_like(rows), torch.empty_like(above), torch.empty_like(offset)
+        for part in blocks(rows):
+            here, given, gain = rows[part], weights[part], gained[part]
+            steeper = (above[part] - below[part]).unsqueeze(1)
+            of_here = torch.mul(given, steeper, out=of_rows[part])
+            of_here.addcmul_(_wide(gain, here), offset[part].unsqueeze(1))
+            of_here.mul_(here < 0).addcmul_(given, below[part].unsqueeze(1))
+            negative = here.clamp(max=0)
+            of_offset[part] = combinations(gain, negative)
+            of_above[part] = negative.mul_(given).sum(1)
+        return of_rows, None, of_above, of_offset
 
 
 def _channels_last(rows: Tensor) -> bool:

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hydrabench.bounds import products as room
 from hydrabench.bounds.products import combinations, minima, products, relax_, relaxed
 
 seeds = st.integers(0, 10_000)
@@ -99,3 +100,23 @@ def test_nan_coefficients_stay_nan():
     assert carried.isnan().tolist() == [[[True, False]]]
     assert gain.isnan().all()
     assert minima(rows, ones, ones).isnan().all()
+
+
+@shapes
+@layouts
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_blocks_of_images_change_no_bit_of_a_relaxation_or_its_gradients(shape, last, count, monkeypatch):
+    rows, values, weights = (part for part in coefficients(3, shape, last=last))
+    below, above, offset = (value[:count].abs() for value in values[:3])
+
+    def everything():
+        given = [tensor.detach().clone().requires_grad_() for tensor in (rows[:count], above, offset)]
+        found, gain = relaxed(given[0], below, given[1], given[2])
+        total = (found * rows[:count].cos()).sum() + (gain * weights[:count]).sum()
+        return [found, gain, *torch.autograd.grad(total, given)]
+
+    whole = everything()
+    monkeypatch.setattr(room, "BLOCK", 1)  # one image at a time
+    for one, other in zip(whole, everything(), strict=True):
+        assert torch.equal(one, other)
+        assert one.stride() == other.stride()
