@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from functools import cache, partial
 from importlib import import_module
+from math import prod
 from types import ModuleType
 from typing import Any
 
@@ -33,9 +34,8 @@ from hydrabench.threat import linf_box
 METHODS: dict[str, str] = {"ibp": "IBP", "crown-ibp": "CROWN-IBP", "crown": "CROWN"}
 OPTIONS = {"conv_mode": "patches", "sparse_intermediate_bounds": False, "use_full_conv_alpha_thresh": sys.maxsize}
 TRACED = 1e-3  # how far, relative to the largest logit, auto_LiRPA's reading of a network may be from the network
-ROUNDING = (
-    200  # units in the last place; up to 11 were seen, in wide ResNets, and wrong rules were 100 times as far off
-)
+ROUNDING = 200  # units in the last place; up to 11 were seen, in wide ResNets; wrong rules were 100 times as far off
+CHECKED = 1 << 28  # bytes of the functions of one layer's neurons up to which they are checked, too
 
 
 def lirpa_margins(network: nn.Module, x: Tensor, y: Tensor, epsilon: float, *, method: str) -> Tensor:
@@ -226,10 +226,14 @@ def _require_same_function(bounded: Any, network: nn.Module, x: Tensor) -> None:
 def _checked(bounded: Any, x: Tensor, method: str) -> Any:
     """In a ball of radius 0 every bound is the value itself, unless a rule carries functions backward wrongly.
 
-    Release 0.3 does so for average pooling whose windows overlap or leave a margin.
+    Release 0.3 does so for average pooling whose windows overlap or leave a margin. Of a large network the margins
+    alone are carried backward, because all neurons would take minutes.
     """
     if method == "IBP":
         return bounded
+    neurons = max((prod(node.inputs[0].output_shape[1:]) for node in bounded.optimizable_activations), default=0)
+    if len(x) * neurons**2 * x.element_size() > CHECKED:
+        method = "CROWN-IBP"
     with quiet(), torch.no_grad():
         logits = bounded(x)
         inputs = [node.inputs[0] for node in bounded.optimizable_activations if node.perturbed]

@@ -194,6 +194,23 @@ def test_a_rule_that_is_wrong_for_a_single_point_is_found(auto_lirpa, monkeypatc
     lirpa_margins(network, x, y, 0.03, method="ibp")
 
 
+def test_the_rules_of_a_large_network_are_checked_with_its_margins_alone(auto_lirpa, monkeypatch):
+    """All neurons of cifar_model_large take 1.4 GB for one image, those of a ResNet minutes."""
+    network, x, *_ = network_for_both(0)
+    asked = []
+
+    def spy(bounded, ball, rows, method):
+        asked.append(method)
+        return lower_bounds(bounded, ball, rows, method)
+
+    lower_bounds = lirpa.lower_bounds
+    monkeypatch.setattr(lirpa, "lower_bounds", spy)
+    lirpa.bounded_module(network, x)
+    monkeypatch.setattr(lirpa, "CHECKED", 1000)
+    lirpa.bounded_module(network, x)
+    assert asked == ["CROWN", "CROWN-IBP"]
+
+
 @pytest.mark.parametrize("method", lirpa.METHODS)
 def test_the_size_of_a_batch_that_a_trace_holds_fast_does_no_harm(auto_lirpa, method):
     network, x, y = small_with(nn.Identity, 7, Flat())
