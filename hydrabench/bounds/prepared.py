@@ -20,7 +20,6 @@ from hydrabench.bounds.graph import Node, program_of, read
 from hydrabench.bounds.operations import Operation, Weighted
 
 Result = TypeVar("Result")
-BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # integers by the bytes of a number
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +41,8 @@ class Prepared:
         Noticed are other modules, parameters, buffers, settings, hooks and modes, whatever torch knows to be written to
         a tensor, as by an optimizer, `load_state_dict`, or batch norm in training mode, and any other content of a
         parameter that requires gradients. Not noticed are writes behind torch's back to other tensors (into
-        `tensor.data`, through NumPy, by another process), changes inside of lists and dicts that are attributes of a
-        module, and code that is replaced on a class.
+        `tensor.data`, through NumPy, by another process), writes to tensors made in inference mode, changes inside of
+        lists and dicts that are attributes of a module, and code that is replaced on a class.
         """
         if not self.state.agrees_with(State.of(self.network)):
             raise ValueError("the network changed after it was prepared; call prepared() again")
@@ -64,19 +63,21 @@ class Prepared:
 class State:
     """What a network computes with, and how often it was written to.
 
-    objects: modules, settings and tensors; being here, none makes room for another at its address. numbers: of hooks,
-    and of each tensor where it lies, how often it was written to, and, if it may be trained, the sum of its bits,
-    because fused optimizers write without telling.
+    objects: modules, settings and tensors. numbers: of hooks, and of each tensor where it lies, how often it was
+    written to, and, if it may be trained, a hash of its bytes, because fused optimizers write without telling. memory:
+    of the tensors; being here, neither this nor an object makes room for another at its address.
     """
 
     objects: list[object]
     numbers: list[int]
+    memory: list[Tensor]
 
     @classmethod
     def of(cls, network: nn.Module) -> State:
         """The state now."""
         objects: list[object] = []
         numbers: list[int] = []
+        memory: list[Tensor] = []
         modules, met = [network], {network}
         for module in modules:  # which grows
             objects += (type(module), *vars(module).values())
@@ -86,20 +87,26 @@ class State:
                 if tensor is not None:
                     objects += (tensor.dtype, tensor.requires_grad)
                     numbers += (tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version)
+                    memory.append(tensor.detach())
                     if tensor.requires_grad:
-                        numbers.append(int(tensor.detach().view(BITS[tensor.element_size()]).sum()))
+                        numbers.append(_content(tensor.detach()))
             for child in module._modules.values():
                 objects.append(child)
                 if child is not None and child not in met:
                     modules.append(child)
                     met.add(child)
-        return cls(objects, numbers)
+        return cls(objects, numbers, memory)
 
     def agrees_with(self, other: State) -> bool:
         """Whether nothing that can be noticed has changed; a setting may be replaced by an equal one."""
         if self.numbers != other.numbers or len(self.objects) != len(other.objects):
             return False
         return all(map(is_, self.objects, other.objects)) or all(map(_same, self.objects, other.objects))
+
+
+def _content(tensor: Tensor) -> int:
+    """A hash of the bytes, which says of two contents that they differ but for a chance of 2^-64."""
+    return hash(tensor.flatten().view(torch.uint8).cpu().numpy().tobytes())
 
 
 def _same(one: object, other: object) -> bool:

@@ -232,6 +232,25 @@ def test_what_is_written_behind_torchs_back_is_noticed_in_what_is_trained():
         ready.require_unchanged()
 
 
+def test_numbers_that_change_places_behind_torchs_back_are_noticed_in_what_is_trained():
+    network = small_network()
+    ready = prepared(network)
+    network[8].weight.data.copy_(network[8].weight.detach().flip(0))
+    with pytest.raises(ValueError, match=CHANGED):
+        ready.require_unchanged()
+
+
+def test_new_data_where_the_old_lay_is_noticed():
+    """The weights of a layer with batch norm are folded, so that nothing else keeps their memory from being reused."""
+    for _ in range(20):
+        network = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.BatchNorm1d(64), nn.Linear(64, 3)).eval()
+        ready = prepared(network.requires_grad_(False))
+        for value in (0.0, 1.0):
+            network[1].weight.data = torch.full((64, 64), value)
+        with pytest.raises(ValueError, match=CHANGED):
+            ready.require_unchanged()
+
+
 def test_scores_that_select_another_mask_are_noticed():
     network = masked_network()
     ready = prepared(network)
