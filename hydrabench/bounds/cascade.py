@@ -2,6 +2,7 @@
 
 No method has a proof for an image that is misclassified, or that has an adversarial example: the first are found by
 running the network, many of the others by one step along the gradient, which costs less than any method but `ibp`.
+Where rounding alone may have made a margin negative, methods are asked all the same.
 """
 
 from __future__ import annotations
@@ -120,13 +121,18 @@ def _improved(problem: Problem, lower: Tensor, step: Callable[[Problem], Tensor]
 
 
 def _hopeless(problem: Problem, *, memory: int) -> Tensor:
-    """Which images are misclassified, or clearly so after one step along the gradient: (B,)."""
-    wrong = (clean_margins(problem) <= 0).any(1)
+    """Which images are clearly misclassified, as they are or after one step along the gradient: (B,)."""
+    wrong = _clearly_wrong(clean_margins(problem))
     right = (~wrong).nonzero().squeeze(1)
     if torch.is_inference_mode_enabled() or not len(right):  # no gradients there
         return wrong
     after = solved(problem.images(right), _margins_after_a_step, memory=memory)
-    return wrong.index_copy(0, right, after.min(1).values < -CLEARLY * after.abs().amax(1))
+    return wrong.index_copy(0, right, _clearly_wrong(after))
+
+
+def _clearly_wrong(margins: Tensor) -> Tensor:
+    """Which images have a negative margin, (B, S), that is no work of rounding: (B,)."""
+    return (margins < -CLEARLY * margins.abs().amax(1, keepdim=True)).any(1)
 
 
 def _margins_after_a_step(problem: Problem) -> Tensor:
@@ -142,7 +148,8 @@ def _margins_after_a_step(problem: Problem) -> Tensor:
     if ball.norm == "linf":
         moved = torch.where(gradient > 0, *linf_box(ball.x, ball.epsilon))
     else:
-        size = gradient.flatten(1).norm(dim=1).clamp(min=torch.finfo(x.dtype).tiny)
-        moved = ball.x - ball.epsilon * gradient / size.view(-1, *[1] * (x.ndim - 1))
+        tiny, image = torch.finfo(x.dtype).tiny, tuple(range(1, x.ndim))
+        gradient = gradient / gradient.abs().amax(image, keepdim=True).clamp(min=tiny)  # its squares could underflow
+        moved = ball.x - ball.epsilon * gradient / torch.linalg.vector_norm(gradient, dim=image, keepdim=True).clamp(1)
         moved = moved.clamp(PIXEL_MIN, PIXEL_MAX)
     return clean_margins(replace(problem, ball=replace(ball, x=moved))).detach()

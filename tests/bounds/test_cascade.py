@@ -107,7 +107,17 @@ def test_a_margin_that_rounding_may_have_made_negative_is_not_given_up(monkeypat
     monkeypatch.setitem(STEPS, "ibp", lambda problem: torch.full_like(problem.offset, -9.0))
     network = linear([[1], [0], [0]], [-0.5, 0, -1])
     for d, hopeless in ((5e-4, False), (2e-3, True)):
-        proofs = cascade(network, row(0.75), torch.tensor([0]), 0.25 + d)
+        for pixel, epsilon in ((0.75, 0.25 + d), (0.5 - d, 0.0)):
+            proofs = cascade(network, row(pixel), torch.tensor([0]), epsilon)
+            assert proofs.hopeless.tolist() == [hopeless]
+
+
+def test_a_step_in_l2_is_no_longer_than_the_radius_where_squares_underflow(monkeypatch):
+    """Logits (1e-25 (a + b + c + d - 1), 0), pixels of 1/2: 0.8e-25 is left of the margin at radius 0.1."""
+    monkeypatch.setitem(STEPS, "ibp", lambda problem: torch.full_like(problem.offset, -9.0))
+    network = linear([[1e-25] * 4, [0.0] * 4], [-1e-25, 0]).float()
+    for epsilon, hopeless in ((0.1, False), (0.6, True)):
+        proofs = cascade(network, row(*[0.5] * 4).float(), torch.tensor([0]), epsilon, norm="l2")
         assert proofs.hopeless.tolist() == [hopeless]
 
 

@@ -57,6 +57,20 @@ def test_rounding_does_not_verify_what_is_false(kind):
     assert record.method is None
 
 
+@pytest.mark.parametrize("kind", FACTORS)
+def test_nor_does_it_cost_a_verdict_of_an_image_on_the_border(kind):
+    """(2^25 p + p) - 2^25 p is 1 at p = 1, and in float32 0, which the first of two classes wins."""
+    rows = [[[1.0], [1]], [[2**25, 1], [2**25, 0]], [[1, -1], [0, 0]]]
+    layers = [nn.Linear(len(weight[0]), len(weight), bias=False) for weight in rows]
+    for layer, weight in zip(layers, rows, strict=True):
+        layer.weight.data = torch.tensor(weight, dtype=torch.float32)
+    block = as_block(torch.ones(1, 1, 1, 1), torch.tensor([0]))
+    (record,) = evaluate_verified(
+        nn.Sequential(nn.Flatten(), *layers).eval(), block, VerifiedSettings(kind=kind, epsilon="0")
+    )
+    assert (record.prediction, record.verified, record.rechecked, record.lower) == (0, True, True, 1.0)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
