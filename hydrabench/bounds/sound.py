@@ -94,7 +94,7 @@ def _margins(
         shapes = shapes_of(nodes, x.double())
         _, rows, _ = specification(None, y, x.new_empty(1, dtype=torch.float64).expand(0, *shapes[-1]))
         together = max(1, memory // (8 * LIVE * rows.shape[1] * max(shape.numel() for shape in shapes)))
-        found = []
+        found = [rows.new_empty(0)]
         for start in range(0, len(y), together):
             part = slice(start, start + together)
             passed = Pass(nodes, Enclosure.ball(x[part], epsilon), rounding)

@@ -16,6 +16,7 @@ from hydrabench.bounds import (
     full,
     interval_bounds,
     margins,
+    prepared,
 )
 from hydrabench.bounds.full import crown_ibp_rows, interval_rows
 from hydrabench.bounds.problem import image_bytes, pose, solved
@@ -47,6 +48,15 @@ def first_logit_is_the_pixel():
     layer = nn.Linear(1, 2, bias=False)
     layer.weight.data = torch.tensor([[1.0], [0.0]])
     return nn.Sequential(nn.Flatten(), layer)
+
+
+@every_bound
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_of_no_images_there_are_no_margins(tiny_problem, tiny_dag, bound, norm):
+    for network, x, y, _ in (tiny_problem(1), tiny_dag(1)):
+        for taken in (network, prepared(network)):
+            found = bound(taken, x[:0], y[:0], 0.1, norm=norm)
+            assert (found.shape, found.dtype) == ((0,), x.dtype)
 
 
 @every_bound

@@ -264,6 +264,14 @@ def test_a_sound_verdict_ignores_the_rest_of_its_batch_and_memory(tiny_problem, 
 
 
 @every_kind
+@pytest.mark.parametrize("margins", [sound_margins, deployed_margins])
+def test_of_no_images_there_are_no_sound_margins(tiny_problem, kind, margins):
+    network, x, y, _ = tiny_problem(1)
+    found = margins(network, x[:0], y[:0], Fraction(1, 10), kind=kind)
+    assert (found.shape, found.dtype) == ((0,), torch.float64)
+
+
+@every_kind
 def test_numbers_that_are_too_large_are_no_proof(kind):
     """Four layers of 3e38 exceed float64 by far."""
     layers = [nn.Linear(1, 1) for _ in range(10)] + [nn.Linear(1, 2)]
