@@ -62,6 +62,16 @@ def test_methods_are_asked_for_open_margins_of_open_images_only(tiny_problem, mo
     assert others.tolist() == [[1 + int(y[2] <= 1)]]
 
 
+def test_a_class_that_is_proved_keeps_its_bound_whatever_other_images_have_open(monkeypatch):
+    """Images with one and with two open margins: both are asked about two classes, and only open ones change."""
+    monkeypatch.setitem(STEPS, "ibp", lambda p: torch.tensor([[-1.0, 1], [-1, -1]], dtype=torch.float64)[: len(p.y)])
+    monkeypatch.setitem(STEPS, "crown", lambda problem: torch.full_like(problem.offset, 5.0))
+    network, x, y = linear([[1], [0], [0]], [0, 0, 0]), torch.cat([row(0.75), row(0.75)]), torch.tensor([0, 0])
+    together, alone = (cascade(network, x[:n], y[:n], 0.01, methods=("ibp", "crown")) for n in (2, 1))
+    assert together.lower.tolist() == [1, 5]
+    assert alone.lower.tolist() == [1]
+
+
 @pytest.mark.parametrize("methods", [("crown",), ("crown", "ibp"), ("symbolic", "crown-ibp")])
 def test_misclassified_images_are_bounded_by_intervals_whatever_comes_first(tiny_problem, monkeypatch, methods):
     """Of every seed image 0 is misclassified; the first method sees the other two with all three of their classes."""

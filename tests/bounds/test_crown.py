@@ -262,6 +262,26 @@ def test_a_branch_keeps_coefficients_that_the_other_relaxes_worked_by_hand():
         assert margins_over_the_pixel_range(Branches(), 0) == pytest.approx(-2.0)  # h + h
 
 
+class AroundTheFirst(nn.Module):
+    """Logits (sum of x - x, 0), the second x by a convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.minus, self.head = nn.Conv2d(1, 1, 1, bias=False), linear([[1.0] * 4, [0.0] * 4], [0.0, 0.0])
+        self.minus.weight.data.fill_(-1.0)
+
+    def forward(self, x):
+        return self.head((x + self.minus(x)).flatten(1))
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_a_shortcut_around_the_first_convolution_worked_by_hand(gradients):
+    """The pixels cancel: margin 0 everywhere. Without gradients pixels may be sorted, but not if others read them."""
+    with torch.set_grad_enabled(gradients):
+        found = crown_ibp_margins(AroundTheFirst(), torch.full((1, 1, 2, 2), 0.5), torch.tensor([0]), 0.25)
+    assert found.item() == 0
+
+
 @pytest.mark.parametrize("layers", [[nn.ReLU()], [nn.ReLU(), nn.Identity()], [nn.ReLU(), nn.Flatten()]])
 def test_rows_of_the_caller_stay_as_they_are(layers):
     nodes = read(program_of(nn.Sequential(*layers)))

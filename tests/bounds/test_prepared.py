@@ -14,6 +14,7 @@ from torch import nn
 
 from hydrabench.bounds import BOUNDS, cascade, interval_bounds, prepared, program_of, rounding_bound, sound_margins
 from hydrabench.bounds.prepared import State
+from hydrabench.bounds.problem import pose
 from hydrabench.masking import attach_masks, score_masks, set_phase
 from hydrabench.models import build_model
 from hydrabench.models.normalize import Normalize
@@ -123,6 +124,7 @@ def test_images_of_another_size_are_bounded_anew():
         x, y = torch.rand(2, 3, side, side), torch.tensor([0, 1])
         for bound in BOUNDS.values():
             assert torch.equal(bound(ready, x, y, 0.02), bound(network, x, y, 0.02))
+        assert pose(ready, x, y, 0.02).shapes == pose(network, x, y, 0.02).shapes
 
 
 def test_the_network_is_read_once(monkeypatch):
@@ -222,6 +224,15 @@ def test_a_network_that_changed_is_refused(change, make):
     ):
         with pytest.raises(ValueError, match=CHANGED):
             use()
+
+
+def test_a_layer_that_is_used_twice_is_noticed_where_it_is_used():
+    one, other = nn.Linear(4, 4), nn.Linear(4, 4)
+    network = nn.Sequential(nn.Flatten(), one, other, one).eval()
+    ready = prepared(network)
+    network[3] = other
+    with pytest.raises(ValueError, match=CHANGED):
+        ready.require_unchanged()
 
 
 def test_what_is_written_behind_torchs_back_is_noticed_in_what_is_trained():
