@@ -162,7 +162,7 @@ def certify(ref: str, method: str, **given: Any) -> None:
     if given["predict"]:
         given["mode"] = _only_predict(given)
     if given["methods"] is not None:
-        given["methods"] = given["methods"].split(",")
+        given["methods"] = [name.strip() for name in given["methods"].split(",")]
     given["indices"] = _indices(given["indices"])
     of_bounds = ("epsilon", "norm", "methods", "engine", "rigor", "slopes", "iterations", "learning_rate", "time_limit")
     of_smoothing = ("mode", "sigma", "n0", "samples", "alpha", "radii", "seed", "label_aware")
@@ -255,7 +255,8 @@ def _run(subject: Subject, runs: list[EvaluationSettings], machine: Machine, giv
         )
         summaries[str(out)] = summary
         if World().is_main and not (given["as_json"] and len(runs) > 1):
-            title = f"{settings.protocol} of {subject.name}{at(settings)}, {summary['n']} images, in {out}"
+            images = "1 image" if summary["n"] == 1 else f"{summary['n']} images"
+            title = f"{settings.protocol} of {subject.name}{at(settings)}, {images}, in {out}"
             print_summary(summary, given["as_json"], title)
     if World().is_main and given["as_json"] and len(runs) > 1:
         click.echo(json.dumps(summaries, indent=2))

@@ -43,15 +43,15 @@ class VerifiedSettings(Section):
     def refuse_idle_methods(self) -> VerifiedSettings:
         """Only a cascade has methods, and trying one twice proves nothing more."""
         if self.kind != "cascade" and "methods" in self.model_fields_set and self.methods != CASCADE:
-            raise ValueError(f"methods: belong to kind cascade, got {'+'.join(self.methods)} with kind {self.kind}")
+            raise ValueError(f"methods: belong to kind cascade, got {','.join(self.methods)} with kind {self.kind}")
         if len(set(self.methods)) < len(self.methods):
-            raise ValueError(f"methods: names one twice, got {'+'.join(self.methods)}; name each once")
+            raise ValueError(f"methods: names one twice, got {','.join(self.methods)}; name each once")
         return self
 
     @model_validator(mode="after")
     def refuse_alpha_crown_out_of_place(self) -> VerifiedSettings:
         """It is by far the slowest method, knows no L2 balls, and its options are for nothing else."""
-        given, methods = [key for key in SEARCH if key not in self.left_out()], "+".join(self.methods)
+        given, methods = [key for key in SEARCH if key not in self.left_out()], ",".join(self.methods)
         if not self.searches:
             if given:
                 raise ValueError(f"{given[0]}: is an option of alpha-crown, which is none of methods {methods}; add it")
@@ -59,7 +59,7 @@ class VerifiedSettings(Section):
         if self.methods[-1] != "alpha-crown" or len(self.methods) == 1:
             raise ValueError(
                 f"methods: alpha-crown, by far the slowest, comes last and after a cheaper one, got {methods}; "
-                "write for example ibp+crown-ibp+crown+alpha-crown"
+                "write for example ibp,crown-ibp,crown,alpha-crown"
             )
         if self.norm != "linf":
             raise ValueError(f"methods: alpha-crown bounds linf balls, got {self.norm}; leave it out of {methods}")
@@ -81,8 +81,8 @@ class VerifiedSettings(Section):
         rigorous = self.rigor != "standard"
         if rigorous and (self.kind not in SOUND or self.norm != "linf" or self.engine != "hydrabench"):
             raise ValueError(
-                f"rigor: {self.rigor} bounds linf balls by {', '.join(SOUND)} of engine hydrabench, got {self.norm}, "
-                f"{self.kind} and {self.engine}; choose one of these, or leave the rigor at standard"
+                f"rigor: {self.rigor} is for {' and '.join(SOUND)} in linf, by the engine hydrabench; got {self.kind} "
+                f"in {self.norm}, by {self.engine}; change that, or leave the rigor at standard"
             )
         return self
 

@@ -36,7 +36,7 @@ class Tally:
         shown = [f"{name.replace('_accuracy', '')} {self._fraction(name)}" for name in list(self.counts)[:SHOWN]]
         if isinstance(self.settings, SmoothingSettings):
             saved = 1 - self.drawn / (self.seen * self.settings.samples)
-            shown.append(f"{self.drawn:.3g} draws, {saved:.1%} saved")
+            shown.append(f"{self.drawn:,} draws, {saved:.1%} saved")
         return ", ".join(shown)
 
     def _fraction(self, metric: str) -> str:

@@ -482,7 +482,7 @@ def test_progress_shows_certified_accuracy_with_its_interval_and_what_was_saved(
     record = {"label": 1, "prediction": 1, "radius": 0.1, "abstain": False, "samples": 250}
     tally = Tally(settings, [record] * 2)
     tally.add([record, {**record, "prediction": -1, "abstain": True}])
-    assert str(tally) == "certified@0 75.0% [19.4, 99.4], 1e+03 draws, 75.0% saved"
+    assert str(tally) == "certified@0 75.0% [19.4, 99.4], 1,000 draws, 75.0% saved"
     assert str(Tally(settings)) == ""
 
 
