@@ -21,7 +21,8 @@ class Moment:
     share: float
 
     def __str__(self) -> str:
-        return f"{self.method} · layer {self.layer} of {self.layers} · {self.share:.0%}"
+        # What moves comes first: a narrow terminal cuts the rest off.
+        return f"layer {self.layer}/{self.layers} {self.share:.0%} · {self.method}"
 
 
 Watcher = Callable[[Moment], None]

@@ -44,7 +44,10 @@ class PhaseRecipe(Section):
     def ramp_fits(self) -> PhaseRecipe:
         """The ramp must leave at least its last epoch at the full radius."""
         if self.epsilon_ramp_epochs > self.epochs:
-            raise ValueError(f"epsilon_ramp_epochs {self.epsilon_ramp_epochs} exceeds epochs {self.epochs}")
+            raise ValueError(
+                f"epsilon_ramp_epochs {self.epsilon_ramp_epochs} exceeds epochs {self.epochs}, which it is part of; "
+                "lower it, too, or raise epochs"
+            )
         return self
 
     @model_validator(mode="after")

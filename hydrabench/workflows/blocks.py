@@ -31,10 +31,11 @@ class Blocks:
         """A line for the user if an image may take more than a minute."""
         if self.seconds <= MINUTE:
             return None
+        several = images > 1
         return (
             f"{kind} may take up to {duration(self.seconds)} of processor time for an image of this network, "
-            f"{duration(self.seconds * images)} for {images}, and less if few neurons are undecided; cheaper are "
-            "--method ibp or crown-ibp, seconds for an image, or a smaller -n"
+            f"{f'{duration(self.seconds * images)} for {images}, ' if several else ''}and less if few neurons are "
+            f"undecided; cheaper are --method ibp or crown-ibp, seconds for an image{', or a smaller -n' * several}"
         )
 
 

@@ -192,7 +192,7 @@ def _fill(run: RunFolder, job: _Job, world: World, blocks: Sequence[tuple[int, .
     with (
         exact_arithmetic(),
         tracking(title, total=total, done=done, visible=world.is_main) as advance,
-        watched(lambda moment: advance(0, f"{job.current()} · {moment}  {tally}")),
+        watched(lambda moment: advance(0, f"{moment} · {job.current()}  {tally}")),
     ):
         for records in _rounds(world, job, list(enumerate(blocks))[whole:]):
             if world.is_main:

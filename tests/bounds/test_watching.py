@@ -41,4 +41,4 @@ def test_an_inner_watcher_does_not_stay(tiny_problem):
 
 
 def test_a_moment_reads_as_a_line():
-    assert str(Moment("crown", 7, 27, 0.414)) == "crown · layer 7 of 27 · 41%"
+    assert str(Moment("crown", 7, 27, 0.414)) == "layer 7/27 41% · crown"

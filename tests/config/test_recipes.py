@@ -135,7 +135,7 @@ def test_files_that_are_no_recipes_are_refused(tmp_path):
 
 
 def test_a_ramp_longer_than_the_phase_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="train: epsilon_ramp_epochs 4 exceeds epochs 3"):
+    with pytest.raises(ConfigError, match=r"train: epsilon_ramp_epochs 4 exceeds epochs 3, .*; lower it, too, or"):
         load_recipe(write(tmp_path), ["train.epsilon_ramp_epochs=4"])
 
 

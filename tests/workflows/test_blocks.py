@@ -78,3 +78,10 @@ def test_the_warning_says_how_long_an_image_and_all_of_them_may_take():
         .startswith("crown may take up to 5 minutes of processor time for an image of this network, 50 minutes for 10,")
     )
     assert Blocks(10, 60.0).warning("crown", 10) is None
+
+
+def test_the_warning_about_a_single_image_does_not_say_everything_twice():
+    assert Blocks(1, 300.0).warning("crown", 1) == (
+        "crown may take up to 5 minutes of processor time for an image of this network, and less if few neurons are "
+        "undecided; cheaper are --method ibp or crown-ibp, seconds for an image"
+    )

@@ -494,7 +494,7 @@ def test_slow_bounds_tell_the_layer_while_an_image_is_bounded(subject, cpu, monk
     lines = capsys.readouterr().err.splitlines()
     assert json.loads((tmp_path / "run" / "run.json").read_text())["block_size"] == 1
     assert lines[0].startswith("cascade may take up to")
-    for part in ("image 0 · symbolic", "image 1 · symbolic", " · crown"):
-        assert any(f"{part} · layer 2 of 3 · 100%" in line for line in lines), (part, lines)
+    for part in ("symbolic · image 0", "symbolic · image 1", "crown · "):
+        assert any(f"layer 2/3 100% · {part}" in line for line in lines), (part, lines)
     assert ": 0/2, " in lines[1]
     assert "s left" not in lines[1]
