@@ -55,19 +55,26 @@ def headings(board: Leaderboard) -> dict[Column, str]:
     """A short, unique heading per column, such as "PGD-50 L∞ 8/255" or "smoothing σ=0.25 r=0.5".
 
     What all columns share stays out of the headings: the images unless there are several selections,
-    the precision unless it is not float32, the protocol unless two columns would be called the same.
+    the precision unless it is not float32, the protocol unless the table has several of one method
+    (for smoothing: and one σ), whatever their radii and images.
     """
     several = len({column.images for column in board.columns}) > 1
     plain = {column: _heading(column, with_images=several) for column in board.columns}
-    uses = Counter(plain.values())
-    return {column: text if uses[text] == 1 else f"{text} [{column.protocol}]" for column, text in plain.items()}
+    protocols = {((_method(column), column.sigma), column.protocol) for column in board.columns}
+    uses = Counter(method for method, _ in protocols)
+    alone = {column for column in plain if uses[_method(column), column.sigma] == 1}
+    return {column: text if column in alone else f"{text} [{column.protocol}]" for column, text in plain.items()}
 
 
-def _heading(column: Column, *, with_images: bool) -> str:
+def _method(column: Column) -> str:
     method = METHODS[column.kind]
     # The one thing that tells most columns of these kinds apart; Cohen's mode is what "smoothing" means elsewhere.
     variant = re.match(r"pgd(-\d+)|smoothing-((?!cohen|imported)[a-z]+)", column.protocol)
-    parts = [f"{method}{variant[1] or f' {variant[2]}'}" if variant else method]
+    return f"{method}{variant[1] or f' {variant[2]}'}" if variant else method
+
+
+def _heading(column: Column, *, with_images: bool) -> str:
+    parts = [_method(column)]
     if column.threat is not None:
         parts.append(str(column.threat))
     if column.sigma is not None:

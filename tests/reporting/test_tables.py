@@ -207,9 +207,22 @@ def test_columns_that_would_be_called_the_same_get_their_protocol(tmp_path, writ
         "smoothing σ=0.25 r=0.5 [smoothing-cohen@1]",
         "smoothing σ=0.25 mean radius [smoothing-cohen@1]",
         "smoothing σ=0.25 r=0.5 [smoothing-cohen-n1000@1]",
-        "smoothing σ=0.25 r=1",
+        "smoothing σ=0.25 r=1 [smoothing-cohen-n1000@1]",
         "smoothing σ=0.25 mean radius [smoothing-cohen-n1000@1]",
     ]
+
+
+def test_a_method_with_two_protocols_names_them_even_where_radii_or_images_differ(tmp_path, write_run):
+    runs = [
+        write_run(tmp_path / "a", "cascade", epsilon="2/255"),
+        write_run(tmp_path / "b", "cascade", epsilon="8/255", header={"protocol": "cascade-ibp+crown-ibp@1"}),
+        write_run(tmp_path / "c", "ibp", epsilon="2/255"),
+        write_run(tmp_path / "d", "ibp", epsilon="8/255"),
+        write_run(tmp_path / "e", "smoothing", radii=[0.5], sigma=0.12),
+        write_run(tmp_path / "f", "smoothing", radii=[0.5], header={"protocol": "smoothing-cohen-n1000@1"}),
+    ]
+    named = [text for text in headings(build_leaderboard(runs)).values() if "[" in text]
+    assert named == ["cascade L∞ 2/255 [cascade@1]", "cascade L∞ 8/255 [cascade-ibp+crown-ibp@1]"]
 
 
 def test_another_precision_is_part_of_the_heading(tmp_path, write_run):
