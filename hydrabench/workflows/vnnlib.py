@@ -59,7 +59,8 @@ def export_vnnlib(
     """
     values = settings.model_dump(mode="json")
     if "epsilon" not in values or values.get("norm") != "linf":
-        raise ConfigError(f"--export-vnnlib writes L∞ balls, {settings.protocol} bounds none; choose another --method")
+        remedy = "choose another --method" if "epsilon" not in values else "leave out --norm l2"
+        raise ConfigError(f"--export-vnnlib writes L∞ balls, {settings.protocol} bounds none; {remedy}")
     if not timeout > 0:
         raise ConfigError(f"--vnnlib-timeout is a number of seconds above 0, got {timeout:g}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -70,8 +71,8 @@ def export_vnnlib(
     export = World().on_main(lambda: _write(subject, images, folder, count=count, epsilon=epsilon, timeout=timeout))
     if World().is_main:
         say(
-            f"{folder}: {len(export.written)} instances; left out {len(export.left_out)} of {count} images, which the "
-            "network misclassifies"
+            f"{folder}: {len(export.written)} instances for {count} images; the network misclassifies the other "
+            f"{len(export.left_out)}"
         )
     return export
 

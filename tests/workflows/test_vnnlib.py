@@ -143,6 +143,12 @@ def test_what_bounds_no_box_is_refused(subject, cpu, tmp_path, settings):
     assert not (tmp_path / "out").exists()
 
 
+def test_another_norm_is_refused_with_what_to_leave_out(subject, cpu, tmp_path):
+    settings = VerifiedSettings(kind="crown", norm="l2", epsilon="0.1")
+    with pytest.raises(ConfigError, match=r"writes L∞ balls, crown@1 bounds none; leave out --norm l2$"):
+        export_vnnlib(subject, settings, tmp_path / "out", machine=cpu, n=3)
+
+
 def test_folders_in_use_timeouts_of_zero_and_images_that_are_not_there_are_refused(subject, cpu, tmp_path):
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "instances.csv").write_text("")
