@@ -101,12 +101,16 @@ def grouped(wanted: Tensor, length: int) -> list[tuple[Tensor, Tensor]]:
     """Cut the neurons that are `wanted` into chunks of equally large groups, each at one position of one image.
 
     What all channels of a position see of earlier values is the same. Positions come in the order of how many of their
-    neurons are wanted, so that few places of a chunk are filled up with others.
+    neurons are wanted, so that few places of a chunk are filled up with others. What fits one chunk is not grouped: one
+    chunk of single neurons costs less than groups with places that nobody wants.
 
     Args: wanted: mask of a value, (B, C, H, W), or (B, ...), where all neurons of an image are at one position.
         length: neurons of a chunk, at most.
     Returns: for each chunk the numbers of its neurons in the flattened mask, (S, G), and which of them are wanted.
     """
+    if int(wanted.sum()) <= length:
+        every = wanted.flatten().nonzero().T
+        return [(every, torch.ones_like(every, dtype=torch.bool))]
     table = wanted.flatten(2).transpose(1, 2) if wanted.ndim == 4 else wanted.flatten(1).unsqueeze(1)
     numbers = torch.arange(wanted.numel(), device=wanted.device).view_as(wanted)
     numbers = numbers.flatten(2).transpose(1, 2) if wanted.ndim == 4 else numbers.flatten(1).unsqueeze(1)

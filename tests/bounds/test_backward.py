@@ -13,7 +13,7 @@ from hydrabench.bounds.backward import grouped, in_chunks
 @pytest.mark.parametrize(
     ("length", "expected"),
     [
-        (4, [([[0, 2], [3, 5]], [[True, True], [True, False]])]),
+        (3, [([[0, 2, 3]], [[True, True, True]])]),
         (2, [([[0], [3]], [[True], [True]]), ([[2]], [[True]])]),
         (1, [([[0]], [[True]]), ([[2]], [[True]]), ([[3]], [[True]])]),
     ],
@@ -21,11 +21,21 @@ from hydrabench.bounds.backward import grouped, in_chunks
 def test_groups_of_two_channels_and_three_positions_worked_by_hand(length, expected):
     """Neurons 0, 1, 2 and 3, 4, 5 are at positions 0, 1, 2; wanted are 0 and 3, both at position 0, and 2.
 
-    Position 0 comes first, because 2 of its neurons are wanted; neuron 5 fills up the group of position 2.
+    Three fit one chunk and stay single. Otherwise position 0 comes first, because 2 of its neurons are wanted.
     """
     wanted = torch.tensor([[True, False, True], [True, False, False]]).view(1, 2, 1, 3)
     found = [(members.tolist(), known.tolist()) for members, known in grouped(wanted, length)]
     assert found == expected
+
+
+def test_groups_of_one_chunk_are_filled_up_to_the_largest_worked_by_hand():
+    """Neurons 0 to 3, 4 to 7, 8 to 11 are channels 0, 1, 2; wanted are 0, 4, 8 at position 0; 1 and 5; 2 and 6."""
+    wanted = torch.tensor([[True, True, True, False], [True, True, True, False], [True, False, False, False]])
+    first, second = grouped(wanted.view(1, 3, 1, 4), 6)
+    assert first[0].tolist() == [[0, 1], [4, 5], [8, 9]]  # neuron 9 fills up the group of position 1
+    assert first[1].tolist() == [[True, True], [True, True], [True, False]]
+    assert second[0].tolist() == [[2], [6]]
+    assert second[1].all()
 
 
 @settings(deadline=None, max_examples=60)
@@ -42,7 +52,7 @@ def test_every_wanted_neuron_is_worked_on_once_and_its_result_returned_in_its_pl
 
     def work(images, neurons):
         assert len(neurons) % len(images) == 0
-        if image:  # one position for every group
+        if image and len(neurons) > len(images):  # one position for every group
             spots = (neurons % 6).view(-1, len(images))
             assert (spots == spots[0]).all()
         return torch.stack([images.repeat(len(neurons) // len(images)), neurons])
