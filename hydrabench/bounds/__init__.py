@@ -1,13 +1,14 @@
 """Sound bounds of a network's margins over an L-infinity or L2 ball.
 
-`graph` reads a network into a program of `operations`, `prepared` once for many batches; `interval` sends boxes forward
-through it, `crown` linear functions backward. A `problem` is a program, a `ball` and the margins to bound. `symbolic`
-and `full` bound neurons by functions of their own, which `backward` carries to the input and `rows` keeps short.
-`margins` has a function for each method, `cascade` tries one after the other. `lirpa` asks auto_LiRPA instead, and
-`alpha` lets it optimise the slopes; `bridges` holds what it needs of newer torch, `agreement` the check of the release
-that is installed. `rounding` says how far rounding can lift a bound, `sound` has bounds that hold in spite of it, and
-of what the network rounds itself. `costs` says beforehand how long bounds may take, `watching` meanwhile how far they
-are. `initialization` draws weights from which a deep network can be trained with interval bounds.
+`graph` reads a network into a program of `operations`, `prepared` once for many batches and, by `compaction`, without
+the channels that pruning has cut off; `interval` sends boxes forward through it, `crown` linear functions backward. A
+`problem` is a program, a `ball` and the margins to bound. `symbolic` and `full` bound neurons by functions of their
+own, which `backward` carries to the input and `rows` keeps short. `margins` has a function for each method, `cascade`
+tries one after the other. `lirpa` asks auto_LiRPA instead, and `alpha` lets it optimise the slopes; `bridges` holds
+what it needs of newer torch, `agreement` the check of the release that is installed. `rounding` says how far rounding
+can lift a bound, `sound` has bounds that hold in spite of it, and of what the network rounds itself. `costs` says
+beforehand how long bounds may take, `watching` meanwhile how far they are. `initialization` draws weights from which a
+deep network can be trained with interval bounds.
 """
 
 from hydrabench.bounds.alpha import Search, alpha_crown_margins

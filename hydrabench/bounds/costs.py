@@ -12,6 +12,7 @@ from math import prod
 import torch
 from torch import nn
 
+from hydrabench.bounds.compaction import compacted
 from hydrabench.bounds.graph import Node, program_of, read, shapes_of
 from hydrabench.bounds.operations import Add, Convolution, Dense, Identity, Relu, Scale
 from hydrabench.bounds.rows import Window
@@ -34,7 +35,7 @@ def image_seconds(network: nn.Module, shape: tuple[int, int, int], methods: Coll
     if not signs:
         return 0.0
     parameter = next(network.parameters(), torch.zeros(()))
-    nodes = read(program_of(network))
+    nodes = compacted(read(program_of(network)))
     shapes = shapes_of(nodes, parameter.new_empty(1, *shape))
     return signs * sum(
         shapes[number].numel() * neuron_seconds(nodes, shapes, number) for number in bounded_values(nodes)

@@ -108,7 +108,7 @@ def _needs_batch(source: nn.Module | Operation) -> bool:
 def _folded(steps: Sequence[Step], nodes: Sequence[Node]) -> list[Node]:
     """The same program, its values numbered anew, without the batch norms that a linear operation can take in."""
     readers = Counter(number for node in nodes for number in node.inputs)
-    vectors = _vectors(nodes)
+    flat = vectors(nodes)
     found: list[Node] = []
     numbers = [0]
     for step, node in zip(steps, nodes, strict=True):
@@ -116,7 +116,7 @@ def _folded(steps: Sequence[Step], nodes: Sequence[Node]) -> list[Node]:
         before = found[numbers[source] - 1] if numbers[source] else None
         # Only images and vectors have their outputs along axis 1, which is the one that batch norm scales.
         image = before and isinstance(before.operation, Convolution) and isinstance(step.source, nn.BatchNorm2d)
-        fits = (image or source in vectors) and readers[source] == 1
+        fits = (image or source in flat) and readers[source] == 1
         merged = _merged(before.operation, node.operation) if before and fits else None
         if before and merged:
             found[numbers[source] - 1] = Node(merged, before.inputs)
@@ -136,7 +136,7 @@ def _merged(before: Operation, scale: Operation) -> Operation | None:
     return replace(before, weight=before.weight * factor, bias=shift)
 
 
-def _vectors(nodes: Sequence[Node]) -> set[int]:
+def vectors(nodes: Sequence[Node]) -> set[int]:
     """Numbers of the values that surely have the two axes (B, F), because they come out of a flatten."""
     found: set[int] = set()
     for number, node in enumerate(nodes, 1):

@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from hydrabench.bounds.compaction import compacted
 from hydrabench.bounds.graph import Node, program_of, read
 from hydrabench.bounds.operations import Operation, Weighted
 
@@ -26,8 +27,8 @@ Result = TypeVar("Result")
 class Prepared:
     """A network in eval mode as it was when `prepared` read it, without gradients. Made by `prepared`.
 
-    network: what was read. nodes: its program, folded; only while `require_unchanged` holds. state: what it was read
-    from. kept: what `once` has computed.
+    network: what was read. nodes: its program, folded, without channels that do not count; only while
+    `require_unchanged` holds. state: what it was read from. kept: what `once` has computed.
     """
 
     network: nn.Module
@@ -128,7 +129,7 @@ def prepared(network: nn.Module) -> Prepared:
     if training:
         raise ValueError(f"{training[0] or 'the network'} is in training mode; call eval() before prepared()")
     state = State.of(network)  # of what is read next, so that no change goes unnoticed
-    nodes = [Node(_settled(node.operation), node.inputs) for node in read(program_of(network))]
+    nodes = [Node(_settled(node.operation), node.inputs) for node in compacted(read(program_of(network)))]
     return Prepared(network, nodes, state)
 
 

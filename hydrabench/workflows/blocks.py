@@ -1,6 +1,6 @@
 """How many images are evaluated, and written, together: what is lost at most when a run is killed.
 
-Sizes depend on the network's shapes and the settings alone, never on the clock, so that a ledger can be made again.
+Sizes depend on the network and the settings alone, never on the clock, so that a ledger can be made again.
 """
 
 from __future__ import annotations

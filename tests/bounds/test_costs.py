@@ -66,6 +66,16 @@ def test_entries_are_those_of_the_tensors_that_a_pass_has(arch, monkeypatch):
         assert sum(seen) <= counted <= sum(seen) + sums
 
 
+def test_a_channel_without_a_connection_costs_nothing():
+    """As much as the network without it: one channel of two in front of the last layer, read by weights that are 0."""
+    layers = [nn.Conv2d(1, 1, 3, padding=1), nn.ReLU(), nn.Conv2d(1, 2, 3, padding=1), nn.ReLU()]
+    network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(32, 2)).eval()
+    without = image_seconds(two_convolutions(), (1, 4, 4), ("crown",))
+    assert image_seconds(network, (1, 4, 4), ("crown",)) > 1.9 * without
+    network[5].weight.data[:, 16:] = 0
+    assert image_seconds(network, (1, 4, 4), ("crown",)) == without
+
+
 def test_a_forecast_does_not_depend_on_the_weights():
     first, second = (build_model("cifar_model", (3, 8, 8), 10).eval() for _ in range(2))
     assert image_seconds(first, (3, 8, 8), ("crown",)) == image_seconds(second, (3, 8, 8), ("crown",)) > 0
