@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hydrabench.bounds.graph import Node
 from hydrabench.bounds.interval import Interval
-from hydrabench.bounds.operations import Add, Dense, MaxPool, Operation
+from hydrabench.bounds.operations import Add, Dense, Flatten, Identity, MaxPool, Operation, Relu
 from hydrabench.bounds.rows import Rows, carried_back, chunk_length, unit_rows
 from hydrabench.bounds.watching import Moment, tell
 
@@ -141,10 +141,42 @@ def scattered(wanted: Tensor, into: Tensor, values: Tensor) -> Tensor:
     return into.flatten().scatter(0, places, values).view_as(into)
 
 
-def undecided(operation: Operation, box: Interval) -> Tensor:
-    """Mask of the neurons whose bounds matter in front of an operation that is not linear.
+def wanted_neurons(nodes: Sequence[Node], number: int, box: Interval) -> Tensor:
+    """Mask of the neurons whose bounds matter in front of node `number`, which is not linear.
 
-    For a ReLU those that are neither on nor off for certain; for max pooling those of windows without a certain winner.
+    Those that are undecided, and that a weight other than 0 reads.
+
+    Args: box: known bounds of the value that the node takes, (B, ...).
+    """
+    found = undecided(nodes[number - 1].operation, box)
+    read = heeded(nodes, nodes[number - 1].inputs[0], found[0].numel())
+    return found if read is None else found & read.view(found.shape[1:])
+
+
+def heeded(nodes: Sequence[Node], number: int, entries: int) -> Tensor | None:
+    """Which entries of a value linear layers read by weights other than 0, directly or through ReLUs: (entries,).
+
+    Of pruned layers they leave many out: of 100 neurons at 99 % sparsity none reads an entry in 37 % of the cases.
+    Returns: None if something else reads the value, or nothing does.
+    """
+    masks = []
+    for position, node in enumerate(nodes, start=1):
+        if number in node.inputs:
+            through = isinstance(node.operation, Relu | Flatten | Identity)
+            found = heeded(nodes, position, entries) if through else _columns(node.operation)
+            if found is None or len(found) != entries:
+                return None
+            masks.append(found)
+    return torch.stack(masks).any(0) if masks else None
+
+
+def _columns(operation: Operation) -> Tensor | None:
+    return (operation.weight != 0).any(0) if isinstance(operation, Dense) else None
+
+
+def undecided(operation: Operation, box: Interval) -> Tensor:
+    """Mask of the neurons that are neither on nor off for certain, or in windows without a certain winner.
+
     NaN is undecided.
     """
     lower, upper = box.lower(), box.upper()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hydrabench.bounds import crown, interval
-from hydrabench.bounds.backward import in_chunks, neuron_rows, progress, scattered, substituted, undecided
+from hydrabench.bounds.backward import in_chunks, neuron_rows, progress, scattered, substituted, wanted_neurons
 from hydrabench.bounds.ball import Ball, intersection
 from hydrabench.bounds.crown import relaxation
 from hydrabench.bounds.graph import Node
@@ -91,7 +91,7 @@ class Lines:
             if operation.relaxed and source not in self.before:
                 # What a ReLU returns is between its bounds already.
                 if tighten and source not in exact and not isinstance(self.nodes[source - 1].operation, Relu):
-                    self._tighten(source, undecided(operation, self.values[source]))
+                    self._tighten(source, wanted_neurons(self.nodes, number, self.values[source]))
                 self.before[source] = self.values[source]
             found = interval.RULES[type(operation)](operation, *(self.values[n] for n in node.inputs))
             self.values[number] = intersection(found, known[number]) if number in known else found

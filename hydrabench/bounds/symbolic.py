@@ -25,7 +25,7 @@ from hydrabench.bounds.backward import (
     scattered,
     strongest,
     substituted,
-    undecided,
+    wanted_neurons,
 )
 from hydrabench.bounds.ball import Ball
 from hydrabench.bounds.crown import relaxation
@@ -101,7 +101,7 @@ class Strips:
         box = self.values[source]
         if not exact:
             # The width known so far is no smaller than the symbolic one: what it decides is decided.
-            wanted = undecided(operation, box)
+            wanted = wanted_neurons(self.nodes, number, box)
             shapes = [self.values[n].center.shape for n in range(source + 1)]
             radii = box.width[:0]
             if wanted.any():

@@ -6,8 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
-from hydrabench.bounds.backward import grouped, in_chunks
+from hydrabench.bounds import BOUNDS, backward
+from hydrabench.bounds.backward import grouped, heeded, in_chunks
+from hydrabench.bounds.graph import program_of, read
 
 
 @pytest.mark.parametrize(
@@ -65,3 +68,49 @@ def test_every_wanted_neuron_is_worked_on_once_and_its_result_returned_in_its_pl
     assert shares == sorted(set(shares))
     assert len(shares) == len(rows)
     assert shares[-1] == 1
+
+
+def flat_network(*, reader):
+    """Images (1, 2, 2), four values of a convolution, a ReLU; `reader` makes the logits of them."""
+    network = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.ReLU(), nn.Flatten(), *reader).eval()
+    return network, read(program_of(network.requires_grad_(False)))
+
+
+def test_entries_that_pruned_layers_read_by_hand():
+    linear = nn.Linear(4, 2)
+    linear.weight.data = torch.tensor([[0.0, 1, 0, 0], [0, -2, 0, 3]])
+    _, nodes = flat_network(reader=(linear, nn.ReLU(), nn.Linear(2, 2)))
+    read_entries = heeded(nodes, 1, 4)
+    assert read_entries is not None
+    assert read_entries.tolist() == [False, True, False, True]
+    assert heeded(nodes, len(nodes), 2) is None  # the output: nothing reads it
+
+
+def test_what_anything_but_a_linear_layer_reads_counts_whole():
+    network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Conv2d(1, 1, 1), nn.Flatten(), nn.Linear(4, 2)).eval()
+    nn.init.zeros_(network[2].weight)
+    assert heeded(read(program_of(network)), 1, 4) is None
+    over_last_axis = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Linear(2, 2), nn.Flatten(), nn.Linear(4, 2))
+    assert heeded(read(program_of(over_last_axis.eval())), 1, 4) is None
+
+
+@pytest.mark.parametrize("kind", ["symbolic", "crown"])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_neurons_that_nobody_reads_are_not_asked_and_bounds_stay(kind, norm, monkeypatch, tiny_problem):
+    """Of a linear layer of 6 neurons with 1 weight in 5, in networks with and without batch norm between layers."""
+    chunks, asked = backward.grouped, []
+    monkeypatch.setattr(backward, "grouped", lambda wanted, length: asked.append(wanted) or chunks(wanted, length))
+    few = many = 0
+    for seed in range(8):
+        network, x, y, rng = tiny_problem(seed)
+        (first, *_) = (module for module in network if isinstance(module, nn.Linear))
+        first.weight.data *= torch.rand(first.weight.shape, generator=rng) < 0.2
+        fewer = BOUNDS[kind](network, x, y, 0.1, norm=norm)
+        few += sum(int(wanted.sum()) for wanted in asked)
+        asked.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(backward, "heeded", lambda *_: None)
+            torch.testing.assert_close(fewer, BOUNDS[kind](network, x, y, 0.1, norm=norm), rtol=1e-9, atol=1e-9)
+        many += sum(int(wanted.sum()) for wanted in asked)
+        asked.clear()
+    assert 0 < few < 0.8 * many
