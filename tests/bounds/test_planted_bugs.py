@@ -19,6 +19,7 @@ from torch.nn.utils import parametrize
 from hydrabench.bounds import (
     BOUNDS,
     ball,
+    compaction,
     crown,
     full,
     graph,
@@ -27,12 +28,13 @@ from hydrabench.bounds import (
     lirpa_margins,
     margins,
     pooling,
+    prepared,
     rows,
     symbolic,
 )
 from hydrabench.bounds import problem as problems
 from hydrabench.bounds.interval import Interval
-from hydrabench.bounds.operations import Add, AveragePool, Convolution, Dense, Identity, Scale
+from hydrabench.bounds.operations import Add, AveragePool, Convolution, Dense, Identity, Relu, Scale
 from hydrabench.masking import attach_masks, bake_masks, set_phase
 from hydrabench.models.normalize import Normalize
 
@@ -149,6 +151,16 @@ def merged_margins(name):
     assert found.item() == pytest.approx(1.0)
 
 
+def pruned_channels(name):
+    """Weights of two channels are all pruned; of their biases one is cut off by a ReLU, and the other is read."""
+    network, x, y, _ = subject()
+    convolution = network.branch[2]
+    convolution.weight[:2], convolution.bias[:2] = 0, torch.tensor([-1.0, 2.0])
+    network = nn.Sequential(network.start, *network.branch, nn.ReLU(), nn.Flatten(), nn.Linear(108, 4).double()).eval()
+    found = BOUNDS[name](prepared(network), x, y, 0.0)
+    torch.testing.assert_close(found, true_margins(network, x, y), rtol=1e-6, atol=1e-6)
+
+
 def auto_lirpa(name):
     if name in LIRPA:
         network, x, y, _ = subject()
@@ -169,6 +181,7 @@ CHECKS: dict[str, Callable[[str], None]] = {
         not_a_number,
         float64_agreement,
         merged_margins,
+        pruned_channels,
         auto_lirpa,
     )
 }
@@ -308,6 +321,10 @@ def slopes_of_another_position(patch):
     patch.setattr(rows.Window, "blocks", lambda self, value, image, spot: blocks(self, value, image, spot.flip(0)))
 
 
+def constant_channels_taken_for_zero(patch):
+    patch.setitem(compaction.KNOWN, Relu, lambda _operation, value: value.new_zeros(value.shape))
+
+
 @dataclass(frozen=True)
 class Bug:
     """plant: puts it in. methods: whose arithmetic it touches, all of which must notice."""
@@ -333,6 +350,7 @@ BUGS = [
     # A cascade takes the larger one of these bounds and those of intervals, which are right.
     Bug(boxes_written_over_that_others_read, ("crown-ibp",)),
     Bug(slopes_of_another_position, ("crown",)),
+    Bug(constant_channels_taken_for_zero),
 ]
 
 
