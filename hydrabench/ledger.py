@@ -61,7 +61,8 @@ class VerifiedRecord(Record):
 
     A cascade bounds images that are misclassified, or that one step of an attack breaks, by intervals alone.
     method: which method of a cascade proved it; None if none did, and where only one was asked. rechecked: whether
-    rounding could have turned the verdict in float32, so that `lower` is what float64 gave.
+    rounding could have turned the verdict in float32, or lifted the bound of a misclassified image above 0, so that
+    `lower` is what float64 gave.
     """
 
     verified: bool

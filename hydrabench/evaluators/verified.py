@@ -47,9 +47,10 @@ def evaluate_verified(network: nn.Module | Prepared, block: Block, settings: Set
     An image is verified if the bound is positive and the clean prediction is right. The second follows
     from the first but for rounding; a bound that claims more than rounding can explain about a
     misclassified image is unsound, and stops the run. The bound is recorded for misclassified images too.
-    Where rounding could have lifted a float32 bound from below 0, float64 decides; where it could have lifted one in
-    float64, too, 0 is recorded, which is no certificate. A cascade comes to alpha-crown, a search of auto_LiRPA's,
-    with the images that are neither proved nor known to have an adversarial example.
+    Where rounding could have turned a verdict in float32, float64 decides; a misclassified image with a bound of at
+    most 0 has none that could turn. Where rounding could have lifted a bound in float64, too, 0 is recorded, which is
+    no certificate. A cascade comes to alpha-crown, a search of auto_LiRPA's, with the images that are neither proved
+    nor misclassified nor known to have an adversarial example.
 
     Args:
         network: classifier in eval mode, on the device and in the precision of `block.images`; prepared, if there are
@@ -62,7 +63,7 @@ def evaluate_verified(network: nn.Module | Prepared, block: Block, settings: Set
     started = perf_counter()
     logits = clean_logits(_module(network), block)
     with torch.no_grad():
-        found = _bounds(network, block, settings)
+        found = _bounds(network, block, settings, logits.argmax(1) != block.labels)
     lower = logits.new_tensor([bound.lower for bound in found], dtype=torch.float64)
     require_finite(lower, block.indices, f"the {settings.kind} bound")
     _refuse_contradictions(logits, lower, block, settings)
@@ -120,29 +121,37 @@ Network = nn.Module | Prepared
 Method = Callable[[Any, Tensor, Tensor, Any], list[_Bound]]  # (network, images, labels, settings)
 
 
-def _bounds(network: Network, block: Block, settings: Settings) -> list[_Bound]:
+def _bounds(network: Network, block: Block, settings: Settings, wrong: Tensor) -> list[_Bound]:
+    """Bounds of a block; `wrong` says which images are misclassified, (B,)."""
     x, y = block.images, block.labels
     if isinstance(settings, AlphaCrownSettings):
-        return _decided(network, x, y, settings, _by_search)
+        return _decided(network, x, y, settings, _by_search, wrong)
     if settings.engine == "auto_lirpa":
-        return _decided(network, x, y, settings, _by_auto_lirpa)
+        return _decided(network, x, y, settings, _by_auto_lirpa, wrong)
     network = network if isinstance(network, Prepared) else prepared(network)
     if settings.rigor != "standard":
         rigorous = {"sound": sound_margins, "deployed": deployed_margins}[settings.rigor]
         lower = rigorous(network, x, y, settings.epsilon, kind=settings.kind)
         return [_Bound(value, settings.kind) for value in lower.tolist()]
-    found = _decided(network, x, y, settings, _by_cascade if settings.kind == "cascade" else _by_one_method)
+    found = _decided(network, x, y, settings, _by_cascade if settings.kind == "cascade" else _by_one_method, wrong)
     rows = [row for row, bound in enumerate(found) if bound.lower <= 0 and not bound.settled]
     if settings.searches and rows:
-        for row, bound in zip(rows, _decided(network, x[rows], y[rows], settings, _by_search), strict=True):
+        searched = _decided(network, x[rows], y[rows], settings, _by_search, wrong[rows])
+        for row, bound in zip(rows, searched, strict=True):
             if not bound.lower <= found[row].lower:  # NaN, too, which must not be lost
                 found[row] = replace(bound, method="alpha-crown" if bound.lower > 0 else None)
     return found
 
 
-def _decided(network: Network, x: Tensor, y: Tensor, settings: Settings, method: Method) -> list[_Bound]:
-    """Bounds in the precision of `x`, but in float64 where rounding to float32 could have turned a verdict."""
-    found = method(network, x, y, settings)
+def _decided(network: Network, x: Tensor, y: Tensor, settings: Settings, method: Method, wrong: Tensor) -> list[_Bound]:
+    """Bounds in the precision of `x`, but in float64 where rounding to float32 could have turned a verdict.
+
+    An image that is misclassified, as `wrong` (B,) says, is settled by a bound that does not say otherwise.
+    """
+    found = [
+        replace(bound, settled=True) if lost and bound.lower <= 0 else bound
+        for bound, lost in zip(method(network, x, y, settings), wrong.tolist(), strict=True)
+    ]
     if x.dtype == torch.float64:
         return _cleared(network, x, y, settings, found)
     open_to_doubt = [row for row, bound in enumerate(found) if math.isfinite(bound.lower) and not bound.settled]
@@ -150,7 +159,7 @@ def _decided(network: Network, x: Tensor, y: Tensor, settings: Settings, method:
     rows = [row for row in open_to_doubt if not abs(found[row].lower) > reach[row]]
     if rows:
         wide = network.in_float64() if isinstance(network, Prepared) else copy.deepcopy(network).double()
-        again = _decided(wide, x[rows].double(), y[rows], settings, method)
+        again = _decided(wide, x[rows].double(), y[rows], settings, method, wrong[rows])
         for row, bound in zip(rows, again, strict=True):
             found[row] = replace(bound, rechecked=True)
     return found

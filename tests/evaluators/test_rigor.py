@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import pytest
 import torch
 from torch import nn
@@ -12,6 +14,8 @@ from hydrabench.data.images import Block
 from hydrabench.errors import HydrabenchError, UnsupportedLayerError
 from hydrabench.evaluators import evaluate_verified, verified
 from hydrabench.runtime import exact_arithmetic
+
+cascade_module = import_module("hydrabench.bounds.cascade")  # the package exports a function of that name
 
 
 @pytest.fixture
@@ -176,6 +180,58 @@ def test_exactly_the_bounds_within_rounding_of_zero_are_computed_again(kind):
         assert record.verified == exact.verified
         assert abs(record.lower - exact.lower) < (1e-12 if record.rechecked else limit)
         assert record.rechecked == (abs(record.lower) < limit) or abs(abs(record.lower) - limit) < 1e-6
+
+
+@pytest.mark.parametrize("kind", sorted(FACTORS.keys() - {"cascade"}))
+def test_float64_is_not_asked_about_images_that_are_misclassified(kind):
+    """Rounding of a large constant leaves the bounds of all images open, and every second one has a wrong label."""
+    constant = 2e5 / FACTORS[kind](1)
+    network, block = problem(constant=constant)
+    settings = VerifiedSettings(kind=kind, epsilon="0.01")
+    labels = torch.where(torch.arange(40) % 2 == 0, block.labels, (block.labels + 1) % 5)
+    with torch.no_grad():
+        reach = rounding_bound(network, block.images, labels, 0.01, kind=kind).tolist()
+    plain = evaluate_verified(network, block, settings)
+    records = evaluate_verified(network, as_block(block.images, labels), settings)
+    assert all(abs(record.lower) < limit for record, limit in zip(records, reach, strict=True))
+    assert [record.rechecked for record in records] == [True, False] * 20
+    for one, other in zip(records[::2], plain[::2], strict=True):
+        assert (one.lower, one.verified) == (pytest.approx(other.lower, abs=1e-12), other.verified)
+    assert 0 < sum(record.verified for record in records) < 20
+
+
+def test_a_misclassified_image_that_float32_would_verify_is_judged_by_float64(monkeypatch):
+    """Else the run would stop for a contradiction that is only rounding: float32 says 1, float64 -1."""
+
+    def bound(network, x, y, epsilon, *, norm):
+        return torch.full((len(y),), 1.0 if x.dtype == torch.float32 else -1.0, dtype=x.dtype)
+
+    network, block = problem()
+    monkeypatch.setitem(verified.BOUNDS, "ibp", bound)
+    monkeypatch.setattr(verified, "rounding_bound", lambda *threat, kind: torch.full((len(threat[2]),), 2.0))
+    wrong = as_block(block.images, (block.labels + 1) % 5)
+    for record in evaluate_verified(network, wrong, VerifiedSettings(kind="ibp", epsilon="0.01")):
+        assert (record.verified, record.rechecked, record.lower) == (False, True, -1.0)
+
+
+def test_a_cascade_does_not_search_for_an_image_that_is_misclassified_by_a_hair(monkeypatch):
+    """By less than a thousandth, so that one step cannot tell; the margins of both images fall to about -1/5."""
+    asked = []
+
+    def spy(network, x, y, epsilon, *, search):
+        asked.append(y.tolist())
+        return torch.full((len(y),), -1.0)
+
+    monkeypatch.setattr(verified, "alpha_crown_margins", spy)
+    monkeypatch.setattr(cascade_module, "_margins_after_a_step", cascade_module.clean_margins)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(2, 3)).eval()
+    network[1].weight.data = torch.tensor([[1.0, 0], [0, 1], [0, 0]])
+    network[1].bias.data = torch.tensor([0.0, 0, -10])
+    images = torch.tensor([0.5, 0.5001]).reshape(1, 1, 1, 2).repeat(2, 1, 1, 1)
+    settings = VerifiedSettings(kind="cascade", epsilon="0.1", methods=("ibp", "alpha-crown"))
+    records = evaluate_verified(network, as_block(images, torch.tensor([0, 1])), settings)
+    assert [record.lower for record in records] == pytest.approx([-0.2001, -0.1999], abs=1e-5)
+    assert asked == [[1]]
 
 
 def test_proofs_of_a_cascade_are_doubted_as_far_as_the_methods_that_made_them_round():
