@@ -20,7 +20,8 @@ from rich.console import Console
 
 from hydrabench.config import PgdSettings, SmoothingSettings, VerifiedSettings
 from hydrabench.reporting import rich_tables
-from hydrabench.workflows.evaluation import evaluate, open_subject, run_name
+from hydrabench.workflows.evaluation import evaluate, open_subject
+from hydrabench.workflows.folders import run_name
 from hydrabench.workflows.machine import Machine
 from hydrabench.workflows.reporting import REPORT_FORMATS, write_report
 

@@ -123,7 +123,7 @@ recipe_options = options(
     click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override, e.g. train.epochs=3."),
 )
 run_options = options(
-    click.option("--out", type=FOLDER, help="Run folder; the default is under runs/."),
+    click.option("--out", type=FOLDER, help="Run folder; the default is one of its own under runs/."),
     click.option("--resume", is_flag=True, help="Go on with an interrupted run in the same folder."),
 )
 image_options = options(

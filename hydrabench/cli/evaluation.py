@@ -231,11 +231,13 @@ def _run(subject: Subject, runs: list[EvaluationSettings], machine: Machine, giv
     from hydrabench.runtime import World
     from hydrabench.workflows import evaluation
     from hydrabench.workflows.computation import COMPILING
+    from hydrabench.workflows.folders import default_folder, run_name
     from hydrabench.workflows.progress import say
 
-    folders = [given["out"] or evaluation.default_folder(subject, settings) for settings in runs]
+    chosen = {"n": given["n"], "indices": given.get("indices", ())}
+    folders = [given["out"] or default_folder(subject, settings, **chosen) for settings in runs]
     if given["out"] and len(runs) > 1:
-        folders = [given["out"] / evaluation.run_name(settings) for settings in runs]
+        folders = [given["out"] / run_name(settings) for settings in runs]
     # A folder in use is found now, not when its turn comes, hours later.
     World().on_main(lambda: [find_run(folder, resume=given["resume"]) for folder in folders])
     if given.get("export_vnnlib") is not None:
@@ -244,15 +246,7 @@ def _run(subject: Subject, runs: list[EvaluationSettings], machine: Machine, giv
         say(COMPILING)
     summaries = {}
     for settings, out in zip(runs, folders, strict=True):
-        summary = evaluation.evaluate(
-            subject,
-            settings,
-            out,
-            machine=machine,
-            n=given["n"],
-            indices=given.get("indices", ()),
-            resume=given["resume"],
-        )
+        summary = evaluation.evaluate(subject, settings, out, machine=machine, **chosen, resume=given["resume"])
         summaries[str(out)] = summary
         if World().is_main and not (given["as_json"] and len(runs) > 1):
             images = "1 image" if summary["n"] == 1 else f"{summary['n']} images"

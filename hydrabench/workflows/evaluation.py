@@ -28,7 +28,6 @@ from hydrabench.config import (
     parse,
     with_default_threat,
 )
-from hydrabench.config.smoothing import DEFAULT_RADII, radii_text
 from hydrabench.data import Block, ImageSource, block_indices, first_images, load_block, load_images
 from hydrabench.errors import ConfigError, DataError, lookup
 from hydrabench.evaluators import EVALUATORS, Evaluator, evaluate_reused, require_readable, require_suitable
@@ -122,23 +121,6 @@ def settings_for(subject: Subject, values: Mapping[str, Any]) -> EvaluationSetti
             f"{'0.25' if complete.get('norm') == 'l2' else '8/255'}"
         )
     return parse(TypeAdapter(EvaluationSettings), complete, complete["kind"])
-
-
-def default_folder(subject: Subject, settings: EvaluationSettings) -> Path:
-    """Where a run goes if the user names no folder: runs/evaluations/CHECKPOINT/PROTOCOL-RADIUS."""
-    return Path("runs") / "evaluations" / subject.name / run_name(settings)
-
-
-def run_name(settings: EvaluationSettings) -> str:
-    """A folder name that tells protocols and radii apart."""
-    values = settings.model_dump(mode="json")
-    parts = [settings.protocol.replace("@", "-v")]
-    parts += [values["norm"]] if values.get("norm", "linf") != "linf" else []
-    parts += [str(values["epsilon"]).replace("/", "_")] if "epsilon" in values else []
-    parts += [f"sigma{values['sigma']:g}"] if "sigma" in values else []
-    if isinstance(settings, SmoothingSettings) and settings.mode == "cohen" and settings.radii != DEFAULT_RADII:
-        parts.append(f"r{radii_text(settings.radii)}")  # the other modes have it in their protocol
-    return "-".join(parts)
 
 
 def evaluate(

@@ -18,7 +18,8 @@ from hydrabench.errors import ConfigError, LedgerError
 from hydrabench.reporting import Leaderboard
 from hydrabench.runtime import World, pick_device
 from hydrabench.workflows import training
-from hydrabench.workflows.evaluation import evaluate, open_subject, run_name
+from hydrabench.workflows.evaluation import evaluate, open_subject
+from hydrabench.workflows.folders import run_name
 from hydrabench.workflows.machine import Machine
 from hydrabench.workflows.phase import check_phase
 from hydrabench.workflows.planning import PlannedRun, plan

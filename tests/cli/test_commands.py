@@ -149,8 +149,8 @@ def test_runs_go_to_folders_of_their_own_by_default(succeed, here, recipe, dense
         "tiny/finetune/prune-0.05",
         "tiny/lwm-0.1/dense",
         "tiny/lwm-0.05/dense",
-        "evaluations/here/dense/clean-v1",
-        "evaluations/here/dense/crown-ibp-v1-8_255",
+        "evaluations/here/dense/clean-v1-n3",
+        "evaluations/here/dense/crown-ibp-v1-8_255-n3",
     }
 
 
@@ -262,6 +262,31 @@ def test_explicit_images_are_evaluated_and_not_reported(succeed, hydrabench, her
     result = hydrabench("report", "runs", "--out", "report")
     assert result.exit_code == 1
     assert "some holds images that were chosen one by one (--index)" in result.stderr
+
+
+def test_without_out_no_choice_of_images_is_in_the_way_of_another_nor_of_a_report(succeed, here, dense):
+    for command in (("attack", "--steps", 2), ("certify", "--method", "ibp")):
+        for chosen in (("-n", 3), ("-n", 20), ("--precision", "float64", "-n", 3)):
+            succeed(*command, "--ckpt", dense, "--epsilon", "1/255", *chosen)
+    for index in ("7", "7,2"):
+        succeed("certify", "--method", "ibp", "--ckpt", dense, "--epsilon", "1/255", "--index", index)
+    assert len(list((here / "runs").rglob("run.json"))) == 8
+    succeed("report", "runs/evaluations", "--out", "report")
+    again = (
+        "certify",
+        "--method",
+        "ibp",
+        "--ckpt",
+        dense,
+        "--epsilon",
+        "1/255",
+        "--index",
+        "2,7",
+        "--resume",
+        "--json",
+    )
+    assert json.loads(succeed(*again))["n"] == 2
+    assert len(list((here / "runs").rglob("run.json"))) == 8
 
 
 @pytest.mark.parametrize(

@@ -38,10 +38,8 @@ from hydrabench.evaluators import EVALUATORS
 from hydrabench.files import sha256_of
 from hydrabench.ledger import AttackRecord, SmoothedRecord, VerifiedRecord, open_run
 from hydrabench.workflows.evaluation import (
-    default_folder,
     evaluate,
     open_subject,
-    run_name,
     settings_for,
 )
 from hydrabench.workflows.machine import Machine, SmoothingOptions
@@ -177,7 +175,7 @@ def test_float64_is_recorded_and_computed(runs, line, cpu, comparable, tmp_path)
     assert 0 < max(differences) < 1e-3
 
 
-# Settings and folders --------------------------------------------------------------------------
+# Settings ---------------------------------------------------------------------------------------
 
 
 def test_the_radius_defaults_to_the_one_the_checkpoint_was_trained_for(subject):
@@ -186,22 +184,6 @@ def test_the_radius_defaults_to_the_one_the_checkpoint_was_trained_for(subject):
     assert settings_for(subject, {"kind": "clean"}) == CleanSettings()
     with pytest.raises(ConfigError, match=r"names no radius in this norm that it was trained for; add --epsilon"):
         settings_for(subject, {"kind": "pgd", "norm": "l2"})
-
-
-def test_different_ways_of_making_a_number_have_different_default_folders(subject):
-    several = [settings for settings, *_ in CASES.values()]
-    several += [PgdSettings(epsilon="4/255"), PgdSettings(epsilon="8/255"), PgdSettings(epsilon="8/255", norm="l2")]
-    several += [SmoothingSettings(sigma=0.5), SmoothingSettings(sigma=0.25), SmoothingSettings(seed=1)]
-    several += [
-        SmoothingSettings(radii=(0.5,)),
-        SmoothingSettings(radii=(0.25, 0.5)),
-        SmoothingSettings(rigor="discrete"),
-    ]
-    several += [SmoothingSettings(mode="adaptive"), SmoothingSettings(mode="adaptive", radii=(0.5,))]
-    folders = [default_folder(subject, settings) for settings in several]
-    assert len(set(folders)) == len(several)
-    assert run_name(PgdSettings(epsilon="8/255")) == "pgd-50-v1-8_255"
-    assert all(folder.parts[:2] == ("runs", "evaluations") for folder in folders)
 
 
 # Going on after an interruption ----------------------------------------------------------------
