@@ -51,8 +51,8 @@ def radius_text(radius: Fraction) -> str:
     levels = radius * 255
     if radius and levels.denominator == 1 and radius.denominator != 1:
         return f"{levels.numerator}/255"
-    tenths = str(float(radius)) if radius else "0"
-    return tenths if Fraction(tenths) == radius else str(radius)
+    decimal = str(float(radius))
+    return decimal if radius.denominator > 1 and Fraction(decimal) == radius else str(radius)
 
 
 @dataclass(frozen=True)

@@ -53,10 +53,11 @@ def test_a_written_radius_reads_back_as_itself(radius):
 
 
 @pytest.mark.parametrize(
-    ("radius", "text"), [("8/255", "8/255"), ("0.5", "0.5"), ("0", "0"), ("1", "1.0"), ("1/3", "85/255")]
+    ("radius", "text"),
+    [("8/255", "8/255"), ("0.5", "0.5"), ("0", "0"), ("1", "1"), ("2.0", "2"), ("1/3", "85/255"), ("1/7", "1/7")],
 )
 def test_radii_are_written_as_the_field_writes_them(radius, text):
-    assert radius_text(parse_radius(radius)) == text
+    assert radius_text(parse_radius(radius, norm="l2")) == text
 
 
 def test_the_box_is_clipped_to_the_pixel_range_and_not_to_the_batch():

@@ -52,7 +52,12 @@ def _form(value: object) -> str:
     return BY_LAYER if isinstance(value, dict) else FOR_ALL
 
 
-Radius = Annotated[Fraction, BeforeValidator(_radius), PlainSerializer(radius_text)]
+def _stored(radius: Fraction) -> str:
+    """What hashes and ledgers have: `radius_text`, and whole numbers as decimals, since the first of them do."""
+    return f"{radius}.0" if radius and radius.denominator == 1 else radius_text(radius)
+
+
+Radius = Annotated[Fraction, BeforeValidator(_radius), PlainSerializer(_stored)]
 Density = Annotated[float, AfterValidator(_density)]
 FOR_ALL, BY_LAYER = "one density", "densities by layer"  # how errors tell the two forms of `Densities` apart
 Densities = Annotated[

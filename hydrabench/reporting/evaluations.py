@@ -61,8 +61,8 @@ class Selection:
 
     def __str__(self) -> str:
         if self.chosen:
-            return f"{self.name} {self.split}, {self.n:,} images ({self.chosen})"
-        return f"{self.name} {self.split}, first {self.n:,} images"
+            return f"{self.name} {self.split}, {self.n:,} image{'s' * (self.n > 1)} ({self.chosen})"
+        return f"{self.name} {self.split}, first {f'{self.n:,} images' if self.n > 1 else 'image'}"
 
     @property
     def size(self) -> str:

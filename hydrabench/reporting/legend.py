@@ -112,8 +112,8 @@ def notes(board: Leaderboard) -> list[str]:
         n = max(column.images.n for column in certified if alphas[column] == alpha)
         found.append(
             f"Each smoothing certificate fails with probability at most α = {alpha:g}, image by image: among {n:,} "
-            f"images at most {alpha * n:g} are expected to be wrong. It speaks about the smoothed classifier, "
-            "not about the network that is attacked and verified in the other columns."
+            f"image{'s' * (n > 1)} at most {alpha * n:g} are expected to be wrong. It speaks about the smoothed "
+            "classifier, not about the network that is attacked and verified in the other columns."
         )
     if any(_settings(board, column).get("mode") in SEQUENTIAL for column in certified):
         found.append(

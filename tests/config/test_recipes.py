@@ -14,6 +14,7 @@ from hydrabench.config import (
     Recipe,
     SmoothingSettings,
     VerifiedSettings,
+    at,
     load_recipe,
     sha256_of_values,
     with_default_threat,
@@ -287,3 +288,14 @@ def test_options_of_the_search_are_written_down_only_where_there_is_one_and_they
 )
 def test_settings_know_whether_they_need_auto_lirpa(settings, needed):
     assert settings.needs_auto_lirpa == needed
+
+
+@pytest.mark.parametrize(
+    ("radius", "shown", "stored"),
+    [("1", "1", "1.0"), ("2.0", "2", "2.0"), ("0", "0", "0"), ("0.5", "0.5", "0.5"), ("8/255", "8/255", "8/255")],
+)
+def test_a_whole_radius_is_shown_without_decimals_and_stored_as_it_always_was(radius, shown, stored):
+    settings = VerifiedSettings(kind="ibp", norm="l2", epsilon=radius)
+    assert at(settings) == f" at L2 {shown}"
+    assert settings.plain()["epsilon"] == stored
+    assert VerifiedSettings.model_validate(settings.plain()) == settings

@@ -9,7 +9,7 @@ import pytest
 
 from hydrabench.errors import LedgerError
 from hydrabench.ledger import read_run
-from hydrabench.reporting.evaluations import RECORDS, name_images, read_evaluation, read_evaluations
+from hydrabench.reporting.evaluations import RECORDS, Selection, name_images, read_evaluation, read_evaluations
 from hydrabench.reporting.statistics import KINDS
 
 
@@ -186,3 +186,17 @@ def test_a_ledger_from_before_cascades_is_read(tmp_path, write_run):
     run = write_run(tmp_path / "run", "ibp")
     run.records_path.write_text(run.records_path.read_text().replace(', "method": null', ""))
     assert all("method" not in record for record in read_evaluations([read_run(run.path)])[0].records)
+
+
+@pytest.mark.parametrize(
+    ("selection", "text"),
+    [
+        (Selection("digits", "test", 1), "digits test, first image"),
+        (Selection("digits", "test", 2), "digits test, first 2 images"),
+        (Selection("cifar10", "test", 10_000), "cifar10 test, first 10,000 images"),
+        (Selection("cifar10", "test", 1, "every 20th"), "cifar10 test, 1 image (every 20th)"),
+        (Selection("cifar10", "test", 500, "every 20th"), "cifar10 test, 500 images (every 20th)"),
+    ],
+)
+def test_a_selection_of_one_image_is_no_plural(selection, text):
+    assert str(selection) == text

@@ -125,7 +125,7 @@ def test_rounding_never_makes_a_radius_grow(radius):
         ((0, 20, 40, 60), "digits test, 4 images (1 in 20 from 0)"),
         ((7, 27, 47), "digits test, 3 images (1 in 20 from 7)"),
         ((0, 20, 60), "digits test, 3 images (3 of 0..60, list 3b86183a)"),
-        ((5,), "digits test, 1 images (1 of 5..5, list ef2d127d)"),
+        ((5,), "digits test, 1 image (1 of 5..5, list ef2d127d)"),
     ],
 )
 def test_short_files_and_steps_are_selections_of_their_own(table, indices, heading):
