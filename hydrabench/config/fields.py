@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Annotated, Any, ClassVar, get_args
 
@@ -14,6 +15,7 @@ from pydantic import (
     PlainSerializer,
     Tag,
     ValidationInfo,
+    model_validator,
 )
 
 from hydrabench.errors import ConfigError
@@ -66,6 +68,14 @@ Densities = Annotated[
 ]
 
 
+class Conflicts(ValueError):
+    """Values of a section that do not go together. found: what is wrong, one text for each mistake."""
+
+    def __init__(self, found: Sequence[str]) -> None:
+        super().__init__("; ".join(found))
+        self.found = tuple(found)
+
+
 class Section(BaseModel):
     """Base of everything that is read from YAML: immutable, and a misspelt key is an error.
 
@@ -75,6 +85,16 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     added: ClassVar[tuple[str, ...]] = ()
+
+    def conflicts(self) -> Iterator[str]:
+        """Yield what is wrong with values that are right one by one; each text names the keys that it is about."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _refuse_conflicts(self) -> Section:
+        if found := list(self.conflicts()):
+            raise Conflicts(found)
+        return self
 
     def left_out(self) -> set[str]:
         """The keys of `added` that have their defaults."""

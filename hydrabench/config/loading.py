@@ -1,4 +1,8 @@
-"""Reading recipes and checking them: every problem is reported, with its place, in one line."""
+"""Reading recipes and checking them: every problem is reported, with its place, in one line.
+
+What is wrong with several values together can be seen only where each of them is right: it is reported for all sections
+in which they are.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from hydrabench.config.data import DataRecipe, PseudoLabelRecipe
 from hydrabench.config.evaluation import EVALUATIONS, with_default_threat
-from hydrabench.config.fields import BY_LAYER, FOR_ALL
+from hydrabench.config.fields import BY_LAYER, FOR_ALL, Conflicts
 from hydrabench.config.inheritance import find_recipe, resolved_values
 from hydrabench.config.objectives import OBJECTIVE_SETTINGS
 from hydrabench.config.phases import FinetuneRecipe, PruneRecipe, TrainRecipe
@@ -28,7 +32,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Args:
         path: a YAML file, or the name of a recipe that comes with hydrabench ("digits-trades").
         overrides: dotted keys with YAML values.
-    Raises: ConfigError with every problem and its place.
+    Raises: ConfigError with every problem that can be seen, and its place.
     """
     file = find_recipe(Path(path))
     values = resolved_values(file)
@@ -38,16 +42,22 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def parse(adapter: TypeAdapter[Parsed], values: Any, source: str) -> Parsed:
-    """Validate `values`. Raises: ConfigError naming `source` and every problem in one line."""
+    """Validate `values`. Raises: ConfigError naming `source` and every problem that can be seen, in one line."""
     try:
         return adapter.validate_python(values)
     except ValidationError as error:
-        found = error.errors()
+        found = [each for problem in error.errors() for each in _single(problem)]
         # Where parts of a sequence are wrong, that it is too short without them is no news.
         whole = [
             one for one in found if one["type"] != "too_short" or not any(_inside(o["loc"], one["loc"]) for o in found)
         ]
         raise ConfigError(f"{source}: {'; '.join(_descriptions(whole, values))}") from error
+
+
+def _single(problem: Any) -> list[Any]:
+    """The conflicts of a section one by one, and any other problem as it is."""
+    cause = problem.get("ctx", {}).get("error")
+    return [{**problem, "msg": text} for text in cause.found] if isinstance(cause, Conflicts) else [problem]
 
 
 def _inside(place: tuple[int | str, ...], whole: tuple[int | str, ...]) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from hydrabench.config.fields import Radius, Section, members_by_tag
 from hydrabench.threat import Norm
@@ -73,12 +74,10 @@ class MixtrainObjective(Section):
     weight_every: PositiveInt = 5
     weight_max: PositiveFloat = 50.0
 
-    @model_validator(mode="after")
-    def weight_fits(self) -> MixtrainObjective:
-        """The weight must not start above where it ends."""
+    def conflicts(self) -> Iterator[str]:
+        """Yield what does not fit: the weight must not start above where it ends."""
         if self.weight > self.weight_max:
-            raise ValueError(f"weight {self.weight:g} exceeds weight_max {self.weight_max:g}")
-        return self
+            yield f"weight {self.weight:g} exceeds weight_max {self.weight_max:g}"
 
 
 class CrownIbpObjective(Section):

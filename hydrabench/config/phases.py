@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from hydrabench.config.fields import Densities, Section
 from hydrabench.config.objectives import Objective
@@ -40,40 +41,21 @@ class PhaseRecipe(Section):
     epsilon_schedule: Literal["linear", "smoothed", "epoch"] = "linear"  # how it grows
     sync_batch_norm: bool = False  # statistics over the images of all processes, not of each; GPUs only
 
-    @model_validator(mode="after")
-    def ramp_fits(self) -> PhaseRecipe:
-        """The ramp must leave at least its last epoch at the full radius."""
+    def conflicts(self) -> Iterator[str]:
+        """Yield what does not fit: ramp and warm-up are parts of the epochs, and Nesterov's momentum is that of SGD."""
         if self.epsilon_ramp_epochs > self.epochs:
-            raise ValueError(
+            yield (
                 f"epsilon_ramp_epochs {self.epsilon_ramp_epochs} exceeds epochs {self.epochs}, which it is part of; "
                 "lower it, too, or raise epochs"
             )
-        return self
-
-    @model_validator(mode="after")
-    def warmup_fits(self) -> PhaseRecipe:
-        """The warm-up is part of the epochs and must leave one to train."""
         if self.warmup_epochs >= self.epochs:
-            raise ValueError(
+            yield (
                 f"warmup_epochs {self.warmup_epochs} are part of epochs {self.epochs} and must leave one; raise epochs"
             )
-        return self
-
-    @model_validator(mode="after")
-    def schedule_fits(self) -> PhaseRecipe:
-        """The original's cosine is 0 in the first epoch of one."""
         if self.schedule == "cosine-epoch" and self.epochs - self.warmup_epochs == 1:
-            raise ValueError("cosine-epoch has learning rate 0 throughout a single epoch; take schedule cosine")
-        return self
-
-    @model_validator(mode="after")
-    def nesterov_fits(self) -> PhaseRecipe:
-        """Nesterov's momentum is that of SGD."""
+            yield "cosine-epoch has learning rate 0 throughout a single epoch; take schedule cosine"
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
-            raise ValueError(
-                f"nesterov needs optimizer sgd and a momentum above 0, got {self.optimizer} and {self.momentum:g}"
-            )
-        return self
+            yield f"nesterov needs optimizer sgd and a momentum above 0, got {self.optimizer} and {self.momentum:g}"
 
 
 class BudgetRecipe(PhaseRecipe):
@@ -88,12 +70,11 @@ class BudgetRecipe(PhaseRecipe):
     density: Densities | None = None  # k: fraction of weights kept
     scope: Literal["layer", "global"] = "layer"
 
-    @model_validator(mode="after")
-    def scope_fits(self) -> BudgetRecipe:
-        """A global budget is one number."""
+    def conflicts(self) -> Iterator[str]:
+        """Yield what does not fit: a global budget is one number."""
+        yield from super().conflicts()
         if self.scope == "global" and isinstance(self.density, dict):
-            raise ValueError("scope global takes one density for all layers together, not one for each layer")
-        return self
+            yield "scope global takes one density for all layers together, not one for each layer"
 
 
 class TrainRecipe(BudgetRecipe):
@@ -106,15 +87,14 @@ class TrainRecipe(BudgetRecipe):
     rescale_weights: bool = False  # multiply the initial weights by 1 / sqrt(density)
     initialization: Literal["default", "ibp"] = "default"  # the architecture's own, or weights for interval bounds
 
-    @model_validator(mode="after")
-    def initialization_fits(self) -> TrainRecipe:
-        """Weights that keep the widths of boxes do so in a layer that has all of them."""
+    def conflicts(self) -> Iterator[str]:
+        """Yield what does not fit: weights that keep the widths of boxes do so in a layer that has all of them."""
+        yield from super().conflicts()
         if self.initialization == "ibp" and (self.density != 1 or self.rescale_weights):
-            raise ValueError(
+            yield (
                 f"initialization ibp sizes weights for layers that keep all of them, got density {self.density} and "
                 f"rescale_weights {str(self.rescale_weights).lower()}; train dense and prune then, or take default"
             )
-        return self
 
 
 class PruneRecipe(BudgetRecipe):
@@ -125,14 +105,11 @@ class PruneRecipe(BudgetRecipe):
     scores: Scores = "scaled"
     freeze_batch_norm: bool = False
 
-    @model_validator(mode="after")
-    def nothing_to_average(self) -> PruneRecipe:
-        """Of scores, only the order counts: an average of them is no average of networks."""
+    def conflicts(self) -> Iterator[str]:
+        """Yield what does not fit: of scores only the order counts, and an average of them is none of networks."""
+        yield from super().conflicts()
         if self.ema_decay:
-            raise ValueError(
-                f"ema_decay averages weights, which `prune` does not train; leave it out ({self.ema_decay:g})"
-            )
-        return self
+            yield f"ema_decay averages weights, which `prune` does not train; leave it out ({self.ema_decay:g})"
 
 
 class FinetuneRecipe(BudgetRecipe):

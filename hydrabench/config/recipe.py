@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
@@ -23,12 +24,10 @@ class Normalization(Section):
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    @model_validator(mode="after")
-    def fit_together(self) -> Normalization:
-        """Refuse zero deviations and unequal lengths."""
+    def conflicts(self) -> Iterator[str]:
+        """Yield what does not fit: zero deviations and unequal lengths."""
         if len(self.mean) != len(self.std) or min(self.std) <= 0:
-            raise ValueError(f"needs one mean and one positive std per channel, got {self.mean} and {self.std}")
-        return self
+            yield f"needs one mean and one positive std per channel, got {self.mean} and {self.std}"
 
 
 class ModelRecipe(Section):

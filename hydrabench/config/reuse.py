@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar, Literal
 
-from pydantic import PositiveInt, model_validator
+from pydantic import PositiveInt
 
 from hydrabench.config.protocol import unless
 from hydrabench.config.smoothing import DEFAULT_RADII, SmoothingSettings, radii_text
@@ -25,17 +26,15 @@ class ReuseSettings(SmoothingSettings):
 
     added: ClassVar[tuple[str, ...]] = ()
 
-    @model_validator(mode="after")
-    def fit_together(self) -> ReuseSettings:
-        """Refuse settings that do not go together."""
+    def conflicts(self) -> Iterator[str]:
+        """Yield what does not go together."""
         if not self.radii:
-            raise ValueError("reuse stops when the radii are settled; give at least one")
+            yield "reuse stops when the radii are settled; give at least one"
         if self.reuse_samples > self.samples:
-            raise ValueError(
+            yield (
                 f"reuse_samples {self.reuse_samples} exceeds the parent's {self.samples} draws, where nothing is left "
                 "to save; give fewer"
             )
-        return self
 
     @property
     def protocol(self) -> str:

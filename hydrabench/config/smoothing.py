@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from itertools import pairwise
 from statistics import NormalDist
 from typing import Any, ClassVar, Literal
@@ -16,7 +17,6 @@ from pydantic import (
     PositiveInt,
     ValidationInfo,
     field_validator,
-    model_validator,
 )
 
 from hydrabench.config.fields import Section
@@ -69,14 +69,12 @@ class SmoothingSettings(Section):
             raise ValueError(f"ascend and differ, got {', '.join(f'{r:g}' for r in radii)}; sort them, each once")
         return radii
 
-    @model_validator(mode="after")
-    def fit_together(self) -> SmoothingSettings:
-        """Refuse settings that the mode cannot use."""
+    def conflicts(self) -> Iterator[str]:
+        """Yield what the mode cannot use."""
         if self.mode in SEQUENTIAL and not self.radii:
-            raise ValueError(f"mode {self.mode} stops when the radii are settled; give at least one, or `radii: auto`")
+            yield f"mode {self.mode} stops when the radii are settled; give at least one, or `radii: auto`"
         if self.label_aware and self.mode not in SEQUENTIAL:
-            raise ValueError(f"label_aware needs mode {', '.join(SEQUENTIAL)}; mode {self.mode} draws all its samples")
-        return self
+            yield f"label_aware needs mode {', '.join(SEQUENTIAL)}; mode {self.mode} draws all its samples"
 
     @property
     def protocol(self) -> str:

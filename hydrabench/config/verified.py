@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar, Literal
 
-from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt
 
 from hydrabench.config.fields import Radius, Section
 from hydrabench.config.protocol import unless
@@ -39,52 +40,40 @@ class VerifiedSettings(Section):
     time_limit: PositiveFloat | None = None
     added: ClassVar[tuple[str, ...]] = ("methods", "engine", "rigor", *SEARCH)
 
-    @model_validator(mode="after")
-    def refuse_idle_methods(self) -> VerifiedSettings:
-        """Only a cascade has methods, and trying one twice proves nothing more."""
+    def conflicts(self) -> Iterator[str]:
+        """Yield what does not fit: methods out of place, and what an engine or a rigor is not for."""
+        methods = ",".join(self.methods)
         if self.kind != "cascade" and "methods" in self.model_fields_set and self.methods != CASCADE:
-            raise ValueError(f"methods: belong to kind cascade, got {','.join(self.methods)} with kind {self.kind}")
+            yield f"methods: belong to kind cascade, got {methods} with kind {self.kind}"
         if len(set(self.methods)) < len(self.methods):
-            raise ValueError(f"methods: names one twice, got {','.join(self.methods)}; name each once")
-        return self
+            yield f"methods: names one twice, got {methods}; name each once"
+        yield from self._conflicts_of_search(methods)
+        if self.engine == "auto_lirpa" and (self.kind not in AUTO_LIRPA or self.norm != "linf"):
+            yield (
+                f"engine: auto_lirpa bounds linf balls by {', '.join(AUTO_LIRPA)}, got {self.norm} and {self.kind}; "
+                "leave the engine at hydrabench"
+            )
+        rigorous = self.rigor != "standard"
+        if rigorous and (self.kind not in SOUND or self.norm != "linf" or self.engine != "hydrabench"):
+            yield (
+                f"rigor: {self.rigor} is for {' and '.join(SOUND)} in linf, by the engine hydrabench; got {self.kind} "
+                f"in {self.norm}, by {self.engine}; change that, or leave the rigor at standard"
+            )
 
-    @model_validator(mode="after")
-    def refuse_alpha_crown_out_of_place(self) -> VerifiedSettings:
-        """It is by far the slowest method, knows no L2 balls, and its options are for nothing else."""
-        given, methods = [key for key in SEARCH if key not in self.left_out()], ",".join(self.methods)
+    def _conflicts_of_search(self, methods: str) -> Iterator[str]:
+        """alpha-crown is by far the slowest method, knows no L2 balls, and its options are for nothing else."""
         if not self.searches:
-            if given:
-                raise ValueError(f"{given[0]}: is an option of alpha-crown, which is none of methods {methods}; add it")
-            return self
+            for key in SEARCH:
+                if key not in self.left_out():
+                    yield f"{key}: is an option of alpha-crown, which is none of methods {methods}; add it"
+            return
         if self.methods[-1] != "alpha-crown" or len(self.methods) == 1:
-            raise ValueError(
+            yield (
                 f"methods: alpha-crown, by far the slowest, comes last and after a cheaper one, got {methods}; "
                 "write for example ibp,crown-ibp,crown,alpha-crown"
             )
         if self.norm != "linf":
-            raise ValueError(f"methods: alpha-crown bounds linf balls, got {self.norm}; leave it out of {methods}")
-        return self
-
-    @model_validator(mode="after")
-    def refuse_what_auto_lirpa_is_not_asked(self) -> VerifiedSettings:
-        """It gives a second opinion on some methods, in L∞."""
-        if self.engine == "auto_lirpa" and (self.kind not in AUTO_LIRPA or self.norm != "linf"):
-            raise ValueError(
-                f"engine: auto_lirpa bounds linf balls by {', '.join(AUTO_LIRPA)}, got {self.norm} and {self.kind}; "
-                "leave the engine at hydrabench"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def refuse_rigor_without_rules(self) -> VerifiedSettings:
-        """Not every method can be rounded outwards."""
-        rigorous = self.rigor != "standard"
-        if rigorous and (self.kind not in SOUND or self.norm != "linf" or self.engine != "hydrabench"):
-            raise ValueError(
-                f"rigor: {self.rigor} is for {' and '.join(SOUND)} in linf, by the engine hydrabench; got {self.kind} "
-                f"in {self.norm}, by {self.engine}; change that, or leave the rigor at standard"
-            )
-        return self
+            yield f"methods: alpha-crown bounds linf balls, got {self.norm}; leave it out of {methods}"
 
     @property
     def searches(self) -> bool:

@@ -81,6 +81,33 @@ def test_every_problem_is_named_at_once(tmp_path):
         assert part in message
 
 
+def test_all_values_that_do_not_go_together_are_named_at_once_section_by_section(tmp_path):
+    """A section with a value that is wrong in itself says only that; the others name all of their conflicts."""
+    ramp = {"epochs": 3, "lr": 0.1, "epsilon_ramp_epochs": 9, "warmup_epochs": 3, "nesterov": True, "momentum": 0}
+    entry = {"kind": "cascade", "norm": "l2", "epsilon": "1", "methods": ["alpha-crown", "ibp", "ibp"]}
+    path = write(
+        tmp_path,
+        train={**ramp, "initialization": "ibp", "density": 0.5},
+        prune={**ramp, "ema_decay": 0.5, "scope": "global", "density": {"1": 0.1}},
+        finetune={**ramp, "lr": -1},
+        evaluate=[entry],
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(path)
+    found = str(caught.value)
+    for section in ("train", "prune"):
+        assert found.count(f"{section}: epsilon_ramp_epochs 9 exceeds epochs 3, which it is part of; lower it") == 1
+        assert found.count(f"{section}: warmup_epochs 3 are part of epochs 3 and must leave one; raise epochs") == 1
+        assert found.count(f"{section}: nesterov needs optimizer sgd and a momentum above 0, got sgd and 0") == 1
+    assert "train: initialization ibp sizes weights for layers that keep all of them, got density 0.5" in found
+    assert "prune: ema_decay averages weights, which `prune` does not train; leave it out (0.5)" in found
+    assert "prune: scope global takes one density for all layers together" in found
+    assert "evaluate.0: methods: names one twice, got alpha-crown,ibp,ibp; name each once" in found
+    assert "evaluate.0: methods: alpha-crown, by far the slowest, comes last" in found
+    assert "evaluate.0: methods: alpha-crown bounds linf balls, got l2" in found
+    assert found.count("finetune") == found.count("finetune.lr: input should be greater than 0 (got -1)") == 1
+
+
 def test_a_key_that_belongs_elsewhere_gets_the_list_of_those_allowed_here(tmp_path):
     with pytest.raises(
         ConfigError, match=r"evaluate\.0\.sigma: unknown key, allowed are kind, norm, epsilon, methods, engine"
