@@ -13,7 +13,7 @@ deep network can be trained with interval bounds.
 
 from hydrabench.bounds.alpha import Search, alpha_crown_margins
 from hydrabench.bounds.cascade import Proofs, cascade, cascade_margins
-from hydrabench.bounds.costs import image_seconds
+from hydrabench.bounds.costs import image_seconds, search_seconds
 from hydrabench.bounds.graph import Node, Program, program_of, read
 from hydrabench.bounds.initialization import keep_widths
 from hydrabench.bounds.interval import interval_bounds
@@ -68,6 +68,7 @@ __all__ = [
     "read",
     "require_auto_lirpa",
     "rounding_bound",
+    "search_seconds",
     "sound_margins",
     "symbolic_class_margins",
     "symbolic_margins",

@@ -6,10 +6,21 @@ import pytest
 import torch
 from torch import nn
 
-from hydrabench.bounds import image_seconds, rows
+from hydrabench.bounds import Search, image_seconds, rows, search_seconds
 from hydrabench.bounds.backward import substituted
-from hydrabench.bounds.costs import ENTRIES, PRODUCTS, bounded_values, neuron_seconds
+from hydrabench.bounds.costs import (
+    CROWN_ENTRY,
+    ENTRIES,
+    PRODUCTS,
+    SEARCH_ENTRY,
+    SEARCH_IMAGE,
+    SEARCH_ITERATION,
+    _whole_row,
+    bounded_values,
+    neuron_seconds,
+)
 from hydrabench.bounds.full import Lines
+from hydrabench.bounds.graph import program_of, read, shapes_of
 from hydrabench.bounds.problem import pose
 from hydrabench.bounds.rows import unit_rows
 from hydrabench.models import build_model
@@ -29,6 +40,31 @@ def test_two_convolutions_counted_by_hand(methods, signs):
     """
     a_row = (1 + 9 + 9) / ENTRIES + 2 * (9 + 81) / PRODUCTS
     assert image_seconds(two_convolutions(), (1, 4, 4), methods) == pytest.approx(signs * 16 * a_row)
+
+
+def test_a_search_in_two_convolutions_counted_by_hand():
+    """Values of 16 neurons behind each of convolution, ReLU, convolution, ReLU and flatten, then 2 logits.
+
+    A row of the second convolution has 2 · 16 coefficients before it, one of the first none. Both are bounded above
+    and below. The one margin has 5 · 16 in every iteration.
+    """
+    first = SEARCH_IMAGE + CROWN_ENTRY * 2 * 16 * 32
+    iteration = SEARCH_ITERATION + SEARCH_ENTRY * 80
+    asked = [(1, None), (50, None), (50, first + 3 * iteration), (50, first / 2), (50, 1e6)]
+    found = [
+        search_seconds(two_convolutions(), (1, 4, 4), Search(iterations=iterations, time_limit=limit))
+        for iterations, limit in asked
+    ]
+    whole = first + 50 * iteration
+    assert found == pytest.approx([first + iteration, whole, first + 3 * iteration, first, whole])
+
+
+def test_a_shortcut_is_counted_once():
+    """A value that two others read is passed once on the way back, when both have been."""
+    network = build_model("wrn_10_1", (3, 8, 8), 10).eval()
+    nodes = read(program_of(network))
+    shapes = shapes_of(nodes, torch.empty(1, 3, 8, 8))
+    assert _whole_row(nodes, shapes, len(nodes)) == sum(shape.numel() for shape in shapes[1:-1])
 
 
 @pytest.mark.parametrize("methods", [("ibp",), ("ibp", "crown-ibp")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from torch import nn
 
 from hydrabench.config import AlphaCrownSettings, CleanSettings, SmoothingSettings, VerifiedSettings
 from hydrabench.models import build_model
@@ -53,7 +54,6 @@ def test_a_cascade_that_ends_with_a_search_has_smaller_blocks():
         (VerifiedSettings(kind="crown-ibp", epsilon="2/255"), 100),
         (VerifiedSettings(kind="cascade", methods=("ibp", "crown-ibp"), epsilon="2/255"), 100),
         (VerifiedSettings(kind="crown", engine="auto_lirpa", epsilon="2/255"), 10),
-        (AlphaCrownSettings(epsilon="2/255"), 10),
         (SmoothingSettings(sigma=0.25), 1),
         (SmoothingSettings(sigma=0.25, mode="curtailed"), 32),
     ],
@@ -78,6 +78,35 @@ def test_the_warning_says_how_long_an_image_and_all_of_them_may_take():
         .startswith("crown may take up to 5 minutes of processor time for an image of this network, 50 minutes for 10,")
     )
     assert Blocks(10, 60.0).warning("crown", 10) is None
+
+
+def test_a_search_is_announced_alone_and_at_the_end_of_a_cascade_with_what_may_make_it_longer():
+    alone = AlphaCrownSettings(epsilon="2/255")
+    cascaded = VerifiedSettings(kind="cascade", methods=("ibp", "crown", "alpha-crown"), epsilon="2/255")
+    crown = blocks_for(VerifiedSettings(kind="crown", epsilon="2/255"), network("wrn_28_1"), CIFAR)
+    first, last = (blocks_for(settings, network("wrn_28_1"), CIFAR) for settings in (alone, cascaded))
+    assert (first.size, first.searched) == (10, first.seconds)
+    assert (last.size, last.seconds) == (1, crown.seconds + first.seconds)
+    assert last.searched == first.searched
+    assert first.warning("alpha-crown", 1).startswith("alpha-crown may take about ")
+    assert "several times that with slopes all or if auto_LiRPA has to do without patches" in first.warning("x", 3)
+    assert crown.searched == 0
+    assert blocks_for(alone, network("cifar_model"), CIFAR).warning("alpha-crown", 10_000) is None
+
+
+def test_a_time_limit_shortens_what_is_announced_of_a_search_but_for_the_pass_before_it():
+    found = [
+        blocks_for(AlphaCrownSettings(epsilon="2/255", iterations=100_000, time_limit=limit), network("vgg2"), CIFAR)
+        for limit in (None, 500.0, 0.1)
+    ]
+    assert found[0].seconds > 1000
+    assert found[1].seconds == 500.0
+    assert 0.1 < found[2].seconds < 100
+
+
+def test_nothing_is_announced_of_layers_that_only_auto_lirpa_knows():
+    strange = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 10)).eval()
+    assert blocks_for(AlphaCrownSettings(epsilon="2/255"), strange, DIGITS) == Blocks(10)
 
 
 def test_the_warning_about_a_single_image_does_not_say_everything_twice():
