@@ -20,10 +20,11 @@ from rich.console import Console
 
 from hydrabench.config import PgdSettings, SmoothingSettings, VerifiedSettings
 from hydrabench.reporting import rich_tables
-from hydrabench.workflows.evaluation import evaluate, open_subject
+from hydrabench.workflows.evaluation import evaluate
 from hydrabench.workflows.folders import run_name
 from hydrabench.workflows.machine import Machine
 from hydrabench.workflows.reporting import REPORT_FORMATS, write_report
+from hydrabench.workflows.subject import open_subject
 
 CHECKPOINTS = ("digits-crown-ibp", "digits-crown-ibp-90", "digits-crown-ibp-95", "digits-crown-ibp-99")
 EPSILON = "16/255"

@@ -8,6 +8,9 @@ from typing import TypeVar
 
 Entry = TypeVar("Entry")
 
+# Beside torch.OutOfMemoryError: what the CPU's allocator and CUDA's libraries say when there is no memory left.
+SHORTAGES = ("out of memory", "can't allocate memory", "_ALLOC_FAILED")
+
 
 class HydrabenchError(Exception):
     """A mistake of the user's: the command line prints it as one line and exits with status 1."""
@@ -43,6 +46,11 @@ class MemoryShortageError(HydrabenchError):
 
 class GateError(HydrabenchError):
     """The numbers are there, but they contradict each other or miss what was demanded."""
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error of torch's says that memory has run out."""
+    return type(error).__name__ == "OutOfMemoryError" or any(words in str(error) for words in SHORTAGES)
 
 
 def lookup(kind: str, registry: Mapping[str, Entry], name: str) -> Entry:

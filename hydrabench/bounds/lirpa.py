@@ -26,7 +26,7 @@ from torch.nn.utils import parametrize
 
 from hydrabench.bounds.agreement import TESTED, require_agreement, small_problem
 from hydrabench.bounds.bridges import bridge_imports, bridge_members, bridge_pooling, bridge_slopes
-from hydrabench.errors import HydrabenchError, UnsupportedLayerError, lookup
+from hydrabench.errors import HydrabenchError, UnsupportedLayerError, is_out_of_memory, lookup
 from hydrabench.masking import make_plain
 from hydrabench.models.normalize import Normalize
 from hydrabench.threat import linf_box
@@ -97,9 +97,11 @@ def _refusing(what: str) -> Iterator[None]:
     """Turn what auto_LiRPA raises inside, which for layers it has no rule for is of every kind, into a refusal."""
     try:
         yield
-    except (torch.OutOfMemoryError, HydrabenchError):
+    except HydrabenchError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise _refusal(f"{what} ({_last_words(error)})") from error
 
 

@@ -22,8 +22,8 @@ from hydrabench.errors import ConfigError, lookup
 
 if TYPE_CHECKING:
     from hydrabench.config import EvaluationSettings
-    from hydrabench.workflows.evaluation import Subject
     from hydrabench.workflows.machine import Machine
+    from hydrabench.workflows.subject import Subject
 
 NOISE = ("auto", "cpu", "device")
 OF_REUSE = ("parent", "reuse_samples", "reuse_direct")
@@ -206,19 +206,20 @@ def _indices(texts: tuple[str, ...]) -> tuple[int, ...]:
 def _evaluate(ref: str, kind: str, kinds: tuple[str, ...], keys: tuple[str, ...], given: dict[str, Any]) -> None:
     """Build the settings from the options that were given, fill in the checkpoint's threat, run."""
     lookup("method", dict.fromkeys(kinds), kind)
-    from hydrabench.workflows import evaluation, reuse
+    from hydrabench.workflows import reuse
+    from hydrabench.workflows.subject import open_subject, settings_for, with_parent
 
     machine = read_machine(given)
     values = {"kind": kind} | {key: given[key] for key in keys if given.get(key) is not None}
-    subject = evaluation.open_subject(ref, machine=machine, precision=given["precision"])
+    subject = open_subject(ref, machine=machine, precision=given["precision"])
     if given.get("reuse") is not None:
-        subject = evaluation.with_parent(subject, given["reuse"], given["parent"])
+        subject = with_parent(subject, given["reuse"], given["parent"])
         assert subject.parent is not None
         given["n"], given["indices"] = subject.parent.selection(given["n"], given["indices"])
         return _run(subject, [reuse.reuse_settings(subject.parent, values)], machine, given)
     several = [sigma.strip() for sigma in str(values.get("sigma", "")).split(",")]
     runs = [{**values, "sigma": sigma} for sigma in several] if "sigma" in values else [values]
-    settings = [evaluation.settings_for(subject, run) for run in runs]
+    settings = [settings_for(subject, run) for run in runs]
     if len(set(settings)) < len(settings):
         raise ConfigError(f"--sigma {values['sigma']} names one noise level twice; name each once")
     return _run(subject, settings, machine, given)
@@ -229,8 +230,8 @@ def _run(subject: Subject, runs: list[EvaluationSettings], machine: Machine, giv
     from hydrabench.config import at
     from hydrabench.ledger import find_run
     from hydrabench.runtime import World
-    from hydrabench.workflows import evaluation
     from hydrabench.workflows.computation import COMPILING
+    from hydrabench.workflows.evaluation import evaluate
     from hydrabench.workflows.folders import default_folder, run_name
     from hydrabench.workflows.progress import say
 
@@ -246,7 +247,7 @@ def _run(subject: Subject, runs: list[EvaluationSettings], machine: Machine, giv
         say(COMPILING)
     summaries = {}
     for settings, out in zip(runs, folders, strict=True):
-        summary = evaluation.evaluate(subject, settings, out, machine=machine, **chosen, resume=given["resume"])
+        summary = evaluate(subject, settings, out, machine=machine, **chosen, resume=given["resume"])
         summaries[str(out)] = summary
         if World().is_main and not (given["as_json"] and len(runs) > 1):
             images = "1 image" if summary["n"] == 1 else f"{summary['n']} images"

@@ -7,120 +7,25 @@ writes the records in block order, so the ledger has the same lines however many
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-import torch
-from pydantic import TypeAdapter
-from torch import nn
-
-from hydrabench.bounds import Prepared, prepared, watched
-from hydrabench.checkpoints import Checkpoint, checkpoint_name
-from hydrabench.config import (
-    AlphaCrownSettings,
-    EvaluationSettings,
-    SmoothingSettings,
-    VerifiedSettings,
-    at,
-    parse,
-    with_default_threat,
-)
-from hydrabench.data import Block, ImageSource, block_indices, first_images, load_block, load_images
-from hydrabench.errors import ConfigError, DataError, lookup
-from hydrabench.evaluators import EVALUATORS, Evaluator, evaluate_reused, require_readable, require_suitable
+from hydrabench.bounds import watched
+from hydrabench.config import EvaluationSettings, SmoothingSettings, at
+from hydrabench.data import ImageSource, block_indices, first_images, load_block, load_images
+from hydrabench.errors import ConfigError, DataError
 from hydrabench.ledger import Record, RunFolder, open_run
-from hydrabench.masking import prunable_layers, used_parameters
 from hydrabench.reporting.statistics import summarize
-from hydrabench.runtime import PRECISIONS, World, environment, exact_arithmetic, pick_device
-from hydrabench.threat import Norm
-from hydrabench.workflows.blocks import blocks_for
-from hydrabench.workflows.fetching import open_checkpoint
+from hydrabench.runtime import World, exact_arithmetic
+from hydrabench.workflows.job import Job
 from hydrabench.workflows.machine import Machine
 from hydrabench.workflows.progress import say, tracking
 from hydrabench.workflows.requirements import require_precision, require_rules
-from hydrabench.workflows.reuse import Parent, open_parent
+from hydrabench.workflows.subject import Subject
 from hydrabench.workflows.tally import Tally, radii_of
-
-ATTACKS = ("clean", "pgd", "autoattack")
-RADIUS_FREE = ("clean", "smoothing")
-# Of weights and images; in bfloat16 only the forward passes of smoothing are computed, see `smoothing.forward`.
-STORED_IN = {**PRECISIONS, "bfloat16": torch.float32}
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A checkpoint on its device, as it is evaluated: masks baked in, eval mode.
-
-    parent: the run whose certificates are to be reused, for `ReuseSettings`.
-    """
-
-    name: str
-    checkpoint: Checkpoint
-    network: nn.Module
-    device: torch.device
-    precision: str
-    parent: Parent | None = None
-
-    def describe(self) -> dict[str, Any]:
-        """What `run.json` says of the checkpoint."""
-        header = self.checkpoint.header
-        parameters = used_parameters(self.network)
-        return {
-            "name": self.name,
-            "sha256": self.checkpoint.sha256,
-            "arch": header.arch,
-            "dataset": header.dataset,
-            "objective": header.objective.name if header.objective else "unknown",
-            "phase": header.phase,
-            "density": header.density,
-            "parameters": sum(parameter.numel() for parameter in parameters),
-            "nonzero_parameters": sum(int(parameter.count_nonzero()) for parameter in parameters),
-            "prunable_layers": len(prunable_layers(self.network)),
-            "bytes": self.checkpoint.path.stat().st_size,
-        }
-
-
-def open_subject(ref: str, *, machine: Machine, precision: str = "float32", name: str | None = None) -> Subject:
-    """Load a checkpoint for evaluation.
-
-    Raises: CheckpointError or ConfigError if it, the device or the precision is not to be had.
-    """
-    dtype = lookup("precision", STORED_IN, precision)
-    device = pick_device(machine.device)
-    checkpoint = open_checkpoint(ref)
-    network = checkpoint.baked().to(device=device, dtype=dtype).eval().requires_grad_(False)
-    return Subject(name or checkpoint_name(ref), checkpoint, network, device, precision)
-
-
-def with_parent(subject: Subject, run: Path, ref: str | None) -> Subject:
-    """Add the run of a parent, whose certificates are to be reused; for its Args and Raises see `open_parent`.
-
-    Raises: also CheckpointError if the parent is about other images.
-    """
-    parent = open_parent(run, ref, device=subject.device, dtype=STORED_IN[subject.precision])
-    parent.require_dataset(subject.checkpoint)
-    return replace(subject, parent=parent)
-
-
-def settings_for(subject: Subject, values: Mapping[str, Any]) -> EvaluationSettings:
-    """Complete evaluation options with the radius that the checkpoint was trained for, and check them.
-
-    Args:
-        values: `kind` and whatever was given of its settings.
-    Raises: ConfigError naming every option that is wrong or missing.
-    """
-    threat = subject.checkpoint.header.default_threat()
-    complete = with_default_threat(dict(values), threat) if threat else dict(values)
-    known_norm = complete.get("norm", "linf") in get_args(Norm)
-    if known_norm and complete["kind"] not in RADIUS_FREE and "epsilon" not in complete:
-        raise ConfigError(
-            f"{subject.name} names no radius in this norm that it was trained for; add --epsilon, for example "
-            f"{'0.25' if complete.get('norm') == 'l2' else '8/255'}"
-        )
-    return parse(TypeAdapter(EvaluationSettings), complete, complete["kind"])
 
 
 def evaluate(
@@ -141,14 +46,14 @@ def evaluate(
         out: the run folder. resume: go on with what it holds.
         indices: explicit images; reports refuse such a run, because they are no sample.
     Raises: HydrabenchError for bad input before anything is written, or for a bound or output that
-        is not finite; the blocks done until then stay in the ledger.
+        is not finite, or too little memory; the blocks done until then stay in the ledger.
     """
     world = World()
     require_rules(subject.network, settings)
     require_precision(subject.precision, settings)
     images = load_images(subject.checkpoint.header.dataset, "test", machine.data_dir, download=machine.download)
     chosen = _chosen(images, n, indices, settings)
-    job = _Job(subject, settings, images, machine)
+    job = Job(subject, settings, images, machine)
     blocks = [tuple(chosen[i] for i in block) for block in block_indices(len(chosen), job.blocks.size)]
     if subject.parent is not None:
         subject.parent.require_images(images, chosen)
@@ -163,7 +68,7 @@ def evaluate(
     return world.on_main(lambda: _conclude(run, settings, images))
 
 
-def _fill(run: RunFolder, job: _Job, world: World, blocks: Sequence[tuple[int, ...]], whole: int) -> None:
+def _fill(run: RunFolder, job: Job, world: World, blocks: Sequence[tuple[int, ...]], whole: int) -> None:
     """Append the records of all blocks but the first `whole` to the ledger, and show how far that is."""
     total, done = sum(map(len, blocks)), sum(map(len, blocks[:whole]))
     title = f"{job.settings.protocol} {job.subject.name}{at(job.settings)}"
@@ -215,74 +120,7 @@ def _open(
     return run, len(blocks) if run.is_complete else run.keep_whole_blocks(blocks)
 
 
-class _Job:
-    """What every block needs: the network as it is run, the settings, the images."""
-
-    def __init__(self, subject: Subject, settings: EvaluationSettings, images: ImageSource, machine: Machine) -> None:
-        self.subject, self.settings, self.images = subject, settings, images
-        self.blocks = blocks_for(settings, subject.network, images.shape)
-        self.indices: tuple[int, ...] = ()  # what is evaluated right now
-        self.network: nn.Module | Prepared = subject.network
-        self.header_of_smoothing: dict[str, Any] = {}
-        if isinstance(settings, VerifiedSettings) and settings.engine == "hydrabench":
-            self.network = prepared(subject.network)
-        self.how: tuple[Any, ...] = ()
-        if settings.kind == "smoothing":
-            forward, sampling = machine.smoothing.forward(subject.precision), machine.smoothing.sampling(subject.device)
-            self.network, self.how = forward.apply(subject.network), (sampling,)
-            self.header_of_smoothing = {"noise": sampling.source.describe(subject.device), **forward.describe()}
-        self.evaluate: Evaluator = EVALUATORS[settings.kind]
-        if subject.parent is not None:
-            parent = subject.parent
-            parent.require_arithmetic({"precision": subject.precision, **self.header_of_smoothing})
-            self.header_of_smoothing["reused"] = parent.describe()
-            self.evaluate = partial(evaluate_reused, parent=forward.apply(parent.network), ledger=parent.records)
-
-    def header(self, world: World) -> dict[str, Any]:
-        """What `run.json` says of the evaluation, but for the images."""
-        return {
-            "command": "attack" if self.settings.kind in ATTACKS else "certify",
-            "settings": self.settings.plain(),
-            "protocol": self.settings.protocol,
-            "checkpoint": self.subject.describe(),
-            "precision": self.subject.precision,
-            "environment": environment(self.subject.device),
-            "block_size": self.blocks.size,
-            "world_size": world.size,
-            **self.header_of_smoothing,
-        }
-
-    def check(self, indices: tuple[int, ...]) -> None:
-        """Refuse a network that AutoAttack cannot judge or auto_LiRPA cannot read, going by the first block."""
-        if self.settings.kind == "autoattack":
-            with exact_arithmetic(), torch.no_grad():
-                require_suitable(self.subject.network, self._block(0, indices), self.settings)
-        elif isinstance(self.settings, VerifiedSettings | AlphaCrownSettings):
-            require_readable(self.subject.network, self._block(0, indices), self.settings)
-
-    def records(self, blocks: Sequence[tuple[int, tuple[int, ...]]]) -> list[Record]:
-        """The records of this process's share of a round: one block, or none in the last round."""
-        records: list[Record] = []
-        for number, self.indices in blocks:
-            records += self.evaluate(self.network, self._block(number, self.indices), self.settings, *self.how)
-        return records
-
-    def current(self) -> str:
-        """Which images are evaluated, for the progress line."""
-        first, last = self.indices[0], self.indices[-1]
-        return f"image {first}" if first == last else f"images {first} to {last}"
-
-    def _block(self, number: int, indices: tuple[int, ...]) -> Block:
-        """Images of the data set, on the device and in the precision of the network."""
-        block = load_block(self.images, number, indices)
-        return replace(
-            block,
-            images=block.images.to(device=self.subject.device, dtype=STORED_IN[self.subject.precision]),
-            labels=block.labels.to(self.subject.device),
-        )
-
-
-def _rounds(world: World, job: _Job, blocks: list[tuple[int, tuple[int, ...]]]) -> Iterator[list[Record]]:
+def _rounds(world: World, job: Job, blocks: list[tuple[int, tuple[int, ...]]]) -> Iterator[list[Record]]:
     """Yield the records of `world.size` blocks at a time, in block order, on every process."""
     for start in range(0, len(blocks), world.size):
         work = partial(job.records, blocks[start + world.rank : start + world.rank + 1])

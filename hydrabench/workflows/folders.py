@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hydrabench.config import EvaluationSettings, SmoothingSettings
 from hydrabench.config.smoothing import DEFAULT_RADII, radii_text
-from hydrabench.workflows.evaluation import Subject
+from hydrabench.workflows.subject import Subject
 
 LONGEST = 40  # characters of the indices in a folder name
 

@@ -18,13 +18,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from hydrabench.config import Objective
-from hydrabench.errors import MemoryShortageError
+from hydrabench.errors import MemoryShortageError, is_out_of_memory
 from hydrabench.masking import shared_masks, used_modules
 from hydrabench.objectives import OBJECTIVES, Losses, Step
 from hydrabench.runtime import World
 from hydrabench.workflows.computation import Computation
 from hydrabench.workflows.machine import Machine
-from hydrabench.workflows.parts import Part, cut, halved, is_out_of_memory
+from hydrabench.workflows.parts import Part, cut, halved
 from hydrabench.workflows.progress import say
 
 StepOf = Callable[[slice | None, int | None], Step]

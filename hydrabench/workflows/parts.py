@@ -13,9 +13,6 @@ from torch import Tensor
 from hydrabench.data import TrainingBatches
 from hydrabench.runtime import World
 
-# Beside torch.OutOfMemoryError: what the CPU's allocator and CUDA's libraries say when there is no memory left.
-SHORTAGES = ("out of memory", "can't allocate memory", "_ALLOC_FAILED")
-
 
 @dataclass(frozen=True)
 class Part:
@@ -81,11 +78,6 @@ def halved(whole: int, world: World, micro_batch: int | None) -> int | None:
     largest = -(-whole // world.size)
     now = largest if micro_batch is None else min(micro_batch, largest)
     return now // 2 or None
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error says that memory has run out."""
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in SHORTAGES)
 
 
 class Memory:

@@ -18,7 +18,7 @@ from hydrabench.errors import ConfigError, LedgerError
 from hydrabench.reporting import Leaderboard
 from hydrabench.runtime import World, pick_device
 from hydrabench.workflows import training
-from hydrabench.workflows.evaluation import evaluate, open_subject
+from hydrabench.workflows.evaluation import evaluate
 from hydrabench.workflows.folders import run_name
 from hydrabench.workflows.machine import Machine
 from hydrabench.workflows.phase import check_phase
@@ -26,6 +26,7 @@ from hydrabench.workflows.planning import PlannedRun, plan
 from hydrabench.workflows.progress import say
 from hydrabench.workflows.reporting import REPORT_FORMATS, write_report
 from hydrabench.workflows.requirements import require_rules
+from hydrabench.workflows.subject import open_subject
 
 
 def run_pipeline(recipe: Recipe, out: Path, *, machine: Machine, resume: bool = False) -> Leaderboard:

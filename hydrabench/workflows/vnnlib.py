@@ -21,9 +21,9 @@ from hydrabench.files import write_text
 from hydrabench.runtime import PRECISIONS, World, exact_arithmetic
 from hydrabench.threat import linf_box
 from hydrabench.workflows.blocks import BLOCK_SIZE
-from hydrabench.workflows.evaluation import Subject
 from hydrabench.workflows.machine import Machine
 from hydrabench.workflows.progress import say
+from hydrabench.workflows.subject import Subject
 
 TIMEOUT = 300.0  # seconds that a verifier gets for each image, unless told otherwise
 

@@ -24,10 +24,11 @@ from hydrabench.checkpoints.cache import cached_files, fetch_remote
 from hydrabench.errors import CheckpointError, ConfigError, GateError, LedgerError, lookup
 from hydrabench.files import shipped
 from hydrabench.ledger import read_run
-from hydrabench.workflows.evaluation import evaluate, open_subject
+from hydrabench.workflows.evaluation import evaluate
 from hydrabench.workflows.fetching import megabytes, open_checkpoint
 from hydrabench.workflows.machine import Machine
 from hydrabench.workflows.progress import say
+from hydrabench.workflows.subject import open_subject
 
 # Float kernels of other machines and versions may move a margin by this much, and a verdict with it.
 MARGIN_TOLERANCE = 1e-5

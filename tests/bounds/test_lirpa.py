@@ -229,6 +229,16 @@ def test_dropout_is_nothing_when_bounding(auto_lirpa, method):
     torch.testing.assert_close(BOUNDS[method](without, x, y, 0.03), theirs, rtol=1e-4, atol=1e-4)
 
 
+def test_too_little_memory_is_no_layer_without_a_rule(auto_lirpa):
+    class Short:
+        def compute_bounds(self, **_):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 27 GB")
+
+    x = torch.rand(1, 1, 2, 2)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        lirpa.lower_bounds(Short(), x, torch.eye(2).unsqueeze(0), "CROWN")
+
+
 def test_what_auto_lirpa_cannot_pass_is_refused(auto_lirpa, capfd):
     x, y = torch.rand(1, 1, 6, 6), torch.tensor([0])
     overlapping = nn.Sequential(nn.MaxPool2d(3, 2, 1), nn.Flatten(), nn.Linear(9, 3)).eval()

@@ -36,8 +36,8 @@ from hydrabench.cli.zoo import zoo_export
 from hydrabench.errors import CheckpointError, ConfigError
 from hydrabench.masking import LayerDensity, attach_masks, kept_count, layer_densities, prunable_layers, score_masks
 from hydrabench.models import MODELS, build_model, inner_network
-from hydrabench.workflows.evaluation import open_subject
 from hydrabench.workflows.machine import Machine
+from hydrabench.workflows.subject import open_subject
 
 SMALL_ARCHS = ("vgg2_bn", "wrn_28_1", "cifar_model")
 

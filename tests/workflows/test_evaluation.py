@@ -31,19 +31,17 @@ from hydrabench.errors import (
     DataError,
     HydrabenchError,
     LedgerError,
+    MemoryShortageError,
     NonFiniteError,
     UnsupportedLayerError,
 )
 from hydrabench.evaluators import EVALUATORS
 from hydrabench.files import sha256_of
 from hydrabench.ledger import AttackRecord, SmoothedRecord, VerifiedRecord, open_run
-from hydrabench.workflows.evaluation import (
-    evaluate,
-    open_subject,
-    settings_for,
-)
+from hydrabench.workflows.evaluation import evaluate
 from hydrabench.workflows.machine import Machine, SmoothingOptions
 from hydrabench.workflows.requirements import require_rules
+from hydrabench.workflows.subject import open_subject, settings_for
 from hydrabench.workflows.tally import Tally
 
 PGD = PgdSettings(epsilon="8/255", steps=3)
@@ -189,14 +187,14 @@ def test_the_radius_defaults_to_the_one_the_checkpoint_was_trained_for(subject):
 # Going on after an interruption ----------------------------------------------------------------
 
 
-def interrupt(monkeypatch, kind, call):
-    """Press Ctrl-C at the `call`-th block from now."""
+def interrupt(monkeypatch, kind, call, error=KeyboardInterrupt):
+    """Press Ctrl-C, or raise another error, at the `call`-th block from now."""
     original, calls = EVALUATORS[kind], []
 
     def evaluator(*arguments):
         calls.append(1)
         if len(calls) == call:
-            raise KeyboardInterrupt
+            raise error
         return original(*arguments)
 
     monkeypatch.setitem(EVALUATORS, kind, evaluator)
@@ -221,6 +219,36 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_records(
     summary = evaluate(subject, settings, tmp_path / "run", machine=cpu, n=n, resume=True)
     assert comparable(tmp_path / "run") == comparable(runs / kind)
     assert summary == read(runs / kind, "summary.json") == read(tmp_path / "run", "summary.json")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("pgd", torch.OutOfMemoryError("CUDA out of memory."), ""),
+        ("crown-ibp", RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), ", or choose ibp"),
+    ],
+)
+def test_too_little_memory_is_named_with_its_images_and_loses_nothing(
+    runs, subject, cpu, comparable, tmp_path, monkeypatch, case
+):
+    kind, error, instead = case
+    settings, n, _, _ = CASES[kind]
+    with monkeypatch.context() as patch:
+        interrupt(patch, kind, 3, error)
+        expected = (
+            f"out of memory on cpu at images 200 to 229; what came before is kept; --resume on .*memory{instead}$"
+        )
+        with pytest.raises(MemoryShortageError, match=expected):
+            evaluate(subject, settings, tmp_path / "run", machine=cpu, n=n)
+    assert len(comparable(tmp_path / "run")) == 200
+    evaluate(subject, settings, tmp_path / "run", machine=cpu, n=n, resume=True)
+    assert comparable(tmp_path / "run") == comparable(runs / kind)
+
+
+def test_a_bug_in_an_evaluator_is_no_shortage_of_memory(subject, cpu, tmp_path, monkeypatch):
+    interrupt(monkeypatch, "pgd", 1, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="mat1"):
+        evaluate(subject, PGD, tmp_path / "run", machine=cpu, n=10)
 
 
 def test_resuming_a_complete_evaluation_does_nothing_again(runs, subject, cpu, monkeypatch):

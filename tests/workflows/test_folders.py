@@ -16,8 +16,8 @@ from hydrabench.config import (
     SmoothingSettings,
     VerifiedSettings,
 )
-from hydrabench.workflows.evaluation import Subject
 from hydrabench.workflows.folders import default_folder, run_name
+from hydrabench.workflows.subject import Subject
 
 IBP = VerifiedSettings(kind="ibp", epsilon="8/255")
 KINDS = ("ibp", "symbolic", "crown-ibp", "crown", "cascade")

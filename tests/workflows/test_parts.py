@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hydrabench.errors import DataError
 from hydrabench.runtime import World
-from hydrabench.workflows.parts import Memory, cut, halved, is_out_of_memory, minibatches, needed
+from hydrabench.workflows.parts import Memory, cut, halved, minibatches, needed
 
 wholes, sizes = st.integers(1, 40), st.integers(1, 5)
 micro_batches = st.none() | st.integers(1, 12)
@@ -119,15 +119,6 @@ def test_halving_makes_parts_smaller_until_one_image_is_left(whole, size, micro_
                for m in largest]  # fmt: skip
     assert longest[-1] == 1
     assert all(after < before for before, after in pairwise(longest))
-
-
-def test_shortages_of_memory_are_told_from_other_errors():
-    with pytest.raises(RuntimeError) as real:
-        torch.empty(1 << 60, dtype=torch.uint8)
-    assert is_out_of_memory(real.value)  # what the CPU's allocator says
-    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
-    assert is_out_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"))
-    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
 @dataclass

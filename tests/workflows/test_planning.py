@@ -21,8 +21,8 @@ from hydrabench.models import build_model
 from hydrabench.objectives import OBJECTIVES
 from hydrabench.workflows import costs, planning, timing
 from hydrabench.workflows.costs import EVALUATION_PASSES, TRAINING_PASSES, Schedule, Sizes, sizes_of
-from hydrabench.workflows.evaluation import RADIUS_FREE
 from hydrabench.workflows.planning import dry_run, plan, plan_text
+from hydrabench.workflows.subject import RADIUS_FREE
 from hydrabench.workflows.training import fresh_network
 
 RECIPES = sorted(path.stem for path in shipped("configs").glob("*.yml"))

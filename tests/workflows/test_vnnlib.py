@@ -14,7 +14,7 @@ from hydrabench.config import CleanSettings, SmoothingSettings, VerifiedSettings
 from hydrabench.data import load_block, load_images
 from hydrabench.errors import ConfigError, DataError, LedgerError
 from hydrabench.threat import linf_box
-from hydrabench.workflows.evaluation import open_subject
+from hydrabench.workflows.subject import open_subject
 from hydrabench.workflows.vnnlib import export_vnnlib
 
 runtime = pytest.importorskip("onnxruntime", reason="reads the exported networks")

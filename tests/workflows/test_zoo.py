@@ -22,7 +22,8 @@ from hydrabench.errors import CheckpointError, ConfigError, GateError, LedgerErr
 from hydrabench.files import sha256_of
 from hydrabench.masking import score_masks
 from hydrabench.workflows import zoo
-from hydrabench.workflows.evaluation import evaluate, open_subject
+from hydrabench.workflows.evaluation import evaluate
+from hydrabench.workflows.subject import open_subject
 
 N = 40
 SETTINGS = {
