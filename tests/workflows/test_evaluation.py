@@ -15,7 +15,6 @@ from sklearn import datasets as sklearn_datasets
 from torch import nn
 
 from hydrabench.bounds import lirpa
-from hydrabench.checkpoints import save_checkpoint
 from hydrabench.config import (
     AlphaCrownSettings,
     AutoAttackSettings,
@@ -26,7 +25,6 @@ from hydrabench.config import (
 )
 from hydrabench.data import load_block, load_images
 from hydrabench.errors import (
-    CheckpointError,
     ConfigError,
     DataError,
     HydrabenchError,
@@ -41,7 +39,7 @@ from hydrabench.ledger import AttackRecord, SmoothedRecord, VerifiedRecord, open
 from hydrabench.workflows.evaluation import evaluate
 from hydrabench.workflows.machine import Machine, SmoothingOptions
 from hydrabench.workflows.requirements import require_rules
-from hydrabench.workflows.subject import open_subject, settings_for
+from hydrabench.workflows.subject import open_subject
 from hydrabench.workflows.tally import Tally
 
 PGD = PgdSettings(epsilon="8/255", steps=3)
@@ -174,14 +172,6 @@ def test_float64_is_recorded_and_computed(runs, line, cpu, comparable, tmp_path)
 
 
 # Settings ---------------------------------------------------------------------------------------
-
-
-def test_the_radius_defaults_to_the_one_the_checkpoint_was_trained_for(subject):
-    assert settings_for(subject, {"kind": "pgd"}) == PgdSettings(epsilon="8/255")
-    assert settings_for(subject, {"kind": "ibp", "epsilon": "1/255"}) == VerifiedSettings(kind="ibp", epsilon="1/255")
-    assert settings_for(subject, {"kind": "clean"}) == CleanSettings()
-    with pytest.raises(ConfigError, match=r"names no radius in this norm that it was trained for; add --epsilon"):
-        settings_for(subject, {"kind": "pgd", "norm": "l2"})
 
 
 # Going on after an interruption ----------------------------------------------------------------
@@ -374,24 +364,6 @@ def test_missing_data_are_refused(subject, tmp_path):
     with pytest.raises(DataError, match=r"data folder .*nowhere' does not exist; correct --data-dir"):
         evaluate(subject, PGD, tmp_path / "run", machine=Machine("cpu", tmp_path / "nowhere"))
     assert not (tmp_path / "run").exists()
-
-
-def test_devices_and_precisions_that_are_not_there_are_refused(line):
-    with pytest.raises(ConfigError, match=r"device 'gpu' is not available here; choose cpu, cuda or cuda:N"):
-        open_subject(str(line.train), machine=Machine("gpu"))
-    with pytest.raises(ConfigError, match=r"device 'meta' is not available here"):
-        open_subject(str(line.train), machine=Machine("meta"))
-    with pytest.raises(ConfigError, match=r"unknown precision 'float16'; did you mean 'bfloat16'\?"):
-        open_subject(str(line.train), machine=Machine("cpu"), precision="float16")
-
-
-def test_a_checkpoint_with_nan_weights_is_refused(subject, cpu, tmp_path):
-    checkpoint = subject.checkpoint
-    state = {key: tensor.clone() for key, tensor in checkpoint.network.state_dict().items()}
-    state["9.bias"][3] = torch.nan
-    save_checkpoint(tmp_path / "nan.safetensors", state, checkpoint.header)
-    with pytest.raises(CheckpointError, match=r"holds values that are not finite \(NaN or infinity\) in 9\.bias"):
-        open_subject(str(tmp_path / "nan.safetensors"), machine=cpu)
 
 
 def test_an_infinite_logit_stops_the_run_and_the_blocks_that_are_done_stay(subject, cpu, comparable, tmp_path):
