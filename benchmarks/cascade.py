@@ -3,8 +3,9 @@
 Usage: python benchmarks/cascade.py [CHECKPOINT ...]
 
 Checkpoints of the zoo, all of them by default, at the radius that they were trained for, all images of their test set
-in one batch. A cascade proves what one of its methods proves, which is asserted. Where auto_LiRPA is installed, its
-CROWN and alpha-CROWN, alone and at the end of a cascade, take part with the first images of the test set.
+in one batch, networks read before, as `certify` reads them. A cascade proves what one of its methods proves, which is
+asserted. Where auto_LiRPA is installed, its CROWN and alpha-CROWN, alone and at the end of a cascade, take part with
+the first images of the test set.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from hydrabench.bounds import BOUNDS, lirpa
+from hydrabench.bounds import BOUNDS, Prepared, lirpa, prepared
 from hydrabench.checkpoints import open_ref
 from hydrabench.config import AlphaCrownSettings, VerifiedSettings
 from hydrabench.data import Block, load_block, load_images
@@ -44,7 +45,7 @@ def medians(works: Mapping[str, Callable[[], object]]) -> dict[str, float]:
     return {name: median(values) for name, values in times.items()}
 
 
-def compare_own(network: nn.Module, block: Block, epsilon: float) -> str:
+def compare_own(network: Prepared, block: Block, epsilon: float) -> str:
     """The cascade of our methods against CROWN on every image. Raises: AssertionError if it proves anything else."""
     threat = (network, block.images, block.labels, epsilon)
     works: dict[str, Callable[[], Tensor]] = {name: partial(BOUNDS[name], *threat) for name in (*OWN, "cascade")}
@@ -58,7 +59,7 @@ def compare_own(network: nn.Module, block: Block, epsilon: float) -> str:
     )
 
 
-def compare_search(network: nn.Module, block: Block, epsilon: str) -> str:
+def compare_search(network: Prepared, block: Block, epsilon: str) -> str:
     """A cascade that ends with alpha-CROWN against alpha-CROWN on every image, as `certify` evaluates them."""
     search = {"epsilon": epsilon, "iterations": ITERATIONS}
     cascade = VerifiedSettings(kind="cascade", methods=(*OWN, "alpha-crown"), **search)
@@ -90,7 +91,7 @@ def compare_crown(network: nn.Module, block: Block, epsilon: float) -> str:
         found = bounded.compute_bounds(x=(ball,), C=rows, method="CROWN", bound_upper=False)
         return found[0].min(1).values  # type: ignore[no-any-return]
 
-    ours = partial(BOUNDS["crown"], network, x, y, epsilon)
+    ours = partial(BOUNDS["crown"], prepared(network), x, y, epsilon)
     assert (ours() >= theirs() - 1e-3).all()
     spent = medians({"ours": ours, "theirs": theirs})
     times = f"auto_LiRPA {1e3 * spent['theirs']:.1f}, ours {1e3 * spent['ours']:.1f}"
@@ -120,15 +121,16 @@ def main(names: Sequence[str]) -> None:
     for name in names or sorted(path.name for path in shipped("zoo").iterdir() if path.is_dir()):
         checkpoint = open_ref(name)
         network = checkpoint.baked().eval().requires_grad_(False)
+        ready = prepared(network)
         images = load_images(checkpoint.header.dataset, "test")
         block = load_block(images, 0, tuple(range(len(images))))
         epsilon = parse_radius((checkpoint.header.default_threat() or {"epsilon": "8/255"})["epsilon"])
         print(f"{name}, epsilon {radius_text(epsilon)}")
-        print(f"  {compare_own(network, block, float(epsilon))}", flush=True)
+        print(f"  {compare_own(ready, block, float(epsilon))}", flush=True)
         if second:
             few = first_images(block, SEARCHED)
             print(f"  {compare_crown(network, few, float(epsilon))}")
-            print(f"  {compare_search(network, few, radius_text(epsilon))}", flush=True)
+            print(f"  {compare_search(ready, few, radius_text(epsilon))}", flush=True)
 
 
 if __name__ == "__main__":
