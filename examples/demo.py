@@ -20,11 +20,11 @@ from rich.console import Console
 
 from hydrabench.config import PgdSettings, SmoothingSettings, VerifiedSettings
 from hydrabench.reporting import rich_tables
-from hydrabench.workflows.evaluation import evaluate
-from hydrabench.workflows.folders import run_name
-from hydrabench.workflows.machine import Machine
+from hydrabench.workflows.evaluation.evaluate import evaluate
+from hydrabench.workflows.evaluation.loading import open_subject
+from hydrabench.workflows.evaluation.run_folders import run_name
 from hydrabench.workflows.reporting import REPORT_FORMATS, write_report
-from hydrabench.workflows.subject import open_subject
+from hydrabench.workflows.run_options import RunOptions
 
 CHECKPOINTS = ("digits-crown-ibp", "digits-crown-ibp-90", "digits-crown-ibp-95", "digits-crown-ibp-99")
 EPSILON = "16/255"
@@ -39,11 +39,11 @@ def main(folder: Path) -> None:
     """Run every evaluation on every checkpoint, then report."""
     started = time.monotonic()
     shutil.rmtree(folder, ignore_errors=True)
-    machine = Machine(device="cpu")
+    options = RunOptions(device="cpu")
     for ref in CHECKPOINTS:
         for settings in EVALUATIONS:
-            subject = open_subject(ref, machine=machine)
-            evaluate(subject, settings, folder / "runs" / ref / run_name(settings), machine=machine)
+            subject = open_subject(ref, options=options)
+            evaluate(subject, settings, folder / "runs" / ref / run_name(settings), options=options)
     leaderboard = write_report([folder / "runs"], folder, REPORT_FORMATS)
     console = Console()
     console.width = max(console.width, 120)

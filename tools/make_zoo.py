@@ -27,8 +27,8 @@ from hydrabench.checkpoints.manifest import SCHEMA, SHIPPED, json_schema
 from hydrabench.config import load_recipe
 from hydrabench.files import sha256_of, write_json, write_text
 from hydrabench.ledger import RunFolder, read_run
-from hydrabench.workflows.machine import Machine
 from hydrabench.workflows.pipeline import run_pipeline
+from hydrabench.workflows.run_options import RunOptions
 
 ZOO = Path(__file__).resolve().parents[1] / "zoo"
 RECIPES = ("digits-crown-ibp", "digits-trades")
@@ -40,7 +40,7 @@ def main(runs: Path) -> None:
     entries = []
     for name in RECIPES:
         recipe = load_recipe(name)
-        run_pipeline(recipe, runs / name, machine=Machine(device="cpu"), resume=True)
+        run_pipeline(recipe, runs / name, options=RunOptions(device="cpu"), resume=True)
         folders = {"train": name}
         folders |= {f"finetune-{k:g}": f"{name}-{100 * (1 - k):g}" for k in recipe.pipeline.densities}
         folders |= {

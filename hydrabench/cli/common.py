@@ -18,7 +18,7 @@ from hydrabench.errors import HydrabenchError
 
 if TYPE_CHECKING:
     from hydrabench.config import Recipe
-    from hydrabench.workflows.machine import Machine
+    from hydrabench.workflows.run_options import RunOptions
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 # What a process of torchrun waits for the main one to fail of the same, whereupon torchrun ends all of them.
@@ -146,22 +146,22 @@ def density_override(section: str, density: float | None) -> tuple[str, ...]:
     return () if density is None else (f"{section}.density={density!r}",)
 
 
-def read_machine(given: dict[str, Any]) -> Machine:
+def read_machine(given: dict[str, Any]) -> RunOptions:
     """--device, --data-dir and --download, and how smoothing computes where a command can say it."""
-    from hydrabench.workflows.machine import Machine, SmoothingOptions
+    from hydrabench.workflows.run_options import RunOptions, SmoothingOptions
 
     if given["threads"] is not None:
         from hydrabench.runtime import use_threads
 
         use_threads(given["threads"])
-    machine = Machine(given["device"], given["data_dir"], given["download"])
+    machine = RunOptions(given["device"], given["data_dir"], given["download"])
     if "noise" not in given:
         return machine
     keys = ("compile", "channels_last", "fold_batch_norm", "batch", "noise")
     return replace(machine, smoothing=SmoothingOptions(**{key: given[key] for key in keys}))
 
 
-def read_training_machine(given: dict[str, Any]) -> Machine:
+def read_training_machine(given: dict[str, Any]) -> RunOptions:
     """What `machine_options` and `training_options` say."""
     keys = ("precision", "compile", "channels_last", "micro_batch", "save_minutes", "tensorboard")
     return replace(read_machine(given), **{key: given[key] for key in keys})

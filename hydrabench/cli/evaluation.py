@@ -22,8 +22,8 @@ from hydrabench.errors import ConfigError, lookup
 
 if TYPE_CHECKING:
     from hydrabench.config import EvaluationSettings
-    from hydrabench.workflows.machine import Machine
-    from hydrabench.workflows.subject import Subject
+    from hydrabench.workflows.evaluation.loading import Subject
+    from hydrabench.workflows.run_options import RunOptions
 
 NOISE = ("auto", "cpu", "device")
 OF_REUSE = ("parent", "reuse_samples", "reuse_direct")
@@ -206,12 +206,12 @@ def _indices(texts: tuple[str, ...]) -> tuple[int, ...]:
 def _evaluate(ref: str, kind: str, kinds: tuple[str, ...], keys: tuple[str, ...], given: dict[str, Any]) -> None:
     """Build the settings from the options that were given, fill in the checkpoint's threat, run."""
     lookup("method", dict.fromkeys(kinds), kind)
-    from hydrabench.workflows import reuse
-    from hydrabench.workflows.subject import open_subject, settings_for, with_parent
+    from hydrabench.workflows.evaluation import reuse
+    from hydrabench.workflows.evaluation.loading import open_subject, settings_for, with_parent
 
     machine = read_machine(given)
     values = {"kind": kind} | {key: given[key] for key in keys if given.get(key) is not None}
-    subject = open_subject(ref, machine=machine, precision=given["precision"])
+    subject = open_subject(ref, options=machine, precision=given["precision"])
     if given.get("reuse") is not None:
         subject = with_parent(subject, given["reuse"], given["parent"])
         assert subject.parent is not None
@@ -225,15 +225,15 @@ def _evaluate(ref: str, kind: str, kinds: tuple[str, ...], keys: tuple[str, ...]
     return _run(subject, settings, machine, given)
 
 
-def _run(subject: Subject, runs: list[EvaluationSettings], machine: Machine, given: dict[str, Any]) -> None:
+def _run(subject: Subject, runs: list[EvaluationSettings], machine: RunOptions, given: dict[str, Any]) -> None:
     """Make one run of each of the settings and print the summaries."""
     from hydrabench.config import at
     from hydrabench.ledger import find_run
     from hydrabench.runtime import World
-    from hydrabench.workflows.computation import COMPILING
-    from hydrabench.workflows.evaluation import evaluate
-    from hydrabench.workflows.folders import default_folder, run_name
+    from hydrabench.workflows.evaluation.evaluate import evaluate
+    from hydrabench.workflows.evaluation.run_folders import default_folder, run_name
     from hydrabench.workflows.progress import say
+    from hydrabench.workflows.training.forward_pass import COMPILING
 
     chosen = {"n": given["n"], "indices": given.get("indices", ())}
     folders = [given["out"] or default_folder(subject, settings, **chosen) for settings in runs]
@@ -247,7 +247,7 @@ def _run(subject: Subject, runs: list[EvaluationSettings], machine: Machine, giv
         say(COMPILING)
     summaries = {}
     for settings, out in zip(runs, folders, strict=True):
-        summary = evaluate(subject, settings, out, machine=machine, **chosen, resume=given["resume"])
+        summary = evaluate(subject, settings, out, options=machine, **chosen, resume=given["resume"])
         summaries[str(out)] = summary
         if World().is_main and not (given["as_json"] and len(runs) > 1):
             images = "1 image" if summary["n"] == 1 else f"{summary['n']} images"
@@ -257,11 +257,11 @@ def _run(subject: Subject, runs: list[EvaluationSettings], machine: Machine, giv
         click.echo(json.dumps(summaries, indent=2))
 
 
-def _export_vnnlib(subject: Subject, settings: EvaluationSettings, machine: Machine, given: dict[str, Any]) -> None:
+def _export_vnnlib(subject: Subject, settings: EvaluationSettings, machine: RunOptions, given: dict[str, Any]) -> None:
     """Write the files of --export-vnnlib. Raises: ConfigError if the images are chosen one by one."""
-    from hydrabench.workflows.vnnlib import TIMEOUT, export_vnnlib
+    from hydrabench.workflows.evaluation.vnnlib import TIMEOUT, export_vnnlib
 
     if given["indices"]:
         raise ConfigError("--export-vnnlib writes properties of the first -n images; leave --index out")
     limit = TIMEOUT if given["vnnlib_timeout"] is None else given["vnnlib_timeout"]
-    export_vnnlib(subject, settings, given["export_vnnlib"], machine=machine, n=given["n"], timeout=limit)
+    export_vnnlib(subject, settings, given["export_vnnlib"], options=machine, n=given["n"], timeout=limit)

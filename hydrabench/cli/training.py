@@ -52,10 +52,10 @@ def train(
       torchrun --nproc-per-node 2 -m hydrabench train --config digits-trades --out runs/two
     """
     recipe = read_recipe(config, overrides)
-    from hydrabench.workflows import training
+    from hydrabench.workflows.training import commands as training
 
     folder = out or Path("runs") / recipe.name / "train"
-    summary = training.train(recipe, folder, machine=read_training_machine(machine), ref=ref, resume=resume)
+    summary = training.train(recipe, folder, options=read_training_machine(machine), ref=ref, resume=resume)
     print_summary(summary, machine["as_json"])
 
 
@@ -82,11 +82,11 @@ def prune(
       hydrabench prune --config digits-trades --ckpt runs/dense --density 0.05 --out runs/pruned
     """
     recipe = read_recipe(config, (*overrides, *density_override("prune", density)))
-    from hydrabench.workflows import training
+    from hydrabench.workflows.training import commands as training
 
     folder = out or Path("runs") / recipe.name / f"prune-{_kept(recipe.prune)}"
     print_summary(
-        training.prune(recipe, ref, folder, machine=read_training_machine(machine), resume=resume), machine["as_json"]
+        training.prune(recipe, ref, folder, options=read_training_machine(machine), resume=resume), machine["as_json"]
     )
 
 
@@ -116,11 +116,11 @@ def finetune(
       hydrabench finetune --config digits-trades --ckpt runs/dense --lwm --density 0.05 --out runs/lwm
     """
     recipe = read_recipe(config, (*overrides, *density_override("finetune", density)))
-    from hydrabench.workflows import training
+    from hydrabench.workflows.training import commands as training
 
     source = Path(ref).name.removesuffix(".safetensors")
     folder = out or Path("runs") / recipe.name / (f"lwm-{_kept(recipe.finetune)}" if lwm else "finetune") / source
-    summary = training.finetune(recipe, ref, folder, machine=read_training_machine(machine), lwm=lwm, resume=resume)
+    summary = training.finetune(recipe, ref, folder, options=read_training_machine(machine), lwm=lwm, resume=resume)
     print_summary(summary, machine["as_json"])
 
 
@@ -151,15 +151,15 @@ def pipeline(
     from hydrabench.workflows.pipeline import run_pipeline
 
     folder = out or Path("runs") / recipe.name
-    leaderboard = run_pipeline(recipe, folder, machine=read_training_machine(machine), resume=resume)
+    leaderboard = run_pipeline(recipe, folder, options=read_training_machine(machine), resume=resume)
     if is_main_process():
         show_report(leaderboard, folder / "report", machine["as_json"])
 
 
 def _show_plan(recipe: Recipe, machine: dict[str, Any]) -> None:
     """The resolved recipe, its steps and their cost; nothing is read or written."""
-    from hydrabench.workflows.planning import dry_run, plan_text
-    from hydrabench.workflows.training import fresh_network
+    from hydrabench.workflows.planning.plan import dry_run, plan_text
+    from hydrabench.workflows.training.commands import fresh_network
 
     planned = dry_run(recipe, fresh_network(recipe).eval(), device=machine["device"])
     click.echo(json.dumps(planned, indent=2) if machine["as_json"] else plan_text(planned))

@@ -104,7 +104,7 @@ def zoo_verify(names: tuple[str, ...], **machine: Any) -> None:
     """
     from hydrabench.workflows import zoo as workflow
 
-    lines = workflow.verify(names, machine=read_machine(machine))
+    lines = workflow.verify(names, options=read_machine(machine))
     click.echo(json.dumps(lines, indent=2) if machine["as_json"] else f"{len(lines)} ledgers agree")
 
 

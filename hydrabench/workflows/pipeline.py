@@ -17,19 +17,19 @@ from hydrabench.data import first_images, load_images
 from hydrabench.errors import ConfigError, LedgerError
 from hydrabench.reporting import Leaderboard
 from hydrabench.runtime import World, pick_device
-from hydrabench.workflows import training
-from hydrabench.workflows.evaluation import evaluate
-from hydrabench.workflows.folders import run_name
-from hydrabench.workflows.machine import Machine
-from hydrabench.workflows.phase import check_phase
-from hydrabench.workflows.planning import PlannedRun, plan
+from hydrabench.workflows.evaluation.evaluate import evaluate
+from hydrabench.workflows.evaluation.loading import open_subject
+from hydrabench.workflows.evaluation.preflight import require_rules
+from hydrabench.workflows.evaluation.run_folders import run_name
+from hydrabench.workflows.planning.plan import PlannedRun, plan
 from hydrabench.workflows.progress import say
 from hydrabench.workflows.reporting import REPORT_FORMATS, write_report
-from hydrabench.workflows.requirements import require_rules
-from hydrabench.workflows.subject import open_subject
+from hydrabench.workflows.run_options import RunOptions
+from hydrabench.workflows.training import commands as training
+from hydrabench.workflows.training.phase import check_phase
 
 
-def run_pipeline(recipe: Recipe, out: Path, *, machine: Machine, resume: bool = False) -> Leaderboard:
+def run_pipeline(recipe: Recipe, out: Path, *, options: RunOptions, resume: bool = False) -> Leaderboard:
     """Train, prune, finetune (and the LWM twins), evaluate every finished checkpoint, and report.
 
     Args:
@@ -41,34 +41,34 @@ def run_pipeline(recipe: Recipe, out: Path, *, machine: Machine, resume: bool = 
     """
     world = World()
     steps = plan(recipe)
-    world.on_main(lambda: _check(recipe, steps, out, machine, world, resume=resume))
+    world.on_main(lambda: _check(recipe, steps, out, options, world, resume=resume))
     finished = []
     for number, step in enumerate(steps, start=1):
         if world.is_main:
             say(f"[{number}/{len(steps)}] {step.name}")
-        _train_step(recipe, step, out, machine)
+        _train_step(recipe, step, out, options)
         if step.evaluated:
             finished.append(step.name)
     for name in finished:
         for settings in recipe.evaluate:
-            subject = open_subject(str(out / name), machine=machine, name=f"{recipe.name}/{name}")
+            subject = open_subject(str(out / name), options=options, name=f"{recipe.name}/{name}")
             folder = out / "evaluations" / name / run_name(settings)
-            evaluate(subject, settings, folder, machine=machine, n=recipe.evaluate_images, resume=True)
+            evaluate(subject, settings, folder, options=options, n=recipe.evaluate_images, resume=True)
     return world.on_main(lambda: write_report([out / "evaluations"], out / "report", REPORT_FORMATS))
 
 
-def _train_step(recipe: Recipe, step: PlannedRun, out: Path, machine: Machine) -> None:
+def _train_step(recipe: Recipe, step: PlannedRun, out: Path, options: RunOptions) -> None:
     folder, source = out / step.name, str(out / (step.source or ""))
     match step.kind:
         case "train":
-            training.train(recipe, folder, machine=machine, resume=True)
+            training.train(recipe, folder, options=options, resume=True)
         case "prune":
-            training.prune(_with_density(recipe, "prune", step.density), source, folder, machine=machine, resume=True)
+            training.prune(_with_density(recipe, "prune", step.density), source, folder, options=options, resume=True)
         case "finetune":
-            training.finetune(recipe, source, folder, machine=machine, resume=True)
+            training.finetune(recipe, source, folder, options=options, resume=True)
         case "lwm":
             kept = _with_density(recipe, "finetune", step.density)
-            training.finetune(kept, source, folder, machine=machine, lwm=True, resume=True)
+            training.finetune(kept, source, folder, options=options, lwm=True, resume=True)
 
 
 def _with_density(recipe: Recipe, section: str, density: float) -> Recipe:
@@ -79,17 +79,17 @@ def _with_density(recipe: Recipe, section: str, density: float) -> Recipe:
 
 
 def _check(
-    recipe: Recipe, steps: Sequence[PlannedRun], out: Path, machine: Machine, world: World, *, resume: bool
+    recipe: Recipe, steps: Sequence[PlannedRun], out: Path, options: RunOptions, world: World, *, resume: bool
 ) -> None:
     """Find what would stop the pipeline hours later."""
     if not recipe.evaluate:
         raise ConfigError(f"recipe {recipe.name} has no `evaluate:` entries; a pipeline ends in a leaderboard")
     if out.exists() and any(out.iterdir()) and not resume:
         raise LedgerError(f"{out} already holds files; continue with --resume or choose a new --out")
-    network, device = training.fresh_network(recipe).eval(), pick_device(machine.device)
+    network, device = training.fresh_network(recipe).eval(), pick_device(options.device)
     for section in dict.fromkeys(step.section for step in steps):
-        check_phase(recipe, section, network, device=device, machine=machine, world=world)
+        check_phase(recipe, section, network, device=device, options=options, world=world)
     for settings in recipe.evaluate:
         require_rules(network, settings)
-    test = load_images(recipe.data.name, "test", machine.data_dir, download=machine.download)
+    test = load_images(recipe.data.name, "test", options.data_dir, download=options.download)
     first_images(test, recipe.evaluate_images)

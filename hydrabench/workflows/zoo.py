@@ -24,11 +24,11 @@ from hydrabench.checkpoints.cache import cached_files, fetch_remote
 from hydrabench.errors import CheckpointError, ConfigError, GateError, LedgerError, lookup
 from hydrabench.files import shipped
 from hydrabench.ledger import read_run
-from hydrabench.workflows.evaluation import evaluate
-from hydrabench.workflows.fetching import megabytes, open_checkpoint
-from hydrabench.workflows.machine import Machine
+from hydrabench.workflows.evaluation.evaluate import evaluate
+from hydrabench.workflows.evaluation.loading import open_subject
+from hydrabench.workflows.opening import megabytes, open_checkpoint
 from hydrabench.workflows.progress import say
-from hydrabench.workflows.subject import open_subject
+from hydrabench.workflows.run_options import RunOptions
 
 # Float kernels of other machines and versions may move a margin by this much, and a verdict with it.
 MARGIN_TOLERANCE = 1e-5
@@ -110,7 +110,7 @@ def dense_bytes(path: Path) -> int:
     return sum(tensor.nbytes for tensor in state_of(load_checkpoint(path).network).values())
 
 
-def verify(names: Sequence[str], *, machine: Machine) -> list[str]:
+def verify(names: Sequence[str], *, options: RunOptions) -> list[str]:
     """Evaluate shipped checkpoints again and compare every image with the shipped ledgers.
 
     Args:
@@ -124,7 +124,7 @@ def verify(names: Sequence[str], *, machine: Machine) -> list[str]:
     for entry in entries:
         fetch(entry)
         for result in entry.results:
-            differing = _compare(entry, result, machine)
+            differing = _compare(entry, result, options)
             label = f"{entry.id} {result.settings.protocol}"
             agreed.append(f"{label}: {result.n - len(differing)}/{result.n} verdicts as shipped")
             say(agreed[-1])
@@ -151,12 +151,12 @@ def _with_ledgers(names: Sequence[str]) -> list[ZooEntry]:
     return entries
 
 
-def _compare(entry: ZooEntry, result: ProtocolResult, machine: Machine) -> list[int]:
+def _compare(entry: ZooEntry, result: ProtocolResult, options: RunOptions) -> list[int]:
     """Evaluate again, in a scratch folder; return the indices of the images whose verdict is not the shipped one."""
     before = _shipped_records(shipped("zoo") / result.ledger, result.n)
     with tempfile.TemporaryDirectory() as scratch:
-        subject = open_subject(entry.id, machine=machine)
-        evaluate(subject, result.settings, Path(scratch) / "run", machine=machine, n=result.n)
+        subject = open_subject(entry.id, options=options)
+        evaluate(subject, result.settings, Path(scratch) / "run", options=options, n=result.n)
         after = list(read_run(Path(scratch) / "run").records())
     return [old["index"] for old, new in zip(before, after, strict=True) if _differs(old, new)]
 

@@ -36,8 +36,8 @@ from hydrabench.cli.zoo import zoo_export
 from hydrabench.errors import CheckpointError, ConfigError
 from hydrabench.masking import LayerDensity, attach_masks, kept_count, layer_densities, prunable_layers, score_masks
 from hydrabench.models import MODELS, build_model, inner_network
-from hydrabench.workflows.machine import Machine
-from hydrabench.workflows.subject import open_subject
+from hydrabench.workflows.evaluation.loading import open_subject
+from hydrabench.workflows.run_options import RunOptions
 
 SMALL_ARCHS = ("vgg2_bn", "wrn_28_1", "cifar_model")
 
@@ -703,7 +703,7 @@ def test_a_reference_may_be_a_file_of_the_original_under_any_name(tmp_path):
 
 def test_an_imported_network_is_evaluated_with_an_unknown_objective_and_no_default_radius(tmp_path):
     path = write(tmp_path / "model_best_dense.pth.tar", dense_state("cifar_model", 0.1), "cifar_model")
-    subject = open_subject(str(path), machine=Machine("cpu", None, False))
+    subject = open_subject(str(path), options=RunOptions("cpu", None, False))
     assert subject.describe()["objective"] == "unknown"
     assert subject.describe()["phase"] == "imported"
     assert subject.checkpoint.header.default_threat() == {}

@@ -230,7 +230,7 @@ def test_a_folder_in_use_of_a_later_sigma_is_noticed_before_anything_runs(hydrab
 
 def test_certify_says_that_it_compiles_before_it_does(hydrabench, dense, monkeypatch):
     from hydrabench.smoothing import forward
-    from hydrabench.workflows.computation import COMPILING
+    from hydrabench.workflows.training.forward_pass import COMPILING
 
     monkeypatch.setattr(forward.torch, "compile", lambda network: network)
     given = ("certify", "--ckpt", dense, *FEW, "-n", 1)

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from hydrabench.config import Recipe
-from hydrabench.workflows import training
-from hydrabench.workflows.machine import Machine
+from hydrabench.workflows.run_options import RunOptions
+from hydrabench.workflows.training import commands as training
 
-CPU = Machine(device="cpu")
+CPU = RunOptions(device="cpu")
 RECIPE: dict[str, Any] = {
     "name": "tiny",
     "model": {"arch": "cifar_model_bn"},
@@ -55,7 +55,7 @@ def make_recipe_fixture() -> Callable[..., Recipe]:
 
 
 @pytest.fixture(scope="session")
-def cpu() -> Machine:
+def cpu() -> RunOptions:
     return CPU
 
 
@@ -63,11 +63,11 @@ def cpu() -> Machine:
 def line(tmp_path_factory: pytest.TempPathFactory) -> Line:
     root = tmp_path_factory.mktemp("line")
     folders = Line(root / "train", root / "prune", root / "finetune", root / "lwm")
-    training.train(make_recipe(), folders.train, machine=CPU)
-    training.prune(make_recipe(prune={"density": 0.1}), str(folders.train), folders.prune, machine=CPU)
-    training.finetune(make_recipe(), str(folders.prune), folders.finetune, machine=CPU)
+    training.train(make_recipe(), folders.train, options=CPU)
+    training.prune(make_recipe(prune={"density": 0.1}), str(folders.train), folders.prune, options=CPU)
+    training.finetune(make_recipe(), str(folders.prune), folders.finetune, options=CPU)
     lwm = make_recipe(finetune={"density": 0.1})
-    training.finetune(lwm, str(folders.train), folders.lwm, machine=CPU, lwm=True)
+    training.finetune(lwm, str(folders.train), folders.lwm, options=CPU, lwm=True)
     return folders
 
 

@@ -16,8 +16,8 @@ from hydrabench.errors import ConfigError, DataError, LedgerError, UnsupportedLa
 from hydrabench.evaluators import EVALUATORS
 from hydrabench.files import sha256_of
 from hydrabench.objectives import OBJECTIVES
-from hydrabench.workflows.machine import Machine
 from hydrabench.workflows.pipeline import run_pipeline
+from hydrabench.workflows.run_options import RunOptions
 
 RUNS = ("train", "prune-0.1", "finetune-0.1", "lwm-0.1")
 EVALUATED = ("train", "finetune-0.1", "lwm-0.1")
@@ -28,7 +28,7 @@ PROTOCOLS = ("pgd-3-v1-8_255", "crown-ibp-v1-1_255")
 def done(make_recipe, cpu, tmp_path_factory):
     """A finished pipeline of the tiny recipe, and its leaderboard."""
     out = tmp_path_factory.mktemp("pipeline") / "run"
-    return out, run_pipeline(make_recipe(), out, machine=cpu)
+    return out, run_pipeline(make_recipe(), out, options=cpu)
 
 
 def contents(folder) -> dict[str, str]:
@@ -84,7 +84,7 @@ def test_without_resume_a_folder_in_use_is_refused(done, make_recipe, cpu):
     out, _ = done
     before = contents(out)
     with pytest.raises(LedgerError, match=r"run already holds files; continue with --resume or choose a new --out"):
-        run_pipeline(make_recipe(), out, machine=cpu)
+        run_pipeline(make_recipe(), out, options=cpu)
     assert contents(out) == before
 
 
@@ -97,7 +97,7 @@ def test_with_resume_a_finished_pipeline_does_nothing_again(done, make_recipe, c
         monkeypatch.setitem(OBJECTIVES, name, replace(OBJECTIVES[name], loss=None))
     for kind in EVALUATORS:
         monkeypatch.setitem(EVALUATORS, kind, None)  # whoever trains or evaluates now would fail
-    again = run_pipeline(make_recipe(), out, machine=cpu, resume=True)
+    again = run_pipeline(make_recipe(), out, options=cpu, resume=True)
     assert {path: (sha256_of(path), path.stat().st_mtime_ns) for path in runs} == before
     assert contents(out / "report") == report
     assert [row.label for row in again.rows] == [row.label for row in board.rows]
@@ -124,16 +124,16 @@ def test_an_interrupted_pipeline_goes_on_to_the_same_leaderboard(done, make_reci
     with monkeypatch.context() as patch:
         patch.setitem(OBJECTIVES, "trades", replace(objective, loss=stop_at(15 + 8, objective.loss)))
         with pytest.raises(KeyboardInterrupt):
-            run_pipeline(make_recipe(), cut, machine=cpu)
+            run_pipeline(make_recipe(), cut, options=cpu)
     assert {path.name for path in cut.iterdir()} == {"train", "prune-0.1"}
     with monkeypatch.context() as patch:
         patch.setitem(EVALUATORS, "pgd", stop_at(6, EVALUATORS["pgd"]))
         with pytest.raises(KeyboardInterrupt):
-            run_pipeline(make_recipe(), cut, machine=cpu, resume=True)
+            run_pipeline(make_recipe(), cut, options=cpu, resume=True)
     assert not (cut / "report").exists()
     records = cut / "evaluations" / "lwm-0.1" / PROTOCOLS[0] / "records.jsonl"
     assert len(records.read_text().splitlines()) == 100
-    run_pipeline(make_recipe(), cut, machine=cpu, resume=True)
+    run_pipeline(make_recipe(), cut, options=cpu, resume=True)
     assert contents(cut) == contents(out)
     assert (cut / "report/leaderboard.csv").read_bytes() == (out / "report/leaderboard.csv").read_bytes()
 
@@ -142,7 +142,7 @@ def test_a_pipeline_is_not_continued_with_another_recipe(done, make_recipe, cpu)
     out, _ = done
     before = contents(out)
     with pytest.raises(LedgerError, match=r"cannot resume .*train: recipe\.train\.lr was 0\.01 and is now 0\.02"):
-        run_pipeline(make_recipe(train={"lr": 0.02}), out, machine=cpu, resume=True)
+        run_pipeline(make_recipe(train={"lr": 0.02}), out, options=cpu, resume=True)
     assert contents(out) == before
 
 
@@ -150,7 +150,7 @@ def test_another_density_joins_a_finished_pipeline_without_training_the_rest_aga
     out, _ = done
     shutil.copytree(out, tmp_path / "run")
     recipe = make_recipe(pipeline={"densities": [0.1, 0.05], "lwm": False})
-    board = run_pipeline(recipe, tmp_path / "run", machine=cpu, resume=True)
+    board = run_pipeline(recipe, tmp_path / "run", options=cpu, resume=True)
     assert {row.label for row in board.rows} == {f"tiny/{name}" for name in (*EVALUATED, "finetune-0.05")}
     for name in RUNS:
         checkpoint = f"{name}/checkpoint.safetensors"
@@ -161,7 +161,7 @@ def test_a_sub_network_is_chosen_under_another_objective_and_evaluated_as_it_is(
     """Ordinary training, then half of the weights under TRADES, and no fine-tuning: HYDRA's sub-network recipe."""
     natural = {"objective": {"name": "natural"}, "epsilon_ramp_epochs": 1}
     recipe = make_recipe(train=natural, finetune=None, pipeline={"densities": [0.5], "lwm": False})
-    board = run_pipeline(recipe, tmp_path / "run", machine=cpu)
+    board = run_pipeline(recipe, tmp_path / "run", options=cpu)
     assert {row.label for row in board.rows} == {"tiny/train", "tiny/prune-0.5"}
     trained, pruned = (
         load_checkpoint(tmp_path / "run" / name / "checkpoint.safetensors") for name in ("train", "prune-0.5")
@@ -202,5 +202,5 @@ def test_what_would_stop_it_hours_later_is_refused_before_anything_is_written(
     monkeypatch.delitem(LAYERS, nn.MaxPool2d)  # every architecture has rules for all its layers
     (tmp_path / "data").mkdir()
     with pytest.raises(error, match=message):
-        run_pipeline(make_recipe(**changes), tmp_path / "run", machine=Machine("cpu", tmp_path / "data"))
+        run_pipeline(make_recipe(**changes), tmp_path / "run", options=RunOptions("cpu", tmp_path / "data"))
     assert not (tmp_path / "run").exists()

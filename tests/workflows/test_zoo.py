@@ -22,8 +22,8 @@ from hydrabench.errors import CheckpointError, ConfigError, GateError, LedgerErr
 from hydrabench.files import sha256_of
 from hydrabench.masking import score_masks
 from hydrabench.workflows import zoo
-from hydrabench.workflows.evaluation import evaluate
-from hydrabench.workflows.subject import open_subject
+from hydrabench.workflows.evaluation.evaluate import evaluate
+from hydrabench.workflows.evaluation.loading import open_subject
 
 N = 40
 SETTINGS = {
@@ -45,7 +45,7 @@ def shipped_zoo(line, cpu, tmp_path_factory):
         results = []
         for kind, settings in SETTINGS.items():
             run = root / "runs" / name / kind
-            evaluate(open_subject(str(file), machine=cpu), settings, run, machine=cpu, n=N)
+            evaluate(open_subject(str(file), options=cpu), settings, run, options=cpu, n=N)
             records = [json.loads(line) for line in (run / "records.jsonl").read_text().splitlines()]
             count = sum(record[VERDICT[kind]] for record in records)
             assert 0 < count < N
@@ -291,7 +291,7 @@ def test_whatever_downloads_a_checkpoint_shows_how_much_has_come(web, tmp_path, 
 
 
 def test_a_download_of_unknown_size_tells_how_much_has_come(web, monkeypatch):
-    monkeypatch.setattr("hydrabench.workflows.fetching.LOG_SECONDS", 0.0)
+    monkeypatch.setattr("hydrabench.workflows.opening.LOG_SECONDS", 0.0)
     lines = [line for line in hydrabench("fetch", "hydra/a").stderr.splitlines() if line.endswith(" MB")]
     assert lines[0] == "fetch hydra/a: 0 MB"
     assert lines[-1] == "fetch hydra/a: 2 MB"
@@ -317,10 +317,10 @@ def test_a_shipped_checkpoint_is_there_offline(web, folder):
 
 
 def test_verify_passes_over_what_has_no_shipped_ledger_unless_it_is_named(web, cpu, capsys):
-    assert len(zoo.verify([], machine=cpu)) == 4
+    assert len(zoo.verify([], options=cpu)) == 4
     assert "skipped: 3 checkpoints of which no ledger is shipped\n" in capsys.readouterr().err
     with pytest.raises(CheckpointError, match=r"^no ledger of hydra/a is shipped, so there is nothing to compare with"):
-        zoo.verify(["tiny", "hydra/a"], machine=cpu)
+        zoo.verify(["tiny", "hydra/a"], options=cpu)
     assert web == []
 
 
@@ -330,8 +330,8 @@ def test_verify_passes_over_what_has_no_shipped_ledger_unless_it_is_named(web, c
 def test_verify_passes_on_what_was_shipped(folder, cpu):
     agreed = [f"{name} {protocol}: 40/40 verdicts as shipped" for name in ("tiny", "tiny-90") for protocol in
               ("pgd-3@1", "ibp@1")]  # fmt: skip
-    assert zoo.verify([], machine=cpu) == agreed
-    assert zoo.verify(["tiny-90"], machine=cpu) == agreed[2:]
+    assert zoo.verify([], options=cpu) == agreed
+    assert zoo.verify(["tiny-90"], options=cpu) == agreed[2:]
     result = hydrabench("verify", "tiny", "--json", "--device", "cpu")
     assert (result.exit_code, json.loads(result.stdout)) == (0, agreed[:2])
     assert hydrabench("verify", "tiny", "--device", "cpu").stdout == "2 ledgers agree\n"
@@ -346,7 +346,7 @@ def test_verify_exits_1_and_names_the_image_whose_verdict_was_turned(folder, cpu
     problem = f"error: 1 verdicts differ from the shipped ledgers: tiny-90 {protocol} image {index}"
     assert result.stderr.splitlines()[-1] == problem
     assert f"tiny-90 {protocol}: 39/40 verdicts as shipped" in result.stderr
-    assert len(zoo.verify(["tiny"], machine=cpu)) == 2
+    assert len(zoo.verify(["tiny"], options=cpu)) == 2
 
 
 @pytest.mark.parametrize(("margin", "excused"), [(9e-6, True), (-9e-6, True), (1.1e-5, False), (None, False)])
@@ -359,17 +359,17 @@ def test_a_verdict_that_rests_on_a_margin_next_to_zero_may_turn_on_another_machi
         records = read_ledger(path)
         write_ledger(path, [record | {MARGIN[kind]: None} for record in records])
     if excused:
-        assert len(zoo.verify(["tiny-90"], machine=cpu)) == 2
+        assert len(zoo.verify(["tiny-90"], options=cpu)) == 2
     else:
         with pytest.raises(GateError, match=r"1 verdicts differ from the shipped ledgers"):
-            zoo.verify(["tiny-90"], machine=cpu)
+            zoo.verify(["tiny-90"], options=cpu)
 
 
 def test_verify_notices_other_images_and_names_ten_of_many(folder, cpu):
     path = folder / "tiny" / "pgd.jsonl.gz"
     write_ledger(path, [record | {"input_sha": "0" * 64} for record in read_ledger(path)])
     with pytest.raises(GateError, match=r"40 verdicts differ .*image 0; .*image 9 and 30 more$"):
-        zoo.verify(["tiny"], machine=cpu)
+        zoo.verify(["tiny"], options=cpu)
 
 
 @pytest.mark.parametrize(
@@ -385,7 +385,7 @@ def test_verify_notices_other_images_and_names_ten_of_many(folder, cpu):
 def test_a_damaged_ledger_is_refused_in_one_line(folder, cpu, damage, message):
     damage(folder / "tiny" / "ibp.jsonl.gz")
     with pytest.raises(LedgerError, match=message):
-        zoo.verify(["tiny"], machine=cpu)
+        zoo.verify(["tiny"], options=cpu)
 
 
 # export ----------------------------------------------------------------------------------------

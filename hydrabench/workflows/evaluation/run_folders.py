@@ -1,0 +1,47 @@
+"""Where evaluations go if the user names no folder, so that different ones never meet in one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydrabench.config import EvaluationSettings, SmoothingSettings
+from hydrabench.config.smoothing import DEFAULT_RADII, radii_text
+from hydrabench.workflows.evaluation.loading import Subject
+
+LONGEST = 40  # characters of the indices in a folder name
+
+
+def default_folder(
+    subject: Subject, settings: EvaluationSettings, *, n: int | None = None, indices: Sequence[int] = ()
+) -> Path:
+    """runs/evaluations/CHECKPOINT/PROTOCOL-RADIUS, and the precision and the images if they are not float32 and all.
+
+    Runs of images that were picked one by one lie under runs/images: a report on runs/evaluations would refuse them.
+
+    Args: n, indices: as for `evaluation.evaluate`.
+    """
+    parts = [run_name(settings)]
+    parts += [subject.precision] if subject.precision != "float32" else []
+    parts += [f"n{n}"] if n is not None else []
+    parts += [f"index{_indices_text(sorted(set(indices)))}"] if indices else []
+    return Path("runs") / ("images" if indices else "evaluations") / subject.name / "-".join(parts)
+
+
+def run_name(settings: EvaluationSettings) -> str:
+    """A folder name that tells protocols and radii apart."""
+    values = settings.model_dump(mode="json")
+    parts = [settings.protocol.replace("@", "-v")]
+    parts += [values["norm"]] if values.get("norm", "linf") != "linf" else []
+    parts += [str(values["epsilon"]).replace("/", "_")] if "epsilon" in values else []
+    parts += [f"sigma{values['sigma']:g}"] if "sigma" in values else []
+    if isinstance(settings, SmoothingSettings) and settings.mode == "cohen" and settings.radii != DEFAULT_RADII:
+        parts.append(f"r{radii_text(settings.radii)}")  # the other modes have it in their protocol
+    return "-".join(parts)
+
+
+def _indices_text(indices: Sequence[int]) -> str:
+    """Write [3, 17] as "3+17", and many as how many they are and a hash of them."""
+    text = "+".join(map(str, indices))
+    return text if len(text) <= LONGEST else f"{len(indices)}x{hashlib.sha256(text.encode()).hexdigest()[:8]}"

@@ -1,0 +1,111 @@
+"""What `certify --export-vnnlib` writes: a network as ONNX and a VNN-LIB property per image, for other verifiers."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import io
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hydrabench.bounds.vnnlib import robustness_property
+from hydrabench.checkpoints.onnx_file import export_onnx
+from hydrabench.config import EvaluationSettings
+from hydrabench.data import Block, ImageSource, block_indices, first_images, load_block, load_images
+from hydrabench.errors import ConfigError, LedgerError
+from hydrabench.evaluators.clean import clean_logits
+from hydrabench.files import write_text
+from hydrabench.runtime import PRECISIONS, World, exact_arithmetic
+from hydrabench.threat import linf_box
+from hydrabench.workflows.evaluation.block_size import BLOCK_SIZE
+from hydrabench.workflows.evaluation.loading import Subject
+from hydrabench.workflows.progress import say
+from hydrabench.workflows.run_options import RunOptions
+
+TIMEOUT = 300.0  # seconds that a verifier gets for each image, unless told otherwise
+
+
+@dataclass(frozen=True)
+class Export:
+    """Data-set indices of the images that have an instance, and of those left out, where the network is wrong."""
+
+    written: tuple[int, ...]
+    left_out: tuple[int, ...]
+
+
+def export_vnnlib(
+    subject: Subject,
+    settings: EvaluationSettings,
+    folder: Path,
+    *,
+    options: RunOptions,
+    n: int | None = None,
+    timeout: float = TIMEOUT,
+) -> Export:
+    """Write what a verifier needs to judge the first `n` test images (all if None) at the radius of `settings`.
+
+    `folder` gets instances.csv, whose lines are network, property and timeout, paths relative to it;
+    onnx/NAME.onnx, normalisation inside; and vnnlib/NAME-INDEX.vnnlib for every image that the network classifies
+    right. Of the others an adversarial example is known: the image itself. Networks and boxes are float32,
+    whatever the precision of `subject`, and a box is to the last bit the one that float32 bounds are computed for.
+
+    Args:
+        timeout: seconds for each image, > 0.
+    Raises: ConfigError if `settings` bound no L-infinity ball or `timeout` is not positive; LedgerError if `folder`
+        holds something; HydrabenchError if onnx is not installed; DataError as `first_images`.
+    """
+    values = settings.model_dump(mode="json")
+    if "epsilon" not in values or values.get("norm") != "linf":
+        remedy = "choose another --method" if "epsilon" not in values else "leave out --norm l2"
+        raise ConfigError(f"--export-vnnlib writes L∞ balls, {settings.protocol} bounds none; {remedy}")
+    if not timeout > 0:
+        raise ConfigError(f"--vnnlib-timeout is a number of seconds above 0, got {timeout:g}")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise LedgerError(f"{folder} already holds something; choose a new folder for --export-vnnlib, or leave it out")
+    images = load_images(subject.checkpoint.header.dataset, "test", options.data_dir, download=options.download)
+    count = first_images(images, n)
+    epsilon: float = float(settings.epsilon)  # type: ignore[union-attr]
+    export = World().on_main(lambda: _write(subject, images, folder, count=count, epsilon=epsilon, timeout=timeout))
+    if World().is_main:
+        say(
+            f"{folder}: {len(export.written)} instances for {count} images; the network misclassifies the other "
+            f"{len(export.left_out)}"
+        )
+    return export
+
+
+def _write(
+    subject: Subject, images: ImageSource, folder: Path, *, count: int, epsilon: float, timeout: float
+) -> Export:
+    name = subject.name.replace("/", "_")
+    onnx = f"onnx/{name}.onnx"
+    network = copy.deepcopy(subject.network).to("cpu", torch.float32)
+    sha256 = export_onnx(replace(subject.checkpoint, network=network), folder / onnx)
+    rows, written = io.StringIO(), []
+    table = csv.writer(rows, lineterminator="\n")
+    for number, indices in enumerate(block_indices(count, BLOCK_SIZE)):
+        block = load_block(images, number, indices)
+        right = _logits(subject, block).argmax(1) == block.labels
+        lower, upper = linf_box(block.images, epsilon)
+        for row in right.nonzero().flatten().tolist():
+            path = f"vnnlib/{name}-{indices[row]}.vnnlib"
+            comments = (
+                f"image {indices[row]} of {images.name} {images.split}, SHA-256 of its pixels {block.shas[row]}",
+                f"L-infinity radius {epsilon:.9g}, clipped to [0, 1]; network {onnx}, SHA-256 {sha256}",
+            )
+            box, label = (lower[row], upper[row]), int(block.labels[row])
+            text = robustness_property(*box, label=label, classes=images.num_classes, comments=comments)
+            write_text(folder / path, text)
+            table.writerow((onnx, path, f"{timeout:g}"))
+            written.append(indices[row])
+    write_text(folder / "instances.csv", rows.getvalue())
+    return Export(tuple(written), tuple(sorted(set(range(count)).difference(written))))
+
+
+def _logits(subject: Subject, block: Block) -> Tensor:
+    moved = replace(block, images=block.images.to(device=subject.device, dtype=PRECISIONS[subject.precision]))
+    with exact_arithmetic():
+        return clean_logits(subject.network, moved).cpu()

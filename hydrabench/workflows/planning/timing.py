@@ -1,0 +1,135 @@
+"""How long training and evaluating take here: short pieces of both, timed on random images.
+
+For tiny images Python, the launching of kernels and the optimizer take longer than the arithmetic; for large ones
+they are nothing beside it. So pieces that should be short are timed whole; `planning` counts the operations of others.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from torch import nn
+
+from hydrabench.config import (
+    AutoAttackSettings,
+    EvaluationSettings,
+    Objective,
+    PgdSettings,
+    PhaseRecipe,
+    SmoothingSettings,
+)
+from hydrabench.data import Block
+from hydrabench.evaluators import EVALUATORS
+from hydrabench.masking import Phase, attach_masks, set_phase, shared_masks
+from hydrabench.objectives import OBJECTIVES, Step
+from hydrabench.runtime import exact_arithmetic
+from hydrabench.workflows.evaluation.block_size import BLOCK_SIZE
+from hydrabench.workflows.planning.costs import EVALUATION_PASSES, Sizes
+from hydrabench.workflows.run_options import SmoothingOptions
+from hydrabench.workflows.training.optimizer import build_optimizer
+
+LONGEST = 1.0  # seconds that a piece may be expected to take; beside more, fixed costs are a few percent at most
+ENOUGH = 0.3  # seconds after which no more calls are timed
+PROBE = PgdSettings(epsilon=Fraction(0), steps=10, losses=("ce",))  # at radius 0 every image resists to the end
+SAMPLES = 2000  # draws of smoothing that are timed; all cost the same
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """What a phase trains, and how. density: 1 if it has no masks. images: of one optimizer step."""
+
+    network: nn.Module
+    phase: Phase
+    recipe: PhaseRecipe
+    objective: Objective
+    density: float
+    images: int
+
+
+def seconds_of(work: Callable[[int], object], device: torch.device) -> float:
+    """Mean wall time of calls of `work`, which gets their number, after one to warm up."""
+    work(0)
+    _wait(device)
+    started, calls = time.perf_counter(), 0
+    while calls == 0 or time.perf_counter() - started < ENOUGH:
+        calls += 1
+        work(calls)
+    _wait(device)
+    return (time.perf_counter() - started) / calls
+
+
+def step_seconds(trainee: Trainee, shape: tuple[int, int, int], classes: int, device: torch.device) -> float:
+    """Seconds of an optimizer step of a phase: the mean over the steps of its ramp, at half the radius, and the others.
+
+    Args:
+        trainee: its network is left as it is. shape: (C, H, W) of its images. device: where to train.
+    """
+    recipe, settings = trainee.recipe, trainee.objective
+    network = copy.deepcopy(trainee.network)
+    if trainee.density < 1:
+        attach_masks(network, trainee.density)
+    set_phase(network, trainee.phase)
+    network.to(device).train()
+    optimizer = build_optimizer(network, recipe)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(trainee.images, *shape, generator=generator).to(device)
+    y = torch.randint(classes, (trainee.images,), generator=generator).to(device)
+    memory: dict[str, torch.Tensor] = {}
+
+    def step(number: int, ramp: float) -> None:
+        optimizer.zero_grad()
+        epsilon = ramp * float(getattr(settings, "epsilon", 0))
+        random = torch.Generator().manual_seed(number)
+        given = Step(epsilon, ramp, random, memory=memory, ramp_epochs=recipe.epsilon_ramp_epochs)
+        with exact_arithmetic(), shared_masks(network):
+            losses = OBJECTIVES[settings.name].loss(network, x, y, settings, given)
+            losses.total.backward()  # type: ignore[no-untyped-call]
+        losses.total.item()
+        optimizer.step()
+
+    share = (recipe.epsilon_ramp_epochs - 1) / recipe.epochs
+    seconds = (1 - share) * seconds_of(lambda number: step(number, 1.0), device)
+    return seconds + (share * seconds_of(lambda number: step(number, 0.5), device) if share else 0.0)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some of an evaluation. passes: forward passes of one image that it takes, all in all."""
+
+    work: Callable[[int], object]
+    passes: float
+
+
+def piece_of(network: nn.Module, settings: EvaluationSettings, shape: tuple[int, int, int], sizes: Sizes) -> Piece:
+    """A block of bounds, a smoothed image with few draws, or a few steps of PGD on a block, on random images.
+
+    Args:
+        network: in eval mode, on the device to time. settings: of a kind of `EVALUATION_PASSES`.
+    """
+    device = next(network.parameters()).device
+    count, how = BLOCK_SIZE, tuple[object, ...]()
+    if isinstance(settings, SmoothingSettings):
+        settings = settings.model_copy(update={"mode": "cohen", "samples": SAMPLES, "label_aware": False})
+        count, how = 1, (SmoothingOptions().sampling(device),)
+    elif isinstance(settings, PgdSettings | AutoAttackSettings):
+        settings = PROBE.model_copy(update={"norm": settings.norm})
+    images = torch.rand(count, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+
+    def evaluate(number: int) -> object:
+        with exact_arithmetic(), torch.no_grad():
+            labels = network(images).argmax(1)
+            block = Block(number, tuple(range(count)), images, labels, ("",) * count)
+            return EVALUATORS[settings.kind](network, block, settings, *how)
+
+    return Piece(evaluate, count * EVALUATION_PASSES[settings.kind](settings, sizes))
+
+
+def _wait(device: torch.device) -> None:
+    """Until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

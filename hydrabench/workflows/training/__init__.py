@@ -1,0 +1,1 @@
+"""The commands `train`, `prune` and `finetune`: one phase in its run folder, and the loop inside it."""

@@ -1,0 +1,267 @@
+"""One training phase in its run folder: what is checked before it, how its network is prepared, what it leaves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hydrabench.bounds import keep_widths, program_of
+from hydrabench.checkpoints import Header, PhaseLabel, load_state, save_checkpoint, state_of
+from hydrabench.config import PhaseRecipe, Recipe, SectionName, TrainRecipe, sha256_of_values
+from hydrabench.data import DATASETS, ImageSource, TrainingBatches, TrainingImages, load_training_images, pixels
+from hydrabench.errors import ConfigError, lookup
+from hydrabench.ledger import RunFolder, open_run
+from hydrabench.masking import (
+    SCORE_INITS,
+    Phase,
+    Scope,
+    attach_masks,
+    bake_masks,
+    kept_counts,
+    rescale_weights,
+    score_masks,
+    set_phase,
+)
+from hydrabench.objectives import OBJECTIVES
+from hydrabench.runtime import TRAINING_PRECISIONS, World, environment, pick_device, stream
+from hydrabench.workflows.progress import say
+from hydrabench.workflows.run_options import RunOptions
+from hydrabench.workflows.training.loop import DivergedError, Job, Loop, Trained
+from hydrabench.workflows.training.resume import METRICS_FILE, STATE_FILE
+from hydrabench.workflows.training.tensorboard import require_tensorboard
+
+CHECKPOINT_FILE = "checkpoint.safetensors"
+
+
+@dataclass(frozen=True)
+class Masks:
+    """The masks that a phase begins with; the recipe's keys say what they mean."""
+
+    density: float | dict[str, float]
+    scope: Scope
+    scores: str
+    rescale_weights: bool = False
+
+    def attach(self, network: nn.Module, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> None:
+        """Put them on a network without masks."""
+        if self.rescale_weights:
+            rescale_weights(network, self.density)
+        scores = SCORE_INITS[self.scores](network, generator, batch)
+        attach_masks(network, self.density, scope=self.scope, scores=scores)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a phase starts from. masks: those still to be put on; None if the network has all it needs."""
+
+    network: nn.Module
+    phase: Phase
+    label: PhaseLabel
+    density: float
+    parent: str | None
+    masks: Masks | None = None
+
+
+def run_phase(
+    recipe: Recipe, phase: PhaseRecipe, start: Start, out: Path, resume: bool, options: RunOptions
+) -> dict[str, Any]:
+    """Run one phase in its folder, or find it done."""
+    world, device = World(), pick_device(options.device)
+    check_phase(recipe, _section(start), start.network, device=device, options=options, world=world)
+    images = _images(recipe, options, world)
+    batches = TrainingBatches(
+        images.labelled,
+        images.pseudo,
+        recipe.data,
+        batch_size=phase.batch_size,
+        key=(recipe.seed, start.label),
+        device=device,
+    )
+    header = _run_header(recipe, start, options) | {
+        "dataset": {"name": recipe.data.name, **images.counts()},
+        "environment": environment(device),
+        "world_size": world.size,
+    }
+    run = world.on_main(lambda: open_run(out, header, resume=resume))
+    if run.is_complete:
+        if world.is_main:
+            (out / STATE_FILE).unlink(missing_ok=True)  # it may have been killed between finishing and tidying up
+            say(f"{out} is complete already")
+        return run.summary()
+    _prepare(recipe, phase, start, images, options, world)
+    job = Job(
+        title=f"{start.label} {recipe.name}" + (f" density {start.density:g}" if start.density < 1 else ""),
+        phase=start.label,
+        seed=recipe.seed,
+        recipe=phase,
+        objective=recipe.objective_of(_section(start)),
+        batches=batches,
+        validation=images.validation.to(device),
+        network=start.network.to(device),
+        device=device,
+        options=options,
+        world=world,
+    )
+    try:
+        trained = Loop(job, out).run()
+    except DivergedError as error:
+        if error.trained and world.is_main:
+            _write_network(run, recipe, start, error.trained)
+        raise
+    return world.on_main(lambda: _conclude(run, recipe, start, trained))
+
+
+def check_phase(
+    recipe: Recipe, section: SectionName, network: nn.Module, *, device: torch.device, options: RunOptions, world: World
+) -> None:
+    """Refuse what cannot work, before the run folder is made.
+
+    Args:
+        section: of the recipe, which has it. network: the recipe's; its weights do not matter.
+    Raises: ConfigError naming the option or key; UnsupportedLayerError naming a layer that the bounds of the objective
+        cannot pass.
+    """
+    lookup("precision", TRAINING_PRECISIONS, options.precision)
+    if options.micro_batch is not None and options.micro_batch < 1:
+        raise ConfigError(f"--micro-batch {options.micro_batch}: give 1 or more images")
+    if options.tensorboard:
+        require_tensorboard()
+    phase: PhaseRecipe = getattr(recipe, section)
+    objective = recipe.objective_of(section).name
+    bounds = OBJECTIVES[objective].passes_bounds
+    if bounds or _fills(phase):
+        program_of(network)
+    if phase.sync_batch_norm and world.size > 1 and (bounds or device.type == "cpu"):
+        reason = f"no bound can pass it, and {objective} needs one" if bounds else "it needs GPUs"
+        raise ConfigError(f"{section}.sync_batch_norm: {reason}; set it to false")
+
+
+def _images(recipe: Recipe, options: RunOptions, world: World) -> TrainingImages:
+    """The training images. If they must be downloaded or decoded, one process does it and the others find them."""
+
+    def load() -> TrainingImages:
+        return load_training_images(recipe.data, options.data_dir, seed=recipe.seed, download=options.download)
+
+    if world.size > 1:
+        world.on_main(lambda: len(load().labelled))
+    return load()
+
+
+def _prepare(
+    recipe: Recipe, phase: PhaseRecipe, start: Start, images: TrainingImages, options: RunOptions, world: World
+) -> None:
+    """Bring the network, in place, into the form in which it is trained."""
+    if _fills(phase):
+        pictures, _ = _one_batch(recipe, phase, start, images.labelled, "initialization batch")
+        keep_widths(start.network, pictures, stream(recipe.seed, start.label, "initialization"))
+    if start.masks is not None:
+        generator = stream(recipe.seed, start.label, "scores")
+        batch = _one_batch(recipe, phase, start, images.labelled, "scores batch")
+        start.masks.attach(start.network, batch, generator)
+    set_phase(start.network, start.phase, freeze_batch_norm=bool(getattr(phase, "freeze_batch_norm", False)))
+    if phase.sync_batch_norm and world.size > 1:
+        nn.SyncBatchNorm.convert_sync_batchnorm(start.network)  # type: ignore[no-untyped-call]
+    if options.channels_last:
+        start.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _fills(phase: PhaseRecipe) -> bool:
+    """Whether a phase draws weights that keep the widths of boxes."""
+    return isinstance(phase, TrainRecipe) and phase.initialization == "ibp"
+
+
+def _one_batch(
+    recipe: Recipe, phase: PhaseRecipe, start: Start, training: ImageSource, key: str
+) -> tuple[Tensor, Tensor]:
+    """Random training images of the stream `key`, as they are: pixels and labels."""
+    order = torch.randperm(len(training), generator=stream(recipe.seed, start.label, key))
+    chosen = order[: phase.batch_size]
+    return pixels(training.take(chosen)), training.labels[chosen]
+
+
+def _conclude(run: RunFolder, recipe: Recipe, start: Start, trained: Trained) -> dict[str, Any]:
+    """Write the checkpoint of the best epoch and the summary; the state to resume from is not needed any more."""
+    sha256, budgets = _write_network(run, recipe, start, trained)
+    selection = trained.selection
+    summary: dict[str, Any] = {
+        "n": selection.images,
+        "checkpoint_sha256": sha256,
+        "selection": selection.model_dump(mode="json"),
+        "metrics": {f"validation_{selection.metric}": {"value": selection.value}},
+    }
+    if budgets:
+        kept, weights = (sum(layer[key] for layer in budgets.values()) for key in ("kept", "weights"))
+        summary["density"] = {"global": kept / weights, "layers": budgets}
+    if trained.micro_batch is not None:
+        summary["micro_batch"] = trained.micro_batch
+    run.finish(summary)
+    (run.path / STATE_FILE).unlink(missing_ok=True)
+    say(
+        f"{run.path / CHECKPOINT_FILE}: epoch {selection.epoch}, {selection.metric} {selection.value:.3f} on "
+        f"{selection.images} held-out images; history in {run.path / METRICS_FILE}"
+    )
+    return run.summary()
+
+
+def _write_network(
+    run: RunFolder, recipe: Recipe, start: Start, trained: Trained
+) -> tuple[str, dict[str, dict[str, int]]]:
+    """Write the checkpoint of the best epoch; return its SHA-256 and what the masks of its layers keep."""
+    dataset = DATASETS[recipe.data.name]
+    load_state(start.network, trained.tensors, "the best epoch")
+    budgets = _budgets(start.network)
+    counts = {name: layer["kept"] for name, layer in budgets.items()}
+    even = not counts or counts == kept_counts(start.network, start.density)
+    header = Header(
+        schema="hydrabench.checkpoint/1",
+        layout="masked" if start.label == "prune" else "dense",
+        phase=start.label,
+        arch=recipe.model.arch,
+        dataset=recipe.data.name,
+        shape=dataset.shape,
+        num_classes=dataset.num_classes,
+        normalization=recipe.model.normalization,
+        density=start.density,
+        objective=recipe.objective_of(_section(start)),
+        recipe=recipe.name,
+        recipe_sha256=sha256_of_values(recipe.of_phase(_section(start))),
+        seed=recipe.seed,
+        selection=trained.selection,
+        parent=start.parent,
+        kept=None if even else counts,
+    )
+    if header.layout == "dense":
+        bake_masks(start.network)
+    return save_checkpoint(run.path / CHECKPOINT_FILE, state_of(start.network), header), budgets
+
+
+def _budgets(network: nn.Module) -> dict[str, dict[str, int]]:
+    """Weights of every masked layer, and how many of them its mask keeps."""
+    return {
+        name: {"weights": mask.mask.numel(), "kept": int(mask.mask.count_nonzero())}
+        for name, mask in score_masks(network).items()
+    }
+
+
+def _run_header(recipe: Recipe, start: Start, options: RunOptions) -> dict[str, Any]:
+    """What `run.json` says of a training run, without the data and the machine itself."""
+    unusual = {key: True for key in ("compile", "channels_last") if getattr(options, key)}
+    return {
+        "command": _section(start),
+        "phase": start.label,
+        "recipe": recipe.of_phase(_section(start)),
+        "density": start.density,
+        "parent": start.parent,
+        "precision": options.precision,
+        "micro_batch": options.micro_batch,
+        **unusual,  # left out where false, as in runs from before these options
+    }
+
+
+def _section(start: Start) -> SectionName:
+    """The section of the recipe, and the command, that a phase belongs to."""
+    return "finetune" if start.label == "lwm" else start.label
