@@ -14,6 +14,7 @@ ROWS = [
     {"__main__"},
     {"cli"},
     {"workflows"},
+    {"recipes"},
     {"objectives", "evaluators", "reporting"},
     {"attacks", "bounds", "smoothing"},
     {"checkpoints"},

@@ -17,7 +17,7 @@ import click
 from hydrabench.errors import HydrabenchError
 
 if TYPE_CHECKING:
-    from hydrabench.config import Recipe
+    from hydrabench.recipes import Recipe
     from hydrabench.workflows.run_options import RunOptions
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -136,7 +136,7 @@ image_options = options(
 
 def read_recipe(config: str, overrides: tuple[str, ...]) -> Recipe:
     """Load the recipe that --config and --set describe."""
-    from hydrabench.config import load_recipe
+    from hydrabench.recipes import load_recipe
 
     return load_recipe(config, overrides)
 

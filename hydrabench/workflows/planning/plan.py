@@ -10,16 +10,14 @@ import torch
 import yaml
 from torch import nn
 
-from hydrabench.config import PhaseRecipe, Recipe, SectionName
 from hydrabench.data import DATASETS
 from hydrabench.errors import ConfigError, lookup
-from hydrabench.objectives import OBJECTIVES
+from hydrabench.objectives import OBJECTIVES, Workload
+from hydrabench.recipes import PhaseRecipe, Recipe, SectionName
 from hydrabench.runtime import pick_device
 from hydrabench.workflows.planning import timing
 from hydrabench.workflows.planning.costs import (
     EVALUATION_PASSES,
-    TRAINING_PASSES,
-    Schedule,
     Sizes,
     measured_rate,
     sizes_of,
@@ -134,7 +132,7 @@ class _Costs:
         images = _training_images(self.recipe)
         both = 2 if self.recipe.data.pseudo_labels else 1  # a batch holds as many pseudo-labelled images as labelled
         ramp = (phase.epsilon_ramp_epochs - 1) / phase.epochs
-        passes = TRAINING_PASSES[objective.name](objective, Schedule(both * phase.batch_size, ramp), self.sizes)
+        passes = OBJECTIVES[objective.name].passes(objective, self._workload(both * phase.batch_size, ramp))
         steps = phase.epochs * -(-images // phase.batch_size) * OBJECTIVES[objective.name].repeats(objective)
         costs = self._cost(passes, phase.epochs * both * images)
         if costs["seconds"] <= steps * timing.LONGEST:
@@ -173,6 +171,9 @@ class _Costs:
             trainee = timing.Trainee(self.network, section, phase, objective, step.density, images)
             self.timed[section] = timing.step_seconds(trainee, self.shape, self.sizes.classes, self.device)
         return self.timed[section]
+
+    def _workload(self, batch: int, ramp: float) -> Workload:
+        return Workload(batch, ramp, self.sizes.classes, self.sizes.symbolic)
 
     def _cost(self, passes: float, images: int) -> dict[str, float]:
         flops = passes * images * self.sizes.flops

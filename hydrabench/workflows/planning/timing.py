@@ -18,15 +18,14 @@ from torch import nn
 from hydrabench.config import (
     AutoAttackSettings,
     EvaluationSettings,
-    Objective,
     PgdSettings,
-    PhaseRecipe,
     SmoothingSettings,
 )
 from hydrabench.data import Block
 from hydrabench.evaluators import EVALUATORS
 from hydrabench.masking import Phase, attach_masks, set_phase, shared_masks
-from hydrabench.objectives import OBJECTIVES, Step
+from hydrabench.objectives import OBJECTIVES, ObjectiveSettings, Step
+from hydrabench.recipes import PhaseRecipe
 from hydrabench.runtime import exact_arithmetic
 from hydrabench.workflows.evaluation.block_size import BLOCK_SIZE
 from hydrabench.workflows.planning.costs import EVALUATION_PASSES, Sizes
@@ -46,7 +45,7 @@ class Trainee:
     network: nn.Module
     phase: Phase
     recipe: PhaseRecipe
-    objective: Objective
+    objective: ObjectiveSettings
     density: float
     images: int
 

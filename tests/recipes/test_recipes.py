@@ -11,16 +11,14 @@ from hydrabench.config import (
     AlphaCrownSettings,
     AutoAttackSettings,
     PgdSettings,
-    Recipe,
     SmoothingSettings,
     VerifiedSettings,
     at,
-    load_recipe,
-    sha256_of_values,
     with_default_threat,
 )
 from hydrabench.errors import ConfigError
 from hydrabench.files import shipped
+from hydrabench.recipes import Recipe, load_recipe, sha256_of_values
 
 RECIPE = {
     "name": "mine",

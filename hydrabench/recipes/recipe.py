@@ -4,37 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
-from hydrabench.config.data import DataRecipe
-from hydrabench.config.evaluation import EvaluationSettings, with_default_threat
-from hydrabench.config.fields import Density, Section
-from hydrabench.config.objectives import Objective
-from hydrabench.config.phases import FinetuneRecipe, PhaseRecipe, PruneRecipe, TrainRecipe
+from hydrabench.config import DataRecipe, Density, Normalization, with_default_threat
+from hydrabench.config.fields import Section
+from hydrabench.objectives import ObjectiveSettings
+from hydrabench.recipes.choice import ArchitectureName, DataSetName, EvaluationSection, ObjectiveSection
+from hydrabench.recipes.phases import FinetuneRecipe, PhaseRecipe, PruneRecipe, TrainRecipe
 
 SectionName = Literal["train", "prune", "finetune"]
-
-
-class Normalization(Section):
-    """Per-channel mean and standard deviation that the model subtracts and divides by in its first layer."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def conflicts(self) -> Iterator[str]:
-        """Yield what does not fit: zero deviations and unequal lengths."""
-        if len(self.mean) != len(self.std) or min(self.std) <= 0:
-            yield f"needs one mean and one positive std per channel, got {self.mean} and {self.std}"
 
 
 class ModelRecipe(Section):
     """The `model:` section. Classes and image size come from the data set."""
 
-    arch: str
+    arch: ArchitectureName
     normalization: Normalization | None = None
+
+
+class DataSection(DataRecipe):
+    """The `data:` section of a recipe, whose data set must be known."""
+
+    name: DataSetName
 
 
 class PipelineRecipe(Section):
@@ -50,13 +43,13 @@ class Recipe(Section):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     seed: NonNegativeInt = 0
     model: ModelRecipe
-    data: DataRecipe
-    objective: Objective
+    data: DataSection
+    objective: ObjectiveSection
     train: TrainRecipe
     prune: PruneRecipe | None = None
     finetune: FinetuneRecipe | None = None
     pipeline: PipelineRecipe = PipelineRecipe()
-    evaluate: tuple[EvaluationSettings, ...] = ()
+    evaluate: tuple[EvaluationSection, ...] = ()
     evaluate_images: PositiveInt | None = None  # first n test images; None: all
 
     @model_validator(mode="before")
@@ -76,7 +69,7 @@ class Recipe(Section):
         """Allow the word "all"."""
         return None if value == "all" else value
 
-    def objective_of(self, section: SectionName) -> Objective:
+    def objective_of(self, section: SectionName) -> ObjectiveSettings:
         """What a phase trains: its own objective if it has one, else the recipe's."""
         phase: PhaseRecipe | None = getattr(self, section)
         return self.objective if phase is None or phase.objective is None else phase.objective

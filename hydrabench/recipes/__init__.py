@@ -1,0 +1,19 @@
+"""Recipes: one experiment in one YAML file, read, completed and checked against everything that can be chosen."""
+
+from hydrabench.recipes.loading import load_recipe
+from hydrabench.recipes.phases import BudgetRecipe, FinetuneRecipe, PhaseRecipe, PruneRecipe, TrainRecipe
+from hydrabench.recipes.recipe import ModelRecipe, PipelineRecipe, Recipe, SectionName, sha256_of_values
+
+__all__ = [
+    "BudgetRecipe",
+    "FinetuneRecipe",
+    "ModelRecipe",
+    "PhaseRecipe",
+    "PipelineRecipe",
+    "PruneRecipe",
+    "Recipe",
+    "SectionName",
+    "TrainRecipe",
+    "load_recipe",
+    "sha256_of_values",
+]
