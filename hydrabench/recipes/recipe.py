@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from hydrabench.config import DataRecipe, Density, Normalization, with_default_threat
 from hydrabench.config.fields import Section
+from hydrabench.data import DATASETS
+from hydrabench.models import MODELS
 from hydrabench.objectives import ObjectiveSettings
 from hydrabench.recipes.choice import ArchitectureName, DataSetName, EvaluationSection, ObjectiveSection
 from hydrabench.recipes.phases import FinetuneRecipe, PhaseRecipe, PruneRecipe, TrainRecipe
@@ -51,6 +54,12 @@ class Recipe(Section):
     pipeline: PipelineRecipe = PipelineRecipe()
     evaluate: tuple[EvaluationSection, ...] = ()
     evaluate_images: PositiveInt | None = None  # first n test images; None: all
+
+    def conflicts(self) -> Iterator[str]:
+        """Yield what does not fit: an architecture for other images than those of the data set."""
+        dataset = DATASETS[self.data.name]
+        if misfit := MODELS[self.model.arch].misfit(dataset.shape, dataset.num_classes):
+            yield f"model.arch: {self.model.arch} {misfit} from {self.data.name}; change one of the two"
 
     @model_validator(mode="before")
     @classmethod

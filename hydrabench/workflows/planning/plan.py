@@ -23,15 +23,6 @@ from hydrabench.workflows.planning.costs import (
     sizes_of,
 )
 
-# Training and test images of the data sets as published; what lies in --data-dir may be fewer.
-PUBLISHED_IMAGES = {
-    "cifar10": (50_000, 10_000),
-    "cifar100": (50_000, 10_000),
-    "digits": (1_297, 500),
-    "imagenet": (1_281_167, 50_000),
-    "svhn": (73_257, 26_032),
-}
-
 
 @dataclass(frozen=True)
 class PlannedRun:
@@ -151,7 +142,7 @@ class _Costs:
 
     def evaluation(self, runs: list[str], settings: Any) -> dict[str, Any]:
         """An evaluation of several runs and what it costs."""
-        every = PUBLISHED_IMAGES[self.recipe.data.name][1]
+        every = DATASETS[self.recipe.data.name].test
         images = min(self.recipe.evaluate_images or every, every)
         entry = {"protocol": settings.protocol, "runs": runs, "images": images}
         if settings.kind not in EVALUATION_PASSES:
@@ -182,7 +173,7 @@ class _Costs:
 
 def _training_images(recipe: Recipe) -> int:
     """Labelled images that are trained on: those that are not held out, or a fraction of them."""
-    published = PUBLISHED_IMAGES[recipe.data.name][0]
+    published = DATASETS[recipe.data.name].train
     return round(recipe.data.fraction * (published - round(recipe.data.validation_fraction * published)))
 
 
