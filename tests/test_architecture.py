@@ -21,6 +21,7 @@ ROWS = [
     {"models", "data"},
     {"masking"},
     {"config", "ledger"},
+    {"plugins"},
     {"threat", "runtime", "files", "process"},
     {"errors"},
     {"__init__"},

@@ -24,6 +24,13 @@ class Selection(Section):
     epoch: PositiveInt
 
 
+class PluginFile(Section):
+    """A plugin that was loaded when the file was written."""
+
+    file: str
+    sha256: str
+
+
 class Header(Section):
     """Everything needed to rebuild the network and to know where it comes from. It holds no times.
 
@@ -35,6 +42,7 @@ class Header(Section):
     layout: "dense" holds the plain torch.nn keys, pruned weights being zero; "masked" also holds
     `NAME.scores` beside each `NAME.weight`, whose pruned entries keep their values; "compact" holds the
     dense tensors without their zeros (see compact.py).
+    plugins: those that were loaded; without them the file is not opened.
     parent: SHA-256 of the checkpoint that this one started from.
     phase: "imported" for a network that somebody else's code trained; then objective, recipe, recipe_sha256,
     seed and selection are None.
@@ -56,6 +64,7 @@ class Header(Section):
     selection: Selection | None
     parent: str | None
     kept: dict[str, PositiveInt] | None = None
+    plugins: tuple[PluginFile, ...] = ()
 
     @field_validator("objective")
     @classmethod
@@ -67,7 +76,9 @@ class Header(Section):
 
     def to_json(self) -> str:
         """Return the header as canonical JSON."""
-        return self.model_dump_json(by_alias=True, exclude={"kept"} if self.kept is None else None)
+        return self.model_dump_json(
+            by_alias=True, exclude={key for key in ("kept", "plugins") if not getattr(self, key)}
+        )
 
     def default_threat(self) -> dict[str, Any]:
         """The norm and radius, or noise, that the network was trained for; empty if for none, or if it is unknown."""

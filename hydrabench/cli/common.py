@@ -80,7 +80,24 @@ def options(*added: Callable[[Command], Command]) -> Callable[[Command], Command
     return decorate
 
 
+def _load_plugins(_context: click.Context, _option: click.Parameter, files: tuple[Path, ...]) -> None:
+    if files:
+        from hydrabench.recipes import load_plugin
+
+        for file in files:
+            load_plugin(file)
+
+
+plugin_option = click.option(
+    "--plugin",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    callback=_load_plugins,
+    expose_value=False,
+    help="Python file that adds an objective, a data set, an architecture, ...; may be repeated.",
+)
 machine_options = options(
+    plugin_option,
     click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N, or auto."),
     click.option(
         "--threads",

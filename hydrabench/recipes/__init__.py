@@ -3,6 +3,7 @@
 from hydrabench.recipes.loading import load_recipe
 from hydrabench.recipes.phases import BudgetRecipe, FinetuneRecipe, PhaseRecipe, PruneRecipe, TrainRecipe
 from hydrabench.recipes.recipe import ModelRecipe, PipelineRecipe, Recipe, SectionName, sha256_of_values
+from hydrabench.recipes.registries import load_plugin
 
 __all__ = [
     "BudgetRecipe",
@@ -14,6 +15,7 @@ __all__ = [
     "Recipe",
     "SectionName",
     "TrainRecipe",
+    "load_plugin",
     "load_recipe",
     "sha256_of_values",
 ]

@@ -16,6 +16,7 @@ from hydrabench.recipes.choice import evaluation_models, objective_models
 from hydrabench.recipes.inheritance import find_recipe, resolved_values
 from hydrabench.recipes.phases import FinetuneRecipe, PruneRecipe, TrainRecipe
 from hydrabench.recipes.recipe import DataSection, ModelRecipe, PipelineRecipe, Recipe
+from hydrabench.recipes.registries import load_plugin
 
 _SECTIONS: dict[str, type[BaseModel]] = {
     "model": ModelRecipe,
@@ -32,6 +33,8 @@ _SECTIONS: dict[str, type[BaseModel]] = {
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe and those it is based on, apply `KEY=VALUE` overrides ("train.epochs=3"), and check all of it.
 
+    Its plugins are run first, so that it can choose from what they add.
+
     Args:
         path: a YAML file, or the name of a recipe that comes with hydrabench ("digits-trades").
         overrides: dotted keys with YAML values.
@@ -41,6 +44,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     values = resolved_values(file)
     for override in overrides:
         _apply(values, override)
+    for plugin in values["plugins"] if isinstance(values.get("plugins"), list) else ():
+        load_plugin(str(plugin))
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:

@@ -53,6 +53,7 @@ class Recipe(Section):
     finetune: FinetuneRecipe | None = None
     pipeline: PipelineRecipe = PipelineRecipe()
     evaluate: tuple[EvaluationSection, ...] = ()
+    plugins: tuple[str, ...] = ()  # Python files that add to what can be chosen, see `hydrabench.plugins`
     evaluate_images: PositiveInt | None = None  # first n test images; None: all
 
     def conflicts(self) -> Iterator[str]:

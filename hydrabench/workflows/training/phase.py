@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hydrabench.bounds import keep_widths, program_of
-from hydrabench.checkpoints import Header, PhaseLabel, load_state, save_checkpoint, state_of
+from hydrabench.checkpoints import Header, PhaseLabel, PluginFile, load_state, save_checkpoint, state_of
 from hydrabench.data import DATASETS, ImageSource, TrainingBatches, TrainingImages, load_training_images, pixels
 from hydrabench.errors import ConfigError, lookup
 from hydrabench.ledger import RunFolder, open_run
@@ -26,6 +26,7 @@ from hydrabench.masking import (
     set_phase,
 )
 from hydrabench.objectives import OBJECTIVES
+from hydrabench.plugins import loaded
 from hydrabench.recipes import PhaseRecipe, Recipe, SectionName, TrainRecipe, sha256_of_values
 from hydrabench.runtime import TRAINING_PRECISIONS, World, environment, pick_device, stream
 from hydrabench.workflows.progress import say
@@ -233,6 +234,7 @@ def _write_network(
         selection=trained.selection,
         parent=start.parent,
         kept=None if even else counts,
+        plugins=tuple(PluginFile.model_validate(plugin) for plugin in loaded()),
     )
     if header.layout == "dense":
         bake_masks(start.network)
