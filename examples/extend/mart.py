@@ -12,7 +12,15 @@ from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
 from hydrabench.config import Radius
-from hydrabench.objectives import INPUT_GRADIENT, OBJECTIVES, TRAINING, Losses, Objective, ObjectiveSettings, Step
+from hydrabench.objectives import (
+    INPUT_GRADIENT,
+    OBJECTIVES,
+    TRAINING,
+    Objective,
+    ObjectiveSettings,
+    StepLoss,
+    TrainingStep,
+)
 from hydrabench.objectives.pgd import adversarial_examples, pgd_verdicts
 from hydrabench.objectives.trades import divergence
 from hydrabench.threat import Norm
@@ -29,7 +37,7 @@ class MartSettings(ObjectiveSettings):
     step_size: Radius | None = None  # None: a quarter of the radius
 
 
-def mart_loss(network: nn.Module, x: Tensor, y: Tensor, settings: MartSettings, step: Step) -> Losses:
+def mart_loss(network: nn.Module, x: Tensor, y: Tensor, settings: MartSettings, step: TrainingStep) -> StepLoss:
     """BCE(p(x'), y) + weight · mean (1 - p_y(x)) · KL( p(x) ‖ p(x') ), where x' are PGD examples and
 
     BCE(p, y) = -log p_y - log(1 - max over k != y of p_k).
@@ -40,7 +48,7 @@ def mart_loss(network: nn.Module, x: Tensor, y: Tensor, settings: MartSettings, 
     log_p, rival = adversarial.log_softmax(1), adversarial.softmax(1).scatter(1, y[:, None], 0).amax(1)
     boosted = -log_p.gather(1, y[:, None]).squeeze(1) - (1 - rival).clamp_min(1e-12).log()
     hard = 1 - logits.softmax(1).gather(1, y[:, None]).squeeze(1)
-    return Losses((boosted + settings.weight * hard * divergence(logits, adversarial)).mean(), logits)
+    return StepLoss((boosted + settings.weight * hard * divergence(logits, adversarial)).mean(), logits)
 
 
 def mart_passes(settings: MartSettings, _work: object) -> float:

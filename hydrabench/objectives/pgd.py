@@ -13,7 +13,7 @@ from torch.nn import functional
 from hydrabench.attacks import LOSSES, ascend, pgd
 from hydrabench.config import Radius
 from hydrabench.objectives.description import INPUT_GRADIENT, TRAINING, Objective, ObjectiveSettings, Workload
-from hydrabench.objectives.step import Losses, Step
+from hydrabench.objectives.step import StepLoss, TrainingStep
 from hydrabench.threat import Norm
 
 SELECTION_STEPS = 10
@@ -49,7 +49,7 @@ class PgdTrainingSettings(ObjectiveSettings):
     step_size: Radius | None = None  # None: epsilon / 4; in L2, 2 epsilon / steps
 
 
-def pgd_loss(network: nn.Module, x: Tensor, y: Tensor, settings: PgdTrainingSettings, step: Step) -> Losses:
+def pgd_loss(network: nn.Module, x: Tensor, y: Tensor, settings: PgdTrainingSettings, step: TrainingStep) -> StepLoss:
     """CE(f(x'), y), where x' maximises it in the ball. The logits are those of x'.
 
     Args:
@@ -57,10 +57,12 @@ def pgd_loss(network: nn.Module, x: Tensor, y: Tensor, settings: PgdTrainingSett
     Source: Madry et al., arXiv:1706.06083, equation 2.1 and section 2.1.
     """
     logits = network(adversarial_examples(network, x, y, settings, step))
-    return Losses(functional.cross_entropy(logits, y), logits)
+    return StepLoss(functional.cross_entropy(logits, y), logits)
 
 
-def adversarial_examples(network: nn.Module, x: Tensor, y: Tensor, settings: TrainingAttack, step: Step) -> Tensor:
+def adversarial_examples(
+    network: nn.Module, x: Tensor, y: Tensor, settings: TrainingAttack, step: TrainingStep
+) -> Tensor:
     """Points of the ball that maximise the cross entropy, from a start drawn uniformly from the ball.
 
     The attack runs in eval mode and differentiates with respect to the image only. The network is left in train mode.
@@ -81,13 +83,13 @@ def adversarial_examples(network: nn.Module, x: Tensor, y: Tensor, settings: Tra
     return points
 
 
-def pgd_verdicts(network: nn.Module, x: Tensor, y: Tensor, settings: TrainingAttack, step: Step) -> Tensor:
+def pgd_verdicts(network: nn.Module, x: Tensor, y: Tensor, settings: TrainingAttack, step: TrainingStep) -> Tensor:
     """Which images survive PGD-10 on the cross entropy at the final radius, (B,), bool; misclassified ones do not."""
     size = step_size(settings, SELECTION_STEPS)
     return survivors(network, x, y, step, norm=settings.norm, step_size=size)
 
 
-def survivors(network: nn.Module, x: Tensor, y: Tensor, step: Step, *, norm: Norm, step_size: float) -> Tensor:
+def survivors(network: nn.Module, x: Tensor, y: Tensor, step: TrainingStep, *, norm: Norm, step_size: float) -> Tensor:
     """Which images are right both clean and after PGD-10 on the cross entropy, (B,), bool."""
     adversarial = pgd(
         network,

@@ -13,7 +13,7 @@ from hydrabench.threat import Norm
 
 
 @dataclass(frozen=True)
-class Step:
+class TrainingStep:
     """What one optimizer step tells its objective, and the random numbers that belong to it.
 
     epsilon: radius of this step in pixel units. ramp: `epsilon` over the final radius, in [0, 1].
@@ -54,7 +54,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Losses:
+class StepLoss:
     """What the loop minimises and logs.
 
     total: scalar to minimise, a mean over the images at hand: weighed by their numbers, the totals of the

@@ -20,7 +20,7 @@ from hydrabench.cli import main
 from hydrabench.data import DATASETS, load_images
 from hydrabench.errors import DataError
 from hydrabench.models import build_model
-from hydrabench.objectives import OBJECTIVES, Step
+from hydrabench.objectives import OBJECTIVES, TrainingStep
 from hydrabench.recipes import load_plugin, load_recipe
 from hydrabench.runtime import stream
 
@@ -115,13 +115,13 @@ def test_mart_worked_by_hand():
         network[1].bias.copy_(torch.tensor([0.8, 0.2]).log())
     x, y = torch.full((3, 1, 1, 1), 0.5), torch.zeros(3, dtype=torch.int64)
     settings = mart.settings(name="mart", epsilon="8/255")
-    losses = mart.loss(network, x, y, settings, Step(0.0, 0.0, stream("test")))
+    losses = mart.loss(network, x, y, settings, TrainingStep(0.0, 0.0, stream("test")))
     assert losses.total.item() == pytest.approx(-2 * np.log(0.8), rel=1e-6)
     with torch.no_grad():
         network[1].weight.copy_(torch.tensor([[3.0], [-3.0]]))
-    far = mart.loss(network, x, y, settings, Step(0.1, 1.0, stream("test"))).total
+    far = mart.loss(network, x, y, settings, TrainingStep(0.1, 1.0, stream("test"))).total
     lighter = settings.model_copy(update={"weight": 0.0})
-    assert far > mart.loss(network, x, y, lighter, Step(0.1, 1.0, stream("test"))).total
+    assert far > mart.loss(network, x, y, lighter, TrainingStep(0.1, 1.0, stream("test"))).total
 
 
 @pytest.mark.parametrize(

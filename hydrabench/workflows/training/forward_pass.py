@@ -15,7 +15,7 @@ from hydrabench.workflows.run_options import RunOptions
 COMPILING = "--compile: compiling the network, at first for half a minute or more; then it goes on faster"
 
 
-class Computation:
+class ForwardPass:
     """Runs the calls of a network in reduced precision, compiled, or both.
 
     Only what calls the network is affected. Bounds read its layers instead, and stay in float32; so do losses,

@@ -19,14 +19,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hydrabench.errors import MemoryShortageError, is_out_of_memory
 from hydrabench.masking import shared_masks, used_modules
-from hydrabench.objectives import OBJECTIVES, Losses, ObjectiveSettings, Step
+from hydrabench.objectives import OBJECTIVES, ObjectiveSettings, StepLoss, TrainingStep
 from hydrabench.runtime import World
 from hydrabench.workflows.progress import say
 from hydrabench.workflows.run_options import RunOptions
-from hydrabench.workflows.training.forward_pass import Computation
-from hydrabench.workflows.training.micro_batches import Part, cut, halved
+from hydrabench.workflows.training.forward_pass import ForwardPass
+from hydrabench.workflows.training.micro_batches import MicroBatch, cut, halved
 
-StepOf = Callable[[slice | None, int | None], Step]
+StepOf = Callable[[slice | None, int | None], TrainingStep]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Gradients:
         self.device = device
         self.world = world
         self.micro_batch = options.micro_batch
-        self.computation = Computation(network, options, device, talks=world.is_main)
+        self.computation = ForwardPass(network, options, device, talks=world.is_main)
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "float16")
         norms = [module for _, module in used_modules(network) if isinstance(module, _BatchNorm)]
         self.statistics = [buffer for module in norms for buffer in module.buffers()]
@@ -74,7 +74,7 @@ class Gradients:
 
         Args:
             x, y: images and labels of the whole batch, the same on every process.
-            step_of: makes the `Step` for some rows of a batch, or for the whole of one (None, None).
+            step_of: makes the `TrainingStep` for some rows of a batch, or for the whole of one (None, None).
         Raises: MemoryShortageError if memory runs out with one image at a time.
         """
         while True:
@@ -92,7 +92,7 @@ class Gradients:
         *parts, last = cut(len(y), self.world, self.micro_batch)
         self.module.zero_grad(set_to_none=True)
         self.network.train()
-        found: list[tuple[Part, Losses]] = []
+        found: list[tuple[MicroBatch, StepLoss]] = []
         failed = False
         try:
             for part in parts:
@@ -116,20 +116,20 @@ class Gradients:
             afters=tuple(losses.after for part, losses in found if losses.after and part.images),
         )
 
-    def _forward(self, part: Part, x: Tensor, y: Tensor, step_of: StepOf) -> Losses:
+    def _forward(self, part: MicroBatch, x: Tensor, y: Tensor, step_of: StepOf) -> StepLoss:
         whole = part.share == 1
         step = step_of(None, None) if whole else step_of(part.rows, len(y))
         # Masks are selected for every part, because the way back to the scores is gone after one backward pass.
         with shared_masks(self.network), self.computation.in_use():
-            losses: Losses = self.module(x[part.rows], y[part.rows], step)
+            losses: StepLoss = self.module(x[part.rows], y[part.rows], step)
         return losses
 
-    def _backward(self, part: Part, losses: Losses) -> None:
+    def _backward(self, part: MicroBatch, losses: StepLoss) -> None:
         weight = part.share * self.world.size  # DistributedDataParallel averages over the processes
         total = losses.total if weight == 1 else losses.total * weight
         self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
 
-    def _exchange(self, part: Part, losses: Losses, *, images: int) -> None:
+    def _exchange(self, part: MicroBatch, losses: StepLoss, *, images: int) -> None:
         """Backward through the last part, during which all processes add their gradients up."""
         try:
             self._backward(part, losses)
@@ -190,7 +190,7 @@ class _Loss(nn.Module):
         self.network = network
         self.objective = objective
 
-    def forward(self, x: Tensor, y: Tensor, step: Step) -> Losses:
+    def forward(self, x: Tensor, y: Tensor, step: TrainingStep) -> StepLoss:
         """Return the losses of images and labels."""
         return OBJECTIVES[self.objective.name].loss(self.network, x, y, self.objective, step)
 

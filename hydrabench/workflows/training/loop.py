@@ -22,7 +22,7 @@ from hydrabench.checkpoints import Selection, state_of
 from hydrabench.data import ImageSource, TrainingBatches
 from hydrabench.errors import NonFiniteError
 from hydrabench.masking import freeze_masks
-from hydrabench.objectives import EPSILON_SCHEDULES, OBJECTIVES, ObjectiveSettings, Step
+from hydrabench.objectives import EPSILON_SCHEDULES, OBJECTIVES, ObjectiveSettings, TrainingStep
 from hydrabench.recipes import PhaseRecipe
 from hydrabench.runtime import World, exact_arithmetic, stream
 from hydrabench.workflows.progress import Advance, tracking
@@ -36,7 +36,7 @@ from hydrabench.workflows.training.validation import validate
 
 
 @dataclass(frozen=True)
-class Job:
+class PhaseJob:
     """One phase of one recipe, ready to run: the network is on its device and in its phase."""
 
     title: str
@@ -87,7 +87,7 @@ class DivergedError(NonFiniteError):
 class Loop:
     """Trains a job from the state in its folder, or from the beginning if there is none."""
 
-    def __init__(self, job: Job, folder: Path) -> None:
+    def __init__(self, job: PhaseJob, folder: Path) -> None:
         """Raises: LedgerError if there is a state that cannot be used."""
         self.job, self.folder = job, folder
         self.metric = OBJECTIVES[job.objective.name].metric
@@ -221,10 +221,10 @@ class Loop:
 
     def _step_of(
         self, number: int, epsilon: float, memory: dict[str, Tensor], rows: slice | None, whole: int | None
-    ) -> Step:
+    ) -> TrainingStep:
         """What the objective is told; the random numbers are the same for every part and every process."""
         job = self.job
-        return Step(
+        return TrainingStep(
             epsilon=epsilon,
             ramp=epsilon / job.epsilon if job.epsilon else 1.0,
             generator=stream(job.seed, job.phase, "step", number),

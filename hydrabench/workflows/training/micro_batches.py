@@ -15,7 +15,7 @@ from hydrabench.runtime import World
 
 
 @dataclass(frozen=True)
-class Part:
+class MicroBatch:
     """Rows of a batch that pass through the network together.
 
     rows: which. images: how many of them count, 0 for a stand-in of a process without a share. share: `images`
@@ -27,7 +27,7 @@ class Part:
     share: float
 
 
-def cut(whole: int, world: World, micro_batch: int | None) -> list[Part]:
+def cut(whole: int, world: World, micro_batch: int | None) -> list[MicroBatch]:
     """The parts of this process.
 
     Every process gets as many, of nearly equal sizes, because batch norm may be synchronised at each. One
@@ -44,7 +44,7 @@ def cut(whole: int, world: World, micro_batch: int | None) -> list[Part]:
     parts = []
     for start, stop in pairwise(edges):
         first = min(start, whole - 1)
-        parts.append(Part(slice(first, max(stop, first + 1)), stop - start, (stop - start) / whole))
+        parts.append(MicroBatch(slice(first, max(stop, first + 1)), stop - start, (stop - start) / whole))
     return parts
 
 

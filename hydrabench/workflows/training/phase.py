@@ -31,7 +31,7 @@ from hydrabench.recipes import PhaseRecipe, Recipe, SectionName, TrainRecipe, sh
 from hydrabench.runtime import TRAINING_PRECISIONS, World, environment, pick_device, stream
 from hydrabench.workflows.progress import say
 from hydrabench.workflows.run_options import RunOptions
-from hydrabench.workflows.training.loop import DivergedError, Job, Loop, Trained
+from hydrabench.workflows.training.loop import DivergedError, Loop, PhaseJob, Trained
 from hydrabench.workflows.training.resume import METRICS_FILE, STATE_FILE
 from hydrabench.workflows.training.tensorboard import require_tensorboard
 
@@ -94,7 +94,7 @@ def run_phase(
             say(f"{out} is complete already")
         return run.summary()
     _prepare(recipe, phase, start, images, options, world)
-    job = Job(
+    job = PhaseJob(
         title=f"{start.label} {recipe.name}" + (f" density {start.density:g}" if start.density < 1 else ""),
         phase=start.label,
         seed=recipe.seed,

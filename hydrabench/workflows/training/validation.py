@@ -7,7 +7,7 @@ from torch import nn
 
 from hydrabench.data import ImageSource, batches, pixels
 from hydrabench.masking import shared_masks
-from hydrabench.objectives import OBJECTIVES, ObjectiveSettings, Step
+from hydrabench.objectives import OBJECTIVES, ObjectiveSettings, TrainingStep
 from hydrabench.runtime import World, exact_arithmetic, stream
 
 LARGEST_BATCH = 500
@@ -39,7 +39,7 @@ def validate(
             x, y = pixels(images.take(chosen)), images.labels[chosen]
             clean += int((network(x).argmax(1) == y).sum())
             if verdict.metric != "clean_accuracy":
-                step = Step(epsilon, 1.0, stream(seed, "validation", number))
+                step = TrainingStep(epsilon, 1.0, stream(seed, "validation", number))
                 verdicts += int(verdict.verdicts(network, x, y, objective, step).sum())
     clean, verdicts = (int(count) for count in world.total([clean, verdicts]))
     counts = {"clean_accuracy": clean} | ({} if verdict.metric == "clean_accuracy" else {verdict.metric: verdicts})
