@@ -1,4 +1,4 @@
-"""MixTrain: cross entropy, and now and then the certified loss of a few images, whose weight grows."""
+"""MixTrain: cross entropy, plus the certified loss of a few images of some minibatches, with a growing weight."""
 
 from __future__ import annotations
 
@@ -82,7 +82,10 @@ def certified_weight(epoch: int, settings: MixtrainSettings, *, ramp_epochs: int
 
 
 def _sample(x: Tensor, settings: MixtrainSettings, step: TrainingStep) -> Tensor:
-    """Which of the images at hand get the certified loss, as indices; every part draws alike from the whole batch."""
+    """Return the indices, among the images at hand, of those that get the certified loss.
+
+    The sample is drawn from the whole batch with the step's generator, so that all micro-batches draw the same one.
+    """
     whole = step.total(x)
     happens = torch.rand((), generator=step.generator) < settings.probability
     chosen = torch.zeros(whole, dtype=torch.bool)
@@ -94,8 +97,8 @@ def mixtrain_verdicts(
     network: nn.Module,
     x: Tensor,
     y: Tensor,
-    settings: MixtrainSettings,
-    step: TrainingStep,  # noqa: ARG001
+    settings: MixtrainSettings,  # noqa: ARG001
+    step: TrainingStep,
 ) -> Tensor:
     """Which images symbolic intervals certify at the full radius, (B,), bool."""
     with torch.no_grad():

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -165,3 +168,16 @@ def test_bounds_of_the_depthwise_network_hold_at_sampled_points():
         logits = network((x + noise).clamp(0, 1))
         others = logits.scatter(1, y[:, None], -torch.inf).amax(1)
         assert (logits.gather(1, y[:, None]).squeeze(1) - others >= lower - 1e-5).all()
+
+
+def test_every_process_of_a_torchrun_runs_the_plugin(tmp_path):
+    recipe = {**RECIPE, **CHANGES["mart"], "plugins": [str(EXTEND / "mart.py")]}
+    (tmp_path / "recipe.yml").write_text(yaml.safe_dump(recipe))
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "hydrabench"]
+    environment = os.environ | {"PYTHONPATH": str(EXTEND.parents[1]), "OMP_NUM_THREADS": "1"}
+    environment |= {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
+    command = ["train", "--config", str(tmp_path / "recipe.yml"), "--out", str(tmp_path / "run"), "--device", "cpu"]
+    done = subprocess.run([*start, *command], env=environment, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stderr
+    header = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (header["world_size"], [plugin["file"] for plugin in header["plugins"]]) == (2, ["mart.py"])

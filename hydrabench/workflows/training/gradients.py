@@ -1,4 +1,4 @@
-"""The gradients of one step: part by part, exchanged between processes, and again in smaller parts if memory runs out.
+"""The gradients of one optimizer step: by micro-batches, summed over processes, in smaller parts if memory runs out.
 
 However a batch is cut, its gradient is that of the mean loss over all its images, up to rounding. Batch norm alone
 sees the difference: each part is normalised by itself, each updates the running statistics, and these are averaged
@@ -31,10 +31,11 @@ StepOf = Callable[[slice | None, int | None], TrainingStep]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step found on the images of this process.
+    """The result of a step on the images of this process.
 
-    loss: its summand of the mean over the whole batch. correct: images classified correctly. afters: what the
-    objective wants to be called once the gradients are known to be good.
+    loss: their part of the mean loss over the whole batch; the processes' parts add up to it.
+    correct: number of images classified correctly.
+    afters: what the objective wants called once the gradients are known to be finite.
     """
 
     loss: float
@@ -43,7 +44,7 @@ class Outcome:
 
 
 class Gradients:
-    """Computes the gradients of an objective with respect to what is trained of a network."""
+    """Computes the gradients of an objective with respect to the trained parameters of a network."""
 
     def __init__(
         self,
@@ -119,7 +120,7 @@ class Gradients:
     def _forward(self, part: MicroBatch, x: Tensor, y: Tensor, step_of: StepOf) -> StepLoss:
         whole = part.share == 1
         step = step_of(None, None) if whole else step_of(part.rows, len(y))
-        # Masks are selected for every part, because the way back to the scores is gone after one backward pass.
+        # Masks are selected again for every micro-batch: a backward pass frees the graph that leads to the scores.
         with shared_masks(self.network), self.computation.in_use():
             losses: StepLoss = self.module(x[part.rows], y[part.rows], step)
         return losses
@@ -130,7 +131,7 @@ class Gradients:
         self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
 
     def _exchange(self, part: MicroBatch, losses: StepLoss, *, images: int) -> None:
-        """Backward through the last part, during which all processes add their gradients up."""
+        """Backward pass of the last micro-batch, during which the processes sum their gradients."""
         try:
             self._backward(part, losses)
         except RuntimeError as error:
@@ -140,7 +141,7 @@ class Gradients:
             raise
 
     def _alone(self) -> AbstractContextManager[None]:
-        """Gradients stay on this process inside the block."""
+        """Keep gradients on this process inside the block."""
         sharing = isinstance(self.module, DistributedDataParallel)
         return self.module.no_sync() if sharing else nullcontext()  # type: ignore[operator, no-any-return]
 
@@ -171,7 +172,7 @@ class Gradients:
 
 
 def _distributed(module: nn.Module, device: torch.device) -> nn.Module:
-    """Let the processes add the gradients of a module up.
+    """Wrap a module so that the processes sum its gradients.
 
     Broadcasting buffers would change masks in place, which the graph still needs. Newer versions of torch warn of
     this option's name, and have no other one yet for what it does.
@@ -183,7 +184,7 @@ def _distributed(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 class _Loss(nn.Module):
-    """An objective of a network as one module, so that everything it computes is synchronised, bounds too."""
+    """The loss of a network as a module: DistributedDataParallel then sees all that it computes, bounds too."""
 
     def __init__(self, network: nn.Module, objective: ObjectiveSettings) -> None:
         super().__init__()

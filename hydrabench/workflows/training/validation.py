@@ -47,6 +47,6 @@ def validate(
 
 
 def _batch_size(images: ImageSource) -> int:
-    """Images that are judged together: as many on every machine, because attacks draw noise by the batch."""
+    """Return the batch size: the same on every machine, because attacks draw their noise batch by batch."""
     values = images.take(torch.tensor([0])).numel()
     return max(1, min(LARGEST_BATCH, BATCH_VALUES // values))
