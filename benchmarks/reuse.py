@@ -24,7 +24,8 @@ from hydrabench.checkpoints import find_entry, open_ref
 from hydrabench.config import ReuseSettings, SmoothingSettings
 from hydrabench.data import load_block, load_images
 from hydrabench.data.images import Block
-from hydrabench.evaluators import evaluate_reused, evaluate_smoothed
+from hydrabench.evaluators.reused import evaluate_reused
+from hydrabench.evaluators.smoothed import evaluate_smoothed
 from hydrabench.ledger import SmoothedRecord
 from hydrabench.runtime import exact_arithmetic
 

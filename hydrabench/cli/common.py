@@ -147,18 +147,14 @@ def density_override(section: str, density: float | None) -> tuple[str, ...]:
 
 
 def read_machine(given: dict[str, Any]) -> RunOptions:
-    """--device, --data-dir and --download, and how smoothing computes where a command can say it."""
-    from hydrabench.workflows.run_options import RunOptions, SmoothingOptions
+    """--device, --threads, --data-dir and --download."""
+    from hydrabench.workflows.run_options import RunOptions
 
     if given["threads"] is not None:
         from hydrabench.runtime import use_threads
 
         use_threads(given["threads"])
-    machine = RunOptions(given["device"], given["data_dir"], given["download"])
-    if "noise" not in given:
-        return machine
-    keys = ("compile", "channels_last", "fold_batch_norm", "batch", "noise")
-    return replace(machine, smoothing=SmoothingOptions(**{key: given[key] for key in keys}))
+    return RunOptions(given["device"], given["data_dir"], given["download"])
 
 
 def read_training_machine(given: dict[str, Any]) -> RunOptions:

@@ -11,7 +11,7 @@ from hydrabench.config.evaluation import (
     with_default_threat,
 )
 from hydrabench.config.fields import Densities, Density, Radius
-from hydrabench.config.loading import load_recipe, parse
+from hydrabench.config.loading import apply_override, load_recipe, parse
 from hydrabench.config.objectives import (
     OBJECTIVE_SETTINGS,
     CrownIbpObjective,
@@ -73,6 +73,7 @@ __all__ = [
     "TradesObjective",
     "TrainRecipe",
     "VerifiedSettings",
+    "apply_override",
     "at",
     "load_recipe",
     "parse",

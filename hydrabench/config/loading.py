@@ -37,7 +37,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     file = find_recipe(Path(path))
     values = resolved_values(file)
     for override in overrides:
-        _apply(values, override)
+        apply_override(values, override)
     return parse(TypeAdapter(Recipe), values, str(file))
 
 
@@ -88,8 +88,8 @@ def _is_inherited(place: tuple[int | str, ...], values: Any) -> bool:
     return isinstance(objective, dict) and place[3] not in entry and place[3] in with_default_threat(entry, objective)
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
-    """Set one dotted key in nested dictionaries."""
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Set one dotted key in nested dictionaries, from KEY=VALUE. Raises: ConfigError if it is none."""
     key, equals, text = override.partition("=")
     *parents, last = key.strip().split(".")
     if not equals or not last:

@@ -54,7 +54,7 @@ class SmoothingSettings(Section):
     @classmethod
     def grid(cls, value: Any, info: ValidationInfo) -> Any:
         """Turn "auto" into 0, 0.25, 0.5, ... up to the largest radius that can be certified."""
-        if value != "auto":
+        if value not in ("auto", ["auto"]):
             return value
         if not {"mode", "sigma", "samples", "alpha"} <= info.data.keys():
             return DEFAULT_RADII  # another setting is wrong, which is reported

@@ -81,6 +81,11 @@ class VerifiedSettings(Section):
         return "alpha-crown" in self.methods
 
     @property
+    def uses_our_bounds(self) -> bool:
+        """Whether our own bounds pass the network."""
+        return self.engine == "hydrabench"
+
+    @property
     def needs_auto_lirpa(self) -> bool:
         """Whether a method, or all, is auto_LiRPA's."""
         return self.searches or self.engine == "auto_lirpa"
@@ -105,6 +110,11 @@ class AlphaCrownSettings(Section):
     iterations: PositiveInt = 100
     learning_rate: PositiveFloat = 0.1
     time_limit: PositiveFloat | None = None  # seconds for each image; with it, a run cannot be reproduced
+
+    @property
+    def uses_our_bounds(self) -> bool:
+        """No: the method is auto_LiRPA's."""
+        return False
 
     @property
     def needs_auto_lirpa(self) -> bool:

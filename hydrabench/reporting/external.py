@@ -90,7 +90,7 @@ def table_names(evaluations: Sequence[Evaluation]) -> dict[str, Evaluation]:
     """A file name for each smoothing run, in their order. Raises: LedgerError if there is none."""
     found: dict[str, Evaluation] = {}
     for evaluation in evaluations:
-        if evaluation.kind != "smoothing":
+        if evaluation.evaluator.claims != "smoothed":
             continue
         parts = (evaluation.checkpoint.name, evaluation.protocol, f"sigma{evaluation.settings['sigma']:g}")
         base = re.sub(r"[^\w.+-]+", "-", "-".join(parts))
@@ -115,9 +115,7 @@ def read_table(text: str) -> Evaluation:
     lines.sort(key=lambda line: line.values["idx"])
     digits, decimals = max(line.digits for line in lines), max(line.decimals for line in lines)
     indices = [line.values["idx"] for line in lines]
-    settings = described.model_dump(
-        mode="json", include={"sigma", "n0", "samples", "alpha", "radii"}, exclude_none=True
-    )
+    settings = described.model_dump(mode="json", include={"sigma", "n0", "samples", "alpha", "radii"})
     return Evaluation(
         path,
         # Not a hash: rows of one name are one network, and never the one of a checkpoint that we know.

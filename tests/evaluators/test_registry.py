@@ -61,7 +61,7 @@ def test_every_kind_of_settings_has_an_evaluator():
 @pytest.mark.parametrize("kind", KINDS)
 def test_records_come_in_order_one_per_image_and_fit_into_a_ledger(kind, dtype):
     network, block = problem(dtype)
-    records = EVALUATORS[kind](network, block, SETTINGS[kind])
+    records = EVALUATORS[kind].evaluate(network, block, SETTINGS[kind])
     assert tuple(record.index for record in records) == block.indices
     assert tuple(record.input_sha for record in records) == block.shas
     assert [record.label for record in records] == block.labels.tolist()
@@ -76,10 +76,10 @@ def test_records_come_in_order_one_per_image_and_fit_into_a_ledger(kind, dtype):
 def test_records_are_repeatable_and_nothing_is_left_behind(kind):
     network, block = problem()
     images, state = block.images.clone(), torch.get_rng_state()
-    first = [replace(record, seconds=0.0) for record in EVALUATORS[kind](network, block, SETTINGS[kind])]
+    first = [replace(record, seconds=0.0) for record in EVALUATORS[kind].evaluate(network, block, SETTINGS[kind])]
     assert torch.equal(torch.get_rng_state(), state)
     torch.rand(3)
-    again = [replace(record, seconds=0.0) for record in EVALUATORS[kind](network, block, SETTINGS[kind])]
+    again = [replace(record, seconds=0.0) for record in EVALUATORS[kind].evaluate(network, block, SETTINGS[kind])]
     assert first == again
     assert torch.equal(block.images, images)
     assert all(parameter.grad is None and parameter.requires_grad for parameter in network.parameters())
@@ -90,4 +90,4 @@ def test_records_are_repeatable_and_nothing_is_left_behind(kind):
 def test_train_mode_is_refused(kind):
     network, block = problem()
     with pytest.raises(ValueError, match="eval mode"):
-        EVALUATORS[kind](network.train(), block, SETTINGS[kind])
+        EVALUATORS[kind].evaluate(network.train(), block, SETTINGS[kind])

@@ -12,8 +12,8 @@ from torch import nn
 from hydrabench.config import ReuseSettings, SmoothingSettings
 from hydrabench.data.images import Block
 from hydrabench.errors import DataError, NonFiniteError
-from hydrabench.evaluators import evaluate_reused, evaluate_smoothed
-from hydrabench.evaluators.reused import Paired
+from hydrabench.evaluators.reused import Paired, evaluate_reused
+from hydrabench.evaluators.smoothed import evaluate_smoothed
 from hydrabench.smoothing import Kept, NoiseSource, Plan, Sampling, shares, slack
 from hydrabench.smoothing.noise import NoiseStream
 

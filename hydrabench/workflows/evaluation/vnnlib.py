@@ -16,11 +16,11 @@ from hydrabench.checkpoints.onnx_file import export_onnx
 from hydrabench.config import EvaluationSettings
 from hydrabench.data import Block, ImageSource, block_indices, first_images, load_block, load_images
 from hydrabench.errors import ConfigError, LedgerError
+from hydrabench.evaluators.blocks import BLOCK_SIZE
 from hydrabench.evaluators.clean import clean_logits
 from hydrabench.files import write_text
 from hydrabench.runtime import PRECISIONS, World, exact_arithmetic
 from hydrabench.threat import linf_box
-from hydrabench.workflows.evaluation.block_size import BLOCK_SIZE
 from hydrabench.workflows.evaluation.loading import Subject
 from hydrabench.workflows.progress import say
 from hydrabench.workflows.run_options import RunOptions

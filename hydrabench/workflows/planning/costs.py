@@ -16,25 +16,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from hydrabench.evaluators import Sizes
 from hydrabench.masking import used_modules
 
 INPUT_GRADIENT, TRAINING = 2, 3  # forward passes of one pass with its gradient: to the image, to everything
 BOXES = 2  # interval bounds: centers and widths
-AUTOATTACK = 100 * INPUT_GRADIENT * (1 + 9 + 9) + 5000  # APGD-CE, APGD-T and FAB-T on nine targets, Square
 MEASURED_SECONDS = 0.3
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What costs depend on.
-
-    flops: floating-point operations of one forward pass of one image. symbolic: how many forward passes the
-    symbolic bounds of one image take, if every neuron is bounded. classes: outputs.
-    """
-
-    flops: float
-    symbolic: float
-    classes: int
 
 
 @dataclass(frozen=True)
@@ -70,15 +57,6 @@ TRAINING_PASSES: dict[str, Callable[[Any, Schedule, Sizes], float]] = {
     "ibp": _ibp,
     "crown-ibp": _crown_ibp,
     "mixtrain": _mixtrain,
-}
-# Forward passes for each test image, at most; methods whose cost depends on the weights are missing.
-EVALUATION_PASSES: dict[str, Callable[[Any, Sizes], float]] = {
-    "clean": lambda _settings, _sizes: 1,
-    "pgd": lambda settings, _sizes: 1 + INPUT_GRADIENT * settings.steps * settings.restarts * len(settings.losses),
-    "autoattack": lambda _settings, _sizes: AUTOATTACK,
-    "ibp": lambda _settings, _sizes: 1 + BOXES,
-    "crown-ibp": lambda _settings, sizes: 1 + BOXES + sizes.classes - 1,
-    "smoothing": lambda settings, _sizes: settings.n0 + settings.samples,
 }
 
 

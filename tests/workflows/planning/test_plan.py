@@ -15,14 +15,13 @@ from hydrabench.cli import main
 from hydrabench.config import EvaluationSettings, Recipe, load_recipe, parse
 from hydrabench.data import DATASETS
 from hydrabench.errors import ConfigError
-from hydrabench.evaluators import EVALUATORS
+from hydrabench.evaluators import EVALUATORS, Sizes
 from hydrabench.files import shipped
 from hydrabench.models import build_model
 from hydrabench.objectives import OBJECTIVES
-from hydrabench.workflows.evaluation.loading import RADIUS_FREE
 from hydrabench.workflows.planning import costs, timing
 from hydrabench.workflows.planning import plan as planning
-from hydrabench.workflows.planning.costs import EVALUATION_PASSES, TRAINING_PASSES, Schedule, Sizes, sizes_of
+from hydrabench.workflows.planning.costs import TRAINING_PASSES, Schedule, sizes_of
 from hydrabench.workflows.planning.plan import dry_run, plan, plan_text
 from hydrabench.workflows.training.commands import fresh_network
 
@@ -91,7 +90,7 @@ def test_crown_ibp_costs_its_transposed_passes_only_while_the_radius_grows():
 def test_every_objective_data_set_and_evaluation_has_its_cost():
     assert set(TRAINING_PASSES) == set(OBJECTIVES)
     assert set(planning.PUBLISHED_IMAGES) == set(DATASETS)
-    assert set(EVALUATION_PASSES) == set(EVALUATORS) - DEPENDS_ON_WEIGHTS
+    assert {kind for kind, one in EVALUATORS.items() if one.passes is None} == DEPENDS_ON_WEIGHTS
 
 
 @pytest.fixture
@@ -187,10 +186,12 @@ def test_the_steps_of_a_ramp_are_timed_at_half_the_radius_for_their_share(make_r
     assert ramps == [(1.0, pytest.approx(8)), (0.5, pytest.approx(4))]
 
 
-@pytest.mark.parametrize("kind", EVALUATION_PASSES)
+@pytest.mark.parametrize("kind", [kind for kind, one in EVALUATORS.items() if one.passes])
 def test_a_piece_of_every_evaluation_takes_the_passes_it_says(make_recipe, kind):
     settings = parse(
-        TypeAdapter(EvaluationSettings), {"kind": kind, **({} if kind in RADIUS_FREE else {"epsilon": "8/255"})}, kind
+        TypeAdapter(EvaluationSettings),
+        {"kind": kind, **({"epsilon": "8/255"} if "epsilon" in EVALUATORS[kind].conditions() else {})},
+        kind,
     )
     network = fresh_network(make_recipe()).eval()
     images = []

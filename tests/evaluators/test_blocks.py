@@ -6,10 +6,15 @@ import pytest
 from torch import nn
 
 from hydrabench.config import AlphaCrownSettings, CleanSettings, SmoothingSettings, VerifiedSettings
+from hydrabench.evaluators import EVALUATORS
+from hydrabench.evaluators.blocks import Blocks, duration
 from hydrabench.models import build_model
-from hydrabench.workflows.evaluation.block_size import Blocks, blocks_for, duration
 
 CIFAR, DIGITS = (3, 32, 32), (1, 8, 8)
+
+
+def blocks_for(settings, network, shape):
+    return EVALUATORS[settings.kind].blocks(settings, network, shape)
 
 
 def network(arch, shape=CIFAR):
@@ -60,14 +65,15 @@ def test_a_cascade_that_ends_with_a_search_has_smaller_blocks():
     ids=lambda value: str(getattr(value, "protocol", value)),
 )
 def test_what_bounds_no_neurons_one_by_one_keeps_its_blocks_whatever_the_network(settings, size):
-    assert blocks_for(settings, network("wrn_28_1"), CIFAR) == Blocks(size)
+    found = blocks_for(settings, network("wrn_28_1"), CIFAR)
+    assert (found.size, found.seconds) == (size, 0.0)
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.4, "0 seconds"), (119, "119 seconds"), (120, "2 minutes"), (86400, "24 hours"), (2e5, "2 days")],
+    [(0.4, "0.4 s"), (89, "89 s"), (90, "1.5 min"), (5400, "1.5 h"), (86400, "24 h"), (2e5, "2.31 d")],
 )
-def test_durations_are_told_in_units_of_which_there_are_two(seconds, text):
+def test_durations_are_told_in_the_largest_unit_of_which_there_are_one_and_a_half(seconds, text):
     assert duration(seconds) == text
 
 
@@ -75,7 +81,9 @@ def test_the_warning_says_how_long_an_image_and_all_of_them_may_take():
     assert (
         Blocks(1, 300.0)
         .warning("crown", 10)
-        .startswith("crown may take up to 5 minutes of processor time for an image of this network, 50 minutes for 10,")
+        .startswith(
+            "crown may take up to 5 min of processor time for an image of this network, 50 min for 10; cheaper: a"
+        )
     )
     assert Blocks(10, 60.0).warning("crown", 10) is None
 
@@ -85,12 +93,11 @@ def test_a_search_is_announced_alone_and_at_the_end_of_a_cascade_with_what_may_m
     cascaded = VerifiedSettings(kind="cascade", methods=("ibp", "crown", "alpha-crown"), epsilon="2/255")
     crown = blocks_for(VerifiedSettings(kind="crown", epsilon="2/255"), network("wrn_28_1"), CIFAR)
     first, last = (blocks_for(settings, network("wrn_28_1"), CIFAR) for settings in (alone, cascaded))
-    assert (first.size, first.searched) == (10, first.seconds)
-    assert (last.size, last.seconds) == (1, crown.seconds + first.seconds)
-    assert last.searched == first.searched
+    assert (first.size, first.about) == (10, True)
+    assert (last.size, last.seconds, last.about) == (1, crown.seconds + first.seconds, True)
     assert first.warning("alpha-crown", 1).startswith("alpha-crown may take about ")
     assert "several times that with slopes all or if auto_LiRPA has to do without patches" in first.warning("x", 3)
-    assert crown.searched == 0
+    assert not crown.about
     assert blocks_for(alone, network("cifar_model"), CIFAR).warning("alpha-crown", 10_000) is None
 
 
@@ -106,11 +113,13 @@ def test_a_time_limit_shortens_what_is_announced_of_a_search_but_for_the_pass_be
 
 def test_nothing_is_announced_of_layers_that_only_auto_lirpa_knows():
     strange = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 10)).eval()
-    assert blocks_for(AlphaCrownSettings(epsilon="2/255"), strange, DIGITS) == Blocks(10)
+    found = blocks_for(AlphaCrownSettings(epsilon="2/255"), strange, DIGITS)
+    assert (found.size, found.seconds) == (10, 0.0)
 
 
 def test_the_warning_about_a_single_image_does_not_say_everything_twice():
-    assert Blocks(1, 300.0).warning("crown", 1) == (
-        "crown may take up to 5 minutes of processor time for an image of this network, and less if few neurons are "
-        "undecided; cheaper are --method ibp or crown-ibp, seconds for an image"
+    blocks = Blocks(1, 300.0, rest="less if few neurons are undecided", cheaper="--method ibp")
+    assert blocks.warning("crown", 1) == (
+        "crown may take up to 5 min of processor time for an image of this network, and less if few neurons are "
+        "undecided; cheaper: --method ibp"
     )
