@@ -17,7 +17,7 @@ import click
 from hydrabench.errors import HydrabenchError
 
 if TYPE_CHECKING:
-    from hydrabench.config import Recipe
+    from hydrabench.recipes import Recipe
     from hydrabench.workflows.run_options import RunOptions
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -80,7 +80,24 @@ def options(*added: Callable[[Command], Command]) -> Callable[[Command], Command
     return decorate
 
 
+def _load_plugins(_context: click.Context, _option: click.Parameter, files: tuple[Path, ...]) -> None:
+    if files:
+        from hydrabench.recipes import load_plugin
+
+        for file in files:
+            load_plugin(file)
+
+
+plugin_option = click.option(
+    "--plugin",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    callback=_load_plugins,
+    expose_value=False,
+    help="Python file that adds an objective, a data set, an architecture, ...; may be repeated.",
+)
 machine_options = options(
+    plugin_option,
     click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N, or auto."),
     click.option(
         "--threads",
@@ -136,7 +153,7 @@ image_options = options(
 
 def read_recipe(config: str, overrides: tuple[str, ...]) -> Recipe:
     """Load the recipe that --config and --set describe."""
-    from hydrabench.config import load_recipe
+    from hydrabench.recipes import load_recipe
 
     return load_recipe(config, overrides)
 

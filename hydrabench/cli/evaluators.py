@@ -111,8 +111,8 @@ def settings_of(kind: str, given: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     Raises: ConfigError if what --set says is not KEY=VALUE.
     """
-    from hydrabench.config import apply_override
     from hydrabench.evaluators import EVALUATORS
+    from hydrabench.recipes import apply_override
 
     runs: list[dict[str, Any]] = [{"kind": kind}]
     for option in EVALUATORS[kind].options:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hydrabench.config import NaturalObjective
+from hydrabench.objectives.description import TRAINING, Objective, ObjectiveSettings
 from hydrabench.objectives.step import Losses, Step
 
 
-def natural_loss(network: nn.Module, x: Tensor, y: Tensor, settings: NaturalObjective, step: Step) -> Losses:  # noqa: ARG001
+class NaturalSettings(ObjectiveSettings):
+    """Cross entropy on clean images."""
+
+    name: Literal["natural"]
+
+
+def natural_loss(network: nn.Module, x: Tensor, y: Tensor, settings: NaturalSettings, step: Step) -> Losses:  # noqa: ARG001
     """Cross entropy of the clean logits.
 
     Args:
@@ -19,7 +27,10 @@ def natural_loss(network: nn.Module, x: Tensor, y: Tensor, settings: NaturalObje
     return Losses(functional.cross_entropy(logits, y), logits)
 
 
-def clean_verdicts(network: nn.Module, x: Tensor, y: Tensor, settings: NaturalObjective, step: Step) -> Tensor:  # noqa: ARG001
+def clean_verdicts(network: nn.Module, x: Tensor, y: Tensor, settings: NaturalSettings, step: Step) -> Tensor:  # noqa: ARG001
     """Which images are classified correctly, (B,), bool."""
     correct: Tensor = network(x).argmax(1) == y
     return correct
+
+
+NATURAL = Objective(NaturalSettings, natural_loss, clean_verdicts, "clean_accuracy", lambda _settings, _work: TRAINING)

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from hydrabench.config import FreeObjective
 from hydrabench.objectives import OBJECTIVES, Step
+from hydrabench.objectives.free import FreeSettings
 from hydrabench.runtime import stream
 
 LOSS = OBJECTIVES["free"].loss
-SETTINGS = FreeObjective(name="free", epsilon="0.1")
+SETTINGS = FreeSettings(name="free", epsilon="0.1")
 
 
 @pytest.fixture

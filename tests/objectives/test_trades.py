@@ -9,15 +9,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from hydrabench.config import TradesObjective
 from hydrabench.masking import attach_masks, prunable_layers, score_masks, set_phase, shared_masks
 from hydrabench.models import build_model
 from hydrabench.objectives import OBJECTIVES, Step
-from hydrabench.objectives.trades import divergence
+from hydrabench.objectives.trades import TradesSettings, divergence
 from hydrabench.runtime import stream
 
 LOSS = OBJECTIVES["trades"].loss
-SETTINGS = TradesObjective(name="trades", epsilon="8/255", steps=3)
+SETTINGS = TradesSettings(name="trades", epsilon="8/255", steps=3)
 
 
 def problem():
@@ -56,7 +55,7 @@ def test_the_l2_attack_steps_by_two_radii_over_the_steps_and_stays_in_the_ball()
     network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach().flatten(1)))
     x = torch.full((20, 1, 1, 2), 0.5)
     x[0] = 1.0
-    settings = TradesObjective(name="trades", norm="l2", epsilon="0.1", steps=4)
+    settings = TradesSettings(name="trades", norm="l2", epsilon="0.1", steps=4)
     LOSS(network, x, torch.zeros(20, dtype=torch.int64), settings, Step(0.1, 1.0, stream("trades")))
     clean, points, end = seen[0], seen[1:5], seen[-1]
     noise = 0.001 * Step(0.1, 1.0, stream("trades")).normal(x).flatten(1)

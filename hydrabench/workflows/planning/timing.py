@@ -14,12 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from hydrabench.config import EvaluationSettings, Objective, PhaseRecipe
+from hydrabench.config import EvaluationSettings
 from hydrabench.data import Block
 from hydrabench.evaluators import EVALUATORS, Computing, Sizes
 from hydrabench.evaluators.blocks import BLOCK_SIZE
 from hydrabench.masking import Phase, attach_masks, set_phase, shared_masks
-from hydrabench.objectives import OBJECTIVES, Step
+from hydrabench.objectives import OBJECTIVES, ObjectiveSettings, Step
+from hydrabench.recipes import PhaseRecipe
 from hydrabench.runtime import exact_arithmetic
 from hydrabench.workflows.training.optimizer import build_optimizer
 
@@ -34,7 +35,7 @@ class Trainee:
     network: nn.Module
     phase: Phase
     recipe: PhaseRecipe
-    objective: Objective
+    objective: ObjectiveSettings
     density: float
     images: int
 

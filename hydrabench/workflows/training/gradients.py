@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from hydrabench.config import Objective
 from hydrabench.errors import MemoryShortageError, is_out_of_memory
 from hydrabench.masking import shared_masks, used_modules
-from hydrabench.objectives import OBJECTIVES, Losses, Step
+from hydrabench.objectives import OBJECTIVES, Losses, ObjectiveSettings, Step
 from hydrabench.runtime import World
 from hydrabench.workflows.progress import say
 from hydrabench.workflows.run_options import RunOptions
@@ -47,7 +46,13 @@ class Gradients:
     """Computes the gradients of an objective with respect to what is trained of a network."""
 
     def __init__(
-        self, network: nn.Module, objective: Objective, *, options: RunOptions, device: torch.device, world: World
+        self,
+        network: nn.Module,
+        objective: ObjectiveSettings,
+        *,
+        options: RunOptions,
+        device: torch.device,
+        world: World,
     ) -> None:
         """Prepare for `network`, which is on `device` and in its phase."""
         self.network = network
@@ -180,7 +185,7 @@ def _distributed(module: nn.Module, device: torch.device) -> nn.Module:
 class _Loss(nn.Module):
     """An objective of a network as one module, so that everything it computes is synchronised, bounds too."""
 
-    def __init__(self, network: nn.Module, objective: Objective) -> None:
+    def __init__(self, network: nn.Module, objective: ObjectiveSettings) -> None:
         super().__init__()
         self.network = network
         self.objective = objective

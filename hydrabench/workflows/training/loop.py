@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from hydrabench.checkpoints import Selection, state_of
-from hydrabench.config import Objective, PhaseRecipe
 from hydrabench.data import ImageSource, TrainingBatches
 from hydrabench.errors import NonFiniteError
 from hydrabench.masking import freeze_masks
-from hydrabench.objectives import EPSILON_SCHEDULES, OBJECTIVES, Step
+from hydrabench.objectives import EPSILON_SCHEDULES, OBJECTIVES, ObjectiveSettings, Step
+from hydrabench.recipes import PhaseRecipe
 from hydrabench.runtime import World, exact_arithmetic, stream
 from hydrabench.workflows.progress import Advance, tracking
 from hydrabench.workflows.run_options import RunOptions
@@ -43,7 +43,7 @@ class Job:
     phase: str
     seed: int
     recipe: PhaseRecipe
-    objective: Objective
+    objective: ObjectiveSettings
     batches: TrainingBatches
     validation: ImageSource
     network: nn.Module
@@ -159,7 +159,7 @@ class Loop:
     def _train_epoch(self, epoch: int, advance: Advance, write: Write) -> None:
         """Go on with one pass over the training images."""
         job, sums = self.job, self.done.sums
-        exact = OBJECTIVES[job.objective.name].passes_bounds
+        exact = OBJECTIVES[job.objective.name].uses_bounds
         before, started, images = sums.seconds, time.monotonic(), 0
         with exact_arithmetic() if exact else nullcontext():
             for x, y in minibatches(job.batches, job.world, epoch=epoch, first=sums.minibatches):

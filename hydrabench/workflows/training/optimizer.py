@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hydrabench.config import PhaseRecipe
 from hydrabench.objectives import SCHEDULES
+from hydrabench.recipes import PhaseRecipe
 
 AVERAGE_START = 10  # at first, an average spans about the last ninth of the steps so far
 

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hydrabench.bounds import keep_widths, program_of
-from hydrabench.checkpoints import Header, PhaseLabel, load_state, save_checkpoint, state_of
-from hydrabench.config import PhaseRecipe, Recipe, SectionName, TrainRecipe, sha256_of_values
+from hydrabench.checkpoints import Header, PhaseLabel, PluginFile, load_state, save_checkpoint, state_of
 from hydrabench.data import DATASETS, ImageSource, TrainingBatches, TrainingImages, load_training_images, pixels
 from hydrabench.errors import ConfigError, lookup
 from hydrabench.ledger import RunFolder, open_run
@@ -27,6 +26,8 @@ from hydrabench.masking import (
     set_phase,
 )
 from hydrabench.objectives import OBJECTIVES
+from hydrabench.plugins import loaded
+from hydrabench.recipes import PhaseRecipe, Recipe, SectionName, TrainRecipe, sha256_of_values
 from hydrabench.runtime import TRAINING_PRECISIONS, World, environment, pick_device, stream
 from hydrabench.workflows.progress import say
 from hydrabench.workflows.run_options import RunOptions
@@ -132,7 +133,7 @@ def check_phase(
         require_tensorboard()
     phase: PhaseRecipe = getattr(recipe, section)
     objective = recipe.objective_of(section).name
-    bounds = OBJECTIVES[objective].passes_bounds
+    bounds = OBJECTIVES[objective].uses_bounds
     if bounds or _fills(phase):
         program_of(network)
     if phase.sync_batch_norm and world.size > 1 and (bounds or device.type == "cpu"):
@@ -226,13 +227,14 @@ def _write_network(
         num_classes=dataset.num_classes,
         normalization=recipe.model.normalization,
         density=start.density,
-        objective=recipe.objective_of(_section(start)),
+        objective=recipe.objective_of(_section(start)).plain(),
         recipe=recipe.name,
         recipe_sha256=sha256_of_values(recipe.of_phase(_section(start))),
         seed=recipe.seed,
         selection=trained.selection,
         parent=start.parent,
         kept=None if even else counts,
+        plugins=tuple(PluginFile.model_validate(plugin) for plugin in loaded()),
     )
     if header.layout == "dense":
         bake_masks(start.network)

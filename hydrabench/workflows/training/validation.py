@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from hydrabench.config import Objective
 from hydrabench.data import ImageSource, batches, pixels
 from hydrabench.masking import shared_masks
-from hydrabench.objectives import OBJECTIVES, Step
+from hydrabench.objectives import OBJECTIVES, ObjectiveSettings, Step
 from hydrabench.runtime import World, exact_arithmetic, stream
 
 LARGEST_BATCH = 500
@@ -16,7 +15,13 @@ BATCH_VALUES = 1 << 23  # pixel values of a batch: 500 images of CIFAR-10, 55 of
 
 
 def validate(
-    network: nn.Module, images: ImageSource, objective: Objective, *, seed: int, device: torch.device, world: World
+    network: nn.Module,
+    images: ImageSource,
+    objective: ObjectiveSettings,
+    *,
+    seed: int,
+    device: torch.device,
+    world: World,
 ) -> dict[str, float]:
     """Clean accuracy and the objective's own verdict at the final radius, as fractions of `images`.
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from hydrabench.bounds import class_margins
-from hydrabench.config import OBJECTIVE_SETTINGS
 from hydrabench.errors import MemoryShortageError
 from hydrabench.masking import attach_masks, set_phase
 from hydrabench.models import build_model
-from hydrabench.objectives import OBJECTIVES, Losses, Step, TrainingObjective
+from hydrabench.objectives import OBJECTIVES, Losses, Objective, Step
 from hydrabench.runtime import World, stream
 from hydrabench.workflows.run_options import RunOptions
 from hydrabench.workflows.training import forward_pass as computation
@@ -27,8 +27,9 @@ IMAGES = 7
 
 
 def settings_of(name: str):
-    fields = OBJECTIVE_SETTINGS[name].model_fields
-    return OBJECTIVE_SETTINGS[name](name=name, **{key: value for key, value in NEEDED.items() if key in fields})
+    model = OBJECTIVES[name].settings
+    fields = model.model_fields
+    return model(name=name, **{key: value for key, value in NEEDED.items() if key in fields})
 
 
 def problem(arch: str = "cifar_model", *, pruned: bool = False) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
@@ -77,7 +78,7 @@ def test_a_micro_batch_as_large_as_the_batch_changes_no_bit():
     assert all(torch.equal(whole[name], gradient) for name, gradient in same.items())
 
 
-def forgetful(limit: int, error: Callable[[], Exception], seen: list[int]) -> TrainingObjective:
+def forgetful(limit: int, error: Callable[[], Exception], seen: list[int]) -> Objective:
     """TRADES on a machine whose memory holds `limit` images; it runs out after the first forward pass."""
     original = OBJECTIVES["trades"]
 
@@ -89,7 +90,7 @@ def forgetful(limit: int, error: Callable[[], Exception], seen: list[int]) -> Tr
             raise error()
         return losses
 
-    return TrainingObjective(loss, original.verdicts, original.metric)
+    return replace(original, loss=loss)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +146,7 @@ def test_what_an_objective_wants_called_sees_its_gradients_and_waits_for_the_who
     network, x, y = problem()
     whole = x.clone().requires_grad_()
     nn.functional.cross_entropy(network(whole), y).backward()
-    monkeypatch.setitem(OBJECTIVES, "natural", TrainingObjective(loss, original.verdicts, original.metric))
+    monkeypatch.setitem(OBJECTIVES, "natural", replace(original, loss=loss))
     _, outcome, _ = compute(network, x, y, micro_batch=3)
     assert [len(leaf) for leaf in leaves] == [2, 2, 3]
     torch.testing.assert_close(torch.cat([leaf.grad for leaf in leaves]), whole.grad, rtol=1e-4, atol=1e-8)

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from hydrabench.config.fields import Densities, Section
-from hydrabench.config.objectives import Objective
+from hydrabench.recipes.choice import ObjectiveSection
 
 # How importance scores start: the keys of `SCORE_INITS` in hydrabench.masking.
 Scores = Literal["scaled", "kaiming_normal", "kaiming_uniform", "xavier_normal", "xavier_uniform", "snip"]
@@ -26,7 +26,7 @@ class PhaseRecipe(Section):
         "sync_batch_norm",
     )
 
-    objective: Objective | None = None  # None: the recipe's own
+    objective: ObjectiveSection | None = None  # None: the recipe's own
     epochs: PositiveInt  # passes over the training images
     batch_size: PositiveInt = 128  # of one optimizer step, over all processes and micro-batches
     optimizer: Literal["sgd", "adam", "rmsprop"] = "sgd"
