@@ -21,9 +21,9 @@ import torch
 from torch import nn
 
 from hydrabench.checkpoints import find_entry, open_ref
-from hydrabench.config import ReuseSettings, SmoothingSettings
 from hydrabench.data import load_block, load_images
 from hydrabench.data.images import Block
+from hydrabench.evaluators import ReuseSettings, SmoothingSettings
 from hydrabench.evaluators.reused import evaluate_reused
 from hydrabench.evaluators.smoothed import evaluate_smoothed
 from hydrabench.ledger import SmoothedRecord

@@ -14,7 +14,7 @@ from hydrabench.cli.evaluators import EvaluatorCommand, computing_of, require_di
 from hydrabench.errors import ConfigError
 
 if TYPE_CHECKING:
-    from hydrabench.config import EvaluationSettings
+    from hydrabench.evaluators import EvaluationSettings
     from hydrabench.workflows.evaluation.loading import Subject
     from hydrabench.workflows.run_options import RunOptions
 

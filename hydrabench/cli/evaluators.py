@@ -84,9 +84,9 @@ def require_options(choice: str, kind: str, given: Mapping[str, Any]) -> None:
     evaluators = evaluators_of(choice)
     lookup("method", evaluators, kind)
     for name, options in declared_options(evaluators).items():
-        option, takers = options[0], [other for other, one in evaluators.items() if name in _names(one)]
         if not _is_given(given.get(name)):
             continue
+        option, takers = options[0], [other for other in evaluators if name in options_of(other)]
         if kind not in takers:
             raise ConfigError(f"{option.flag} is for --{choice} {', '.join(takers)}; with {kind} leave it out")
         if option.needs and not given.get(option.needs):
@@ -102,8 +102,15 @@ def _is_given(value: object) -> bool:
     return value is not None and value is not False
 
 
-def _names(evaluator: Evaluator) -> set[str]:
-    return {option.name for option in evaluator.options}
+def options_of(kind: str) -> dict[str, Option]:
+    """The options of an evaluator by name; if it declares none, those of others that are named like its settings."""
+    from hydrabench.evaluators import EVALUATORS
+
+    evaluator = EVALUATORS[kind]
+    if evaluator.options:
+        return {option.name: option for option in evaluator.options}
+    others = declared_options({name: one for name, one in EVALUATORS.items() if one.command == evaluator.command})
+    return {name: options[0] for name, options in others.items() if name in evaluator.settings.model_fields}
 
 
 def settings_of(kind: str, given: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -111,11 +118,10 @@ def settings_of(kind: str, given: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     Raises: ConfigError if what --set says is not KEY=VALUE.
     """
-    from hydrabench.evaluators import EVALUATORS
     from hydrabench.recipes import apply_override
 
     runs: list[dict[str, Any]] = [{"kind": kind}]
-    for option in EVALUATORS[kind].options:
+    for option in options_of(kind).values():
         value: Any = given.get(option.name)
         if not _is_given(value) or option.role != "setting":
             continue
@@ -131,17 +137,13 @@ def settings_of(kind: str, given: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def require_distinct(kind: str, given: Mapping[str, Any], runs: Sequence[Any]) -> None:
     """Refuse one value twice where each makes a run. Raises: ConfigError."""
-    from hydrabench.evaluators import EVALUATORS
-
     if len(set(runs)) < len(runs):
-        named = [one for one in EVALUATORS[kind].options if one.kind == "several" and given.get(one.name)]
+        named = [one for one in options_of(kind).values() if one.kind == "several" and given.get(one.name)]
         texts = " and ".join(f"{option.flag} {given[option.name]}" for option in named)
         raise ConfigError(f"{texts} names one value twice; name each once")
 
 
 def computing_of(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The options that say how the evaluator computes."""
-    from hydrabench.evaluators import EVALUATORS
-
-    names = [option.name for option in EVALUATORS[kind].options if option.role == "computing"]
+    names = [option.name for option in options_of(kind).values() if option.role == "computing"]
     return {name: given[name] for name in names if _is_given(given.get(name))}

@@ -11,14 +11,18 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from hydrabench.config import AutoAttackSettings
+from pydantic import NonNegativeInt
+
+from hydrabench.config import Radius
+from hydrabench.config.protocol import unless
 from hydrabench.errors import HydrabenchError, NonFiniteError
 from hydrabench.evaluators.clean import attack_records, clean_breaks, clean_logits, require_finite
-from hydrabench.evaluators.description import Evaluator, robust_metrics
+from hydrabench.evaluators.description import EvaluationSettings, Evaluator, robust_metrics
 from hydrabench.evaluators.pgd import EPSILON, INPUT_GRADIENT, NORM, SEED, short_pgd
 from hydrabench.ledger import AttackRecord
+from hydrabench.threat import Norm
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -27,6 +31,20 @@ if TYPE_CHECKING:
 
 ENSEMBLE = ("apgd-ce", "apgd-t", "fab-t", "square")  # in the authors' order
 _NORMS = {"linf": "Linf", "l2": "L2"}
+
+
+class AutoAttackSettings(EvaluationSettings):
+    """The standard AutoAttack ensemble (APGD-CE, APGD-T, FAB-T, Square) in seeded blocks."""
+
+    kind: Literal["autoattack"] = "autoattack"
+    norm: Norm = "linf"
+    epsilon: Radius
+    seed: NonNegativeInt = 0
+
+    @property
+    def protocol(self) -> str:
+        """The protocol id."""
+        return f"aa-standard{unless(0, 's', self.seed)}@1"
 
 
 def evaluate_autoattack(network: nn.Module, block: Block, settings: AutoAttackSettings) -> list[AttackRecord]:

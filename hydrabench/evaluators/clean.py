@@ -4,17 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from hydrabench.config import CleanSettings
 from hydrabench.errors import NonFiniteError
-from hydrabench.evaluators.description import Evaluator, clean_metric
+from hydrabench.evaluators.description import EvaluationSettings, Evaluator, clean_metric
 from hydrabench.ledger import AttackRecord, Record
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from hydrabench.data.images import Block
+
+
+class CleanSettings(EvaluationSettings):
+    """Accuracy on the unperturbed images."""
+
+    kind: Literal["clean"] = "clean"
+
+    @property
+    def protocol(self) -> str:
+        """The protocol id."""
+        return "clean@1"
 
 
 def evaluate_clean(network: nn.Module, block: Block, settings: CleanSettings) -> list[AttackRecord]:  # noqa: ARG001

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from hydrabench.config.fields import Section
 from hydrabench.errors import ConfigError
 from hydrabench.evaluators.blocks import Blocks, fixed_blocks
 from hydrabench.ledger import Record
@@ -28,6 +29,24 @@ if TYPE_CHECKING:
 CONDITIONS = ("norm", "epsilon", "sigma", "radii")
 FULL_PRECISIONS = ("float32", "float64")
 Line = Mapping[str, Any]  # one record, as its ledger has it
+
+
+class EvaluationSettings(Section):
+    """Base of the settings of an evaluator: an entry of `evaluate:`, or the options of `attack` and `certify`.
+
+    A subclass narrows `kind` to its keys in `EVALUATORS`: `kind: Literal["pgd"] = "pgd"`.
+    """
+
+    kind: str
+
+    @property
+    def protocol(self) -> str:
+        """The protocol id, which names exactly how a number is made.
+
+        It spells out every setting that differs from the protocol's default, but for `CONDITIONS`, so that numbers of
+        different procedures never share a column.
+        """
+        raise NotImplementedError(f"{type(self).__name__} needs a property `protocol`")
 
 
 @dataclass(frozen=True)
@@ -118,14 +137,15 @@ def nothing(*_arguments: Any) -> None:
 class Evaluator:
     """A way of judging networks.
 
-    settings: a frozen model with a `kind` and a `protocol` id that spells out whatever differs from its defaults.
+    settings: its model.
     evaluate: (network, block, settings) -> one record for each image, in order. The network is in eval mode, on the
         device and in the precision of the images; a record's `seconds` is its share of the block's time.
     record: what every line of a ledger has.
     metrics: (lines of a ledger, settings) -> metric by name.
     claims: "upper" bounds the true robust accuracy from above, and its records say `robust`; "lower" from below, by
         records that say `verified`; "smoothed" speaks about the smoothed classifier; "clean" about no ball.
-    command: of the command line, that makes it. options: of that command.
+    command: of the command line, that makes it. options: of that command; if there are none, it takes those of other
+        evaluators that are named like its settings, and --set KEY=VALUE sets the others.
     heading, meaning: for the report, a text or (settings) -> text. Settings read from a ledger lack `CONDITIONS`.
     passes: (settings, sizes) -> forward passes for an image at most; None if that depends on the weights.
     piece: (settings) -> settings of a short run to time, and the images of its block.
@@ -140,7 +160,7 @@ class Evaluator:
     more: (settings, (C, H, W)) -> further entries of `summary.json`.
     """
 
-    settings: type[Any]
+    settings: type[EvaluationSettings]
     evaluate: Callable[..., Sequence[Record]]
     record: type[Record]
     metrics: Callable[[Sequence[Line], Any], dict[str, Metric]]
@@ -169,7 +189,7 @@ class Evaluator:
         return Ready(lambda block: self.evaluate(network, block, settings))
 
     def read(self, values: Mapping[str, Any]) -> Any:
-        """The settings of a ledger, not checked again; what it leaves out has its default."""
+        """The settings of a ledger, as JSON has them and not checked again; what it leaves out has its default."""
         return self.settings.model_construct(**values)
 
     def conditions(self) -> tuple[str, ...]:

@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import product
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from hydrabench.config import PgdSettings
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from hydrabench.config import Radius
+from hydrabench.config.protocol import unless
 from hydrabench.evaluators.blocks import BLOCK_SIZE
 from hydrabench.evaluators.clean import attack_records, clean_breaks, clean_logits, require_finite
-from hydrabench.evaluators.description import Evaluator, Option, robust_metrics
+from hydrabench.evaluators.description import EvaluationSettings, Evaluator, Option, robust_metrics
 from hydrabench.ledger import AttackRecord
+from hydrabench.threat import Norm
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -21,6 +25,24 @@ if TYPE_CHECKING:
     from hydrabench.data.images import Block
 
 INPUT_GRADIENT = 2  # forward passes of one pass with its gradient to the image
+
+
+class PgdSettings(EvaluationSettings):
+    """Projected gradient descent: every loss in `losses`, `restarts` times each, until one breaks the image."""
+
+    kind: Literal["pgd"] = "pgd"
+    norm: Norm = "linf"
+    epsilon: Radius
+    steps: PositiveInt = 50
+    restarts: PositiveInt = 1
+    losses: tuple[Literal["ce", "margin"], ...] = Field(("ce", "margin"), min_length=1)
+    seed: NonNegativeInt = 0
+
+    @property
+    def protocol(self) -> str:
+        """`pgd-50@1` is 50 steps, one restart, both losses, seed 0; whatever differs is spelt out."""
+        losses = "" if self.losses == ("ce", "margin") else "-" + "+".join(self.losses)
+        return f"pgd-{self.steps}{unless(1, 'r', self.restarts)}{losses}{unless(0, 's', self.seed)}@1"
 
 
 def evaluate_pgd(network: nn.Module, block: Block, settings: PgdSettings) -> list[AttackRecord]:

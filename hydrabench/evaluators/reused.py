@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hydrabench.config import ReuseSettings, SmoothingSettings
 from hydrabench.data.images import Block
 from hydrabench.errors import DataError
 from hydrabench.evaluators.clean import require_eval_mode
+from hydrabench.evaluators.reuse_settings import ReuseSettings
 from hydrabench.evaluators.smoothed import ABSTAIN, certify
+from hydrabench.evaluators.smoothing_settings import SmoothingSettings
 from hydrabench.ledger import ReusedRecord
 from hydrabench.smoothing import RULES, Draws, Plan, Routine, Sampling, are_grey_levels, collect, radius_of, slack
 from hydrabench.smoothing.incremental import Kept, parent_bound, shares

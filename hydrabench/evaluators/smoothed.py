@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import nn
 
-from hydrabench.config import SmoothingSettings
 from hydrabench.data.images import Block
 from hydrabench.errors import DataError
 from hydrabench.evaluators.clean import require_eval_mode
+from hydrabench.evaluators.smoothing_settings import SmoothingSettings
 from hydrabench.ledger import SmoothedRecord
 from hydrabench.smoothing import (
     RULES,

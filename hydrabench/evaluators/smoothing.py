@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from math import prod, sqrt
 from typing import TYPE_CHECKING, Any
 
-from hydrabench.config import SmoothingSettings
 from hydrabench.errors import ConfigError, lookup
 from hydrabench.evaluators.blocks import Blocks
 from hydrabench.evaluators.description import Computing, Evaluator, Line, Metric, Option, Ready, is_correct
 from hydrabench.evaluators.pgd import SEED
+from hydrabench.evaluators.smoothing_settings import SmoothingSettings
 from hydrabench.ledger import SmoothedRecord
 
 if TYPE_CHECKING:

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from hydrabench.config import AlphaCrownSettings, VerifiedSettings
 from hydrabench.errors import UnsupportedLayerError
 from hydrabench.evaluators.blocks import BLOCK_SIZE, Blocks, blocks_of_a_minute, fixed_blocks
 from hydrabench.evaluators.description import Computing, Evaluator, Option, Ready, Sizes, verified_metrics
 from hydrabench.evaluators.pgd import EPSILON, NORM
+from hydrabench.evaluators.verified_settings import AlphaCrownSettings, VerifiedSettings
 from hydrabench.ledger import VerifiedRecord
 
 if TYPE_CHECKING:

@@ -27,10 +27,10 @@ from hydrabench.bounds import (
     rounding_bound,
     sound_margins,
 )
-from hydrabench.config import AlphaCrownSettings, VerifiedSettings
 from hydrabench.data.images import Block
 from hydrabench.errors import GateError, UnsupportedLayerError, lookup
 from hydrabench.evaluators.clean import clean_logits, require_finite
+from hydrabench.evaluators.verified_settings import AlphaCrownSettings, VerifiedSettings
 from hydrabench.ledger import VerifiedRecord
 from hydrabench.runtime import require_exact_arithmetic
 

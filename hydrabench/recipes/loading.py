@@ -9,9 +9,10 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from hydrabench.config import Normalization, PseudoLabelRecipe, with_default_threat
+from hydrabench.config import Normalization, PseudoLabelRecipe
 from hydrabench.config.parsing import TAGS, Problem, describe, place, problems
 from hydrabench.errors import ConfigError
+from hydrabench.evaluators import with_default_threat
 from hydrabench.recipes.choice import evaluation_models, objective_models
 from hydrabench.recipes.inheritance import find_recipe, resolved_values
 from hydrabench.recipes.phases import FinetuneRecipe, PruneRecipe, TrainRecipe

@@ -23,8 +23,8 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from hydrabench.config import parse
 from hydrabench.config.fields import Density, Section
 from hydrabench.config.protocol import unless
-from hydrabench.config.smoothing import DEFAULT_RADII
 from hydrabench.errors import ConfigError, LedgerError
+from hydrabench.evaluators.smoothing_settings import DEFAULT_RADII
 from hydrabench.reporting.evaluations import IMPORTED, Checkpoint, Evaluation, Selection
 
 COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")

@@ -142,7 +142,7 @@ def _measured(evaluation: Evaluation) -> Iterator[tuple[Column, tuple[float, ...
 
 def _protocol_of(kind: str) -> str:
     """The protocol of an evaluator with its defaults."""
-    return str(EVALUATORS[kind].settings().protocol)
+    return str(EVALUATORS[kind].settings(kind=kind).protocol)
 
 
 def _cells(evaluations: Sequence[Evaluation]) -> dict[tuple[str, Column], tuple[float, ...]]:

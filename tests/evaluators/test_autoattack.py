@@ -16,10 +16,9 @@ from pyautoattack import AutoAttack
 from torch import nn
 
 from hydrabench.attacks import margin
-from hydrabench.config import AutoAttackSettings
 from hydrabench.data.images import Block
 from hydrabench.errors import HydrabenchError, NonFiniteError
-from hydrabench.evaluators import autoattack
+from hydrabench.evaluators import AutoAttackSettings, autoattack
 from hydrabench.evaluators.autoattack import ENSEMBLE, block_seed, evaluate_autoattack
 
 EPSILON = {"linf": "0.08", "l2": "0.3"}

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from hydrabench.config import AlphaCrownSettings, CleanSettings, SmoothingSettings, VerifiedSettings
-from hydrabench.evaluators import EVALUATORS
+from hydrabench.evaluators import EVALUATORS, AlphaCrownSettings, CleanSettings, SmoothingSettings, VerifiedSettings
 from hydrabench.evaluators.blocks import Blocks, duration
 from hydrabench.models import build_model
 

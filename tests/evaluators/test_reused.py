@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from hydrabench.config import ReuseSettings, SmoothingSettings
 from hydrabench.data.images import Block
 from hydrabench.errors import DataError, NonFiniteError
+from hydrabench.evaluators import ReuseSettings, SmoothingSettings
 from hydrabench.evaluators.reused import Paired, evaluate_reused
 from hydrabench.evaluators.smoothed import evaluate_smoothed
 from hydrabench.smoothing import Kept, NoiseSource, Plan, Sampling, shares, slack

@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hydrabench.bounds import BOUNDS, Search, lirpa
-from hydrabench.config import AlphaCrownSettings, PgdSettings, VerifiedSettings
 from hydrabench.data.images import Block
 from hydrabench.errors import GateError, HydrabenchError, NonFiniteError
-from hydrabench.evaluators import EVALUATORS, verified
+from hydrabench.evaluators import EVALUATORS, AlphaCrownSettings, PgdSettings, VerifiedSettings, verified
 from hydrabench.evaluators.pgd import evaluate_pgd
 from hydrabench.evaluators.verified import evaluate_verified
 

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from hydrabench.config.smoothing import Mode
 from hydrabench.evaluators.smoothing import MEANINGS
+from hydrabench.evaluators.smoothing_settings import Mode
 from hydrabench.reporting import build_leaderboard, csv_text, markdown, rich_tables, summary_json
 from hydrabench.reporting.leaderboard import Protocol
 from hydrabench.reporting.legend import headings, meaning, notes, protocol_lines, size_text

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from hydrabench.bounds import watched
-from hydrabench.config import EvaluationSettings
 from hydrabench.data import ImageSource, block_indices, first_images, load_images
 from hydrabench.errors import ConfigError, DataError
-from hydrabench.evaluators import EVALUATORS, at
+from hydrabench.evaluators import EVALUATORS, EvaluationSettings, at
 from hydrabench.evaluators.description import require_precision
 from hydrabench.ledger import Record, RunFolder, open_run
 from hydrabench.reporting.statistics import summarize

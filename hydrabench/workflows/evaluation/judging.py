@@ -7,10 +7,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from hydrabench.config import EvaluationSettings
 from hydrabench.data import Block, ImageSource, load_block
 from hydrabench.errors import MemoryShortageError, is_out_of_memory
-from hydrabench.evaluators import EVALUATORS, Computing
+from hydrabench.evaluators import EVALUATORS, Computing, EvaluationSettings
 from hydrabench.ledger import Record
 from hydrabench.runtime import World, environment
 from hydrabench.workflows.evaluation.loading import STORED_IN, Subject

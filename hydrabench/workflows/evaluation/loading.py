@@ -11,9 +11,8 @@ import torch
 from torch import nn
 
 from hydrabench.checkpoints import Checkpoint, checkpoint_name
-from hydrabench.config import EVALUATIONS, EvaluationSettings, parse, with_default_threat
 from hydrabench.errors import ConfigError, lookup
-from hydrabench.evaluators import EVALUATORS
+from hydrabench.evaluators import EVALUATORS, EvaluationSettings, parse_settings, with_default_threat
 from hydrabench.masking import prunable_layers, used_parameters
 from hydrabench.runtime import PRECISIONS, pick_device
 from hydrabench.threat import Norm
@@ -96,5 +95,4 @@ def settings_for(subject: Subject, values: Mapping[str, Any]) -> EvaluationSetti
             f"{subject.name} names no radius in this norm that it was trained for; add --epsilon, for example "
             f"{'0.25' if complete.get('norm') == 'l2' else '8/255'}"
         )
-    settings: Any = parse(EVALUATIONS[complete["kind"]], complete, complete["kind"])
-    return settings  # type: ignore[no-any-return]
+    return parse_settings(complete)

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from hydrabench.checkpoints import Checkpoint
-from hydrabench.config import ReuseSettings, SmoothingSettings, parse
-from hydrabench.config.reuse import default_reuse_samples
+from hydrabench.config import parse
 from hydrabench.data import ImageSource, load_block
 from hydrabench.errors import CheckpointError, ConfigError, HydrabenchError, LedgerError
+from hydrabench.evaluators import ReuseSettings, SmoothingSettings
+from hydrabench.evaluators.reuse_settings import default_reuse_samples
 from hydrabench.files import sha256_of
 from hydrabench.ledger import RunFolder, read_run
 from hydrabench.smoothing.forward import Forward

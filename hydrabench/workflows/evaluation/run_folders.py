@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from hydrabench.config import EvaluationSettings
-from hydrabench.config.smoothing import radii_text
+from hydrabench.evaluators import EvaluationSettings
+from hydrabench.evaluators.smoothing_settings import radii_text
 from hydrabench.workflows.evaluation.loading import Subject
 
 LONGEST = 40  # characters of the indices in a folder name

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from hydrabench.config import EvaluationSettings
-from hydrabench.evaluators import EVALUATORS
+from hydrabench.evaluators import EVALUATORS, EvaluationSettings
 from hydrabench.reporting.statistics import clopper_pearson
 
 SHOWN = 4

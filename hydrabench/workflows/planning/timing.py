@@ -14,9 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from hydrabench.config import EvaluationSettings
 from hydrabench.data import Block
-from hydrabench.evaluators import EVALUATORS, Computing, Sizes
+from hydrabench.evaluators import EVALUATORS, Computing, EvaluationSettings, Sizes
 from hydrabench.evaluators.blocks import BLOCK_SIZE
 from hydrabench.masking import Phase, attach_masks, set_phase, shared_masks
 from hydrabench.objectives import OBJECTIVES, ObjectiveSettings, Step

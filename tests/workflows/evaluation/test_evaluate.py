@@ -15,14 +15,6 @@ from sklearn import datasets as sklearn_datasets
 from torch import nn
 
 from hydrabench.bounds import lirpa
-from hydrabench.config import (
-    AlphaCrownSettings,
-    AutoAttackSettings,
-    CleanSettings,
-    PgdSettings,
-    SmoothingSettings,
-    VerifiedSettings,
-)
 from hydrabench.data import load_block, load_images
 from hydrabench.errors import (
     ConfigError,
@@ -33,7 +25,15 @@ from hydrabench.errors import (
     NonFiniteError,
     UnsupportedLayerError,
 )
-from hydrabench.evaluators import EVALUATORS
+from hydrabench.evaluators import (
+    EVALUATORS,
+    AlphaCrownSettings,
+    AutoAttackSettings,
+    CleanSettings,
+    PgdSettings,
+    SmoothingSettings,
+    VerifiedSettings,
+)
 from hydrabench.files import sha256_of
 from hydrabench.ledger import AttackRecord, SmoothedRecord, VerifiedRecord, open_run
 from hydrabench.workflows.evaluation.evaluate import evaluate

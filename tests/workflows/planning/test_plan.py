@@ -11,9 +11,8 @@ import yaml
 from click.testing import CliRunner
 
 from hydrabench.cli import main
-from hydrabench.config import EVALUATIONS, parse
 from hydrabench.errors import ConfigError
-from hydrabench.evaluators import EVALUATORS, Sizes
+from hydrabench.evaluators import EVALUATORS, Sizes, parse_settings
 from hydrabench.files import shipped
 from hydrabench.models import build_model
 from hydrabench.objectives import OBJECTIVES, Workload
@@ -186,7 +185,7 @@ def test_the_steps_of_a_ramp_are_timed_at_half_the_radius_for_their_share(make_r
 @pytest.mark.parametrize("kind", [kind for kind, one in EVALUATORS.items() if one.passes])
 def test_a_piece_of_every_evaluation_takes_the_passes_it_says(make_recipe, kind):
     radius = {"epsilon": "8/255"} if "epsilon" in EVALUATORS[kind].conditions() else {}
-    settings = parse(EVALUATIONS[kind], {"kind": kind, **radius}, kind)
+    settings = parse_settings({"kind": kind, **radius})
     network = fresh_network(make_recipe()).eval()
     images = []
     # A clean pass, a start and ten steps of PGD; 100 + 2000 draws. No bound passes a network with a hook.

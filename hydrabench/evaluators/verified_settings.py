@@ -7,8 +7,9 @@ from typing import ClassVar, Literal
 
 from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt
 
-from hydrabench.config.fields import Radius, Section
+from hydrabench.config import Radius
 from hydrabench.config.protocol import unless
+from hydrabench.evaluators.description import EvaluationSettings
 from hydrabench.threat import Norm
 
 Method = Literal["ibp", "symbolic", "crown-ibp", "crown", "alpha-crown"]
@@ -18,7 +19,7 @@ AUTO_LIRPA = ("ibp", "crown-ibp", "crown")  # what it is asked for besides alpha
 SEARCH = ("slopes", "iterations", "learning_rate", "time_limit")
 
 
-class VerifiedSettings(Section):
+class VerifiedSettings(EvaluationSettings):
     """A sound lower bound of every margin over a ball; `cascade` tries `methods` until one proves it.
 
     slopes, iterations, learning_rate, time_limit: of alpha-crown, as the last one of `methods`.
@@ -99,7 +100,7 @@ class VerifiedSettings(Section):
         return f"{self.kind}{methods}{_search_text(self)}{engine}{rigor}@1"
 
 
-class AlphaCrownSettings(Section):
+class AlphaCrownSettings(EvaluationSettings):
     """CROWN with optimised slopes, by auto_LiRPA; `bounds.Search` says what the options mean."""
 
     model_config = ConfigDict(allow_inf_nan=False)

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import PositiveInt
 
 from hydrabench.config.protocol import unless
-from hydrabench.config.smoothing import DEFAULT_RADII, SmoothingSettings, radii_text
+from hydrabench.evaluators.smoothing_settings import DEFAULT_RADII, SmoothingSettings, radii_text
 
 
 class ReuseSettings(SmoothingSettings):

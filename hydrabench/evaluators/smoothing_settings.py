@@ -19,8 +19,8 @@ from pydantic import (
     field_validator,
 )
 
-from hydrabench.config.fields import Section
 from hydrabench.config.protocol import unless
+from hydrabench.evaluators.description import EvaluationSettings
 
 Mode = Literal["cohen", "curtailed", "adaptive", "betting", "predict"]
 SEQUENTIAL = ("curtailed", "adaptive", "betting")
@@ -28,7 +28,7 @@ DEFAULT_RADII = (0.0, 0.25, 0.5, 0.75)
 GRID_STEP = 0.25
 
 
-class SmoothingSettings(Section):
+class SmoothingSettings(EvaluationSettings):
     """Randomized smoothing as in Cohen et al. (2019): selection with `n0`, estimation with up to `samples` draws.
 
     mode: when to stop drawing, see `smoothing.sequential`; "predict" predicts with abstention and certifies no

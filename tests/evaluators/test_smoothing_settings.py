@@ -9,8 +9,8 @@ from statistics import NormalDist
 import pytest
 from pydantic import ValidationError
 
-from hydrabench.config import SmoothingSettings
-from hydrabench.config.smoothing import SEQUENTIAL, largest_radius, radii_text
+from hydrabench.evaluators import SmoothingSettings
+from hydrabench.evaluators.smoothing_settings import SEQUENTIAL, largest_radius, radii_text
 from hydrabench.smoothing import RULES, Plan
 
 
