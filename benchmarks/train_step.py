@@ -43,7 +43,7 @@ from torch.nn.utils import parametrize
 
 from hydrabench.masking import attach_masks, prunable_layers, scaled_scores, set_phase, shared_masks
 from hydrabench.models import build_model
-from hydrabench.objectives import OBJECTIVES, Step
+from hydrabench.objectives import OBJECTIVES, TrainingStep
 from hydrabench.objectives.trades import TradesSettings
 from hydrabench.runtime import exact_arithmetic, stream
 
@@ -139,7 +139,7 @@ def our_step(
 ) -> tuple[float, int]:
     """One step as the training loop takes it; returns its loss and how many images it logs as correct."""
     with shared_masks(network):
-        losses = OBJECTIVES["trades"].loss(network, x, y, SETTINGS, Step(EPSILON, 1.0, generator))
+        losses = OBJECTIVES["trades"].loss(network, x, y, SETTINGS, TrainingStep(EPSILON, 1.0, generator))
         optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
     value = losses.total.item()

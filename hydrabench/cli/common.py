@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hydrabench.workflows.run_options import RunOptions
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-# What a process of torchrun waits for the main one to fail of the same, whereupon torchrun ends all of them.
+# How long a process waits before it reports an error: if the main process fails, too, torchrun ends all of them.
 GRACE_SECONDS = 2.0
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -45,7 +45,7 @@ class Commands(click.Group):
 
 
 def _report(error: HydrabenchError) -> None:
-    """Print one line, not one from every process that torchrun started, but an error that only one of them has too."""
+    """Print one line from the main process; another process prints only an error that the main one does not have."""
     if is_main_process():
         click.echo(f"error: {error}", err=True)
         return

@@ -1,7 +1,6 @@
 """Checking values against a model: every problem is reported, with its place, in one line.
 
-What is wrong with several values together can be seen only where each of them is right: it is reported for all sections
-in which they are.
+Conflicts between values are reported only for sections whose values are right one by one.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ def described(error: ValidationError, keys: Collection[str] = (), *, most: int |
 def problems(error: ValidationError) -> list[Problem]:
     """Every problem of an error, the conflicts of a section one by one."""
     found = [each for problem in error.errors() for each in _single(problem)]
-    # Where parts of a sequence are wrong, that it is too short without them is no news.
+    # A sequence is too short without its wrong items: only the items are reported.
     return [one for one in found if one["type"] != "too_short" or not any(_inside(o["loc"], one["loc"]) for o in found)]
 
 
@@ -47,7 +46,7 @@ def describe(problem: Problem, keys: Collection[str] = (), *, tags: Collection[s
     """One problem as "path: what is wrong".
 
     Args:
-        keys: those that are allowed beside an unknown one. tags: parts of a path that stand in no file.
+        keys: those that are allowed beside an unknown one. tags: parts of a path that are not in the file.
     """
     where = place(problem, tags)
     path = ".".join(map(str, where)) or "the file"

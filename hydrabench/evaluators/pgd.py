@@ -90,7 +90,7 @@ def _attack_once(network: nn.Module, block: Block, settings: PgdSettings, *, los
     """Run one restart on all images of `block`; the broken ones leave the batch at once."""
     import torch
 
-    from hydrabench.attacks import LOSSES, default_step_size, margin, project, step, unit_noise
+    from hydrabench.attacks import LOSSES, ascent_step, default_step_size, margin, project, unit_noise
     from hydrabench.runtime import stream
 
     epsilon, norm = float(settings.epsilon), settings.norm
@@ -113,8 +113,7 @@ def _attack_once(network: nn.Module, block: Block, settings: PgdSettings, *, los
         broke_at[alive[wrong]] = done
         if done == settings.steps or wrong.all():
             break
-        (gradient,) = torch.autograd.grad(total, points)
-        moved = project(step(points.detach(), gradient, step_size, norm=norm), x, epsilon, norm=norm)
+        moved = ascent_step(points, total, x, epsilon, norm=norm, step_size=step_size)
         points, x, y, alive = moved[~wrong], x[~wrong], y[~wrong], alive[~wrong]
     return _Outcome(broke_at, smallest)
 

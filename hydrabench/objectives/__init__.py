@@ -11,7 +11,7 @@ from hydrabench.objectives.natural import NATURAL
 from hydrabench.objectives.pgd import PGD
 from hydrabench.objectives.schedules import EPSILON_SCHEDULES, SCHEDULES, constant, cosine, linear_epsilon
 from hydrabench.objectives.stability import STABILITY
-from hydrabench.objectives.step import Losses, Step
+from hydrabench.objectives.step import StepLoss, TrainingStep
 from hydrabench.objectives.trades import TRADES
 
 OBJECTIVES: dict[str, Objective] = {
@@ -32,10 +32,10 @@ __all__ = [
     "OBJECTIVES",
     "SCHEDULES",
     "TRAINING",
-    "Losses",
     "Objective",
     "ObjectiveSettings",
-    "Step",
+    "StepLoss",
+    "TrainingStep",
     "Workload",
     "constant",
     "cosine",

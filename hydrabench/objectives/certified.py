@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from hydrabench.bounds import class_margins
 from hydrabench.objectives.description import BOXES, TRAINING
-from hydrabench.objectives.step import Losses, Step
+from hydrabench.objectives.step import StepLoss, TrainingStep
 
 
 class Mixed(Protocol):
@@ -30,7 +30,9 @@ def kappa_at(ramp: float, settings: Mixed) -> float:
     return settings.kappa_start + (settings.kappa_end - settings.kappa_start) * ramp
 
 
-def certified_loss(network: nn.Module, x: Tensor, y: Tensor, step: Step, *, beta: float, kappa: float) -> Losses:
+def certified_loss(
+    network: nn.Module, x: Tensor, y: Tensor, step: TrainingStep, *, beta: float, kappa: float
+) -> StepLoss:
     """kappa · CE(f(x), y) + (1 - kappa) · CE(-lower bounds of f_y - f_j, y).
 
     With kappa = 0 the clean logits are not part of the loss, and are computed without gradients; their
@@ -46,8 +48,8 @@ def certified_loss(network: nn.Module, x: Tensor, y: Tensor, step: Step, *, beta
     lower = class_margins(network, x, y, step.epsilon, beta=beta)
     robust = functional.cross_entropy(-lower, y)
     if kappa == 0:
-        return Losses(robust, logits)
-    return Losses(kappa * functional.cross_entropy(logits, y) + (1 - kappa) * robust, logits)
+        return StepLoss(robust, logits)
+    return StepLoss(kappa * functional.cross_entropy(logits, y) + (1 - kappa) * robust, logits)
 
 
 def certified(lower: Tensor, y: Tensor) -> Tensor:

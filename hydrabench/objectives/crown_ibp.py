@@ -11,7 +11,7 @@ from hydrabench.bounds import class_margins
 from hydrabench.config import Radius
 from hydrabench.objectives.certified import box_passes, certified, certified_loss, kappa_at
 from hydrabench.objectives.description import TRAINING, Objective, ObjectiveSettings, Workload
-from hydrabench.objectives.step import Losses, Step
+from hydrabench.objectives.step import StepLoss, TrainingStep
 
 
 class CrownIbpSettings(ObjectiveSettings):
@@ -30,7 +30,9 @@ class CrownIbpSettings(ObjectiveSettings):
     kappa_end: float = Field(0.0, ge=0, le=1)
 
 
-def crown_ibp_loss(network: nn.Module, x: Tensor, y: Tensor, settings: CrownIbpSettings, step: Step) -> Losses:
+def crown_ibp_loss(
+    network: nn.Module, x: Tensor, y: Tensor, settings: CrownIbpSettings, step: TrainingStep
+) -> StepLoss:
     """CE(-lower bounds of f_y - f_j, y) with bounds beta · CROWN-IBP + (1 - beta) · IBP, and a share of CE(f(x), y).
 
     beta falls from 1 at radius 0 to `settings.beta_end` at the full radius: beta = 1 - ramp · (1 -
@@ -45,7 +47,9 @@ def crown_ibp_loss(network: nn.Module, x: Tensor, y: Tensor, settings: CrownIbpS
     return certified_loss(network, x, y, step, beta=beta, kappa=kappa_at(step.ramp, settings))
 
 
-def crown_ibp_verdicts(network: nn.Module, x: Tensor, y: Tensor, settings: CrownIbpSettings, step: Step) -> Tensor:
+def crown_ibp_verdicts(
+    network: nn.Module, x: Tensor, y: Tensor, settings: CrownIbpSettings, step: TrainingStep
+) -> Tensor:
     """Which images the bound of the last training step certifies at the full radius, (B,), bool."""
     return certified(class_margins(network, x, y, step.epsilon, beta=settings.beta_end), y)
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hydrabench.config.fields import Section
-from hydrabench.objectives.step import Losses, Step
+from hydrabench.objectives.step import StepLoss, TrainingStep
 
 # Costs are counted in forward passes. A gradient with respect to the image costs as much again as the forward pass, one
 # to image and parameters twice as much again (Kaplan et al., arXiv:2001.08361, section 2.1, count the same way).
@@ -61,8 +61,8 @@ class Objective:
     """
 
     settings: type[ObjectiveSettings]
-    loss: Callable[[nn.Module, Tensor, Tensor, Any, Step], Losses]
-    verdicts: Callable[[nn.Module, Tensor, Tensor, Any, Step], Tensor]
+    loss: Callable[[nn.Module, Tensor, Tensor, Any, TrainingStep], StepLoss]
+    verdicts: Callable[[nn.Module, Tensor, Tensor, Any, TrainingStep], Tensor]
     metric: str
     passes: Callable[[Any, Workload], float]
     uses_bounds: bool = False

@@ -11,7 +11,7 @@ from hydrabench.bounds import class_margins
 from hydrabench.config import Radius
 from hydrabench.objectives.certified import box_passes, certified, certified_loss, kappa_at
 from hydrabench.objectives.description import Objective, ObjectiveSettings, Workload
-from hydrabench.objectives.step import Losses, Step
+from hydrabench.objectives.step import StepLoss, TrainingStep
 
 
 class IbpSettings(ObjectiveSettings):
@@ -23,7 +23,7 @@ class IbpSettings(ObjectiveSettings):
     kappa_end: float = Field(0.5, ge=0, le=1)
 
 
-def ibp_loss(network: nn.Module, x: Tensor, y: Tensor, settings: IbpSettings, step: Step) -> Losses:
+def ibp_loss(network: nn.Module, x: Tensor, y: Tensor, settings: IbpSettings, step: TrainingStep) -> StepLoss:
     """kappa · CE(f(x), y) + (1 - kappa) · CE(-interval lower bounds of f_y - f_j, y).
 
     kappa moves from `settings.kappa_start` to `settings.kappa_end` with the radius, 1 to 1/2 by default.
@@ -35,7 +35,7 @@ def ibp_loss(network: nn.Module, x: Tensor, y: Tensor, settings: IbpSettings, st
     return certified_loss(network, x, y, step, beta=0.0, kappa=kappa_at(step.ramp, settings))
 
 
-def ibp_verdicts(network: nn.Module, x: Tensor, y: Tensor, settings: IbpSettings, step: Step) -> Tensor:  # noqa: ARG001
+def ibp_verdicts(network: nn.Module, x: Tensor, y: Tensor, settings: IbpSettings, step: TrainingStep) -> Tensor:  # noqa: ARG001
     """Which images interval bounds certify at the full radius, (B,), bool."""
     return certified(class_margins(network, x, y, step.epsilon, beta=0.0), y)
 

@@ -1,4 +1,4 @@
-"""MixTrain: cross entropy, and now and then the certified loss of a few images, whose weight grows."""
+"""MixTrain: cross entropy, plus the certified loss of a few images of some minibatches, with a growing weight."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hydrabench.bounds import symbolic_class_margins
 from hydrabench.config import Radius
 from hydrabench.objectives.certified import certified
 from hydrabench.objectives.description import TRAINING, Objective, ObjectiveSettings, Workload
-from hydrabench.objectives.step import Losses, Step
+from hydrabench.objectives.step import StepLoss, TrainingStep
 
 
 class MixtrainSettings(ObjectiveSettings):
@@ -39,7 +39,7 @@ class MixtrainSettings(ObjectiveSettings):
             yield f"weight {self.weight:g} exceeds weight_max {self.weight_max:g}"
 
 
-def mixtrain_loss(network: nn.Module, x: Tensor, y: Tensor, settings: MixtrainSettings, step: Step) -> Losses:
+def mixtrain_loss(network: nn.Module, x: Tensor, y: Tensor, settings: MixtrainSettings, step: TrainingStep) -> StepLoss:
     """CE(f(x), y), and sometimes weight · mean CE(-symbolic lower bounds of f_y - f_j, y) of a sample.
 
     A minibatch has a sample with `settings.probability`. It is `settings.samples` different images of the whole
@@ -62,7 +62,7 @@ def mixtrain_loss(network: nn.Module, x: Tensor, y: Tensor, settings: MixtrainSe
         summed = functional.cross_entropy(-lower, y[sample], reduction="sum")
         share = step.total(x) / len(x) / min(settings.samples, step.total(x))
         total = total + certified_weight(step.epoch, settings, ramp_epochs=step.ramp_epochs) * share * summed
-    return Losses(total, logits)
+    return StepLoss(total, logits)
 
 
 def certified_weight(epoch: int, settings: MixtrainSettings, *, ramp_epochs: int) -> float:
@@ -81,8 +81,11 @@ def certified_weight(epoch: int, settings: MixtrainSettings, *, ramp_epochs: int
         return settings.weight_max
 
 
-def _sample(x: Tensor, settings: MixtrainSettings, step: Step) -> Tensor:
-    """Which of the images at hand get the certified loss, as indices; every part draws alike from the whole batch."""
+def _sample(x: Tensor, settings: MixtrainSettings, step: TrainingStep) -> Tensor:
+    """Return the indices, among the images at hand, of those that get the certified loss.
+
+    The sample is drawn from the whole batch with the step's generator, so that all micro-batches draw the same one.
+    """
     whole = step.total(x)
     happens = torch.rand((), generator=step.generator) < settings.probability
     chosen = torch.zeros(whole, dtype=torch.bool)
@@ -90,7 +93,13 @@ def _sample(x: Tensor, settings: MixtrainSettings, step: Step) -> Tensor:
     return step.mine(chosen).nonzero()[:, 0].to(x.device)
 
 
-def mixtrain_verdicts(network: nn.Module, x: Tensor, y: Tensor, settings: MixtrainSettings, step: Step) -> Tensor:  # noqa: ARG001
+def mixtrain_verdicts(
+    network: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    settings: MixtrainSettings,  # noqa: ARG001
+    step: TrainingStep,
+) -> Tensor:
     """Which images symbolic intervals certify at the full radius, (B,), bool."""
     with torch.no_grad():
         return certified(symbolic_class_margins(network, x, y, step.epsilon), y)

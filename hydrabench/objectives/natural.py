@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hydrabench.objectives.description import TRAINING, Objective, ObjectiveSettings
-from hydrabench.objectives.step import Losses, Step
+from hydrabench.objectives.step import StepLoss, TrainingStep
 
 
 class NaturalSettings(ObjectiveSettings):
@@ -17,17 +17,17 @@ class NaturalSettings(ObjectiveSettings):
     name: Literal["natural"]
 
 
-def natural_loss(network: nn.Module, x: Tensor, y: Tensor, settings: NaturalSettings, step: Step) -> Losses:  # noqa: ARG001
+def natural_loss(network: nn.Module, x: Tensor, y: Tensor, settings: NaturalSettings, step: TrainingStep) -> StepLoss:  # noqa: ARG001
     """Cross entropy of the clean logits.
 
     Args:
         x: images, (B, C, H, W), in [0, 1]; y: labels, (B,).
     """
     logits = network(x)
-    return Losses(functional.cross_entropy(logits, y), logits)
+    return StepLoss(functional.cross_entropy(logits, y), logits)
 
 
-def clean_verdicts(network: nn.Module, x: Tensor, y: Tensor, settings: NaturalSettings, step: Step) -> Tensor:  # noqa: ARG001
+def clean_verdicts(network: nn.Module, x: Tensor, y: Tensor, settings: NaturalSettings, step: TrainingStep) -> Tensor:  # noqa: ARG001
     """Which images are classified correctly, (B,), bool."""
     correct: Tensor = network(x).argmax(1) == y
     return correct

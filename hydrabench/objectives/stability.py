@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hydrabench.objectives.description import TRAINING, Objective, ObjectiveSettings, Workload
-from hydrabench.objectives.step import Losses, Step
+from hydrabench.objectives.step import StepLoss, TrainingStep
 from hydrabench.objectives.trades import divergence
 
 SELECTION_DRAWS = 10
@@ -28,7 +28,9 @@ class StabilitySettings(ObjectiveSettings):
     variant: Literal["stability", "gaussian"] = "stability"
 
 
-def stability_loss(network: nn.Module, x: Tensor, y: Tensor, settings: StabilitySettings, step: Step) -> Losses:
+def stability_loss(
+    network: nn.Module, x: Tensor, y: Tensor, settings: StabilitySettings, step: TrainingStep
+) -> StepLoss:
     """CE(f(x), y) + beta · mean KL( f(x) ‖ f(x + sigma · ξ) ), or CE(f(x + sigma · ξ), y), the variant `gaussian`.
 
     One draw of ξ ~ N(0, I) for each image; noisy images are not clamped to [0, 1], nor are they when
@@ -43,13 +45,15 @@ def stability_loss(network: nn.Module, x: Tensor, y: Tensor, settings: Stability
     noisy = x + settings.sigma * step.normal(x)
     if settings.variant == "gaussian":
         logits = network(noisy)
-        return Losses(functional.cross_entropy(logits, y), logits)
+        return StepLoss(functional.cross_entropy(logits, y), logits)
     logits = network(x)
     regularizer = divergence(logits, network(noisy)).mean()
-    return Losses(functional.cross_entropy(logits, y) + settings.beta * regularizer, logits)
+    return StepLoss(functional.cross_entropy(logits, y) + settings.beta * regularizer, logits)
 
 
-def smoothed_verdicts(network: nn.Module, x: Tensor, y: Tensor, settings: StabilitySettings, step: Step) -> Tensor:
+def smoothed_verdicts(
+    network: nn.Module, x: Tensor, y: Tensor, settings: StabilitySettings, step: TrainingStep
+) -> Tensor:
     """Which images are classified correctly by the softmax averaged over ten draws of the noise, (B,), bool."""
     with torch.no_grad():
         draws = [network(x + settings.sigma * step.normal(x)).softmax(1) for _ in range(SELECTION_DRAWS)]

@@ -13,7 +13,7 @@ from hydrabench.attacks import ascend
 from hydrabench.config import Radius
 from hydrabench.objectives.description import INPUT_GRADIENT, TRAINING, Objective, ObjectiveSettings, Workload
 from hydrabench.objectives.pgd import pgd_verdicts, step_size
-from hydrabench.objectives.step import Losses, Step
+from hydrabench.objectives.step import StepLoss, TrainingStep
 from hydrabench.threat import Norm
 
 START_DEVIATION = 0.001
@@ -36,7 +36,7 @@ def divergence(clean_logits: Tensor, logits: Tensor) -> Tensor:
     return (clean.exp() * (clean - other)).sum(1)
 
 
-def trades_loss(network: nn.Module, x: Tensor, y: Tensor, settings: TradesSettings, step: Step) -> Losses:
+def trades_loss(network: nn.Module, x: Tensor, y: Tensor, settings: TradesSettings, step: TrainingStep) -> StepLoss:
     """CE(f(x), y) + beta · mean KL( f(x) ‖ f(x') ), where x' maximises the same divergence in the ball.
 
     The attack runs in eval mode against fixed clean probabilities and differentiates with respect to
@@ -52,10 +52,10 @@ def trades_loss(network: nn.Module, x: Tensor, y: Tensor, settings: TradesSettin
     network.train()
     logits = network(x)
     regularizer = divergence(logits, network(adversarial)).mean()
-    return Losses(functional.cross_entropy(logits, y) + settings.beta * regularizer, logits)
+    return StepLoss(functional.cross_entropy(logits, y) + settings.beta * regularizer, logits)
 
 
-def _attack(network: nn.Module, x: Tensor, settings: TradesSettings, step: Step) -> Tensor:
+def _attack(network: nn.Module, x: Tensor, settings: TradesSettings, step: TrainingStep) -> Tensor:
     with torch.no_grad():
         clean_logits = network(x)
     return ascend(

@@ -1,4 +1,4 @@
-"""Recipe files, and how one is based on another: `base: other.yml`."""
+"""Finding recipe files, and merging a recipe with the one that it is based on: `base: other.yml`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import yaml
 from hydrabench.errors import ConfigError
 from hydrabench.files import shipped
 
-REPLACED = ("objective",)  # sections whose keys depend on their `name`: another name starts afresh
+REPLACED = ("objective",)  # sections whose keys depend on their `name`; with another name, nothing is inherited
 
 
 def find_recipe(path: Path, beside: Path | None = None) -> Path:
@@ -75,7 +75,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _merge(under: Mapping[str, Any], over: Mapping[str, Any], key: str = "") -> dict[str, Any]:
-    """`over` on top of `under`; `key` is where both stand."""
+    """Return `under` with the values of `over` in their place; both are the section `key`, "" for a whole recipe."""
     if key in REPLACED and over.get("name", under.get("name")) != under.get("name"):
         return dict(over)
     merged = dict(under)

@@ -54,7 +54,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def _descriptions(found: Sequence[Problem], values: Any) -> list[str]:
-    """What is wrong, each thing once: an inherited value where it stands, however many evaluations inherit it."""
+    """Describe the problems, each once: a wrong value that evaluations inherit is reported at the objective."""
     own = [problem for problem in found if not _is_inherited(problem["loc"], values)]
     places = [".".join(map(str, place(problem, _tags()))) for problem in own]
     heirs: dict[tuple[str, str], list[Problem]] = {}  # by where a value stands and what is wrong with it
@@ -70,7 +70,7 @@ def _descriptions(found: Sequence[Problem], values: Any) -> list[str]:
 
 
 def _is_inherited(path: tuple[int | str, ...], values: Any) -> bool:
-    """Whether a value of an entry of `evaluate:` is that of the objective."""
+    """Whether a value of an `evaluate:` entry was inherited from the objective."""
     if len(path) != 4 or path[0] != "evaluate":  # evaluate, number, kind, key
         return False
     entry, objective = values["evaluate"][path[1]], values.get("objective")
@@ -98,7 +98,7 @@ def _describe(problem: Problem) -> str:
 
 
 def _tags() -> set[str]:
-    """Parts of a path that stand in no file; one of them may say which model a misspelt key belongs to."""
+    """Parts of a path that pydantic adds: the name of the model that was chosen."""
     return {*objective_models(), *evaluation_models(), *TAGS}
 
 

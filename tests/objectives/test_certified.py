@@ -1,4 +1,4 @@
-"""Losses of certified bounds by hand, and the mixtures with the clean loss."""
+"""StepLoss of certified bounds by hand, and the mixtures with the clean loss."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from hydrabench.bounds import class_margins
 from hydrabench.models import build_model
-from hydrabench.objectives import OBJECTIVES, Step
+from hydrabench.objectives import OBJECTIVES, TrainingStep
 from hydrabench.objectives.certified import certified, kappa_at
 from hydrabench.objectives.crown_ibp import CrownIbpSettings
 from hydrabench.objectives.ibp import IbpSettings
@@ -27,7 +27,7 @@ def problem():
 
 
 def step(epsilon, ramp):
-    return Step(epsilon, ramp, stream("test"))
+    return TrainingStep(epsilon, ramp, stream("test"))
 
 
 @pytest.mark.parametrize(("ramp", "kappa", "margin"), [(0.0, 1.0, 0), (0.5, 0.75, 2), (1.0, 0.5, 4)])

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from hydrabench.bounds import symbolic_class_margins
 from hydrabench.models import build_model
-from hydrabench.objectives import OBJECTIVES, Step
+from hydrabench.objectives import OBJECTIVES, TrainingStep
 from hydrabench.objectives import mixtrain as module
 from hydrabench.objectives.mixtrain import MixtrainSettings, certified_weight
 from hydrabench.runtime import stream
@@ -47,7 +47,7 @@ def sampled(monkeypatch):
 
 
 def given(number=0, *, epsilon=0.1, **keys):
-    return Step(epsilon, 1.0, stream("mixtrain", number), **keys)
+    return TrainingStep(epsilon, 1.0, stream("mixtrain", number), **keys)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from torch.nn import functional
 from hydrabench.data import load_images, pixels
 from hydrabench.masking import attach_masks, prunable_layers, score_masks, set_phase, shared_masks
 from hydrabench.models import build_model
-from hydrabench.objectives import OBJECTIVES, Step
+from hydrabench.objectives import OBJECTIVES, TrainingStep
 from hydrabench.objectives.crown_ibp import CrownIbpSettings
 from hydrabench.objectives.free import FreeSettings
 from hydrabench.objectives.ibp import IbpSettings
@@ -55,8 +55,8 @@ def problem(arch="cifar_model_bn"):
     return network, torch.rand(6, 1, 8, 8, generator=generator), torch.randint(0, 10, (6,), generator=generator)
 
 
-def step(epsilon=8 / 255, ramp=1.0, **keys) -> Step:
-    return Step(epsilon, ramp, stream("test"), **keys)
+def step(epsilon=8 / 255, ramp=1.0, **keys) -> TrainingStep:
+    return TrainingStep(epsilon, ramp, stream("test"), **keys)
 
 
 def loss(network, x, y, settings, given):
@@ -107,7 +107,7 @@ def test_the_parts_of_a_batch_have_the_gradient_of_the_whole(settings):
             network.zero_grad()
             for rows in parts:
                 chosen = slice(None) if rows is None else rows
-                given = Step(8 / 255, 0.5, stream("part", number), rows, 6 if rows else None, memory)
+                given = TrainingStep(8 / 255, 0.5, stream("part", number), rows, 6 if rows else None, memory)
                 losses = loss(network, x[chosen], y[chosen], settings, given)
                 (losses.total * len(y[chosen]) / 6).backward()
                 if losses.after:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from hydrabench.objectives import OBJECTIVES, Step
+from hydrabench.objectives import OBJECTIVES, TrainingStep
 from hydrabench.objectives.stability import StabilitySettings
 from hydrabench.objectives.trades import divergence
 from hydrabench.runtime import stream
@@ -27,7 +27,7 @@ def network():
 
 
 def step():
-    return Step(0.0, 1.0, stream("stability"))
+    return TrainingStep(0.0, 1.0, stream("stability"))
 
 
 def test_the_loss_is_clean_cross_entropy_plus_beta_times_the_divergence_under_unclamped_noise(network):

@@ -18,7 +18,7 @@ from hydrabench.data import Block
 from hydrabench.evaluators import EVALUATORS, Computing, EvaluationSettings, Sizes
 from hydrabench.evaluators.blocks import BLOCK_SIZE
 from hydrabench.masking import Phase, attach_masks, set_phase, shared_masks
-from hydrabench.objectives import OBJECTIVES, ObjectiveSettings, Step
+from hydrabench.objectives import OBJECTIVES, ObjectiveSettings, TrainingStep
 from hydrabench.recipes import PhaseRecipe
 from hydrabench.runtime import exact_arithmetic
 from hydrabench.workflows.training.optimizer import build_optimizer
@@ -73,7 +73,7 @@ def step_seconds(trainee: Trainee, shape: tuple[int, int, int], classes: int, de
         optimizer.zero_grad()
         epsilon = ramp * float(getattr(settings, "epsilon", 0))
         random = torch.Generator().manual_seed(number)
-        given = Step(epsilon, ramp, random, memory=memory, ramp_epochs=recipe.epsilon_ramp_epochs)
+        given = TrainingStep(epsilon, ramp, random, memory=memory, ramp_epochs=recipe.epsilon_ramp_epochs)
         with exact_arithmetic(), shared_masks(network):
             losses = OBJECTIVES[settings.name].loss(network, x, y, settings, given)
             losses.total.backward()  # type: ignore[no-untyped-call]

@@ -13,11 +13,11 @@ from hydrabench.bounds import class_margins
 from hydrabench.errors import MemoryShortageError
 from hydrabench.masking import attach_masks, set_phase
 from hydrabench.models import build_model
-from hydrabench.objectives import OBJECTIVES, Losses, Objective, Step
+from hydrabench.objectives import OBJECTIVES, Objective, StepLoss, TrainingStep
 from hydrabench.runtime import World, stream
 from hydrabench.workflows.run_options import RunOptions
 from hydrabench.workflows.training import forward_pass as computation
-from hydrabench.workflows.training.forward_pass import Computation
+from hydrabench.workflows.training.forward_pass import ForwardPass
 from hydrabench.workflows.training.gradients import Gradients
 
 CPU = torch.device("cpu")
@@ -47,8 +47,8 @@ def compute(network, x, y, *, objective="natural", **options):
     memory: dict[str, torch.Tensor] = {}
     epsilon = float(getattr(settings, "epsilon", 0))
 
-    def step_of(rows: slice | None, whole: int | None) -> Step:
-        return Step(epsilon, 1.0, stream("step"), rows, whole, memory)
+    def step_of(rows: slice | None, whole: int | None) -> TrainingStep:
+        return TrainingStep(epsilon, 1.0, stream("step"), rows, whole, memory)
 
     outcome = gradients.compute(x, y, step_of)
     found = {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
@@ -140,7 +140,7 @@ def test_what_an_objective_wants_called_sees_its_gradients_and_waits_for_the_who
         leaf = x.clone().requires_grad_()
         leaves.append(leaf)
         logits = network(leaf)
-        return Losses(nn.functional.cross_entropy(logits, y), logits, after=lambda: leaf.grad.abs_())  # noqa: PLW0108 - the gradient is not there yet
+        return StepLoss(nn.functional.cross_entropy(logits, y), logits, after=lambda: leaf.grad.abs_())  # noqa: PLW0108 - the gradient is not there yet
 
     original = OBJECTIVES["natural"]
     network, x, y = problem()
@@ -179,7 +179,7 @@ def test_reduced_precision_touches_what_calls_the_network_and_no_bound(precision
     network = build_model(arch, (3, 32, 32), 10, generator=stream("weights")).eval()
     x, y = torch.rand(2, 3, 32, 32, generator=stream("images")), torch.tensor([0, 1])
     exact, margins = network(x), class_margins(network, x, y, 1 / 255, beta=0.5)
-    with Computation(network, RunOptions(precision=precision), CPU, talks=True).in_use():
+    with ForwardPass(network, RunOptions(precision=precision), CPU, talks=True).in_use():
         reduced = network(x)
         assert torch.equal(class_margins(network, x, y, 1 / 255, beta=0.5), margins)
     assert reduced.dtype == torch.float32
