@@ -139,7 +139,7 @@ recipe_options = options(
     click.option("--config", required=True, help="Recipe: a YAML file, or the name of one that comes with hydrabench."),
     click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override, e.g. train.epochs=3."),
 )
-run_options = options(
+folder_options = options(
     click.option("--out", type=FOLDER, help="Run folder; the default is one of its own under runs/."),
     click.option("--resume", is_flag=True, help="Go on with an interrupted run in the same folder."),
 )
@@ -163,7 +163,7 @@ def density_override(section: str, density: float | None) -> tuple[str, ...]:
     return () if density is None else (f"{section}.density={density!r}",)
 
 
-def read_machine(given: dict[str, Any]) -> RunOptions:
+def read_run_options(given: dict[str, Any]) -> RunOptions:
     """--device, --threads, --data-dir and --download."""
     from hydrabench.workflows.run_options import RunOptions
 
@@ -174,10 +174,10 @@ def read_machine(given: dict[str, Any]) -> RunOptions:
     return RunOptions(given["device"], given["data_dir"], given["download"])
 
 
-def read_training_machine(given: dict[str, Any]) -> RunOptions:
+def read_training_options(given: dict[str, Any]) -> RunOptions:
     """What `machine_options` and `training_options` say."""
     keys = ("precision", "compile", "channels_last", "micro_batch", "save_minutes", "tensorboard")
-    return replace(read_machine(given), **{key: given[key] for key in keys})
+    return replace(read_run_options(given), **{key: given[key] for key in keys})
 
 
 def is_main_process() -> bool:

@@ -8,8 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hydrabench.cli.common import FOLDER, REF_HELP, image_options, machine_options, print_summary, read_machine
-from hydrabench.cli.common import run_options as folder_options
+from hydrabench.cli.common import (
+    FOLDER,
+    REF_HELP,
+    folder_options,
+    image_options,
+    machine_options,
+    print_summary,
+    read_run_options,
+)
 from hydrabench.cli.evaluators import EvaluatorCommand, computing_of, require_distinct, require_options, settings_of
 from hydrabench.errors import ConfigError
 
@@ -104,7 +111,7 @@ def _evaluate(ref: str, choice: str, kind: str, given: dict[str, Any]) -> None:
     from hydrabench.workflows.evaluation.loading import open_subject, settings_for, with_parent
 
     runs = settings_of(kind, given)
-    run_options = replace(read_machine(given), computing=computing_of(kind, given))
+    run_options = replace(read_run_options(given), computing=computing_of(kind, given))
     subject = open_subject(ref, options=run_options, precision=given["precision"])
     if given.get("reuse") is not None:
         subject = with_parent(subject, given["reuse"], given["parent"])

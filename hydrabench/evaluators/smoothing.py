@@ -129,7 +129,7 @@ def evaluate(network: nn.Module, block: Block, settings: SmoothingSettings) -> S
 
 def _prepare(network: nn.Module, settings: Any, computing: Computing) -> Ready:
     """Run the base classifier as the options say; with a parent, its ledger and its network are asked, too."""
-    from hydrabench.evaluators.reused import evaluate_reused
+    from hydrabench.evaluators.reuse import evaluate_reuse
     from hydrabench.evaluators.smoothed import evaluate_smoothed
 
     options = SmoothingOptions(**computing.options)
@@ -141,7 +141,7 @@ def _prepare(network: nn.Module, settings: Any, computing: Computing) -> Ready:
     parent.require_arithmetic({"precision": computing.precision, **header})
     old, records = forward.apply(parent.network), parent.records
     return Ready(
-        lambda block: evaluate_reused(child, block, settings, sampling, parent=old, ledger=records),
+        lambda block: evaluate_reuse(child, block, settings, sampling, parent=old, ledger=records),
         {**header, "reused": parent.describe()},
     )
 

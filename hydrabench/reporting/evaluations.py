@@ -24,7 +24,7 @@ _AGAIN = "run the same command again into a new --out"
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class EvaluatedNetwork:
     """The evaluated network. density: fraction of weights kept; bytes: size of its file; None: not known (imports)."""
 
     name: str
@@ -38,7 +38,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, order=True)
-class Selection:
+class ImageSelection:
     """`n` images of one split of a data set: the first ones, unless `chosen` says which."""
 
     name: str
@@ -58,11 +58,11 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class Header:
+class RunHeader:
     """What `run.json` of an evaluation must say; the field names are its keys."""
 
-    checkpoint: Checkpoint
-    dataset: Selection
+    checkpoint: EvaluatedNetwork
+    dataset: ImageSelection
     precision: str
     protocol: str
     settings: dict[str, Any]
@@ -73,8 +73,8 @@ class Evaluation:
     """One complete ledger. `records` are sorted by index: record i is about image i."""
 
     path: Path
-    checkpoint: Checkpoint
-    images: Selection
+    checkpoint: EvaluatedNetwork
+    images: ImageSelection
     precision: str
     kind: str
     protocol: str
@@ -139,11 +139,11 @@ def read_evaluation(run: RunFolder) -> Evaluation:
     return evaluation
 
 
-def _checked_header(run: RunFolder) -> Header:
+def _checked_header(run: RunFolder) -> RunHeader:
     """Check all of the header that the leaderboard relies on."""
     source = str(run.path / "run.json")
     try:
-        header = parse(Header, run.header, source)
+        header = parse(RunHeader, run.header, source)
         _check_settings(header.settings)
     except ConfigError as error:
         place = "" if str(error).startswith(source) else f"{source}: settings."

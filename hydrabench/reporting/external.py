@@ -25,7 +25,7 @@ from hydrabench.config.fields import Density, Section
 from hydrabench.config.protocol import unless
 from hydrabench.errors import ConfigError, LedgerError
 from hydrabench.evaluators.smoothing_settings import DEFAULT_RADII
-from hydrabench.reporting.evaluations import IMPORTED, Checkpoint, Evaluation, Selection
+from hydrabench.reporting.evaluations import IMPORTED, EvaluatedNetwork, Evaluation, ImageSelection
 
 COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
 ABSTAIN = -1
@@ -119,7 +119,7 @@ def read_table(text: str) -> Evaluation:
     return Evaluation(
         path,
         # Not a hash: rows of one name are one network, and never the one of a checkpoint that we know.
-        Checkpoint(
+        EvaluatedNetwork(
             described.name,
             f"{IMPORTED}:{described.name}",
             described.arch,
@@ -129,7 +129,7 @@ def read_table(text: str) -> Evaluation:
             None,
             None,
         ),
-        Selection(described.dataset, described.split, len(lines), _chosen(indices)),
+        ImageSelection(described.dataset, described.split, len(lines), _chosen(indices)),
         IMPORTED,
         "smoothing",
         described.protocol,

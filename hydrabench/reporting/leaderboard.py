@@ -13,9 +13,9 @@ from hydrabench.evaluators import EVALUATORS
 from hydrabench.evaluators.description import CONDITIONS
 from hydrabench.ledger import RunFolder
 from hydrabench.reporting.evaluations import (
-    Checkpoint,
+    EvaluatedNetwork,
     Evaluation,
-    Selection,
+    ImageSelection,
     name_images,
     read_evaluations,
     refuse_mixed_inputs,
@@ -36,7 +36,7 @@ class Column:
     interval: key of `INTERVALS`.
     """
 
-    images: Selection
+    images: ImageSelection
     precision: str
     kind: str
     protocol: str
@@ -77,7 +77,7 @@ class Column:
 class Row:
     """A checkpoint and its numbers. label: its name, with part of its hash if another has the same name."""
 
-    checkpoint: Checkpoint
+    checkpoint: EvaluatedNetwork
     label: str
     cells: Mapping[Column, Estimate]
 
@@ -184,9 +184,9 @@ def _two_predictions(first: Evaluation, second: Evaluation) -> str:
     )
 
 
-def _checkpoints(evaluations: Sequence[Evaluation]) -> dict[str, Checkpoint]:
+def _checkpoints(evaluations: Sequence[Evaluation]) -> dict[str, EvaluatedNetwork]:
     """One checkpoint per hash; if runs know the same file under several names, the first in the alphabet."""
-    found: dict[str, Checkpoint] = {}
+    found: dict[str, EvaluatedNetwork] = {}
     for evaluation in evaluations:
         checkpoint = evaluation.checkpoint
         known = found.setdefault(checkpoint.sha256, checkpoint)

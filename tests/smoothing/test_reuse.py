@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest
 
-from hydrabench.smoothing import RULES, Kept, Plan, incremental, parent_bound, sequential, shares
+from hydrabench.smoothing import RULES, Kept, Plan, parent_bound, reuse, sequential, shares
 from hydrabench.smoothing.confidence import clopper_pearson_lower
 
 SIGMA = 0.25
@@ -23,7 +23,7 @@ ALPHA = 0.1
 def _remembered_bounds():
     """Thousands of images share few counts: each bound, a function of its arguments, is worked out once."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (sequential, incremental):
+        for module in (sequential, reuse):
             for name in ("clopper_pearson_lower", "clopper_pearson_upper"):
                 patch.setattr(module, name, lru_cache(maxsize=None)(getattr(module, name)))
         yield

@@ -12,7 +12,7 @@ from torch import nn
 from hydrabench.data.images import Block
 from hydrabench.errors import DataError, NonFiniteError
 from hydrabench.evaluators import ReuseSettings, SmoothingSettings
-from hydrabench.evaluators.reused import Paired, evaluate_reused
+from hydrabench.evaluators.reuse import Paired, evaluate_reuse
 from hydrabench.evaluators.smoothed import evaluate_smoothed
 from hydrabench.smoothing import Kept, NoiseSource, Plan, Sampling, shares, slack
 from hydrabench.smoothing.noise import NoiseStream
@@ -53,7 +53,7 @@ def reusing(chosen=SETTINGS, **changes):
 
 def run(child, parent, block, chosen, ledger=None, **how):
     ledger = ledger or ledger_of(parent, block)
-    return evaluate_reused(child.eval(), block, chosen, parent=parent, ledger=ledger, **how)
+    return evaluate_reuse(child.eval(), block, chosen, parent=parent, ledger=ledger, **how)
 
 
 def test_votes_are_compared_on_the_very_noise_of_the_parents_ledger():
@@ -188,14 +188,14 @@ def test_a_nan_of_either_network_names_the_image(which):
     block, good, bad = block_of((160,), first=12), Mean().eval(), Broken().eval()
     child, parent = (bad, good) if which == "child" else (good, bad)
     with pytest.raises(NonFiniteError, match="image 12: "):
-        evaluate_reused(child, block, reusing(), parent=parent, ledger=ledger_of(good, block))
+        evaluate_reuse(child, block, reusing(), parent=parent, ledger=ledger_of(good, block))
 
 
 def test_train_mode_of_either_network_is_refused():
     block, good = block_of((160,)), Mean().eval()
     for child, parent in ((Mean(), good), (good, Mean())):
         with pytest.raises(ValueError, match="eval mode"):
-            evaluate_reused(child, block, reusing(), parent=parent, ledger=ledger_of(good, block))
+            evaluate_reuse(child, block, reusing(), parent=parent, ledger=ledger_of(good, block))
 
 
 def test_a_radius_that_the_parents_early_stop_cannot_spare_is_certified_directly():

@@ -17,9 +17,9 @@ from hydrabench.evaluators.clean import require_eval_mode
 from hydrabench.evaluators.reuse_settings import ReuseSettings
 from hydrabench.evaluators.smoothed import ABSTAIN, certify
 from hydrabench.evaluators.smoothing_settings import SmoothingSettings
-from hydrabench.ledger import ReusedRecord
+from hydrabench.ledger import ReuseRecord
 from hydrabench.smoothing import RULES, Draws, Plan, Routine, Sampling, are_grey_levels, collect, radius_of, slack
-from hydrabench.smoothing.incremental import Kept, parent_bound, shares
+from hydrabench.smoothing.reuse import Kept, parent_bound, shares
 
 Known = Mapping[str, Any]  # one line of the parent's ledger
 
@@ -44,7 +44,7 @@ class Paired(nn.Module):
         return found.masked_fill_(~finite[:, None], torch.nan)
 
 
-def evaluate_reused(
+def evaluate_reuse(
     network: nn.Module,
     block: Block,
     settings: ReuseSettings,
@@ -52,11 +52,11 @@ def evaluate_reused(
     *,
     parent: nn.Module,
     ledger: Mapping[int, Known],
-) -> list[ReusedRecord]:
+) -> list[ReuseRecord]:
     """Certify the smoothed `network` from the parent's ledger, with fewer draws than it took there.
 
     Both networks vote on the first draws of the parent's estimation stream until the votes that are lost are few
-    enough (`incremental.Kept`). Where the parent's bound does not exceed 1/2 the child abstains, without a draw.
+    enough (`smoothing.reuse.Kept`). Where the parent's bound does not exceed 1/2 the child abstains, without a draw.
     With `settings.direct`, images that the child certifies at fewer of the radii than the parent's ledger does, and
     those where it abstains, are certified directly as well, and the better certificate counts.
 
@@ -64,7 +64,7 @@ def evaluate_reused(
         network, block, sampling: as for `evaluate_smoothed`. parent: in eval mode, run as for its ledger.
         ledger: the parent's records by index, made with the noise of `settings` on the images of `block`.
     Raises: as `evaluate_smoothed`.
-    Source: Ugare et al. (2024), arXiv:2305.19521, Algorithm 2; departures in `smoothing.incremental`.
+    Source: Ugare et al. (2024), arXiv:2305.19521, Algorithm 2; departures in `smoothing.reuse`.
     """
     require_eval_mode(network)
     require_eval_mode(parent)
@@ -100,12 +100,12 @@ def _about(block: Block, row: int) -> dict[str, Any]:
     return {"index": block.indices[row], "input_sha": sha, "label": label, "seconds": 0.0}
 
 
-def _abstention(settings: ReuseSettings, known: Known, about: Mapping[str, Any]) -> ReusedRecord:
+def _abstention(settings: ReuseSettings, known: Known, about: Mapping[str, Any]) -> ReuseRecord:
     """What the parent's record alone says: which class, the bound that there is to reuse, and no claim yet."""
     split = shares(settings.alpha, direct=settings.direct)
     rule = RULES[settings.parent_mode](Plan(settings.samples, split.parent, settings.sigma, ()))
     looks = [] if known.get("skipped") else known.get("looks") or [[known["samples"], known["count"]]]
-    return ReusedRecord(
+    return ReuseRecord(
         **about,
         prediction=ABSTAIN,
         selected=known["selected"],
@@ -126,7 +126,7 @@ def _abstention(settings: ReuseSettings, known: Known, about: Mapping[str, Any])
     )
 
 
-def compare(settings: ReuseSettings, rule: Kept, record: ReusedRecord, coordinates: int) -> Routine[ReusedRecord]:
+def compare(settings: ReuseSettings, rule: Kept, record: ReuseRecord, coordinates: int) -> Routine[ReuseRecord]:
     """Count the votes that one image loses, among draws of `Paired`, until the rule has enough.
 
     Args: record: see `_abstention`. coordinates: C * H * W.
@@ -168,7 +168,7 @@ def _certify_directly(
     *,
     settings: ReuseSettings,
     sampling: Sampling,
-    records: list[ReusedRecord],
+    records: list[ReuseRecord],
 ) -> None:
     """Certify the images at `rows` without the parent, too, and keep the better certificate of each."""
     names = ("sigma", "n0", "samples", "radii", "seed", "rigor", "label_aware")

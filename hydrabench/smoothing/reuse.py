@@ -21,7 +21,7 @@ certificate may be taken, and which images are certified directly may depend on 
 Without that share it may not: "if the parent abstained, certify directly with all of alpha" chooses by an event
 that depends on the data. That branch fails with probability at most alpha P(parent abstains), but the other
 with up to a + b in all, not (a + b) P(it does not abstain): if p is 1/2, reuse is tried exactly when L fails.
-The sum can exceed alpha, and tests/smoothing/test_incremental.py has an example.
+The sum can exceed alpha, and tests/smoothing/test_reuse.py has an example.
 
 Source: Ugare et al., "Incremental Randomized Smoothing Certification" (ICLR 2024, arXiv:2305.19521), theorem 2, whose
 z counts all disagreements; those that lose no vote for c cannot hurt, so the bound here is never weaker.
