@@ -55,6 +55,10 @@ class Lines(ABC):
     def reach(self, *sizes: Tensor) -> Tensor:
         """A bound of what |slopes| of either line, 1 at least, make of |values|: (B, *result), from (B, *value)."""
 
+    @abstractmethod
+    def absolute(self) -> Lines:
+        """Lines whose slope above is the absolute one, so that `along` makes widths of widths."""
+
     @property
     @abstractmethod
     def sums(self) -> int:

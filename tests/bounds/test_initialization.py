@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hydrabench.bounds import keep_widths, program_of, read
-from hydrabench.bounds.interval import Interval, propagate
+from hydrabench.bounds.box import Interval
+from hydrabench.bounds.interval import propagate
 from hydrabench.errors import UnsupportedLayerError
 from hydrabench.masking import prunable_layers
 from hydrabench.models import build_model

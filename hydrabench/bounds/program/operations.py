@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hydrabench.bounds.box import Interval
-from hydrabench.bounds.outward import TINY, ULP
+from hydrabench.bounds.outward import MORE, TINY, ULP, UNIT, down, growth, up
 from hydrabench.bounds.patches import Rows
 from hydrabench.bounds.relaxations import Lines, Sloped
 
@@ -30,11 +30,13 @@ class Operation(ABC):
 
     aliases: whether the result may share memory with a value. same_places: whether an entry of the result reads the
     entry at its own place in the flattened value and no other. keeps_axes: whether vectors (B, F) stay vectors.
+    makes_vectors: whether the result is vectors whatever the value was.
     """
 
     aliases: ClassVar[bool] = True
     same_places: ClassVar[bool] = False
     keeps_axes: ClassVar[bool] = False
+    makes_vectors: ClassVar[bool] = False
 
     @abstractmethod
     def apply(self, *values: Any, **_: Any) -> Tensor:  # Any, so that mypy accepts fixed numbers of tensors below
@@ -46,6 +48,13 @@ class Operation(ABC):
 
     def columns(self) -> Tensor | None:
         """Which entries of a flattened value the operation reads, (entries,); None for all."""
+        return None
+
+    def mixed_channels(self, *, vectors: bool) -> tuple[Tensor, Tensor | None] | None:  # noqa: ARG002
+        """Weight (K, C, ...) and bias (K,) or None, if channels of the value and the result may be left out freely.
+
+        Args: vectors: whether the value surely is vectors (B, F).
+        """
         return None
 
     def known_channels(self, *_channels: Any, **_: Any) -> Tensor | None:
@@ -185,14 +194,28 @@ class Relaxed(Operation):
     def size(self, *corners: Any, **_: Any) -> Tensor:
         """A bound of |result| + |values|, (B, *result), which torch's rounding is relative to."""
 
+    def rounding_error(self, corners: Sequence[Tensor], sizes: Sequence[Tensor], errors: Sequence[Tensor]) -> Tensor:
+        """How far computed bounds of the result can be off, and what a pass backward loses: (B, *result).
+
+        Args: corners: of the values, widened by all that they can be off by. sizes: bounds of |values|. errors: what
+            their bounds are off by; each (B, *value).
+        """
+        result, dtype = self.size(*corners), errors[0].dtype
+        lines = self.lines(*corners).reach(*sizes) + result  # an offset is at most |f| + |slope z|
+        unit = (growth(MORE + result[0].numel(), dtype) * 2 + 2 * self.ulps * UNIT[dtype]) * lines
+        return self.carried_error(corners, errors) + unit
+
     def slack(self, eps: float, tiny: float, *corners: Tensor) -> Tensor | float:
         """How far torch's result can be from the exact one, with `eps` as above and what underflow can do."""
         return (self.ulps * eps) * self.size(*corners) + tiny if self.ulps else 0.0
 
     def rounded_box(self, *corners: Tensor) -> tuple[Tensor, Tensor]:
         """`box` that holds in exact arithmetic, from corners in float64."""
-        (lower, upper), slack = self.box(*corners), self.slack(ULP, TINY, *corners)
-        return lower - slack, upper + slack
+        lower, upper = self.box(*corners)
+        if not self.ulps:
+            return lower, upper
+        slack = self.slack(ULP, TINY, *corners)
+        return down(lower - slack), up(upper + slack)
 
 
 @dataclass(frozen=True, eq=False)
@@ -270,7 +293,9 @@ class Elementwise(Relaxed):
 
     def known_channels(self, channels: Tensor) -> Tensor | None:
         """f of the constants, unless f differs from channel to channel."""
-        return None if any(isinstance(value, Tensor) for value in vars(self).values()) else self.apply(channels)
+        if any(isinstance(value, Tensor) for value in vars(self).values()):
+            return None
+        return self.apply(channels).masked_fill(channels.isnan(), torch.nan)
 
     def size(self, lower: Tensor, upper: Tensor) -> Tensor:
         """See `Relaxed`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hydrabench.bounds.box import Interval
-from hydrabench.bounds.outward import TINY, up
+from hydrabench.bounds.outward import MORE, TINY, growth, up
 from hydrabench.bounds.program.operations import Elementwise
 from hydrabench.bounds.relaxations import Sloped
 
@@ -93,6 +94,15 @@ class Relu(Elementwise):
         offset = torch.maximum(up(-slope * lower), up(up(1 - slope) * upper)) + TINY
         below = below.masked_fill(on, 1).masked_fill(off, 0)
         return Sloped(None, offset.masked_fill(on | off, 0), (below,), (slope,))
+
+    def rounding_error(self, corners: Sequence[Tensor], sizes: Sequence[Tensor], errors: Sequence[Tensor]) -> Tensor:
+        """See `Relaxed`; only undecided neurons have offsets, and those that are off for certain pass nothing on."""
+        (lower, upper), (size,), (error,) = corners, sizes, errors
+        off, on = upper < -GUARD, lower > 0
+        undecided = int((~(off | on)).flatten(1).sum(1).max())
+        offset = relaxation(lower, upper)[2]
+        found = error + growth(MORE, error.dtype) * size + growth(MORE + undecided, error.dtype) * offset
+        return found.masked_fill(off, 0)
 
     def widest(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         """Within [l, u] if u > 0: no line above exceeds u there, and the one below may be z itself."""
