@@ -41,7 +41,7 @@ def widths(network: nn.Module) -> list[float]:
     with torch.no_grad():
         box = Interval.between(*linf_box(images(), EPSILON))
         passed = propagate(read(program_of(network), images()), box, keep=True)
-    return [box.width.mean().item() for box in (*passed.before_relu.values(), passed.output)]
+    return [box.width.mean().item() for box in (*passed.before.values(), passed.output)]
 
 
 class Residual(nn.Module):
