@@ -94,7 +94,7 @@ plugin_option = click.option(
     type=click.Path(path_type=Path),
     callback=_load_plugins,
     expose_value=False,
-    help="Python file that adds an objective, a data set, an architecture, ...; may be repeated.",
+    help="Python file that adds an objective, an evaluator, a data set, ...; may be repeated.",
 )
 machine_options = options(
     plugin_option,

@@ -82,9 +82,9 @@ def certify(ref: str, method: str, **given: Any) -> None:
       hydrabench certify --ckpt runs/pruned --method smoothing --reuse runs/smoothing-of-dense --parent runs/dense
       hydrabench certify --ckpt runs/final --epsilon 2/255 -n 50 --export-vnnlib vnncomp
 
-    A cascade asks each method only about the images that those before it left open, and none about images that the
-    network misclassifies or that one step of an attack breaks. Bounds in float32 that rounding could have lifted
-    above 0 are computed again in float64, those of auto_LiRPA too.
+    A cascade runs each method only on the images that are still undecided, and none on images that the network
+    misclassifies or that one step of an attack breaks. Bounds in float32 that rounding could have lifted above 0 are
+    computed again in float64, those of auto_LiRPA too.
 
     --export-vnnlib first writes the network as ONNX, a VNN-LIB property of every image that it classifies right, and
     instances.csv, for any verifier of the VNN-COMP competition to judge; it needs `pip install 'hydrabench[onnx]'`.

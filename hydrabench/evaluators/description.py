@@ -55,7 +55,8 @@ class Metric:
 
     values: one for each record, in order: truth values, or numbers >= 0 of which the mean is taken.
     interval: "wilson" of a fraction, "clopper-pearson" of one that claims a guarantee, "t" of a mean.
-    radius: the certified L2 radius that it is about, in pixel units. label: what its heading adds.
+    radius: the certified L2 radius that it is about, in pixel units.
+    label: what its heading adds.
     column_of: the evaluator whose column it belongs to, if that is another one.
     """
 
@@ -70,11 +71,15 @@ class Metric:
 class Option:
     """An option of the command line.
 
-    name: with underscores; of a setting if `role` is "setting". role "computing" says how, and changes no protocol;
-    "source" is where a run starts from. kind: how the text is read; "list" is cut at commas, and "several" makes
-    a run of each value. heading: of its part of --help. default: what --help shows, None: nothing.
-    setting: its name in the settings, if that differs. sets: the setting that a flag stands for.
-    against: options that mean nothing beside it, because it `means`. needs: an option that it says something about.
+    name: with underscores.
+    kind: how the text is read; "list" is cut at commas, and "several" makes a run of each value.
+    heading: of its part of --help.
+    role: "setting"; "computing" says how, and changes no protocol; "source" is where a run starts from.
+    default: what --help shows, None: nothing.
+    setting: its name in the settings, if that differs.
+    sets: the setting that a flag stands for, and its value.
+    against: options that mean nothing beside it, because it `means`.
+    needs: an option without which it means nothing.
     """
 
     name: str
@@ -144,8 +149,9 @@ class Evaluator:
     metrics: (lines of a ledger, settings) -> metric by name.
     claims: "upper" bounds the true robust accuracy from above, and its records say `robust`; "lower" from below, by
         records that say `verified`; "smoothed" speaks about the smoothed classifier; "clean" about no ball.
-    command: of the command line, that makes it. options: of that command; if there are none, it takes those of other
-        evaluators that are named like its settings, and --set KEY=VALUE sets the others.
+    command: of the command line, that makes it.
+    options: of that command. If there are none, it takes those of other evaluators that are named like its settings;
+        --set KEY=VALUE sets the others.
     heading, meaning: for the report, a text or (settings) -> text. Settings read from a ledger lack `CONDITIONS`.
     passes: (settings, sizes) -> forward passes for an image at most; None if that depends on the weights.
     piece: (settings) -> settings of a short run to time, and the images of its block.
@@ -154,7 +160,8 @@ class Evaluator:
     suits: (network, first block, settings) -> None; refuses a network that cannot be judged.
     prepare: (network, settings, computing) -> Ready, if there is more to do once for all blocks.
     reduced_precision: whether verdicts hold whatever the arithmetic of the forward pass.
-    frugal: what takes less memory. by_image: whether an image's verdict depends on it alone, not on its block.
+    frugal: what takes less memory.
+    by_image: whether an image's verdict depends on it alone, not on its block.
     repeatable: (settings) -> whether the same run gives the same verdicts on any machine, but for rounding.
     notes: (settings and images of each of its columns) -> remarks below a report.
     more: (settings, (C, H, W)) -> further entries of `summary.json`.

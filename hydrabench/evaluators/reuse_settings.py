@@ -12,7 +12,7 @@ from hydrabench.evaluators.smoothing_settings import DEFAULT_RADII, SmoothingSet
 
 
 class ReuseSettings(SmoothingSettings):
-    """Incremental smoothing, see `smoothing.reuse`; no recipe can ask for it, because it needs a parent's run.
+    """Incremental smoothing, see `smoothing.reuse`; a recipe cannot contain it, because it needs a parent's run.
 
     sigma, n0, samples (N), seed, rigor and label_aware are those of the parent's run, parent_mode its mode; alpha and
     radii are the child's. reuse_samples: the most draws that both networks vote on. direct: certify the child directly

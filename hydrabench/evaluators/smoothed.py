@@ -78,7 +78,7 @@ def rule_for(settings: SmoothingSettings, coordinates: int) -> Rule:
 
 
 def certify(settings: SmoothingSettings, coordinates: int, about: Mapping[str, Any]) -> Routine[SmoothedRecord]:
-    """Algorithm CERTIFY for one image: asks for draws until the rule of the settings has enough.
+    """Algorithm CERTIFY for one image: requests draws until the stopping rule has enough.
 
     Args: about: index, input_sha, label and seconds of the record.
     """

@@ -128,7 +128,7 @@ def evaluate(network: nn.Module, block: Block, settings: SmoothingSettings) -> S
 
 
 def _prepare(network: nn.Module, settings: Any, computing: Computing) -> Ready:
-    """Run the base classifier as the options say; with a parent, its ledger and its network are asked, too."""
+    """Run the base classifier as the options say. With a parent, compare its votes and start from its ledger."""
     from hydrabench.evaluators.reuse import evaluate_reuse
     from hydrabench.evaluators.smoothed import evaluate_smoothed
 

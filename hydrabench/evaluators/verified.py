@@ -44,21 +44,21 @@ Settings = VerifiedSettings | AlphaCrownSettings
 
 
 def evaluate_verified(network: nn.Module | Prepared, block: Block, settings: Settings) -> list[VerifiedRecord]:
-    """Bound the margin of each image with the bound named `settings.kind`.
+    """Bound the margin of each image with the method named `settings.kind`.
 
-    An image is verified if the bound is positive and the clean prediction is right. The second follows
-    from the first but for rounding; a bound that claims more than rounding can explain about a
-    misclassified image is unsound, and stops the run. The bound is recorded for misclassified images too.
-    Where rounding could have turned a verdict in float32, float64 decides; a misclassified image with a bound of at
-    most 0 has none that could turn. Where rounding could have lifted a bound in float64, too, 0 is recorded, which is
-    no certificate. A cascade comes to alpha-crown, a search of auto_LiRPA's, with the images that are neither proved
-    nor misclassified nor known to have an adversarial example.
+    An image is verified if its bound is positive and its clean prediction is right. Up to rounding, the first implies
+    the second: a bound that says more about a misclassified image is unsound and stops the run. The bound of a
+    misclassified image is recorded too. A bound that is NaN or infinite is vacuous: it proves nothing, and `VACUOUS`
+    is recorded.
+
+    Where rounding to float32 could have changed a verdict, the bound is computed again in float64; a misclassified
+    image whose bound is at most 0 needs no second look. Where rounding in float64 could have lifted a bound above 0,
+    the record says 0, which is no certificate. A cascade runs alpha-crown only on images that are still undecided:
+    not proved, not misclassified, and without a known adversarial example.
 
     Args:
-        network: classifier in eval mode, on the device and in the precision of `block.images`; prepared, if there are
-            more blocks to come.
-    A bound that is NaN or infinite is vacuous: it proves nothing, and `VACUOUS` is recorded.
-
+        network: classifier in eval mode, on the device and in the precision of `block.images`. Prepare it if there
+            are several blocks.
     Raises: NonFiniteError naming the image if a logit is NaN or infinite;
         UnsupportedLayerError if the bound has no rule for a layer; GateError naming the image if the
         bound contradicts the network's own prediction; ValueError outside `runtime.exact_arithmetic`.
@@ -93,7 +93,7 @@ def _module(network: nn.Module | Prepared) -> nn.Module:
 
 
 def require_readable(network: nn.Module | Prepared, block: Block, settings: Settings) -> None:
-    """Refuse a network that auto_LiRPA is to bound and cannot read, before the first image that it is asked about.
+    """Refuse a network that auto_LiRPA is to bound and cannot read.
 
     Raises: HydrabenchError if auto_LiRPA is not installed; UnsupportedLayerError if it knows no rule for a layer.
     """

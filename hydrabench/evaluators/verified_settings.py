@@ -15,7 +15,7 @@ from hydrabench.threat import Norm
 Method = Literal["ibp", "symbolic", "crown-ibp", "crown", "alpha-crown"]
 CASCADE: tuple[Method, ...] = ("ibp", "crown-ibp", "crown")
 SOUND = ("ibp", "crown-ibp")  # what can be rounded outwards
-AUTO_LIRPA = ("ibp", "crown-ibp", "crown")  # what it is asked for besides alpha-crown
+AUTO_LIRPA = ("ibp", "crown-ibp", "crown")  # its methods besides alpha-crown
 SEARCH = ("slopes", "iterations", "learning_rate", "time_limit")
 
 

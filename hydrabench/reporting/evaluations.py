@@ -100,7 +100,7 @@ class Evaluation:
 
 
 def read_evaluations(runs: Sequence[RunFolder]) -> list[Evaluation]:
-    """Read the evaluations among `runs`, sorted by path; training runs are passed over.
+    """Read the evaluations among `runs`, sorted by path; training runs are skipped.
 
     Raises: LedgerError, naming the run folder and the remedy, if there is no evaluation, a ledger is
         incomplete or damaged, its summary is missing or says something else, or two ledgers hold

@@ -2,8 +2,8 @@
 
 `idx label predict radius correct time`: index in the data set, true class, smoothed prediction (-1: abstained), L2
 radius in pixel units (0.0 if abstained), 1 or 0, and H:MM:SS.ffffff. So write `certify.py` of locuslab/smoothing
-and the tools made from it, some with more columns, which are passed over here. Such a table says neither which
-network and data set it is about nor how it was made; whoever imports it has to.
+and the tools made from it, some with more columns, which are ignored here. Such a table does not say which network
+and data set it is about, nor how it was made; the options of the import do.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def notes(board: Leaderboard) -> list[str]:
         names = ", ".join(row.label for row in board.rows if any(c.precision == IMPORTED for c in row.cells))
         found.append(
             f"Imported: {names}. Such tables hold no hashes of the pixels, so only labels were compared with the other "
-            "ledgers; data set, σ and all else is what whoever imported them said, and a radius that is printed with "
+            "ledgers; data set, σ and all else come from the options of the import, and a radius that is printed with "
             "few digits counts as the least that rounds to it."
         )
     found.append("Density is the fraction of weights kept; nonzero counts the weights that are not 0.")

@@ -41,8 +41,9 @@ def evaluate(
 
     Args:
         subject: the network to judge.
-        settings: which evaluator, at which radius; see `hydrabench.config`.
-        out: the run folder. resume: go on with what it holds.
+        settings: which evaluator, at which radius; see `hydrabench.evaluators`.
+        out: the run folder.
+        resume: go on with what it holds.
         indices: explicit images; reports refuse such a run, because they are no sample.
     Raises: HydrabenchError for bad input before anything is written, or for a bound or output that
         is not finite, or too little memory; the blocks done until then stay in the ledger.

@@ -21,7 +21,7 @@ from hydrabench.ledger import RunFolder, read_run
 from hydrabench.smoothing.forward import Forward
 from hydrabench.workflows.opening import open_checkpoint
 
-TAKEN = ("n0", "samples", "label_aware", "mode")  # from the parent's run; asking for others is refused
+TAKEN = ("n0", "samples", "label_aware", "mode")  # from the parent's run; options for them are refused
 SHARED = ("sigma", "seed", "rigor")  # may be given, but must be the parent's
 HASHED_TOGETHER = 500  # images
 
@@ -46,7 +46,7 @@ class Parent:
         }
 
     def selection(self, n: int | None, indices: Sequence[int]) -> tuple[int | None, Sequence[int]]:
-        """Which images a child is certified on: those asked for, else those of the run."""
+        """Which images a child is certified on: the chosen ones, else those of the run."""
         if n is not None or indices:
             return n, indices
         of_run = self.run.header["dataset"]
