@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt, ValidationError
 
 from hydrabench.checkpoints.archive import unpack_weights, weights_suffix
-from hydrabench.checkpoints.fetch import TIMEOUT, Expected, Progress, download
+from hydrabench.checkpoints.download import TIMEOUT, Expected, Progress, download
 from hydrabench.checkpoints.manifest import Identity, Sha256, ZooEntry
 from hydrabench.config.fields import Section
 from hydrabench.errors import CheckpointError
@@ -70,7 +70,7 @@ def fetch_remote(
     Args:
         entry: an entry with a `url`.
         offline: use the cache only.
-        timeout, progress: as for `hydrabench.checkpoints.fetch.download`.
+        timeout, progress: as for `hydrabench.checkpoints.download.download`.
     Raises: CheckpointError if no address gives the checkpoint, its bytes are not the expected ones, or the
         cache cannot be used.
     """

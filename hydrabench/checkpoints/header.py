@@ -32,7 +32,7 @@ class Header(Section):
     kept: these budgets, as the number of weights that each layer keeps; None: n - floor((1 - density) n). It
     is written only where it is needed, so that other files do not change.
     layout: "dense" holds the plain torch.nn keys, pruned weights being zero; "masked" also holds
-    `NAME.scores` beside each `NAME.weight`, whose pruned entries keep their values; "compact" holds the
+    `NAME.scores` and `NAME.mask` beside each `NAME.weight`, whose pruned entries keep their values; "compact" holds the
     dense tensors without their zeros (see compact.py).
     parent: SHA-256 of the checkpoint that this one started from.
     phase: "imported" for a network that somebody else's code trained; then objective, recipe, recipe_sha256,
@@ -44,7 +44,7 @@ class Header(Section):
     phase: PhaseLabel | Literal["imported"]
     arch: str
     dataset: str
-    shape: tuple[int, int, int]
+    shape: tuple[PositiveInt, PositiveInt, PositiveInt]
     num_classes: PositiveInt
     normalization: Normalization | None
     density: Density
@@ -58,8 +58,7 @@ class Header(Section):
 
     def to_json(self) -> str:
         """Return the header as canonical JSON."""
-        left_out: dict[str, Any] = {"objective": self.objective.left_out()} if self.objective else {}
-        return self.model_dump_json(by_alias=True, exclude=left_out | ({"kept": True} if self.kept is None else {}))
+        return self.model_dump_json(by_alias=True, exclude={"kept"} if self.kept is None else None)
 
     def default_threat(self) -> dict[str, Any]:
         """The norm and radius, or noise, that the network was trained for; empty if for none, or if it is unknown."""

@@ -11,10 +11,12 @@ from hydrabench.cli.common import (
     FOLDER,
     REF_HELP,
     SectionedCommand,
+    foreign_options,
     image_options,
     machine_options,
     options,
     print_summary,
+    read_foreign,
     read_machine,
     run_options,
 )
@@ -37,6 +39,7 @@ OF_REUSE = ("parent", "reuse_samples", "reuse_direct")
 @click.option("--steps", type=int, help="PGD steps.  [default: 50]")
 @click.option("--restarts", type=int, help="PGD random starts for each loss.  [default: 1]")
 @click.option("--seed", type=int, help="Key of all random streams.  [default: 0]")
+@foreign_options
 @image_options
 @run_options
 @machine_options
@@ -64,6 +67,7 @@ SECTIONS = {
     "Smoothing": ("mode", "predict", "sigma", "n0", "samples", "alpha", "radii", "seed", "label_aware"),
     "Smoothing, how it is computed": ("batch", "noise", "compile", "channels_last", "fold_batch_norm"),
     "Smoothing, from the certificates of a parent network": ("reuse", "parent", "reuse_samples", "reuse_direct"),
+    "A checkpoint file of others": ("arch", "dataset", "source_density", "normalization"),
     "Machine": ("device", "threads", "data_dir", "download"),
 }
 # The methods that an option is for, where that is not all of them.
@@ -122,6 +126,7 @@ smoothing_options = options(
 )
 @bound_options
 @smoothing_options
+@foreign_options
 @image_options
 @click.option("--index", "indices", multiple=True, help="Only these test images, e.g. 17 or 3,17; reports refuse them.")
 @run_options
@@ -209,9 +214,9 @@ def _evaluate(ref: str, kind: str, kinds: tuple[str, ...], keys: tuple[str, ...]
     from hydrabench.workflows.evaluation import reuse
     from hydrabench.workflows.evaluation.loading import open_subject, settings_for, with_parent
 
-    machine = read_machine(given)
+    machine, described = read_machine(given), read_foreign(given)
     values = {"kind": kind} | {key: given[key] for key in keys if given.get(key) is not None}
-    subject = open_subject(ref, options=machine, precision=given["precision"])
+    subject = open_subject(ref, options=machine, precision=given["precision"], described=described)
     if given.get("reuse") is not None:
         subject = with_parent(subject, given["reuse"], given["parent"])
         assert subject.parent is not None

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from types import MappingProxyType
+from typing import Any
 
 from hydrabench.checkpoints import Checkpoint, open_ref
-from hydrabench.checkpoints.fetch import Progress
+from hydrabench.checkpoints.download import Progress
 from hydrabench.workflows.progress import LOG_SECONDS, Advance, say, tracking
 
+NOTHING: Mapping[str, Any] = MappingProxyType({})  # said of a checkpoint that says everything itself
 
-def open_checkpoint(
-    ref: str, *, arch: str | None = None, dataset: str | None = None, density: float | None = None
-) -> Checkpoint:
-    """Open a checkpoint as `hydrabench.checkpoints.open_ref` does, and show how far a download has come."""
+
+def open_checkpoint(ref: str, **described: Any) -> Checkpoint:
+    """Open a checkpoint as `hydrabench.checkpoints.open_ref` does, and show how far a download has come.
+
+    Args:
+        described: `arch`, `dataset`, `density` and `normalization` of a file of others, as far as they were given.
+    What was taken off around its tensors is said on stderr.
+    """
     with megabytes(ref) as progress:
-        return open_ref(ref, arch=arch, dataset=dataset, density=density, progress=progress)
+        checkpoint = open_ref(ref, **described, progress=progress)
+    for note in checkpoint.notes:
+        say(note)
+    return checkpoint
 
 
 @contextmanager

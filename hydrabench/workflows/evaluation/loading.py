@@ -18,7 +18,7 @@ from hydrabench.masking import prunable_layers, used_parameters
 from hydrabench.runtime import PRECISIONS, pick_device
 from hydrabench.threat import Norm
 from hydrabench.workflows.evaluation.reuse import Parent, open_parent
-from hydrabench.workflows.opening import open_checkpoint
+from hydrabench.workflows.opening import NOTHING, open_checkpoint
 from hydrabench.workflows.run_options import RunOptions
 
 RADIUS_FREE = ("clean", "smoothing")
@@ -59,14 +59,23 @@ class Subject:
         }
 
 
-def open_subject(ref: str, *, options: RunOptions, precision: str = "float32", name: str | None = None) -> Subject:
+def open_subject(
+    ref: str,
+    *,
+    options: RunOptions,
+    precision: str = "float32",
+    name: str | None = None,
+    described: Mapping[str, Any] = NOTHING,
+) -> Subject:
     """Load a checkpoint for evaluation.
 
+    Args:
+        described: what a file of others does not say of itself, see `open_checkpoint`.
     Raises: CheckpointError or ConfigError if it, the device or the precision is not to be had.
     """
     dtype = lookup("precision", STORED_IN, precision)
     device = pick_device(options.device)
-    checkpoint = open_checkpoint(ref)
+    checkpoint = open_checkpoint(ref, **described)
     network = checkpoint.baked().to(device=device, dtype=dtype).eval().requires_grad_(False)
     return Subject(name or checkpoint_name(ref), checkpoint, network, device, precision)
 

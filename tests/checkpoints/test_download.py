@@ -21,7 +21,7 @@ import torch
 from hydrabench.checkpoints import open_ref
 from hydrabench.checkpoints.archive import unpack_weights
 from hydrabench.checkpoints.cache import LOCK, cache_folder, cached_files, fetch_remote
-from hydrabench.checkpoints.fetch import BLOCK, Expected, _Redirects, _Refused, download
+from hydrabench.checkpoints.download import BLOCK, Expected, _Redirects, _Refused, download
 from hydrabench.checkpoints.manifest import ZooEntry
 from hydrabench.errors import CheckpointError
 from hydrabench.masking import attach_masks, bake_masks
