@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from hydrabench.checkpoints.download import MOST_BYTES
 from hydrabench.errors import CheckpointError
 from hydrabench.files import replacing
 
@@ -17,8 +18,6 @@ Role = Literal["dense", "masked"]
 # The original's own naming: the dense twin of NAME.pth.tar is NAME_dense.pth.tar, and importers look for it there.
 NAMES: dict[Role, str] = {"dense": "checkpoint_dense", "masked": "checkpoint"}
 SUFFIXES = (".pth.tar", ".safetensors", ".pth", ".pt")
-# The largest released network with its scores and optimizer takes half a gigabyte; more is a mistake or an attack.
-MOST_BYTES = 4 << 30
 
 
 def weights_suffix(name: str) -> str | None:

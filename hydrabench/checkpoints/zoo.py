@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 
-from hydrabench.checkpoints.cache import fetch_remote
+from hydrabench.checkpoints.cache import fetch_remote, read_entry
 from hydrabench.checkpoints.download import Progress
 from hydrabench.checkpoints.foreign.importing import Given, import_checkpoint
 from hydrabench.checkpoints.foreign.torch_files import is_torch_file
@@ -124,11 +125,8 @@ def open_ref(
     """
     path = resolve(ref, progress=progress)
     if is_torch_file(path):
-        entry = None if Path(ref).exists() else read_zoo()[ref]
-        if entry:
-            arch, dataset, density = arch or entry.arch, dataset or entry.dataset, density or entry.density
-            normalization = normalization or entry.normalization or "none"
-        return import_checkpoint(path, arch=arch, dataset=dataset, density=density, normalization=normalization)
+        read = import_checkpoint if Path(ref).exists() else partial(read_entry, read_zoo()[ref])
+        return read(path, arch=arch, dataset=dataset, density=density, normalization=normalization)
     given = {"--arch": arch, "--dataset": dataset, "--source-density": density, "--normalization": normalization}
     if superfluous := [option for option, value in given.items() if value is not None]:
         raise ConfigError(f"{ref} is a file of ours and says that itself; leave {', '.join(superfluous)} out")

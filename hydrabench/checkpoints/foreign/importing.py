@@ -173,14 +173,14 @@ def _find_dataset(source: _Source, dataset: str | None) -> tuple[str, tuple[int,
     fitting = [name for name, (shape, count) in known.items() if (shape[0], count) == (channels, classes)]
     said = (source.says("dataset") or "").lower()
     dataset = dataset or (said if said in known else None) or (fitting[0] if len(fitting) == 1 else None)
-    takes = f"{source.path} takes {channels} channels and has {classes} classes"
+    takes = f"{source.path} takes {channels or 'unknown'} channels and has {classes or 'unknown'} classes"
     if dataset is None:
         raise CheckpointError(
             f"{takes}, and does not say for which data set; give --dataset, one of "
             f"{', '.join(sorted(fitting or known))}"
         )
     shape, num_classes = lookup("data set", known, dataset)
-    if (channels, classes) != (shape[0], num_classes):
+    if None not in (channels, classes) and (channels, classes) != (shape[0], num_classes):
         raise CheckpointError(f"{takes}; {dataset} has {shape[0]} channels and {num_classes} classes")
     return dataset, shape, num_classes
 
