@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
 
@@ -12,6 +12,11 @@ from hydrabench.errors import CheckpointError
 
 Layout = Literal["dense", "masked", "compact"]
 PhaseLabel = Literal["train", "prune", "finetune", "lwm"]
+
+
+# Sizes beyond any image or number of classes overflow before they could be compared with those of the tensors.
+Side = Annotated[int, Field(gt=0, le=1 << 16)]
+Classes = Annotated[int, Field(gt=0, lt=1 << 31)]
 
 
 class Selection(Section):
@@ -44,8 +49,8 @@ class Header(Section):
     phase: PhaseLabel | Literal["imported"]
     arch: str
     dataset: str
-    shape: tuple[PositiveInt, PositiveInt, PositiveInt]
-    num_classes: PositiveInt
+    shape: tuple[Side, Side, Side]
+    num_classes: Classes
     normalization: Normalization | None
     density: Density
     objective: Objective | None

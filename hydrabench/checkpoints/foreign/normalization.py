@@ -71,6 +71,8 @@ def better_normalization(network: nn.Module, x: Tensor, y: Tensor) -> Better | N
     """
     bare = inner_network(network)
     now = _accuracy(network, x, y)
+    if now > 1 - FAR_BETTER:
+        return None
     best = max((Better(name, _accuracy(other, x, y), now) for name, other in _variants(bare, x.shape[1])),
                key=lambda found: found.accuracy)  # fmt: skip
     noise = 3 * math.sqrt((now * (1 - now) + best.accuracy * (1 - best.accuracy)) / len(y))

@@ -111,8 +111,7 @@ def _read_zip(data: bytes) -> Any:
                     f"claims {elements} elements of {dtype} where it holds {member.file_size} bytes; {DAMAGED}"
                 )
             if key not in storages:
-                content = bytearray(archive.read(member))
-                storages[key] = _typed(_filled(content), dtype)
+                storages[key] = _typed(_storage_of(bytearray(archive.read(member))), dtype)
             return storages[key]
 
         return unpickle(io.BytesIO(archive.read(f"{root}data.pkl")), storage)
@@ -135,7 +134,7 @@ def _read_legacy(data: bytes) -> Any:
             claimed += elements * dtype.itemsize
             if elements < 0 or claimed > len(data):
                 raise CheckpointError(f"claims {claimed} bytes of tensors and has {len(data)} itself; {DAMAGED}")
-            storages[key] = _typed(_empty(elements * dtype.itemsize), dtype)
+            storages[key] = _typed(_storage_of(bytearray(elements * dtype.itemsize)), dtype)
         if view is None:
             return storages[key]
         name, start, length = view
@@ -152,7 +151,10 @@ def _read_legacy(data: bytes) -> Any:
         (elements,) = struct.unpack("<q", file.read(8))
         if elements * storages[key].dtype.itemsize != target.nbytes():
             raise CheckpointError(f"claims {target.nbytes()} bytes where it holds {elements} elements; {DAMAGED}")
-        target.copy_(_filled(bytearray(file.read(target.nbytes())), target.nbytes()))
+        content = bytearray(file.read(target.nbytes()))
+        if len(content) != target.nbytes():
+            raise ValueError("cut short")
+        target.copy_(_storage_of(content))
     return values
 
 
@@ -169,15 +171,10 @@ def _dtype_of(kind: Any) -> torch.dtype:
     return dtype
 
 
-def _empty(size: int) -> torch.UntypedStorage:
-    return torch.UntypedStorage(size)  # type: ignore[no-untyped-call]
-
-
-def _filled(content: bytearray, size: int | None = None) -> torch.UntypedStorage:
-    """A storage of these bytes. Raises: ValueError if they are fewer than `size`."""
-    if size is not None and len(content) != size:
-        raise ValueError("cut short")
-    return torch.frombuffer(content, dtype=torch.uint8).untyped_storage() if content else _empty(0)
+def _storage_of(content: bytearray) -> torch.UntypedStorage:
+    """A storage of these bytes. Unlike torch's own, it does not grow when a tensor claims to be larger."""
+    held = torch.frombuffer(content or bytearray(1), dtype=torch.uint8).untyped_storage()
+    return held if content else held[0:0]
 
 
 def _typed(storage: torch.UntypedStorage, dtype: torch.dtype) -> _Storage:

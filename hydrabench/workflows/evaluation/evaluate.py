@@ -21,7 +21,7 @@ from hydrabench.ledger import Record, RunFolder, open_run
 from hydrabench.reporting.statistics import summarize
 from hydrabench.runtime import World, exact_arithmetic
 from hydrabench.workflows.evaluation.blocks import Job
-from hydrabench.workflows.evaluation.loading import Subject
+from hydrabench.workflows.evaluation.loading import Subject, doubt_of_normalization
 from hydrabench.workflows.evaluation.preflight import require_precision, require_rules
 from hydrabench.workflows.evaluation.running_totals import Tally, radii_of
 from hydrabench.workflows.progress import say, tracking
@@ -53,6 +53,8 @@ def evaluate(
     require_precision(subject.precision, settings)
     images = load_images(subject.checkpoint.header.dataset, "test", options.data_dir, download=options.download)
     chosen = _chosen(images, n, indices, settings)
+    if world.is_main and (doubt := doubt_of_normalization(subject, images)):
+        say(doubt)
     job = Job(subject, settings, images, options)
     blocks = [tuple(chosen[i] for i in block) for block in block_indices(len(chosen), job.blocks.size)]
     if subject.parent is not None:

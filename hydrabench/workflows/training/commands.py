@@ -79,7 +79,7 @@ def prune(
     described: Mapping[str, Any] = NOTHING,
     resume: bool = False,
 ) -> dict[str, Any]:
-    """Learn which weights to keep, starting from `ref`; writes a checkpoint in the masked layout.
+    """Learn which weights to keep, starting from `ref`; writes a checkpoint in the masked layout, and its dense twin.
 
     Raises: ConfigError if the recipe has no `prune:` section, no density is given, or it does not fit the
         layers.
@@ -111,7 +111,7 @@ def finetune(
 
     Magnitudes are those of the scaled scores, with which pruning starts by default: layer by layer they rank as
     the weights do; under a global budget, a weight counts relative to its layer's largest and fan-in.
-    Writes a checkpoint in the dense layout: the masks are baked in.
+    Writes a checkpoint in the dense layout, the masks baked in, and its masked twin, which has their scores.
     Raises: ConfigError or CheckpointError if there is nothing that says which weights to keep.
     """
     if recipe.finetune is None:
