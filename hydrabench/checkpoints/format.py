@@ -86,9 +86,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises: CheckpointError if the file is missing, damaged, of another kind, does not fit its
         architecture or density, or holds a value that is not finite.
     """
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}")
-    data = path.read_bytes()
+    data = read_file(path)
     header, state = _read(path, data)
     state, masks = split_masks(state)
     model = build_network(header, state, str(path))
@@ -103,6 +101,21 @@ def load_checkpoint(path: Path) -> Checkpoint:
     else:
         _check_density(model, header, counts, path)
     return Checkpoint(path, hashlib.sha256(data).hexdigest(), header, model.eval())
+
+
+def read_file(path: Path) -> bytes:
+    """Return the bytes of a checkpoint file. Raises: CheckpointError if it is missing, or cannot be read."""
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error.strerror}); see to it that you may, or copy it"
+        ) from error
+    except MemoryError as error:
+        size = path.stat().st_size / 1e9
+        raise CheckpointError(f"{path} has {size:.0f} GB, more than the memory; no checkpoint is that large") from error
 
 
 def build_network(header: Header, state: Mapping[str, Tensor] | None, source: str) -> nn.Module:

@@ -83,13 +83,16 @@ def resolve(ref: str, *, progress: Progress | None = None) -> Path:
     Raises: CheckpointError if it is none of them, or cannot be fetched.
     """
     path = Path(ref)
-    if path.is_dir():
-        path = path / "checkpoint.safetensors"
-        if not path.is_file():
-            raise CheckpointError(f"the folder {ref} holds no checkpoint.safetensors; has its run finished?")
-        return path
-    if path.is_file():
-        return path
+    try:
+        if path.is_dir():
+            path = path / "checkpoint.safetensors"
+            if not path.is_file():
+                raise CheckpointError(f"the folder {ref} holds no checkpoint.safetensors; has its run finished?")
+            return path
+        if path.is_file():
+            return path
+    except OSError as error:
+        raise CheckpointError(f"no checkpoint at {ref[:200]} ({error.strerror})") from error
     if path.suffix or path.is_absolute() or ref.startswith("."):
         raise CheckpointError(f"no checkpoint at {ref}")
     return fetch(find_entry(ref), progress=progress)

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from types import MappingProxyType
 from typing import Any
 
-from hydrabench.checkpoints import Checkpoint, open_ref
+from hydrabench.checkpoints import Checkpoint, is_torch_file, open_ref, resolve
 from hydrabench.checkpoints.download import Progress
 from hydrabench.workflows.progress import LOG_SECONDS, Advance, say, tracking
 
@@ -28,6 +28,13 @@ def open_checkpoint(ref: str, **described: Any) -> Checkpoint:
     for note in checkpoint.notes:
         say(note)
     return checkpoint
+
+
+def open_expected(ref: str, expected: Mapping[str, Any], **described: Any) -> Checkpoint:
+    """Open a checkpoint as `open_checkpoint` does; what a file of others does not say is as in `expected`."""
+    with megabytes(ref) as progress:
+        path = resolve(ref, progress=progress)
+    return open_checkpoint(ref, **({**expected, **described} if is_torch_file(path) else described))
 
 
 @contextmanager

@@ -329,3 +329,25 @@ def test_a_bad_file_of_torch_save_is_refused(case):
 
 def test_there_are_many_of_them():
     assert len(OURS) + len(TORCH) >= 80
+
+
+def test_what_is_no_file_is_named(tmp_path):
+    for ref, message in (
+        ("gone.safetensors", r"no checkpoint at gone\.safetensors"),
+        ("/dev/zero", r"no checkpoint at /dev/zero"),
+        ("x" * 5000 + ".pt", r"no checkpoint at x{200} \(File name too long\)"),
+        (".", r"holds no checkpoint\.safetensors; has its run finished"),
+    ):
+        with pytest.raises(HydrabenchError, match=message):
+            open_ref(ref)
+
+
+def test_a_file_larger_than_the_memory_is_refused(monkeypatch):
+    """A sparse file of 100 TB takes no room on the disk."""
+    with Path("huge.safetensors").open("wb") as file:
+        try:
+            file.truncate(100 * 10**12)
+        except OSError:
+            pytest.skip("this file system has no files of that size")
+    with pytest.raises(HydrabenchError, match=r"huge\.safetensors has 100000 GB, more than the memory"):
+        open_ref("huge.safetensors")

@@ -67,7 +67,7 @@ def test_a_network_on_raw_pixels_that_wants_others_is_said_with_both_accuracies(
 def test_every_command_takes_what_the_file_does_not_say(run, trained, command, tmp_path):
     recipe = {"name": "tiny", "model": {"arch": "cifar_model", "normalization": {"mean": [0.5], "std": [0.5]}},
               "data": {"name": "digits", "validation_fraction": 0.2}, "objective": {"name": "natural"},
-              **dict.fromkeys(("train", "prune", "finetune"), {"epochs": 1, "lr": 0.01})}  # fmt: skip
+              **{key: {"epochs": 1, "lr": 0.01} for key in ("train", "prune", "finetune")}}  # fmt: skip
     (tmp_path / "r.yml").write_text(yaml.safe_dump(recipe))
     arguments = {
         "attack": ["attack", "--steps", 1, "-n", 5, "--epsilon", "1/255"],

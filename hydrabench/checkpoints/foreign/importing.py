@@ -131,7 +131,7 @@ def _own_header(source: _Source, given: Mapping[str, Any]) -> Header | None:
     for name, value in given.items():
         ours = getattr(source.header, name)
         if value not in (None, "none" if ours is None else ours):
-            raise CheckpointError(f"{source.path} has {name} {ours}, not {value}; leave it out")
+            raise CheckpointError(f"{source.path} has {name} {ours}, not {value}; it says so itself, so give no other")
     return source.header.model_copy(update={"layout": _layout(source)})
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from hydrabench.checkpoints.foreign.unpickling import unpickle
+from hydrabench.checkpoints.format import read_file
 from hydrabench.errors import CheckpointError
 from hydrabench.files import replacing, sha256_of
 
@@ -44,9 +45,7 @@ def read_torch_file(path: Path) -> tuple[Any, str]:
     Raises: CheckpointError in one line if the file is missing, empty, a web page, a zip without weights, damaged,
         claims more than it holds, or could only be loaded by running code that it names.
     """
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}")
-    data = path.read_bytes()
+    data = read_file(path)
     try:
         _check_kind(data)
         return (_read_zip if data.startswith(_ZIP) else _read_legacy)(data), hashlib.sha256(data).hexdigest()

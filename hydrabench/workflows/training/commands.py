@@ -8,14 +8,14 @@ from typing import Any
 
 from torch import nn
 
-from hydrabench.checkpoints import Checkpoint, is_torch_file, resolve
+from hydrabench.checkpoints import Checkpoint
 from hydrabench.config import Normalization, Recipe
 from hydrabench.data import DATASETS
 from hydrabench.errors import CheckpointError, ConfigError, lookup
 from hydrabench.masking import attach_masks, bake_masks, overall_density, score_masks
 from hydrabench.models import build_model
 from hydrabench.runtime import stream
-from hydrabench.workflows.opening import NOTHING, megabytes, open_checkpoint
+from hydrabench.workflows.opening import NOTHING, open_expected
 from hydrabench.workflows.run_options import RunOptions
 from hydrabench.workflows.training.phase import Masks, Start, run_phase
 
@@ -142,11 +142,9 @@ def _open_source(recipe: Recipe, ref: str, described: Mapping[str, Any]) -> Chec
 
     Raises: CheckpointError if it is not of the recipe's network.
     """
-    with megabytes(ref) as progress:
-        path = resolve(ref, progress=progress)
     model = recipe.model
     expected = {"arch": model.arch, "dataset": recipe.data.name, "normalization": model.normalization or "none"}
-    source = open_checkpoint(ref, **({**expected, **described} if is_torch_file(path) else described))
+    source = open_expected(ref, expected, **described)
     header = source.header
     if (header.arch, header.dataset) != (recipe.model.arch, recipe.data.name):
         raise CheckpointError(

@@ -683,7 +683,7 @@ def test_masks_that_no_k_of_the_original_selects_are_not_exported(tmp_path):
 
 def test_what_is_given_must_not_contradict_our_header(tmp_path):
     export_original(ours(tmp_path, "cifar_model", 0.1, "masked"), tmp_path / "h.pth.tar")
-    refused(tmp_path / "h.pth.tar", "has density 0.1, not 0.05; leave it out", density=0.05)
+    refused(tmp_path / "h.pth.tar", "has density 0.1, not 0.05; it says so itself", density=0.05)
     refused(tmp_path / "h.pth.tar", "has dataset cifar10, not svhn", dataset="svhn")
     assert imported(tmp_path / "h.pth.tar", density=0.1, arch="cifar_model").header.density == 0.1
 
