@@ -28,6 +28,7 @@ from hydrabench.models import build_model, inner_network
 
 METADATA_KEY = "hydrabench"
 MASK = ".mask"
+MOST_BYTES = 16 << 30  # of a file; the largest network of the registry with scores and optimizer takes two
 _ORIGINAL, _SCORES = ".parametrizations.weight.original", ".parametrizations.weight.0.scores"
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -108,14 +109,17 @@ def read_file(path: Path) -> bytes:
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}")
     try:
+        size = path.stat().st_size
+        if size > MOST_BYTES:
+            most = MOST_BYTES >> 30
+            raise CheckpointError(f"{path} has {size / 1e9:.0f} GB; no checkpoint has more than {most}, so it is none")
         return path.read_bytes()
     except OSError as error:
         raise CheckpointError(
             f"{path} cannot be read ({error.strerror}); see to it that you may, or copy it"
         ) from error
     except MemoryError as error:
-        size = path.stat().st_size / 1e9
-        raise CheckpointError(f"{path} has {size:.0f} GB, more than the memory; no checkpoint is that large") from error
+        raise CheckpointError(f"{path} has {size / 1e9:.0f} GB, more than the memory that is left") from error
 
 
 def build_network(header: Header, state: Mapping[str, Tensor] | None, source: str) -> nn.Module:
