@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hydrabench.checkpoints.header import shown
 from hydrabench.errors import CheckpointError
 from hydrabench.files import sha256_of, write_json
 
@@ -170,7 +171,7 @@ def _receive(
         resumes = start > 0 and _goes_on(response, start, etag)
         if not resumes and response.status_code != 200:
             partial.drop()
-            said = f"{response.status_code} {transfer.shown(response.reason or '')}"
+            said = f"{response.status_code} {shown(response.reason or '')}"
             raise transfer.Broken(f"the server answered {said} to a request for the whole file")
         total = _content_range(response)[1] if resumes else _length(response)
         if total and (total > expected.most or expected.bytes not in (None, total)):

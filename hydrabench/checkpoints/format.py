@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hydrabench.checkpoints.compact import pack, positive_zeros, unpack
-from hydrabench.checkpoints.header import Header, Layout, read_header
+from hydrabench.checkpoints.header import Header, Layout, read_header, shown
 from hydrabench.errors import CheckpointError, ConfigError
 from hydrabench.files import replacing, sha256_of
 from hydrabench.masking import attach_masks, bake_masks, freeze_masks, kept_counts, prunable_layers, score_masks
@@ -171,7 +171,7 @@ def restore_masks(network: nn.Module, masks: Mapping[str, Tensor], source: str) 
         return
     if set(masks) != set(own):
         raise CheckpointError(
-            f"{source} has masks of {', '.join(sorted(masks))}; its masked layers are {', '.join(own)}"
+            f"{source} has masks of {shown(', '.join(sorted(masks)), 400)}; its masked layers are {', '.join(own)}"
         )
     for name, mask in own.items():
         stored = masks[name]
@@ -211,15 +211,15 @@ def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 def _require_shapes(wanted: Shapes, found: Shapes, source: str) -> None:
     """Refuse tensors that are not those of an architecture."""
     problems = [f"missing {key}" for key in wanted if key not in found]
-    problems += [f"unexpected {key}" for key in found if key not in wanted]
+    problems += [f"unexpected {shown(key)}" for key in found if key not in wanted]
     problems += [
         f"{key} has shape {found[key]}, expected {shape}"
         for key, shape in wanted.items()
         if key in found and found[key] != shape
     ]
     if problems:
-        shown = "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
-        raise CheckpointError(f"{source} does not fit the architecture it names: {shown}")
+        listed = "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
+        raise CheckpointError(f"{source} does not fit the architecture it names: {listed}")
 
 
 def export_checkpoint(checkpoint: Checkpoint, path: Path, layout: Layout) -> str:
@@ -243,7 +243,7 @@ def _read(path: Path, data: bytes) -> tuple[Header, dict[str, Tensor]]:
         metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__") or {}
     except (SafetensorError, ValueError, KeyError, RecursionError) as error:
         raise CheckpointError(
-            f"{path} is not a whole safetensors file ({error}); fetch or write it again, "
+            f"{path} is not a whole safetensors file ({shown(str(error), 200)}); fetch or write it again, "
             "or, if it is a .pt or .pth file, convert it first"
         ) from error
     if METADATA_KEY not in metadata:

@@ -71,10 +71,16 @@ class Header(Section):
         return {key: values[key] for key in ("norm", "epsilon", "sigma") if key in values}
 
 
+def shown(text: object, most: int = 80) -> str:
+    """What a file or a server says, fit to print: one line, at most so many characters, no control characters."""
+    words = text if isinstance(text, str) else type(text).__name__
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(words[: 4 * most].split()))[:most]
+
+
 def read_header(text: str, source: str) -> Header:
     """Check and return a header. Raises: CheckpointError naming `source` and what is wrong."""
     try:
         return TypeAdapter(Header).validate_json(text)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise CheckpointError(f"{source} has a header this version cannot read: {problems}") from error
+        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:4])
+        raise CheckpointError(f"{source} has a header this version cannot read: {shown(problems, 400)}") from error

@@ -17,6 +17,8 @@ from urllib.parse import urljoin, urlsplit
 import requests
 import urllib3
 
+from hydrabench.checkpoints.header import shown
+
 Answer = TypeVar("Answer")
 BLOCK = 1 << 16
 SLOWEST = 1000  # bytes a second, on average over the time-out
@@ -131,12 +133,6 @@ def refuse_web_page(response: requests.Response, beginning: bytes) -> None:
         f"gave a web page{f' ({words!r})' if words else ''} in place of weights; "
         "the link may have expired or need a log-in"
     )
-
-
-def shown(text: str) -> str:
-    """What a server says, fit to print: one line, at most 80 characters, no control characters."""
-    words = " ".join(text.split())
-    return "".join(letter if letter.isprintable() else "?" for letter in words)[:80]
 
 
 def _within(seconds: float, ask: Callable[[], Answer]) -> Answer:

@@ -50,6 +50,7 @@ def attack(ref: str, attack: str, **given: Any) -> None:
     Examples
       hydrabench attack --ckpt digits-trades-95
       hydrabench attack --ckpt runs/final --attack autoattack --epsilon 8/255 -n 200
+      hydrabench attack --ckpt model_best.pth.tar --dataset svhn --source-density 0.1 --epsilon 8/255
       torchrun --nproc-per-node 2 -m hydrabench attack --ckpt runs/final --out runs/pgd
     """
     _evaluate(ref, attack, ("clean", "pgd", "autoattack"), ("epsilon", "norm", "steps", "restarts", "seed"), given)

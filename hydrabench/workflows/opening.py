@@ -11,6 +11,7 @@ from typing import Any
 
 from hydrabench.checkpoints import Checkpoint, is_torch_file, open_ref, resolve
 from hydrabench.checkpoints.download import Progress
+from hydrabench.runtime import World
 from hydrabench.workflows.progress import LOG_SECONDS, Advance, say, tracking
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})  # said of a checkpoint that says everything itself
@@ -25,7 +26,7 @@ def open_checkpoint(ref: str, **described: Any) -> Checkpoint:
     """
     with megabytes(ref) as progress:
         checkpoint = open_ref(ref, **described, progress=progress)
-    for note in checkpoint.notes:
+    for note in checkpoint.notes if World().is_main else ():
         say(note)
     return checkpoint
 

@@ -22,7 +22,7 @@ from hydrabench.checkpoints.foreign.normalization import FORMS, KNOWN
 from hydrabench.checkpoints.foreign.state_dicts import HEADER_ENTRY, find_state_dict
 from hydrabench.checkpoints.foreign.torch_files import read_torch_file
 from hydrabench.checkpoints.format import Checkpoint, build_network, load_state, restore_masks, split_masks
-from hydrabench.checkpoints.header import Header, read_header
+from hydrabench.checkpoints.header import Header, read_header, shown
 from hydrabench.config import Normalization
 from hydrabench.data import DATASETS
 from hydrabench.errors import CheckpointError, ConfigError, lookup
@@ -102,7 +102,7 @@ class _Source:
 
     def says(self, name: str) -> str | None:
         value = self.entries.get(name)
-        return value if isinstance(value, str) else None
+        return shown(value) if isinstance(value, str) else None
 
 
 def _read(path: Path) -> _Source:
@@ -116,7 +116,7 @@ def _read(path: Path) -> _Source:
             "the network behind it alone"
         ) from error
     if found is None:
-        held = ", ".join(map(str, list(entries)[:6])) or type(values).__name__
+        held = ", ".join(map(shown, list(entries)[:6])) or type(values).__name__
         raise CheckpointError(f"{path} holds no state dict of tensors (found: {held})")
     header = entries.get(HEADER_ENTRY, found.header)
     notes = (f"{path}: took off {', '.join(found.taken_off)}",) if found.taken_off else ()

@@ -19,6 +19,7 @@ import torch
 
 from hydrabench.checkpoints.foreign.unpickling import unpickle
 from hydrabench.checkpoints.format import read_file
+from hydrabench.checkpoints.header import shown
 from hydrabench.errors import CheckpointError
 from hydrabench.files import replacing, sha256_of
 
@@ -82,8 +83,8 @@ def _check_kind(data: bytes) -> None:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         names = archive.namelist()
     if not any(name.endswith("/data.pkl") for name in names):
-        shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
-        raise CheckpointError(f"is a zip without weights (it holds {shown or 'nothing'}); unpack it first")
+        held = ", ".join(map(shown, names[:4])) + (", ..." if len(names) > 4 else "")
+        raise CheckpointError(f"is a zip without weights (it holds {held or 'nothing'}); unpack it first")
     if any(name.endswith("/constants.pkl") for name in names):
         raise CheckpointError("is a TorchScript program, which is code; save its state dict with torch.save instead")
 

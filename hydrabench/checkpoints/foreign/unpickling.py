@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch import _weights_only_unpickler as restricted
 
+from hydrabench.checkpoints.header import shown
 from hydrabench.errors import CheckpointError
 
 # Kinds of numpy's data types whose values are plain bytes: boolean, integer, unsigned, float, complex, strings.
@@ -92,6 +93,16 @@ NUMPY: dict[str, Callable[..., Any]] = {
 }
 
 
+# What torch's own pickles name: storages and types, and the functions that make tensors of them. Its unpickler allows
+# more, of which some take a size and allocate it at once.
+TORCH = re.compile(
+    r"torch\.(\w+Storage|storage\.(Typed|Untyped)Storage|u?int\d+|b?float\d*\w*|half|double|long|bool|complex\d+"
+    r"|Size|device)"
+    r"|torch\._utils\._rebuild_(tensor|tensor_v2|parameter|sparse_tensor|meta_tensor_no_storage)"
+    r"|torch\.nn\.parameter\.Parameter|torch\.serialization\._get_layout|collections\.OrderedDict|_codecs\.encode"
+)
+
+
 def unpickle(file: BinaryIO, persistent_load: Callable[[Any], Any]) -> Any:
     """Return the next pickled value of `file`.
 
@@ -100,6 +111,7 @@ def unpickle(file: BinaryIO, persistent_load: Callable[[Any], Any]) -> Any:
     Raises: CheckpointError if the pickle names anything else that would have to be run; any exception if it is
         damaged.
     """
+    _require_known_names(file)
     unpickler: Any = restricted.Unpickler(file, encoding="utf-8")
     unpickler.persistent_load = persistent_load
     allowed: list[Any] = [(function, name) for name, function in NUMPY.items()]
@@ -107,16 +119,18 @@ def unpickle(file: BinaryIO, persistent_load: Callable[[Any], Any]) -> Any:
         warnings.simplefilter("ignore")
         try:
             return unpickler.load()
-        except CheckpointError:
-            raise
-        except Exception as error:
-            name = re.search(r"GLOBAL ([\w.]+)", str(error))
-            if name:
-                raise CheckpointError(
-                    f"can only be loaded by running code ({name[1]}), which is refused; where you trust it, "
-                    "save its state dict alone with torch.save"
-                ) from error
-            raise
         finally:
             # What torch.load would check after it; a sparse tensor is refused by its layout.
             torch._utils._sparse_tensors_to_validate.clear()
+
+
+def _require_known_names(file: BinaryIO) -> None:
+    """Read through the next pickle, without making anything of it, and refuse names that are not data's."""
+    start = file.tell()
+    for name in sorted(restricted.get_globals_in_pkl(file)):  # type: ignore[no-untyped-call]
+        if name not in NUMPY and not TORCH.fullmatch(name):
+            raise CheckpointError(
+                f"can only be loaded by running code ({shown(name)}), which is refused; where you trust it, "
+                "save its state dict alone with torch.save"
+            )
+    file.seek(start)

@@ -392,3 +392,14 @@ def test_values_that_overflow_float32_are_not_finite(tmp_path):
     state["7.bias"] = torch.full((10,), math.pi, dtype=torch.float64)
     torch.save(state, tmp_path / "x.pt")
     assert state_of(import_checkpoint(tmp_path / "x.pt", **BARE).network)["7.bias"][0] == np.float32(math.pi)
+
+
+def test_a_file_that_a_gpu_wrote_is_read_without_one(tmp_path):
+    """Its pickle says `cuda:0` of every storage."""
+    torch.save({"arch": "cifar_model", "state_dict": small_network().state_dict()}, tmp_path / "x.pt",
+               _use_new_zipfile_serialization=False)  # fmt: skip
+    data = (tmp_path / "x.pt").read_bytes()
+    assert data.count(b"X\x03\x00\x00\x00cpu") == 1  # the other tensors refer to it
+    (tmp_path / "x.pt").write_bytes(data.replace(b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:0"))
+    found = state_of(import_checkpoint(tmp_path / "x.pt", **CIFAR).network)
+    assert all(torch.equal(tensor, found[key]) for key, tensor in small_network().state_dict().items())
