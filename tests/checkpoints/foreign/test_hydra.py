@@ -572,7 +572,7 @@ def test_other_files_are_refused_for_what_they_are(tmp_path, content, message):
         ({"state_dict": {"0.weight": 3}}, "state_dict"),
         ({"state_dict": {}}, "state_dict"),
         ({}, "dict"),
-        ({0: torch.ones(3)}, "0"),
+        ({0: torch.ones(3)}, "int"),
         ({"state_dict": {"0.weight": torch.eye(3).to_sparse()}}, "state_dict"),
     ],
 )
