@@ -14,7 +14,7 @@ from hydrabench.checkpoints.format import (
     state_of,
     stored_state,
 )
-from hydrabench.checkpoints.header import Header, Layout, PhaseLabel, Selection
+from hydrabench.checkpoints.header import Header, Layout, PhaseLabel, PluginFile, Selection
 from hydrabench.checkpoints.manifest import ProtocolResult, PublishedNumber, ZooEntry, json_schema
 from hydrabench.checkpoints.zoo import (
     checkpoint_name,
@@ -32,6 +32,7 @@ __all__ = [
     "Header",
     "Layout",
     "PhaseLabel",
+    "PluginFile",
     "ProtocolResult",
     "PublishedNumber",
     "Selection",

@@ -25,6 +25,7 @@ from hydrabench.errors import CheckpointError, ConfigError
 from hydrabench.files import replacing, sha256_of
 from hydrabench.masking import attach_masks, bake_masks, freeze_masks, kept_counts, prunable_layers, score_masks
 from hydrabench.models import build_model, inner_network
+from hydrabench.plugins import require
 
 METADATA_KEY = "hydrabench"
 MASK = ".mask"
@@ -85,7 +86,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint and rebuild its network, in eval mode, on the CPU.
 
     Raises: CheckpointError if the file is missing, damaged, of another kind, does not fit its
-        architecture or density, or holds a value that is not finite.
+        architecture or density, or holds a value that is not finite; ConfigError if it needs a plugin.
     """
     data = read_file(path)
     header, state = _read(path, data)
@@ -249,6 +250,7 @@ def _read(path: Path, data: bytes) -> tuple[Header, dict[str, Tensor]]:
     if METADATA_KEY not in metadata:
         raise CheckpointError(f"{path} is a safetensors file without a hydrabench header; it names no architecture")
     header = read_header(metadata[METADATA_KEY], str(path))
+    require([plugin.plain() for plugin in header.plugins], str(path))
     if header.layout == "compact":
         try:
             state = unpack(state, lambda shapes: _require_shapes(expected_shapes(header, str(path)), shapes, str(path)))

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from hydrabench.cli.common import foreign_options, machine_options, read_foreign, read_machine
+from hydrabench.cli.common import foreign_options, machine_options, plugin_option, read_foreign, read_machine
 
 
 @click.group()
@@ -119,6 +119,7 @@ def zoo_verify(names: tuple[str, ...], **machine: Any) -> None:
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="File to write.")
 @foreign_options
+@plugin_option
 def zoo_export(ref: str, layout: str, out: Path, **given: Any) -> None:
     """Write the checkpoint REF (file, run folder or zoo id) in another format.
 

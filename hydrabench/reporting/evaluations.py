@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from pydantic import PositiveInt, TypeAdapter
+from pydantic import PositiveInt
 
 from hydrabench.config import parse
 from hydrabench.errors import ConfigError, LedgerError
@@ -152,7 +152,7 @@ def _checked_header(run: RunFolder) -> Header:
     """Check all of the header that the leaderboard relies on."""
     source = str(run.path / "run.json")
     try:
-        header = parse(TypeAdapter(Header), run.header, source)
+        header = parse(Header, run.header, source)
         _check_settings(header.settings)
     except ConfigError as error:
         place = "" if str(error).startswith(source) else f"{source}: settings."

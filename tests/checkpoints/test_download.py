@@ -649,7 +649,7 @@ NO_NETWORKS = {
     "half of it": (answer(BODY[: len(BODY) // 2]), r"is no file of torch\.save, or is damaged"),
     "another network": (answer(torch_bytes(build_model("cifar_model", (3, 32, 32), 10).state_dict())),
                         r"what came is no wrn_28_4 for cifar10: .* does not fit the architecture"),
-    "a program": (answer(torch_bytes({"state_dict": {}, "main": print})), r"running code \((__builtin__\.)?print\)"),
+    "a program": (answer(torch_bytes({"state_dict": {}, "main": print})), r"running code \([\w.]*print\)"),
     "numbers": (answer(torch_bytes([1, 2, 3])), r"holds no state dict of tensors"),
 }  # fmt: skip
 

@@ -28,6 +28,7 @@ from hydrabench.data import DATASETS
 from hydrabench.errors import CheckpointError, ConfigError, lookup
 from hydrabench.masking import kept_counts, prunable_layers, score_masks
 from hydrabench.models import inner_network
+from hydrabench.plugins import require
 
 SUFFIXES = (".pth.tar", ".pth", ".pt")  # before which the dense twin of a masked file has "_dense"
 Given = Normalization | Literal["none"] | None
@@ -132,6 +133,7 @@ def _own_header(source: _Source, given: Mapping[str, Any]) -> Header | None:
         ours = getattr(source.header, name)
         if value not in (None, "none" if ours is None else ours):
             raise CheckpointError(f"{source.path} has {name} {ours}, not {value}; it says so itself, so give no other")
+    require([plugin.plain() for plugin in source.header.plugins], str(source.path))
     return source.header.model_copy(update={"layout": _layout(source)})
 
 

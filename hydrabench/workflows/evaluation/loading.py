@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from pydantic import TypeAdapter
 from torch import nn
 
 from hydrabench.checkpoints import Checkpoint, better_normalization, checkpoint_name
-from hydrabench.config import EvaluationSettings, parse, with_default_threat
+from hydrabench.config import EVALUATIONS, EvaluationSettings, parse, with_default_threat
 from hydrabench.data import ImageSource, pixels
 from hydrabench.errors import ConfigError, lookup
 from hydrabench.masking import prunable_layers, used_parameters
@@ -52,7 +51,7 @@ class Subject:
             "sha256": self.checkpoint.sha256,
             "arch": header.arch,
             "dataset": header.dataset,
-            "objective": header.objective.name if header.objective else "unknown",
+            "objective": header.objective["name"] if header.objective else "unknown",
             "phase": header.phase,
             "density": header.density,
             "parameters": sum(parameter.numel() for parameter in parameters),
@@ -124,4 +123,5 @@ def settings_for(subject: Subject, values: Mapping[str, Any]) -> EvaluationSetti
             f"{subject.name} names no radius in this norm that it was trained for; add --epsilon, for example "
             f"{'0.25' if complete.get('norm') == 'l2' else '8/255'}"
         )
-    return parse(TypeAdapter(EvaluationSettings), complete, complete["kind"])
+    settings: Any = parse(EVALUATIONS[complete["kind"]], complete, complete["kind"])
+    return settings  # type: ignore[no-any-return]
