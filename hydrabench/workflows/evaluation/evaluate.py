@@ -21,7 +21,7 @@ from hydrabench.ledger import Record, RunFolder, open_run
 from hydrabench.reporting.statistics import summarize
 from hydrabench.runtime import World, exact_arithmetic
 from hydrabench.workflows.evaluation.judging import Judge
-from hydrabench.workflows.evaluation.loading import Subject
+from hydrabench.workflows.evaluation.loading import Subject, doubt_of_normalization
 from hydrabench.workflows.evaluation.running_totals import RunningTotals
 from hydrabench.workflows.progress import say, tracking
 from hydrabench.workflows.run_options import RunOptions
@@ -53,6 +53,8 @@ def evaluate(
     require_precision(settings.kind, subject.precision, EVALUATORS)
     images = load_images(subject.checkpoint.header.dataset, "test", options.data_dir, download=options.download)
     chosen = _chosen(images, n, indices, settings)
+    if world.is_main and (doubt := doubt_of_normalization(subject, images)):
+        say(doubt)
     judge = Judge(subject, settings, images, options)
     blocks = [tuple(chosen[i] for i in block) for block in block_indices(len(chosen), judge.blocks.size)]
     if subject.parent is not None:
