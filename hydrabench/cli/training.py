@@ -11,15 +11,15 @@ import click
 from hydrabench.cli.common import (
     REF_HELP,
     density_override,
+    folder_options,
     foreign_options,
     is_main_process,
     machine_options,
     print_summary,
     read_foreign,
     read_recipe,
-    read_training_machine,
+    read_training_options,
     recipe_options,
-    run_options,
     training_options,
 )
 from hydrabench.cli.reporting import show_report
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @recipe_options
 @click.option("--ckpt", "ref", help=f"Start from its weights instead of fresh ones. {REF_HELP}")
 @foreign_options
-@run_options
+@folder_options
 @training_options
 @machine_options
 def train(
@@ -41,7 +41,7 @@ def train(
     ref: str | None,
     out: Path | None,
     resume: bool,
-    **machine: Any,
+    **given: Any,
 ) -> None:
     """Train a network, from scratch or from --ckpt: a dense one, or with train.density below 1 a sparse one.
 
@@ -58,9 +58,9 @@ def train(
     from hydrabench.workflows.training import commands as training
 
     folder = out or Path("runs") / recipe.name / "train"
-    described, options = read_foreign(machine), read_training_machine(machine)
+    described, options = read_foreign(given), read_training_options(given)
     summary = training.train(recipe, folder, options=options, ref=ref, described=described, resume=resume)
-    print_summary(summary, machine["as_json"])
+    print_summary(summary, given["as_json"])
 
 
 @click.command()
@@ -68,7 +68,7 @@ def train(
 @click.option("--ckpt", "ref", required=True, help=REF_HELP)
 @click.option("--density", type=float, help="Fraction of weights kept, in (0, 1]; 0.01 prunes 99%.")
 @foreign_options
-@run_options
+@folder_options
 @training_options
 @machine_options
 def prune(
@@ -78,7 +78,7 @@ def prune(
     density: float | None,
     out: Path | None,
     resume: bool,
-    **machine: Any,
+    **given: Any,
 ) -> None:
     """Learn which weights to keep, under the recipe's robust loss (HYDRA).
 
@@ -90,9 +90,9 @@ def prune(
     from hydrabench.workflows.training import commands as training
 
     folder = out or Path("runs") / recipe.name / f"prune-{_kept(recipe.prune)}"
-    described, options = read_foreign(machine), read_training_machine(machine)
+    described, options = read_foreign(given), read_training_options(given)
     summary = training.prune(recipe, ref, folder, options=options, described=described, resume=resume)
-    print_summary(summary, machine["as_json"])
+    print_summary(summary, given["as_json"])
 
 
 @click.command()
@@ -101,7 +101,7 @@ def prune(
 @click.option("--lwm", is_flag=True, help="Baseline: keep the weights of largest magnitude; needs --density.")
 @click.option("--density", type=float, help="With --lwm: fraction of weights kept, in (0, 1].")
 @foreign_options
-@run_options
+@folder_options
 @training_options
 @machine_options
 def finetune(
@@ -112,7 +112,7 @@ def finetune(
     density: float | None,
     out: Path | None,
     resume: bool,
-    **machine: Any,
+    **given: Any,
 ) -> None:
     """Train the weights that a pruned checkpoint keeps.
 
@@ -126,9 +126,9 @@ def finetune(
 
     source = Path(ref).name.removesuffix(".safetensors")
     folder = out or Path("runs") / recipe.name / (f"lwm-{_kept(recipe.finetune)}" if lwm else "finetune") / source
-    described, options = read_foreign(machine), read_training_machine(machine)
+    described, options = read_foreign(given), read_training_options(given)
     summary = training.finetune(recipe, ref, folder, options=options, lwm=lwm, described=described, resume=resume)
-    print_summary(summary, machine["as_json"])
+    print_summary(summary, given["as_json"])
 
 
 @click.command()
@@ -136,11 +136,11 @@ def finetune(
 @click.option(
     "--dry-run", is_flag=True, help="Print the resolved recipe, the steps and about what they cost; run none."
 )
-@run_options
+@folder_options
 @training_options
 @machine_options
 def pipeline(
-    config: str, overrides: tuple[str, ...], dry_run: bool, out: Path | None, resume: bool, **machine: Any
+    config: str, overrides: tuple[str, ...], dry_run: bool, out: Path | None, resume: bool, **given: Any
 ) -> None:
     """Run a whole recipe: train, prune, finetune, the LWM twins, every evaluation, and the report.
 
@@ -153,23 +153,23 @@ def pipeline(
     """
     recipe = read_recipe(config, overrides)
     if dry_run:
-        _show_plan(recipe, machine)
+        _show_plan(recipe, given)
         return
     from hydrabench.workflows.pipeline import run_pipeline
 
     folder = out or Path("runs") / recipe.name
-    leaderboard = run_pipeline(recipe, folder, options=read_training_machine(machine), resume=resume)
+    leaderboard = run_pipeline(recipe, folder, options=read_training_options(given), resume=resume)
     if is_main_process():
-        show_report(leaderboard, folder / "report", machine["as_json"])
+        show_report(leaderboard, folder / "report", given["as_json"])
 
 
-def _show_plan(recipe: Recipe, machine: dict[str, Any]) -> None:
+def _show_plan(recipe: Recipe, given: dict[str, Any]) -> None:
     """The resolved recipe, its steps and their cost; nothing is read or written."""
     from hydrabench.workflows.planning.plan import dry_run, plan_text
     from hydrabench.workflows.training.commands import fresh_network
 
-    planned = dry_run(recipe, fresh_network(recipe).eval(), device=machine["device"])
-    click.echo(json.dumps(planned, indent=2) if machine["as_json"] else plan_text(planned))
+    planned = dry_run(recipe, fresh_network(recipe).eval(), device=given["device"])
+    click.echo(json.dumps(planned, indent=2) if given["as_json"] else plan_text(planned))
 
 
 def _kept(section: BudgetRecipe | None) -> str:
