@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
 from hydrabench import plugins
+from hydrabench.bounds.program.convert import LAYERS
 from hydrabench.data import DATASETS, DataSet
 from hydrabench.evaluators import EVALUATORS, Evaluator
 from hydrabench.models import MODELS, Architecture
@@ -30,6 +32,7 @@ REGISTRIES = (
     Registry("evaluator", EVALUATORS, Evaluator, _evaluator_problem),
     Registry("data set", DATASETS, DataSet),
     Registry("architecture", MODELS, Architecture),
+    Registry("operation", LAYERS, Callable),  # type: ignore[arg-type]
 )
 
 

@@ -7,6 +7,8 @@ import json
 import os
 import subprocess
 import sys
+from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from click.testing import CliRunner
 from torch import nn
 
 import hydrabench
-from hydrabench.bounds import interval_margins
+from hydrabench.bounds import BOUNDS, deployed_margins, sound_margins
 from hydrabench.checkpoints import load_checkpoint
 from hydrabench.cli import main
 from hydrabench.data import DATASETS, load_images
@@ -42,6 +44,7 @@ CHANGES = {
     "mart": {"objective": {"name": "mart", "epsilon": "8/255", "steps": 2}},
     "fashion_mnist": {"data": {"name": "fashion-mnist"}},
     "depthwise_net": {"model": {"arch": "depthwise_net"}},
+    "operation": {"model": {"arch": "softshrink_net"}, "objective": {"name": "ibp", "epsilon": "1/255"}},
 }
 
 
@@ -172,11 +175,20 @@ def test_idx_files_of_different_lengths_are_refused(tmp_path):
     assert DATASETS["fashion-mnist"].class_names[9] == "ankle boot"
 
 
-def test_bounds_of_the_depthwise_network_hold_at_sampled_points():
-    load_plugin(EXTEND / "depthwise_net.py")
-    network = build_model("depthwise_net", (1, 8, 8), 10, generator=stream("weights")).eval()
+METHODS = {
+    **BOUNDS,
+    "sound": partial(sound_margins, kind="crown-ibp"),
+    "deployed": partial(deployed_margins, kind="crown-ibp"),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("name", "arch"), [("depthwise_net", "depthwise_net"), ("operation", "softshrink_net")])
+def test_bounds_of_the_networks_hold_at_sampled_points(name, arch, method):
+    load_plugin(EXTEND / f"{name}.py")
+    network = build_model(arch, (1, 8, 8), 10, generator=stream("weights")).eval()
     x, y = torch.rand(4, 1, 8, 8, generator=stream("images")), torch.arange(4)
-    lower = interval_margins(network, x, y, 0.05)
+    lower = METHODS[method](network, x, y, 0.05 if method in BOUNDS else Fraction(1, 20))
     for key in range(20):
         noise = 0.1 * torch.rand(x.shape, generator=stream("noise", key)) - 0.05
         logits = network((x + noise).clamp(0, 1))
