@@ -33,6 +33,7 @@ from hydrabench.config.recipe import (
     SectionName,
     sha256_of_values,
 )
+from hydrabench.config.recorded import recorded_settings
 from hydrabench.config.reuse import ReuseSettings
 from hydrabench.config.smoothing import SmoothingSettings
 from hydrabench.config.verified import AlphaCrownSettings, VerifiedSettings
@@ -76,6 +77,7 @@ __all__ = [
     "at",
     "load_recipe",
     "parse",
+    "recorded_settings",
     "sha256_of_values",
     "with_default_threat",
 ]

@@ -30,7 +30,10 @@ class CleanSettings(Section):
 
 
 class PgdSettings(Section):
-    """Projected gradient descent: every loss in `losses`, `restarts` times each, until one breaks the image."""
+    """Projected gradient descent: every loss in `losses`, `restarts` times each, until one breaks the image.
+
+    version: of the protocol; how random streams are seeded, see `runtime.stream`.
+    """
 
     kind: Literal["pgd"] = "pgd"
     norm: Norm = "linf"
@@ -39,12 +42,13 @@ class PgdSettings(Section):
     restarts: PositiveInt = 1
     losses: tuple[Literal["ce", "margin"], ...] = Field(("ce", "margin"), min_length=1)
     seed: NonNegativeInt = 0
+    version: Literal[1, 2] = 2
 
     @property
     def protocol(self) -> str:
-        """`pgd-50@1` is 50 steps, one restart, both losses, seed 0; whatever differs is spelt out."""
+        """`pgd-50@2` is 50 steps, one restart, both losses, seed 0; whatever differs is spelt out."""
         losses = "" if self.losses == ("ce", "margin") else "-" + "+".join(self.losses)
-        return f"pgd-{self.steps}{unless(1, 'r', self.restarts)}{losses}{unless(0, 's', self.seed)}@1"
+        return f"pgd-{self.steps}{unless(1, 'r', self.restarts)}{losses}{unless(0, 's', self.seed)}@{self.version}"
 
 
 class AutoAttackSettings(Section):

@@ -63,7 +63,8 @@ def _attack_once(network: nn.Module, block: Block, settings: PgdSettings, *, los
     step_size = default_step_size(epsilon, settings.steps)
     x, y = block.images, block.labels
     keys = [(settings.seed, "pgd", loss, restart, index) for index in block.indices]
-    noise = torch.cat([unit_noise((1, *x.shape[1:]), norm=norm, generator=stream(*key)) for key in keys])
+    streams = [stream(*key, version=settings.version) for key in keys]
+    noise = torch.cat([unit_noise((1, *x.shape[1:]), norm=norm, generator=one) for one in streams])
     points = project(x + epsilon * noise.to(x), x, epsilon, norm=norm)
     broke_at = torch.full_like(y, -1)
     smallest = torch.full((len(y),), torch.inf, dtype=x.dtype, device=x.device)

@@ -203,7 +203,8 @@ def _protocols(evaluations: Sequence[Evaluation], columns: Sequence[Column]) -> 
     """The legend, in the order of the columns; one id must not stand for different settings."""
     found = {CLEAN_PROTOCOL: (Protocol(CLEAN_PROTOCOL, "clean", {}), evaluations[0])}
     for evaluation in evaluations:
-        settings = {key: value for key, value in evaluation.settings.items() if key not in VARIES}
+        # The id ends with the version, which the settings of the first ledgers lack.
+        settings = {key: value for key, value in evaluation.settings.items() if key not in VARIES | {"version"}}
         protocol = Protocol(evaluation.protocol, evaluation.kind, settings)
         known, first = found.setdefault(protocol.id, (protocol, evaluation))
         for key in sorted(known.settings.keys() & settings.keys()):

@@ -330,7 +330,7 @@ def test_options_that_attack_and_certify_share_are_checked(refused, dense, optio
         (("certify", "--method", "alpha-crown", "--slopes", "some"), r"slopes: .*'output' or 'all'.*'some'"),
         (("certify", "--vnnlib-timeout", "10"), r"--vnnlib-timeout says something about .* --export-vnnlib; give that"),
         (("certify", "--export-vnnlib", "v", "--vnnlib-timeout", "-1"), r"seconds above 0, got -1"),
-        (("certify", "--method", "smoothing", "--export-vnnlib", "v"), r"smoothing-cohen@1 bounds none"),
+        (("certify", "--method", "smoothing", "--export-vnnlib", "v"), r"smoothing-cohen@2 bounds none"),
         (
             ("certify", "--method", "smoothing", "--epsilon", "8/255"),
             r"--epsilon is for --method ibp.* with smoothing leave",

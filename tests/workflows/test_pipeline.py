@@ -21,7 +21,7 @@ from hydrabench.workflows.run_options import RunOptions
 
 RUNS = ("train", "prune-0.1", "finetune-0.1", "lwm-0.1")
 EVALUATED = ("train", "finetune-0.1", "lwm-0.1")
-PROTOCOLS = ("pgd-3-v1-8_255", "crown-ibp-v1-1_255")
+PROTOCOLS = ("pgd-3-v2-8_255", "crown-ibp-v1-1_255")
 
 
 @pytest.fixture(scope="module")

@@ -329,7 +329,7 @@ def test_verify_passes_over_what_has_no_shipped_ledger_unless_it_is_named(web, c
 
 def test_verify_passes_on_what_was_shipped(folder, cpu):
     agreed = [f"{name} {protocol}: 40/40 verdicts as shipped" for name in ("tiny", "tiny-90") for protocol in
-              ("pgd-3@1", "ibp@1")]  # fmt: skip
+              ("pgd-3@2", "ibp@1")]  # fmt: skip
     assert zoo.verify([], options=cpu) == agreed
     assert zoo.verify(["tiny-90"], options=cpu) == agreed[2:]
     result = hydrabench("verify", "tiny", "--json", "--device", "cpu")

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from hydrabench.checkpoints import Checkpoint
-from hydrabench.config import ReuseSettings, SmoothingSettings, parse
+from hydrabench.config import ReuseSettings, SmoothingSettings, parse, recorded_settings
 from hydrabench.config.reuse import default_reuse_samples
 from hydrabench.data import ImageSource, load_block
 from hydrabench.errors import CheckpointError, ConfigError, HydrabenchError, LedgerError
@@ -146,7 +146,9 @@ def _parent_settings(run: RunFolder) -> SmoothingSettings:
             f"{run.path} has mode {mode}, whose ledger holds no bound of its own; reuse a run of mode cohen, "
             "curtailed, adaptive or betting"
         )
-    return parse(TypeAdapter(SmoothingSettings), run.header["settings"], str(run.path / "run.json"))
+    settings = recorded_settings(run.header["settings"], run.header["protocol"], str(run.path / "run.json"))
+    assert isinstance(settings, SmoothingSettings)
+    return settings
 
 
 def reuse_settings(parent: Parent, values: Mapping[str, Any]) -> ReuseSettings:
