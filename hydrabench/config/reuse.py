@@ -15,8 +15,8 @@ class ReuseSettings(SmoothingSettings):
     """Incremental smoothing, see `smoothing.incremental`; no recipe can ask for it, because it needs a parent's run.
 
     sigma, n0, samples (N), seed, rigor, label_aware and version are those of the parent's run, parent_mode its mode;
-    alpha and radii are the child's. reuse_samples: the most draws that both networks vote on. direct: certify the child directly
-    as well where that falls short of the parent, by mode adaptive and with a third of alpha.
+    alpha and radii are the child's. reuse_samples: the most draws that both networks vote on. direct: certify the child
+    directly as well where that falls short of the parent, by mode adaptive and with a third of alpha.
     """
 
     mode: Literal["reused"] = "reused"  # type: ignore[assignment]  # a mode of its own, which the others do not offer

@@ -9,12 +9,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hydrabench.errors import LedgerError
-from hydrabench.ledger import RunFolder
+from hydrabench.ledger import RunFolder, name_images
 from hydrabench.reporting.evaluations import (
     Checkpoint,
     Evaluation,
     Selection,
-    name_images,
     read_evaluations,
     refuse_mixed_inputs,
 )

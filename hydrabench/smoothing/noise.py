@@ -43,8 +43,8 @@ class NoiseStream:
     """The noise of one image for one purpose, read in order.
 
     Row i is row i % CHUNK of `runtime.stream(*key, i // CHUNK)` of the source's version, on the CPU in float32.
-    `normal_` fills whole groups of 16 numbers in order, so a chunk may be drawn in pieces if an image has a multiple of 16 numbers;
-    otherwise, and on other devices, it is drawn as one and kept until it is used up.
+    `normal_` fills whole groups of 16 numbers in order, so a chunk may be drawn in pieces if an image has a multiple of
+    16 numbers; otherwise, and on other devices, it is drawn as one and kept until it is used up.
     """
 
     def __init__(

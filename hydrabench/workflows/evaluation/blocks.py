@@ -17,7 +17,7 @@ from hydrabench.data import Block, ImageSource, load_block
 from hydrabench.errors import MemoryShortageError, is_out_of_memory
 from hydrabench.evaluators import EVALUATORS, Evaluator, evaluate_reused, require_readable, require_suitable
 from hydrabench.ledger import Record
-from hydrabench.runtime import World, environment, exact_arithmetic
+from hydrabench.runtime import World, exact_arithmetic
 from hydrabench.workflows.evaluation.block_size import blocks_for
 from hydrabench.workflows.evaluation.loading import STORED_IN, Subject
 from hydrabench.workflows.run_options import RunOptions
@@ -54,14 +54,13 @@ class Job:
             self.evaluate = partial(evaluate_reused, parent=forward.apply(parent.network), ledger=parent.records)
 
     def header(self, world: World) -> dict[str, Any]:
-        """What `run.json` says of the evaluation, but for the images."""
+        """What `run.json` says of the evaluation, but for the images and the environment."""
         return {
             "command": "attack" if self.settings.kind in ATTACKS else "certify",
             "settings": self.settings.plain(),
             "protocol": self.settings.protocol,
             "checkpoint": self.subject.describe(),
             "precision": self.subject.precision,
-            "environment": environment(self.subject.device),
             "block_size": self.blocks.size,
             "world_size": world.size,
             **self.header_of_smoothing,

@@ -112,6 +112,7 @@ def open_parent(path: Path, ref: str | None, *, device: torch.device, dtype: tor
     """
     run = read_run(path)
     settings = _parent_settings(run)
+    run.require_intact()
     about = run.header["checkpoint"]
     try:
         checkpoint = open_checkpoint(ref or about["name"])

@@ -1,0 +1,45 @@
+"""Run folders: who writes them, what they hold, what must hold of it. Nothing here knows about tensors."""
+
+from hydrabench.ledger.checking import check_record, fingerprint, name_images, read_record, whole_ledger
+from hydrabench.ledger.folder import (
+    RUN_SCHEMA,
+    SUMMARY_SCHEMA,
+    RunFolder,
+    find_run,
+    finite,
+    open_run,
+    read_run,
+)
+from hydrabench.ledger.records import (
+    RECORDS,
+    AttackRecord,
+    Record,
+    ReusedRecord,
+    SmoothedRecord,
+    VerifiedRecord,
+    record_type,
+)
+from hydrabench.ledger.writer import writing
+
+__all__ = [
+    "RECORDS",
+    "RUN_SCHEMA",
+    "SUMMARY_SCHEMA",
+    "AttackRecord",
+    "Record",
+    "ReusedRecord",
+    "RunFolder",
+    "SmoothedRecord",
+    "VerifiedRecord",
+    "check_record",
+    "find_run",
+    "fingerprint",
+    "finite",
+    "name_images",
+    "open_run",
+    "read_record",
+    "read_run",
+    "record_type",
+    "whole_ledger",
+    "writing",
+]
