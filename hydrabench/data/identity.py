@@ -5,9 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hydrabench.data.encoded import EncodedImages
 from hydrabench.data.images import ImageSource, batches, load_block
+
+if TYPE_CHECKING:
+    from hydrabench.data import TrainingImages
 
 HASHED_TOGETHER = 500  # images
 
@@ -34,3 +38,10 @@ def source_fingerprint(images: ImageSource) -> str:
     for part in batches(len(images), HASHED_TOGETHER):
         digest.update(images.take(part).cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def training_fingerprint(images: TrainingImages) -> str:
+    """Hash the images that a phase trains on, pseudo-labelled ones included, and those held out, each set in order."""
+    sets = (images.labelled, images.validation, images.pseudo)
+    found = [source_fingerprint(one) if one is not None else "none" for one in sets]
+    return hashlib.sha256("\n".join(found).encode()).hexdigest()
