@@ -1,6 +1,6 @@
 """Run folders: who writes them, what they hold, what must hold of it. Nothing here knows about tensors."""
 
-from hydrabench.ledger.checking import check_record, fingerprint, name_images, read_record, whole_ledger
+from hydrabench.ledger.checking import check_record, fingerprint, name_images, parse_record, read_record, whole_ledger
 from hydrabench.ledger.folder import (
     RUN_SCHEMA,
     SUMMARY_SCHEMA,
@@ -37,6 +37,7 @@ __all__ = [
     "finite",
     "name_images",
     "open_run",
+    "parse_record",
     "read_record",
     "read_run",
     "record_type",

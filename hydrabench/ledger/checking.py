@@ -32,17 +32,21 @@ def fingerprint(identities: Iterable[tuple[str, int]]) -> str:
     return digest.hexdigest()
 
 
-def read_record(values: Mapping[str, Any], settings: Mapping[str, Any]) -> Record:
-    """Turn one line of a ledger into a record.
+def parse_record(values: Mapping[str, Any], settings: Mapping[str, Any]) -> Record:
+    """Turn one line of a ledger into a record, going by its fields and their types alone.
 
     Args: settings: as `run.json` has them.
     Raises: ValueError with all that is wrong with it, as a sentence whose subject is the record.
     """
-    kind = record_type(settings)
     try:
-        record = _READERS[kind].validate_json(json.dumps(values))
+        return _READERS[record_type(settings)].validate_json(json.dumps(values))
     except ValidationError as error:
         raise ValueError("; ".join(map(_sentence, error.errors()))) from error
+
+
+def read_record(values: Mapping[str, Any], settings: Mapping[str, Any]) -> Record:
+    """Turn one line of a ledger into a record that can be. Args, Raises: as `parse_record`."""
+    record = parse_record(values, settings)
     if found := list(record.problems(settings)):
         raise ValueError("; ".join(found))
     return record
