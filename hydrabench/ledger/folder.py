@@ -213,15 +213,15 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "
     """Say which values of two headers differ, with their dotted paths."""
     found = []
     for key in sorted(set(old) | set(new)):
-        if not prefix and key in VOLATILE:
+        if key == "fingerprint" or (not prefix and key in VOLATILE):
             continue
         before, after = old.get(key), new.get(key)
-        if key == "fingerprint":
-            found += [f"{prefix}images are not those it was started with"] * (before not in (None, after))
-        elif isinstance(before, dict) and isinstance(after, dict):
+        if isinstance(before, dict) and isinstance(after, dict):
             found += _differences(before, after, f"{prefix}{key}.")
         elif before != after:
             found.append(f"{prefix}{key} was {_short(before)} and is now {_short(after)}")
+    if not found and old.get("fingerprint") not in (None, new.get("fingerprint")):
+        found.append(f"{prefix}images are not those it was started with")
     return found
 
 
