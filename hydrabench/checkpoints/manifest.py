@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from hydrabench.config import Density, EvaluationSettings, Normalization, parse
 from hydrabench.config.fields import Section
@@ -140,7 +140,7 @@ def read_entries(path: Path) -> dict[str, ZooEntry]:
         values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    return {entry.id: entry for entry in parse(TypeAdapter(Manifest), values, str(path)).checkpoints}
+    return {entry.id: entry for entry in parse(Manifest, values, str(path)).checkpoints}
 
 
 def json_schema() -> dict[str, Any]:

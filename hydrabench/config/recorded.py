@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from hydrabench.config.evaluation import EVALUATIONS, EvaluationSettings
-from hydrabench.config.loading import parse
+from hydrabench.config.parsing import parse
 from hydrabench.config.reuse import ReuseSettings
 from hydrabench.errors import ConfigError
 
@@ -22,7 +20,7 @@ def recorded_settings(values: Mapping[str, Any], protocol: str, source: str = "s
     number = protocol.rpartition("@")[2]
     versioned = "version" in getattr(EVALUATIONS.get(str(values.get("kind"))), "model_fields", {})
     known = {"version": int(number)} if versioned and number.isdecimal() else {}
-    settings: EvaluationSettings = parse(TypeAdapter(kind), {**known, **values}, source)
+    settings: EvaluationSettings = parse(kind, {**known, **values}, source)
     if settings.protocol != protocol:
         raise ConfigError(f"{source} make the protocol {settings.protocol}, not {protocol}")
     return settings

@@ -18,6 +18,7 @@ from typing import Any
 from hydrabench.errors import LedgerError
 from hydrabench.files import now, sha256_of, write_json
 from hydrabench.ledger.records import Record
+from hydrabench.plugins import loaded, require
 
 RUN_SCHEMA = "hydrabench.run/1"
 SUMMARY_SCHEMA = "hydrabench.summary/1"
@@ -168,6 +169,8 @@ def open_run(path: Path, header: Mapping[str, Any], *, resume: bool) -> RunFolde
     Raises: LedgerError if `path` holds a run and `resume` is false, or holds a different run.
     """
     header = {"schema": RUN_SCHEMA, **header}
+    if used := loaded():
+        header["plugins"] = used
     found = find_run(path, resume=resume)
     if found is None:
         run = RunFolder(path, {**header, "started": now(), "status": "running"})
@@ -200,12 +203,16 @@ def find_run(path: Path, *, resume: bool) -> RunFolder | None:
 
 
 def read_run(path: Path) -> RunFolder:
-    """Read the header of a run folder. Raises: LedgerError if it is none, or of an unknown schema."""
+    """Read the header of a run folder.
+
+    Raises: LedgerError if it is none, or of an unknown schema; ConfigError naming a plugin that it needs.
+    """
     if not (path / "run.json").is_file():
         raise LedgerError(f"{path} is not a run folder: it holds no run.json")
     header = _read_json(path / "run.json")
     if header.get("schema") != RUN_SCHEMA:
         raise LedgerError(f"{path / 'run.json'} has schema {header.get('schema')!r}; this version reads {RUN_SCHEMA!r}")
+    require(header.get("plugins", ()), str(path))
     return RunFolder(path, header)
 
 

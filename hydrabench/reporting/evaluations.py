@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import PositiveInt, TypeAdapter
+from pydantic import PositiveInt
 
 from hydrabench.config import parse, recorded_settings
 from hydrabench.errors import ConfigError, LedgerError
@@ -141,7 +141,7 @@ def _checked_header(run: RunFolder) -> Header:
     """Check all of the header that the leaderboard relies on."""
     source = str(run.path / "run.json")
     try:
-        header = parse(TypeAdapter(Header), run.header, source)
+        header = parse(Header, run.header, source)
         _check_settings(header.settings)
         recorded_settings(header.settings, header.protocol, f"{source}: settings")
     except ConfigError as error:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
 from torch import nn
 
 from hydrabench.checkpoints import Checkpoint
@@ -179,7 +178,7 @@ def reuse_settings(parent: Parent, values: Mapping[str, Any]) -> ReuseSettings:
         "reuse_samples": default_reuse_samples(parent.settings.samples),
         **own,
     }
-    return parse(TypeAdapter(ReuseSettings), complete, "reuse")
+    return parse(ReuseSettings, complete, "reuse")
 
 
 def _equal(given: object, known: object) -> bool:
