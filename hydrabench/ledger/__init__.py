@@ -11,23 +11,20 @@ from hydrabench.ledger.folder import (
     read_run,
 )
 from hydrabench.ledger.records import (
-    RECORDS,
     AttackRecord,
     Record,
-    ReusedRecord,
+    ReuseRecord,
     SmoothedRecord,
     VerifiedRecord,
-    record_type,
 )
 from hydrabench.ledger.writer import writing
 
 __all__ = [
-    "RECORDS",
     "RUN_SCHEMA",
     "SUMMARY_SCHEMA",
     "AttackRecord",
     "Record",
-    "ReusedRecord",
+    "ReuseRecord",
     "RunFolder",
     "SmoothedRecord",
     "VerifiedRecord",
@@ -40,7 +37,6 @@ __all__ = [
     "parse_record",
     "read_record",
     "read_run",
-    "record_type",
     "whole_ledger",
     "writing",
 ]

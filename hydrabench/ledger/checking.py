@@ -12,12 +12,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from hydrabench.errors import LedgerError
 from hydrabench.ledger.folder import RunFolder
-from hydrabench.ledger.records import RECORDS, Record, ReusedRecord, record_type
+from hydrabench.ledger.records import Record
 
 _AGAIN = "run the same command again into a new --out"
-_READERS: dict[type[Record], TypeAdapter[Record]] = {
-    kind: TypeAdapter(kind) for kind in {*RECORDS.values(), ReusedRecord}
-}
+_READERS: dict[type[Record], TypeAdapter[Record]] = {}
 
 
 def fingerprint(identities: Iterable[tuple[str, int]]) -> str:
@@ -32,21 +30,25 @@ def fingerprint(identities: Iterable[tuple[str, int]]) -> str:
     return digest.hexdigest()
 
 
-def parse_record(values: Mapping[str, Any], settings: Mapping[str, Any]) -> Record:
-    """Turn one line of a ledger into a record, going by its fields and their types alone.
+def parse_record(values: Mapping[str, Any], kind: type[Record]) -> Record:
+    """Turn one line of a ledger into a record of class `kind`, going by its fields and their types alone.
 
-    Args: settings: as `run.json` has them.
     Raises: ValueError with all that is wrong with it, as a sentence whose subject is the record.
     """
+    if kind not in _READERS:
+        _READERS[kind] = TypeAdapter(kind)
     try:
-        return _READERS[record_type(settings)].validate_json(json.dumps(values))
+        return _READERS[kind].validate_json(json.dumps(values))
     except ValidationError as error:
         raise ValueError("; ".join(map(_sentence, error.errors()))) from error
 
 
-def read_record(values: Mapping[str, Any], settings: Mapping[str, Any]) -> Record:
-    """Turn one line of a ledger into a record that can be. Args, Raises: as `parse_record`."""
-    record = parse_record(values, settings)
+def read_record(values: Mapping[str, Any], kind: type[Record], settings: Mapping[str, Any]) -> Record:
+    """Turn one line of a ledger into a record that can be, under settings as `run.json` has them.
+
+    Raises: as `parse_record`.
+    """
+    record = parse_record(values, kind)
     if found := list(record.problems(settings)):
         raise ValueError("; ".join(found))
     return record
@@ -62,16 +64,16 @@ def _sentence(problem: Mapping[str, Any]) -> str:
     return f"has {place} {json.dumps(problem['input'])[:40]}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
 
 
-def check_record(run: RunFolder, values: Mapping[str, Any]) -> Record:
+def check_record(run: RunFolder, values: Mapping[str, Any], kind: type[Record]) -> Record:
     """Read one record of a run. Raises: LedgerError naming the run, the image and all that is wrong."""
     try:
-        return read_record(values, run.header["settings"])
+        return read_record(values, kind, run.header["settings"])
     except ValueError as error:
         raise LedgerError(f"{run.path}: the record of image {values['index']} {error}; {_AGAIN}") from error
 
 
-def whole_ledger(run: RunFolder, chosen: Sequence[int]) -> tuple[dict[str, Any], ...]:
-    """Read the records of a run, one for each image of `chosen`, sorted by index.
+def whole_ledger(run: RunFolder, chosen: Sequence[int], kind: type[Record]) -> tuple[dict[str, Any], ...]:
+    """Read the records of a run, of class `kind` and one for each image of `chosen`, sorted by index.
 
     Raises: LedgerError naming the images that are missing or occur twice, or a record with what is wrong with it.
     """
@@ -87,7 +89,7 @@ def whole_ledger(run: RunFolder, chosen: Sequence[int]) -> tuple[dict[str, Any],
     if len(records) != len(chosen):
         raise LedgerError(f"{run.path} holds {len(records)} records but selects {len(chosen)} images; {_AGAIN}")
     for record in records:
-        check_record(run, record)
+        check_record(run, record, kind)
     known = run.header.get("dataset", {}).get("fingerprint")
     if known is not None and known != fingerprint((record["input_sha"], record["label"]) for record in records):
         raise LedgerError(f"{run.path}: its records are about other images than its run.json says; {_AGAIN}")

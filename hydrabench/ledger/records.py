@@ -11,8 +11,6 @@ from typing import Any, ClassVar
 
 from pydantic import ConfigDict
 
-from hydrabench.errors import lookup
-
 ABSTAIN = -1
 # Sums of floats in another order, on another machine or among other images, move numbers by about this much.
 NUMBER_TOLERANCE = 1e-4
@@ -227,8 +225,8 @@ class SmoothedRecord(Record):
 
 
 @dataclass(frozen=True)
-class ReusedRecord(SmoothedRecord):
-    """A certificate derived from that of a parent network, see `smoothing.incremental`; mode is "reused".
+class ReuseRecord(SmoothedRecord):
+    """A certificate derived from that of a parent network, see `smoothing.reuse`; mode is "reused".
 
     `samples` noisy copies were shown to both networks, `count` of them fell on `selected`, the parent's class, for
     both; counts: the same for all classes. looks: [draws, lost] each time; lost: votes of the parent for `selected`
@@ -260,27 +258,6 @@ class ReusedRecord(SmoothedRecord):
             yield f"has p_lower {self.p_lower:g}, above that of its parent, {self.parent_p_lower:g}"
         if not 0 <= self.lost <= self.disagreements:
             yield f"lost {self.lost} votes in {self.disagreements} disagreements"
-
-
-RECORDS: dict[str, type[Record]] = {
-    "clean": AttackRecord,
-    "pgd": AttackRecord,
-    "autoattack": AttackRecord,
-    "ibp": VerifiedRecord,
-    "symbolic": VerifiedRecord,
-    "crown-ibp": VerifiedRecord,
-    "crown": VerifiedRecord,
-    "cascade": VerifiedRecord,
-    "alpha-crown": VerifiedRecord,
-    "smoothing": SmoothedRecord,
-}
-
-
-def record_type(settings: Mapping[str, Any]) -> type[Record]:
-    """The class of a run's records. Raises: ConfigError for a kind that is not known."""
-    if settings.get("mode") == "reused":
-        return ReusedRecord
-    return lookup("kind of evaluation", RECORDS, str(settings.get("kind")))
 
 
 def _changed(name: str, old: Record, new: Record) -> str:

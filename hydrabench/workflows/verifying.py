@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from hydrabench.checkpoints import read_zoo
-from hydrabench.config import EvaluationSettings, recorded_settings
 from hydrabench.data import ImageSource, load_images
 from hydrabench.errors import CheckpointError, ConfigError, LedgerError
+from hydrabench.evaluators import EvaluationSettings, recorded_settings
+from hydrabench.evaluators.registry import record_of
 from hydrabench.files import sha256_of
 from hydrabench.ledger import Record, RunFolder, check_record, read_run, whole_ledger
 from hydrabench.runtime import exact_arithmetic
-from hydrabench.workflows.evaluation.blocks import Job
-from hydrabench.workflows.evaluation.continuing import BY_BLOCK, Selection
+from hydrabench.workflows.evaluation.continuing import Selection
+from hydrabench.workflows.evaluation.judging import Judge
 from hydrabench.workflows.evaluation.loading import Subject, open_subject, with_parent
 from hydrabench.workflows.progress import tracking
-from hydrabench.workflows.run_options import RunOptions, SmoothingOptions
+from hydrabench.workflows.run_options import RunOptions
 
 SAMPLE = 50
 SEARCHED = 4  # how many folders above a run may hold its checkpoint
@@ -69,8 +70,9 @@ def verify_run(
     settings = recorded_settings(header["settings"], header["protocol"], f"{path / 'run.json'}: settings")
     dataset = header["dataset"]
     chosen = dataset.get("indices", range(dataset["n"]))
-    records = [check_record(run, record) for record in whole_ledger(run, chosen)]
-    options = replace(options, smoothing=_as_recorded(header))
+    kind = record_of(settings)
+    records = [check_record(run, record, kind) for record in whole_ledger(run, chosen, kind)]
+    options = replace(options, computing=_as_recorded(header))
     subject = open_subject(ref or _find_checkpoint(run), options=options, precision=header["precision"])
     if subject.checkpoint.sha256 != header["checkpoint"]["sha256"]:
         raise CheckpointError(
@@ -80,42 +82,42 @@ def verify_run(
     subject = _with_parent(subject, run, reuse, parent)
     images = load_images(dataset["name"], dataset["split"], options.data_dir, download=options.download)
     picked = random.Random(seed).sample(records, min(sample, len(records)))
-    job = Job(subject, settings, images, options)
-    _require_same_noise(run, job)
-    return recompute(job, sorted(picked, key=lambda record: record.index), chosen)
+    judge = Judge(subject, settings, images, options)
+    _require_same_noise(run, judge)
+    return recompute(judge, sorted(picked, key=lambda record: record.index), chosen)
 
 
-def recompute(job: Job, records: Sequence[Record], chosen: Sequence[int]) -> list[Finding]:
+def recompute(judge: Judge, records: Sequence[Record], chosen: Sequence[int]) -> list[Finding]:
     """Compute some records again and compare them.
 
     Args: records: in ascending order of their images. chosen: all images of their run.
     """
-    size, wanted = job.blocks.size, {record.index: record for record in records}
-    selection = Selection(job.images, tuple(chosen if job.settings.kind in BY_BLOCK else wanted))
+    size, wanted = judge.blocks.size, {record.index: record for record in records}
+    selection = Selection(judge.images, tuple(wanted if judge.evaluator.by_image else chosen))
     blocks = [(n, block) for n, block in enumerate(selection.blocks(size)) if not wanted.keys().isdisjoint(block)]
-    title = f"verify {job.settings.protocol} {job.subject.name}"
+    title = f"verify {judge.settings.protocol} {judge.subject.name}"
     found = []
     with exact_arithmetic(), tracking(title, total=len(records)) as advance:
         for block in blocks:
-            again = [record for record in job.records([block]) if record.index in wanted]
+            again = [record for record in judge.records([block]) if record.index in wanted]
             found += [Finding(new.index, tuple(wanted[new.index].differences(new))) for new in again]
             advance(len(again), f"{sum(bool(one.differences) for one in found)} differ")
     return found
 
 
-def open_job(ref: str, settings: EvaluationSettings, images: ImageSource, options: RunOptions) -> Job:
+def open_judge(ref: str, settings: EvaluationSettings, images: ImageSource, options: RunOptions) -> Judge:
     """A checkpoint and settings, ready to compute records."""
-    return Job(open_subject(ref, options=options), settings, images, options)
+    return Judge(open_subject(ref, options=options), settings, images, options)
 
 
-def _as_recorded(header: dict[str, Any]) -> SmoothingOptions:
+def _as_recorded(header: dict[str, Any]) -> dict[str, Any]:
     """How the run computed its forward passes, and where it drew its noise."""
     flags = {name: bool(header.get(name, False)) for name in ("compile", "channels_last", "fold_batch_norm")}
-    return SmoothingOptions(**flags, noise="cpu" if header.get("noise", "cpu") == "cpu" else "device")
+    return {**flags, "noise": "cpu" if header.get("noise", "cpu") == "cpu" else "device"}
 
 
-def _require_same_noise(run: RunFolder, job: Job) -> None:
-    there, here = run.header.get("noise"), job.header_of_smoothing.get("noise")
+def _require_same_noise(run: RunFolder, judge: Judge) -> None:
+    there, here = run.header.get("noise"), judge.ready.header.get("noise")
     if there not in (None, here):
         raise LedgerError(f"the noise of {run.path} was drawn on {there}, here it would be {here}; verify it there")
 

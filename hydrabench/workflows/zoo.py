@@ -22,12 +22,14 @@ from hydrabench.checkpoints import (
 from hydrabench.checkpoints.cache import cached_files, fetch_remote
 from hydrabench.data import load_images
 from hydrabench.errors import CheckpointError, ConfigError, GateError, LedgerError, lookup
+from hydrabench.evaluators import parse_settings
+from hydrabench.evaluators.registry import record_of
 from hydrabench.files import shipped
 from hydrabench.ledger import parse_record
 from hydrabench.workflows.opening import megabytes, open_checkpoint
 from hydrabench.workflows.progress import say
 from hydrabench.workflows.run_options import RunOptions
-from hydrabench.workflows.verifying import open_job, recompute
+from hydrabench.workflows.verifying import open_judge, recompute
 
 
 def list_entries(
@@ -121,7 +123,7 @@ def verify(names: Sequence[str], *, options: RunOptions) -> list[str]:
         fetch(entry)
         for result in entry.results:
             differing = _compare(entry, result, options)
-            label = f"{entry.id} {result.settings.protocol}"
+            label = f"{entry.id} {parse_settings(result.settings, entry.id).protocol}"
             agreed.append(f"{label}: {result.n - len(differing)}/{result.n} records as shipped")
             say(agreed[-1])
             changed += [f"{label} image {index}" for index in differing]
@@ -150,14 +152,13 @@ def _with_ledgers(names: Sequence[str]) -> list[ZooEntry]:
 def _compare(entry: ZooEntry, result: ProtocolResult, options: RunOptions) -> list[int]:
     """Compute the shipped records again; return the indices of the images of which something else is found."""
     lines = _shipped_records(shipped("zoo") / result.ledger, result.n)
+    settings = parse_settings(result.settings, entry.id)
     try:
-        records = [parse_record({"seconds": 0.0, **line}, result.settings.plain()) for line in lines]
+        records = [parse_record({"seconds": 0.0, **line}, record_of(settings)) for line in lines]
     except ValueError as error:
-        raise LedgerError(
-            f"a record of the shipped ledger {result.ledger} {error}; install hydrabench again"
-        ) from error
+        raise LedgerError(f"a record of the shipped ledger {result.ledger} {error}; install again") from error
     images = load_images(entry.dataset, "test", options.data_dir, download=options.download)
-    found = recompute(open_job(entry.id, result.settings, images, options), records, range(result.n))
+    found = recompute(open_judge(entry.id, settings, images, options), records, range(result.n))
     return [one.index for one in found if one.differences]
 
 

@@ -195,7 +195,7 @@ def alter(folder, kind, changes):
     chosen = next(record for record in records if record["prediction"] == record["label"])
     chosen |= changes
     (folder / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    known = {**summarize(kind, records), "records_sha256": sha256_of(folder / "records.jsonl")}
+    known = {**summarize(kind, records, None), "records_sha256": sha256_of(folder / "records.jsonl")}
     summary = json.loads((folder / "summary.json").read_text()) | known
     (folder / "summary.json").write_text(json.dumps(summary))
     return chosen["index"]

@@ -10,11 +10,10 @@ from statistics import NormalDist
 from typing import Any
 
 import pytest
-from pydantic import TypeAdapter
 
-from hydrabench.config import EvaluationSettings, ReuseSettings
+from hydrabench.evaluators import EVALUATORS, ReuseSettings
 from hydrabench.files import sha256_of
-from hydrabench.ledger import AttackRecord, Record, ReusedRecord, RunFolder, SmoothedRecord, VerifiedRecord, open_run
+from hydrabench.ledger import AttackRecord, Record, ReuseRecord, RunFolder, SmoothedRecord, VerifiedRecord, open_run
 from hydrabench.reporting import summarize
 
 N = 10
@@ -34,8 +33,8 @@ def settings_of(kind: str, **changes: Any) -> dict[str, Any]:
 def protocol_of(asked: dict[str, Any]) -> str:
     """The id of the first version of these settings, which do not name one."""
     versioned = {"version": 1} if asked["kind"] in ("pgd", "smoothing") else {}
-    kind: Any = ReuseSettings if asked.get("mode") == "reused" else EvaluationSettings
-    settings: Any = TypeAdapter(kind).validate_python(versioned | asked)
+    model: Any = ReuseSettings if asked.get("mode") == "reused" else EVALUATORS[asked["kind"]].settings
+    settings = model.model_validate(versioned | asked)
     return str(settings.protocol)
 
 
@@ -65,7 +64,7 @@ def record_of(asked: dict[str, Any], index: int, *, right: bool, holds: bool, ra
         votes: dict[str, Any] = {"selected": prediction, "count": 9, "samples": 10, "mode": asked.get("mode", "cohen")}
         certificate: dict[str, Any] = {"p_lower": p_lower, "radius": radius, "abstain": abstain}
         if asked.get("mode") == "reused":
-            return ReusedRecord(*base, **votes, **certificate, certificate="direct")
+            return ReuseRecord(*base, **votes, **certificate, certificate="direct")
         return SmoothedRecord(*base, **votes, **certificate)
     robust = holds and right
     return AttackRecord(
@@ -126,7 +125,7 @@ def write_run(
     ]
     run.append(edit(records))
     if finish:
-        run.finish(summarize(kind, list(run.records()), radii=asked.get("radii", ())))
+        run.finish(summarize(kind, list(run.records()), EVALUATORS[kind].read(asked)))
     return run
 
 

@@ -45,7 +45,7 @@ def write_run(path, kind, *, holds=(True, True, False), command=None, finish=Tru
         lower = [0.1 if h else -0.1 for h in holds]
         run.append([VerifiedRecord(*b, verified=low > 0, lower=low) for b, low in zip(bases, lower, strict=True)])
     if finish:
-        run.finish(summarize(kind, list(run.records())))
+        run.finish(summarize(kind, list(run.records()), None))
     return run
 
 

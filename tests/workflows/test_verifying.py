@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from hydrabench.cli import main
-from hydrabench.config import AutoAttackSettings, CleanSettings, PgdSettings, SmoothingSettings, VerifiedSettings
 from hydrabench.errors import CheckpointError, ConfigError, LedgerError
+from hydrabench.evaluators import AutoAttackSettings, CleanSettings, PgdSettings, SmoothingSettings, VerifiedSettings
 from hydrabench.files import sha256_of
 from hydrabench.workflows.evaluation.evaluate import evaluate
 from hydrabench.workflows.evaluation.loading import open_subject, with_parent

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from hydrabench.config import AutoAttackSettings, PgdSettings, SmoothingSettings
 from hydrabench.data import load_images
 from hydrabench.errors import LedgerError
+from hydrabench.evaluators import AutoAttackSettings, PgdSettings, SmoothingSettings
 from hydrabench.ledger import writing
 from hydrabench.workflows.evaluation import evaluate as workflow
 from hydrabench.workflows.evaluation.evaluate import evaluate
