@@ -20,7 +20,7 @@ ROWS = [
     {"models", "data"},
     {"masking"},
     {"config", "ledger"},
-    {"threat", "runtime", "files", "process"},
+    {"threat", "runtime", "documents", "files", "process"},
     {"errors"},
     {"__init__"},
 ]

@@ -11,7 +11,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from hydrabench.config.data import DataRecipe, PseudoLabelRecipe
@@ -21,7 +20,8 @@ from hydrabench.config.inheritance import find_recipe, resolved_values
 from hydrabench.config.objectives import OBJECTIVE_SETTINGS
 from hydrabench.config.phases import FinetuneRecipe, PruneRecipe, TrainRecipe
 from hydrabench.config.recipe import ModelRecipe, Normalization, PipelineRecipe, Recipe
-from hydrabench.errors import ConfigError
+from hydrabench.documents import parse_yaml
+from hydrabench.errors import ConfigError, shortened
 
 Parsed = TypeVar("Parsed")
 
@@ -93,15 +93,12 @@ def _apply(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     *parents, last = key.strip().split(".")
     if not equals or not last:
-        raise ConfigError(f"--set {override!r}: write KEY=VALUE, for example --set train.epochs=3")
+        raise ConfigError(f"--set {shortened(override)}: write KEY=VALUE, for example --set train.epochs=3")
     for parent in parents:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
-            raise ConfigError(f"--set {override!r}: {parent!r} is a value, not a section")
-    try:
-        values[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r}: {text!r} is not a YAML value") from error
+            raise ConfigError(f"--set {shortened(override)}: {parent!r} is a value, not a section")
+    values[last] = parse_yaml(text, f"--set {shortened(override)}")
 
 
 def _describe(problem: Any) -> str:
@@ -117,14 +114,14 @@ def _describe(problem: Any) -> str:
     if problem["type"].startswith("union_tag_"):
         return f"{path}.{_unknown_tag(problem['ctx'])}"
     if problem["type"] in ("model_type", "model_attributes_type"):
-        return f"{path}: expected keys and values (got {problem['input']!r})"
+        return f"{path}: expected keys and values (got {shortened(problem['input'])})"
     if problem["type"] == "missing":
         return f"{path}: is required"
     message = problem["msg"].removeprefix("Value error, ")
     received = problem.get("input")
     shown = isinstance(received, str | int | float | None) and problem["type"] != "value_error"
     where = f"{path}: " if place else ""  # what is wrong with several keys together names them
-    return f"{where}{message[0].lower()}{message[1:]}{f' (got {received!r})' if shown else ''}"
+    return f"{where}{message[0].lower()}{message[1:]}{f' (got {shortened(received)})' if shown else ''}"
 
 
 def _place(problem: Any) -> list[int | str]:
