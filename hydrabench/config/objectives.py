@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from hydrabench.config.fields import Radius, Section, members_by_tag
+from hydrabench.config.fields import Noise, Radius, Section, members_by_tag
 from hydrabench.threat import Norm
 
 
@@ -53,7 +53,7 @@ class StabilityObjective(Section):
     """
 
     name: Literal["stability"]
-    sigma: PositiveFloat  # standard deviation of the noise in pixel units
+    sigma: Noise  # standard deviation of the noise in pixel units
     beta: NonNegativeFloat = 6.0
     variant: Literal["stability", "gaussian"] = "stability"
 
