@@ -9,7 +9,7 @@ from typing import TypeVar
 Entry = TypeVar("Entry")
 
 # Beside torch.OutOfMemoryError: what the CPU's allocator and CUDA's libraries say when there is no memory left.
-SHORTAGES = ("out of memory", "can't allocate memory", "_ALLOC_FAILED")
+SHORTAGES = ("out of memory", "can't allocate memory", "_ALLOC_FAILED", "Storage size calculation overflowed")
 
 
 class HydrabenchError(Exception):

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hydrabench.errors import ConfigError
+
 CACHE_VARIABLE = "HYDRABENCH_CACHE"
 SCRATCH = ".partial"  # how the names of scratch files end, which a killed process leaves behind
 
@@ -60,7 +62,15 @@ def shipped(folder: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """The folder of all that is kept for later: HYDRABENCH_CACHE, else $XDG_CACHE_HOME/hydrabench, else in ~/.cache."""
-    if given := os.environ.get(CACHE_VARIABLE):
-        return Path(given).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hydrabench"
+    """The folder of all that is kept for later: HYDRABENCH_CACHE, else $XDG_CACHE_HOME/hydrabench, else in ~/.cache.
+
+    Raises: ConfigError if that lies in a home folder that this user does not have, as in many containers.
+    """
+    try:
+        if given := os.environ.get(CACHE_VARIABLE):
+            return Path(given).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hydrabench"
+    except RuntimeError as error:
+        raise ConfigError(
+            f"this user has no home folder to keep files in; set {CACHE_VARIABLE} to a folder for them"
+        ) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Annotated, Any, ClassVar, get_args
@@ -38,12 +37,13 @@ def _radius(value: object, info: ValidationInfo) -> Fraction:
 
 def _noise(value: object) -> object:
     """Read a noise level that is a text exactly, and explain a large one; all else is left to pydantic."""
-    if not isinstance(value, str) and not (isinstance(value, int | float) and LARGEST_NOISE < value < math.inf):
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or not read_number(value):
         return value
     try:
-        return float(parse_noise(value))
+        sigma = parse_noise(value)
     except ConfigError as error:
         raise ValueError(str(error)) from error
+    return float(sigma) if isinstance(value, str) else value
 
 
 def _length(value: object) -> object:
@@ -80,7 +80,7 @@ def _stored(radius: Fraction) -> str:
 Radius = Annotated[Fraction, BeforeValidator(_radius), PlainSerializer(_stored)]
 Noise = Annotated[float, BeforeValidator(_noise), Field(gt=0, le=LARGEST_NOISE)]  # σ in pixel units
 Length = Annotated[float, BeforeValidator(_length), Field(ge=0)]  # an L2 distance in pixel units
-Density = Annotated[float, AfterValidator(_density)]
+Density = Annotated[float, Field(allow_inf_nan=True), AfterValidator(_density)]
 LARGEST, LARGEST_SEED = 10**9, 2**63 - 1  # of a number of images, samples, epochs, ...; of a seed, as JSON has it
 FOR_ALL, BY_LAYER = "one density", "densities by layer"  # how errors tell the two forms of `Densities` apart
 Densities = Annotated[
