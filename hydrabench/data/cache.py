@@ -14,7 +14,7 @@ import numpy as np
 from hydrabench.errors import ConfigError
 from hydrabench.files import cache_folder, replacing, sha256_of
 
-VERSION = "hydrabench.pixels/1"
+VERSION = "hydrabench.pixels/2"
 DIGEST_BYTES = 32
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 

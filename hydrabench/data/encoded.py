@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,12 +9,13 @@ from dataclasses import dataclass, replace
 from math import log, sqrt
 from pathlib import Path
 from threading import Lock
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from hydrabench.data.decoding import open_rgb
 from hydrabench.data.parquet import read_encoded
 from hydrabench.errors import DataError
 
@@ -150,15 +150,11 @@ class EncodedImages:
         pixels: Tensor = functional.pil_to_tensor(functional.center_crop(resized, SIDE))
         return pixels
 
-    def _open(self, position: int):  # type: ignore[no-untyped-def] # PIL comes with torchvision only
-        from PIL import Image, UnidentifiedImageError  # noqa: PLC0415
-
+    def _open(self, position: int) -> Any:
         try:
-            return Image.open(io.BytesIO(self.encoded.read(position))).convert("RGB")
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-            # Pillow names the buffer that holds the bytes, and no file, if it does not know their format.
-            reason = "of no known format" if isinstance(error, UnidentifiedImageError) else error
-            raise DataError(f"{self.encoded.name(position)} cannot be read as an image: {reason}") from error
+            return open_rgb(self.encoded.read(position))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.encoded.name(position)} cannot be read as an image: {error}") from error
 
 
 def random_window(height: int, width: int, generator: torch.Generator) -> tuple[int, int, int, int]:

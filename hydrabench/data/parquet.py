@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from hydrabench.data.cache import Pixels, cached_pixels
+from hydrabench.data.decoding import open_rgb
 from hydrabench.data.images import ImageSet
 from hydrabench.errors import DataError
 
@@ -117,25 +118,20 @@ def _decode(files: Sequence[Path], count: int, shape: tuple[int, int, int]) -> P
         for file in files:
             first = row
             for encoded in read_encoded(file):
-                for image in pool.map(_decode_one, encoded):
-                    if image is None or image.shape != shape:
-                        found = "none that can be read" if image is None else f"one of shape {image.shape}"
-                        raise DataError(
-                            f"{file}, row {row - first}: there should be an image of {shape}, found {found}"
-                        )
+                for image in pool.map(partial(_decode_one, size=shape[1:]), encoded):
+                    if isinstance(image, str):
+                        raise DataError(f"{file}, row {row - first}, cannot be read as an image of {shape}: {image}")
                     images[row] = image
                     row += 1
     return images
 
 
-def _decode_one(data: bytes | None) -> Pixels | None:
-    """Decode one image to uint8, (3, H, W); None if that is not possible."""
-    from PIL import Image, UnidentifiedImageError  # noqa: PLC0415 - comes with torchvision
-
+def _decode_one(data: bytes | None, size: tuple[int, int]) -> Pixels | str:
+    """Decode one image of that height and width to uint8, (3, H, W), or return why that is not possible."""
     try:
-        return np.asarray(Image.open(io.BytesIO(data or b"")).convert("RGB")).transpose(2, 0, 1)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):  # all of these come from damaged files
-        return None
+        return np.asarray(open_rgb(data or b"", size=size)).transpose(2, 0, 1)
+    except ValueError as error:
+        return str(error)
 
 
 def _choose(file: Path, names: Sequence[str]) -> str:
