@@ -12,6 +12,7 @@ import torch
 from hydrabench.config import DataRecipe
 from hydrabench.data.augment import augment
 from hydrabench.data.cifar import load_cifar10, load_cifar100
+from hydrabench.data.class_names import CIFAR10, CIFAR100, DIGITS
 from hydrabench.data.digits import load_digits
 from hydrabench.data.imagenet import load_imagenet
 from hydrabench.data.images import (
@@ -41,19 +42,31 @@ class Loader(Protocol):
 
 @dataclass(frozen=True)
 class DataSet:
-    """What is known of a data set before it is loaded: image shape (C, H, W), classes, and its loader."""
+    """What is known of a data set before it is loaded; an entry of `DATASETS`.
+
+    shape: of its images, (C, H, W). num_classes: labels are below it. load: its loader.
+    train, test: how many images each split has as published; those that lie in --data-dir may be fewer.
+    class_names: by label; empty where they are not written down.
+    """
 
     shape: tuple[int, int, int]
     num_classes: int
     load: Loader
+    train: int
+    test: int
+    class_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.class_names and len(self.class_names) != self.num_classes:
+            raise ValueError(f"{self.num_classes} classes need as many names, got {len(self.class_names)}")
 
 
 DATASETS: dict[str, DataSet] = {
-    "cifar10": DataSet((3, 32, 32), 10, load_cifar10),
-    "cifar100": DataSet((3, 32, 32), 100, load_cifar100),
-    "digits": DataSet((1, 8, 8), 10, load_digits),
-    "imagenet": DataSet((3, 224, 224), 1000, load_imagenet),
-    "svhn": DataSet((3, 32, 32), 10, load_svhn),
+    "cifar10": DataSet((3, 32, 32), 10, load_cifar10, 50_000, 10_000, CIFAR10),
+    "cifar100": DataSet((3, 32, 32), 100, load_cifar100, 50_000, 10_000, CIFAR100),
+    "digits": DataSet((1, 8, 8), 10, load_digits, 1_297, 500, DIGITS),
+    "imagenet": DataSet((3, 224, 224), 1000, load_imagenet, 1_281_167, 50_000),
+    "svhn": DataSet((3, 32, 32), 10, load_svhn, 73_257, 26_032, DIGITS),
 }
 
 
@@ -121,8 +134,14 @@ def _pseudo_labelled(settings: DataRecipe, folder: Path | None) -> ImageSource |
         return None
     dataset = DATASETS[settings.name]
     path = (_data_folder(folder) or Path("data")) / settings.pseudo_labels.path
-    fraction = settings.pseudo_labels.fraction
-    return load_pseudo_labels(path, fraction, name=settings.name, shape=dataset.shape, num_classes=dataset.num_classes)
+    return load_pseudo_labels(
+        path,
+        settings.pseudo_labels.fraction,
+        name=settings.name,
+        shape=dataset.shape,
+        num_classes=dataset.num_classes,
+        class_names=dataset.class_names,
+    )
 
 
 def _data_folder(given: Path | None) -> Path | None:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from hydrabench.data.encoded import Encoded, EncodedImages, Files, ParquetRows
-from hydrabench.data.parquet import LABEL_COLUMNS, find_parquet, places_of, read_column
+from hydrabench.data.labels import WORDNET_ID
+from hydrabench.data.parquet import find_parquet, places_of, read_labels
 from hydrabench.errors import DataError
 
 CLASSES = 1000
 FOLDERS = {"train": "train", "test": "val"}
-WORDNET_ID = re.compile(r"n\d{8}")
 
 
 def load_imagenet(split: str, folder: Path | None, *, download: bool = False) -> EncodedImages:  # noqa: ARG001
@@ -31,7 +30,7 @@ def load_imagenet(split: str, folder: Path | None, *, download: bool = False) ->
     root = folder or Path("data")
     files = find_parquet(places_of(root, "imagenet", "data"), "validation") if split == "test" else []
     if files:
-        labels = np.concatenate([read_column(file, LABEL_COLUMNS) for file in files])
+        labels = np.concatenate([read_labels(file, ()) for file in files])
         return _images(split, ParquetRows(files), labels.tolist())
     for place in (root / "imagenet" / FOLDERS[split], root / FOLDERS[split]):
         if place.is_dir():

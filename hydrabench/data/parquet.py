@@ -15,6 +15,7 @@ import torch
 from hydrabench.data.cache import Pixels, cached_pixels
 from hydrabench.data.decoding import open_rgb
 from hydrabench.data.images import ImageSet
+from hydrabench.data.labels import Labels, feature_names, named_labels
 from hydrabench.errors import DataError
 
 IMAGE_COLUMNS = ("img", "image")
@@ -45,15 +46,25 @@ def places_of(folder: Path, name: str, hub: str) -> list[Path]:
 
 
 def read_parquet(
-    files: Sequence[Path], name: str, split: str, *, shape: tuple[int, int, int], num_classes: int
+    files: Sequence[Path],
+    name: str,
+    split: str,
+    *,
+    shape: tuple[int, int, int],
+    num_classes: int,
+    class_names: Sequence[str],
 ) -> ImageSet:
     """Return the images of `files`, decoded, or as they were decoded before.
 
     Columns: `img` or `image`, a struct with the encoded `bytes`; `fine_label` or `label`; `photo`, if there is one,
-    becomes the groups.
-    Raises: DataError naming the file that is no such Parquet file, or whose images have another shape.
+    becomes the groups. Rows keep their order; the hub's files have that of the original, of which any prefix is a fair
+    sample.
+
+    Args: class_names: of the data set, by label; see `data.labels` for files that name theirs.
+    Raises: DataError naming the file that is no such Parquet file, or whose images have another shape, or whose
+        labels are of other classes.
     """
-    labels = np.concatenate([read_column(file, LABEL_COLUMNS) for file in files])
+    labels = np.concatenate([read_labels(file, class_names) for file in files])
     grouped = all(GROUP_COLUMN in column_names(file) for file in files)
     groups = np.concatenate([read_column(file, (GROUP_COLUMN,)) for file in files]) if grouped else None
     images = cached_pixels(files, (len(labels), *shape), lambda: _decode(files, len(labels), shape))
@@ -91,6 +102,15 @@ def read_column(file: Path, names: Sequence[str]) -> np.ndarray[Any, np.dtype[np
     if values.dtype.kind not in "iu":
         raise DataError(f"{file}: column {column} should hold an integer in every row, found {values.dtype}")
     return np.array(values, np.int64)
+
+
+def read_labels(file: Path, class_names: Sequence[str]) -> Labels:
+    """The labels of a file as positions among `class_names`, see `data.labels.named_labels`. Raises: DataError."""
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    column = _choose(file, LABEL_COLUMNS)
+    labels = read_column(file, (column,))
+    return named_labels(labels, feature_names(pq.read_schema(file).metadata, column, file), class_names, file)
 
 
 def read_encoded(file: Path, row_groups: Sequence[int] | None = None) -> Iterator[list[bytes | None]]:
