@@ -20,7 +20,7 @@ ROWS = [
     {"models", "data"},
     {"masking"},
     {"config", "ledger"},
-    {"threat", "runtime", "documents", "files", "process"},
+    {"threat", "runtime", "documents", "selection", "files", "process"},
     {"errors"},
     {"__init__"},
 ]

@@ -151,6 +151,12 @@ run_options = options(
 )
 image_options = options(
     click.option("-n", "--images", "n", type=int, help="Only the first N test images.  [default: all]"),
+    click.option("--skip", type=int, default=1, show_default=True, help="Only every K-th test image.", metavar="K"),
+    click.option(
+        "--ids",
+        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        help="Only the images that this file lists, one a line: positions, or ImageNet's file names.",
+    ),
     click.option(
         "--precision", default="float32", show_default=True, help="float32 or float64; for smoothing also bfloat16."
     ),

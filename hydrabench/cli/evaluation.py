@@ -47,6 +47,7 @@ def attack(ref: str, attack: str, **given: Any) -> None:
     Examples
       hydrabench attack --ckpt digits-trades-95
       hydrabench attack --ckpt runs/final --attack autoattack --epsilon 8/255 -n 200
+      hydrabench attack --ckpt runs/imagenet --ids imagenet_test_image_ids.txt
       torchrun --nproc-per-node 2 -m hydrabench attack --ckpt runs/final --out runs/pgd
     """
     _evaluate(ref, attack, ("clean", "pgd", "autoattack"), ("epsilon", "norm", "steps", "restarts", "seed"), given)
@@ -139,6 +140,7 @@ def certify(ref: str, method: str, **given: Any) -> None:
       hydrabench certify --ckpt runs/final --method crown-ibp --engine auto_lirpa
       hydrabench certify --ckpt runs/final --method alpha-crown --iterations 50 --time-limit 30
       hydrabench certify --ckpt runs/final --method smoothing --sigma 0.25 --samples 10000
+      hydrabench certify --ckpt runs/final --method smoothing --sigma 0.25 --skip 20
       hydrabench certify --ckpt runs/final --method smoothing --mode adaptive --radii auto --sigma 0.25,0.5
       hydrabench certify --ckpt runs/final --method smoothing --index 17
       hydrabench certify --ckpt runs/pruned --method smoothing --reuse runs/smoothing-of-dense --parent runs/dense
@@ -215,7 +217,8 @@ def _evaluate(ref: str, kind: str, kinds: tuple[str, ...], keys: tuple[str, ...]
     if given.get("reuse") is not None:
         subject = with_parent(subject, given["reuse"], given["parent"])
         assert subject.parent is not None
-        given["n"], given["indices"] = subject.parent.selection(given["n"], given["indices"])
+        if given["skip"] == 1 and given["ids"] is None:
+            given["n"], given["indices"] = subject.parent.selection(given["n"], given["indices"])
         return _run(subject, [reuse.reuse_settings(subject.parent, values)], machine, given)
     several = [sigma.strip() for sigma in str(values.get("sigma", "")).split(",")]
     runs = [{**values, "sigma": sigma} for sigma in several] if "sigma" in values else [values]
@@ -228,6 +231,7 @@ def _evaluate(ref: str, kind: str, kinds: tuple[str, ...], keys: tuple[str, ...]
 def _run(subject: Subject, runs: list[EvaluationSettings], machine: RunOptions, given: dict[str, Any]) -> None:
     """Make one run of each of the settings and print the summaries."""
     from hydrabench.config import at
+    from hydrabench.data import Choice
     from hydrabench.ledger import find_run
     from hydrabench.runtime import World
     from hydrabench.workflows.evaluation.evaluate import evaluate
@@ -235,7 +239,8 @@ def _run(subject: Subject, runs: list[EvaluationSettings], machine: RunOptions, 
     from hydrabench.workflows.progress import say
     from hydrabench.workflows.training.forward_pass import COMPILING
 
-    chosen = {"n": given["n"], "indices": given.get("indices", ())}
+    among = Choice(step=given["skip"], ids=given["ids"])
+    chosen = {"n": given["n"], "among": among, "indices": given.get("indices", ())}
     folders = [given["out"] or default_folder(subject, settings, **chosen) for settings in runs]
     if given["out"] and len(runs) > 1:
         folders = [given["out"] / run_name(settings) for settings in runs]
@@ -261,7 +266,7 @@ def _export_vnnlib(subject: Subject, settings: EvaluationSettings, machine: RunO
     """Write the files of --export-vnnlib. Raises: ConfigError if the images are chosen one by one."""
     from hydrabench.workflows.evaluation.vnnlib import TIMEOUT, export_vnnlib
 
-    if given["indices"]:
-        raise ConfigError("--export-vnnlib writes properties of the first -n images; leave --index out")
+    if given["indices"] or given["skip"] != 1 or given["ids"]:
+        raise ConfigError("--export-vnnlib writes properties of the first -n images; leave --index, --skip, --ids out")
     limit = TIMEOUT if given["vnnlib_timeout"] is None else given["vnnlib_timeout"]
     export_vnnlib(subject, settings, given["export_vnnlib"], options=machine, n=given["n"], timeout=limit)

@@ -8,6 +8,7 @@ from hydrabench.config.evaluation import (
     EvaluationSettings,
     PgdSettings,
     at,
+    doubt_of,
     with_default_threat,
 )
 from hydrabench.config.fields import Densities, Density, Radius
@@ -74,6 +75,7 @@ __all__ = [
     "TrainRecipe",
     "VerifiedSettings",
     "at",
+    "doubt_of",
     "load_recipe",
     "parse",
     "sha256_of_values",

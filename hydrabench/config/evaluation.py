@@ -15,7 +15,7 @@ from hydrabench.config.fields import Radius, Section, members_by_tag
 from hydrabench.config.protocol import unless
 from hydrabench.config.smoothing import SmoothingSettings
 from hydrabench.config.verified import AlphaCrownSettings, VerifiedSettings
-from hydrabench.threat import Norm, Threat
+from hydrabench.threat import Norm, Threat, doubt
 
 
 class CleanSettings(Section):
@@ -72,6 +72,11 @@ def at(settings: EvaluationSettings) -> str:
     if isinstance(settings, SmoothingSettings):
         return f" at σ={settings.sigma:g}"
     return "" if isinstance(settings, CleanSettings) else f" at {Threat(settings.norm, settings.epsilon)}"
+
+
+def doubt_of(settings: EvaluationSettings) -> str | None:
+    """A line for the user about a radius that looks like one of another norm."""
+    return doubt(settings.norm, settings.epsilon) if "epsilon" in type(settings).model_fields else None  # type: ignore[union-attr]
 
 
 EVALUATIONS = members_by_tag(EvaluationSettings, "kind")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hydrabench.data.decoding import open_rgb
-from hydrabench.data.parquet import read_encoded
+from hydrabench.data.parquet import read_encoded, read_paths
 from hydrabench.errors import DataError
 
 CPU = torch.device("cpu")
@@ -33,6 +33,9 @@ class Encoded(Protocol):
     def name(self, position: int) -> str:
         """Say where it is stored, for messages."""
 
+    def file_names(self) -> list[str]:
+        """The file name of every image, "" where that is not known."""
+
 
 class Files:
     """One image per file, under one folder. Names are kept as one array: there are 1.28 million."""
@@ -40,6 +43,10 @@ class Files:
     def __init__(self, root: Path, names: Sequence[str]) -> None:
         self.root = root
         self.names = np.array([os.fsencode(name) for name in names])
+
+    def file_names(self) -> list[str]:
+        """Paths below the folder."""
+        return [os.fsdecode(name) for name in self.names.tolist()]
 
     def read(self, position: int) -> bytes:
         """Return one file."""
@@ -76,6 +83,10 @@ class ParquetRows:
                 self.rows = [data for part in read_encoded(file, [number]) for data in part]
                 self.kept = group
             return self.rows[position - self.starts[group]] or b""
+
+    def file_names(self) -> list[str]:
+        """What the rows say of themselves."""
+        return [name for file in dict.fromkeys(file for file, _ in self.groups) for name in read_paths(file)]
 
     def name(self, position: int) -> str:
         """The file of one row, and which row of its group it is."""
@@ -133,6 +144,11 @@ class EncodedImages:
         view = functional.resized_crop(image, top, left, height, width, [SIDE, SIDE])
         pixels: Tensor = functional.pil_to_tensor(view)
         return pixels.flip(2) if flip and torch.rand(1, generator=generator).item() < 0.5 else pixels
+
+    def file_names(self) -> list[str]:
+        """The file name of every image, "" where that is not known."""
+        names = self.encoded.file_names()
+        return [names[position] for position in self.positions.tolist()]
 
     def subset(self, indices: Tensor, split: str) -> EncodedImages:
         """Return the images at `indices` as a set of its own, called `split`."""

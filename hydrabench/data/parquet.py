@@ -131,6 +131,21 @@ def read_encoded(file: Path, row_groups: Sequence[int] | None = None) -> Iterato
         raise _unfit(file, error) from error
 
 
+def read_paths(file: Path) -> list[str]:
+    """The names that a file gives its images, "" for those without one. Raises: DataError as `read_encoded`."""
+    import pyarrow as pa  # noqa: PLC0415
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    column = _choose(file, IMAGE_COLUMNS)
+    try:
+        with pq.ParquetFile(file) as opened:
+            found = opened.read(columns=[f"{column}.path"])
+    except (pa.ArrowException, OSError) as error:
+        raise _unfit(file, error) from error
+    rows = found[column].to_pylist() if column in found.column_names else [None] * opened.metadata.num_rows
+    return [(row or {}).get("path") or "" for row in rows]
+
+
 def _decode(files: Sequence[Path], count: int, shape: tuple[int, int, int]) -> Pixels:
     images = np.empty((count, *shape), np.uint8)
     row = 0

@@ -15,6 +15,7 @@ from hydrabench.config import parse
 from hydrabench.errors import ConfigError, LedgerError
 from hydrabench.ledger import AttackRecord, Record, RunFolder, SmoothedRecord, VerifiedRecord
 from hydrabench.reporting.statistics import summarize
+from hydrabench.selection import selected_indices
 from hydrabench.threat import Threat, parse_radius
 
 COMMANDS = ("attack", "certify")  # of the runs that are evaluations; the others train
@@ -33,6 +34,7 @@ RECORDS: dict[str, type[Record]] = {
 # Settings that a column cannot do without.
 _NEEDED = {"clean": (), "smoothing": ("sigma", "alpha", "radii")}
 IMPORTED = "imported"  # precision and mode of what was read from another tool's file
+MOST_LACKING = 1_000_000
 _AGAIN = "run the same command again into a new --out"
 
 
@@ -83,7 +85,7 @@ class Header:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One complete ledger. `records` are sorted by index: record i is about image i."""
+    """One complete ledger. `records` are sorted by index; of the first images, record i is about image i."""
 
     path: Path
     checkpoint: Checkpoint
@@ -140,7 +142,7 @@ def read_evaluation(run: RunFolder) -> Evaluation:
         )
     header = _checked_header(run)
     kind, images = header.settings["kind"], header.dataset
-    records = _whole_ledger(run, kind, images.n)
+    records = _whole_ledger(run, kind, _indices(run))
     evaluation = Evaluation(
         run.path, header.checkpoint, images, header.precision, kind, header.protocol, header.settings, records
     )
@@ -173,14 +175,25 @@ def _check_settings(settings: dict[str, Any]) -> None:
         parse_radius(settings["epsilon"], norm=norm)
 
 
-def _whole_ledger(run: RunFolder, kind: str, n: int) -> tuple[dict[str, Any], ...]:
-    """Read the records, one for each of the first `n` images, and sort them."""
+def _indices(run: RunFolder) -> Sequence[int]:
+    """The images that a run selects. Raises: LedgerError if `run.json` contradicts itself."""
+    try:
+        return selected_indices(run.header["dataset"])
+    except ValueError as error:
+        raise LedgerError(f"{run.path / 'run.json'}: {error}; {_AGAIN}") from error
+
+
+def _whole_ledger(run: RunFolder, kind: str, selected: Sequence[int]) -> tuple[dict[str, Any], ...]:
+    """Read the records, one for each of the images at `selected`, and sort them."""
+    n = len(selected)
     if not run.records_path.is_file():
         raise LedgerError(f"{run.path} holds no records.jsonl; {_AGAIN}")
     records = sorted(run.records(), key=lambda record: record["index"])
     indices = [record["index"] for record in records]
+    if n > MOST_LACKING + len(records):  # too many to name those that are missing
+        raise LedgerError(f"{run.path} holds {len(records)} records but selects {n} images; {_AGAIN}")
     twice = sorted({a for a, b in pairwise(indices) if a == b})
-    missing = sorted(set(range(n)) - set(indices))
+    missing = sorted(set(selected) - set(indices))
     for problem, images in (("holds more than one record of", twice), ("has no record of", missing)):
         if images:
             raise LedgerError(f"{run.path} {problem} {name_images(images)}, of {n} images; {_AGAIN}")

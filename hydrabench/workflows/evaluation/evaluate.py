@@ -8,24 +8,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hydrabench.bounds import watched
-from hydrabench.config import EvaluationSettings, SmoothingSettings, at
-from hydrabench.data import ImageSource, block_indices, first_images, load_block, load_images
+from hydrabench.config import EvaluationSettings, SmoothingSettings, at, doubt_of
+from hydrabench.data import Choice, ImageSource, block_indices, choose, load_block, load_images
 from hydrabench.errors import ConfigError, DataError
 from hydrabench.ledger import Record, RunFolder, open_run
 from hydrabench.reporting.statistics import summarize
 from hydrabench.runtime import World, exact_arithmetic
+from hydrabench.selection import describe_selection
 from hydrabench.workflows.evaluation.blocks import Job
 from hydrabench.workflows.evaluation.loading import Subject
 from hydrabench.workflows.evaluation.preflight import require_precision, require_rules
 from hydrabench.workflows.evaluation.running_totals import Tally, radii_of
 from hydrabench.workflows.progress import say, tracking
 from hydrabench.workflows.run_options import RunOptions
+
+ALL = Choice()
 
 
 def evaluate(
@@ -35,6 +38,7 @@ def evaluate(
     *,
     options: RunOptions,
     n: int | None = None,
+    among: Choice = ALL,
     indices: Sequence[int] = (),
     resume: bool = False,
 ) -> dict[str, Any]:
@@ -44,6 +48,7 @@ def evaluate(
         subject: the network to judge.
         settings: which evaluator, at which radius; see `hydrabench.config`.
         out: the run folder. resume: go on with what it holds.
+        among: every so many-th image, or those of a file, of which `n` takes the first.
         indices: explicit images; reports refuse such a run, because they are no sample.
     Raises: HydrabenchError for bad input before anything is written, or for a bound or output that
         is not finite, or too little memory; the blocks done until then stay in the ledger.
@@ -52,7 +57,7 @@ def evaluate(
     require_rules(subject.network, settings)
     require_precision(subject.precision, settings)
     images = load_images(subject.checkpoint.header.dataset, "test", options.data_dir, download=options.download)
-    chosen = _chosen(images, n, indices, settings)
+    chosen = _chosen(images, replace(among, n=n), indices, settings)
     job = Job(subject, settings, images, options)
     blocks = [tuple(chosen[i] for i in block) for block in block_indices(len(chosen), job.blocks.size)]
     if subject.parent is not None:
@@ -74,8 +79,9 @@ def _fill(run: RunFolder, job: Job, world: World, blocks: Sequence[tuple[int, ..
     title = f"{job.settings.protocol} {job.subject.name}{at(job.settings)}"
     tally = Tally(job.settings, run.records() if done else ())
     warning = job.blocks.warning(job.settings.kind, total - done)
-    if warning and world.is_main:
-        say(warning)
+    for note in (warning, doubt_of(job.settings)):
+        if note and world.is_main:
+            say(note)
     with (
         exact_arithmetic(),
         tracking(title, total=total, done=done, visible=world.is_main) as advance,
@@ -89,13 +95,13 @@ def _fill(run: RunFolder, job: Job, world: World, blocks: Sequence[tuple[int, ..
 
 
 def _chosen(
-    images: ImageSource, n: int | None, indices: Sequence[int], settings: EvaluationSettings
+    images: ImageSource, choice: Choice, indices: Sequence[int], settings: EvaluationSettings
 ) -> tuple[int, ...]:
     """Which images to evaluate, in ascending order."""
     if not indices:
-        return tuple(range(first_images(images, n)))
-    if n is not None:
-        raise ConfigError("-n takes the first images, --index explicit ones; give one of the two")
+        return choose(images, choice)
+    if choice != ALL:
+        raise ConfigError("--index names the images one by one; leave -n, --skip and --ids out")
     if settings.kind == "autoattack":
         raise ConfigError("AutoAttack draws by whole blocks of images, so no image has a verdict of its own; use -n")
     strange = [index for index in indices if not 0 <= index < len(images)]
@@ -109,7 +115,7 @@ def _chosen(
 def _describe_selection(images: ImageSource, chosen: Sequence[int], *, explicit: bool) -> dict[str, Any]:
     """What `run.json` says of the images."""
     described = {"name": images.name, "split": images.split, "n": len(chosen)}
-    return {**described, "indices": list(chosen)} if explicit else described
+    return {**described, **({"indices": list(chosen)} if explicit else describe_selection(chosen))}
 
 
 def _open(
