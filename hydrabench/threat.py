@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PIXEL_MIN, PIXEL_MAX = 0.0, 1.0
 Norm = Literal["linf", "l2"]
 _DECIMAL = r"(?:\d{1,40}(?:\.\d{0,40})?|\.\d{1,40})(?:[eE][+-]?\d{1,2})?"
-_NUMBER = re.compile(rf"({_DECIMAL})(?:\s*/\s*(\d{{1,40}}))?")
+_NUMBER = re.compile(rf"({_DECIMAL})(?:\s*/\s*(\d{{1,40}}))?", re.ASCII)
 LARGEST_L2 = 20  # the field's radii reach 5; 20 is over a third of the way from black to white for 3 x 32 x 32 pixels
 LARGEST_NOISE = 10  # the field's noise reaches 2; at 10 an image of [0, 1] is lost in it
 SMALLEST_L2_LEVELS = 16  # an L2 radius of so few grey levels is nearly always meant for L∞

@@ -18,6 +18,7 @@ from pydantic import (
     ValidationInfo,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
 from hydrabench.errors import ConfigError, shortened
 from hydrabench.threat import LARGEST_NOISE, parse_noise, parse_radius, radius_text, read_number
@@ -113,6 +114,16 @@ class Section(BaseModel):
         """Yield what is wrong with values that are right one by one; each text names the keys that it is about."""
         yield from ()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_truth_values(cls, values: Any) -> Any:
+        """`epochs: true` is no number, as pydantic has it."""
+        given = values.items() if isinstance(values, dict) else ()
+        fields = cls.model_fields
+        if found := [key for key, value in given if isinstance(value, bool) and _is_number(fields.get(key))]:
+            raise Conflicts([f"{key}: is a number, got {str(values[key]).lower()}" for key in found])
+        return values
+
     @model_validator(mode="after")
     def _refuse_conflicts(self) -> Section:
         if found := [*self._too_large(), *self.conflicts()]:
@@ -133,6 +144,10 @@ class Section(BaseModel):
     def plain(self) -> dict[str, Any]:
         """The values as JSON has them, without `left_out`."""
         return self.model_dump(mode="json", exclude=self.left_out())
+
+
+def _is_number(field: FieldInfo | None) -> bool:
+    return field is not None and field.annotation in (int, float)
 
 
 def members_by_tag(union: Any, tag: str) -> dict[str, type[Section]]:
