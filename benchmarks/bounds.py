@@ -62,8 +62,8 @@ def residual() -> nn.Module:
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    "cifar_model": lambda: MODELS["cifar_model"](SHAPE, CLASSES),
-    "cifar_model_large": lambda: MODELS["cifar_model_large"](SHAPE, CLASSES),
+    "cifar_model": lambda: MODELS["cifar_model"].build(SHAPE, CLASSES),
+    "cifar_model_large": lambda: MODELS["cifar_model_large"].build(SHAPE, CLASSES),
     "residual": residual,
 }
 

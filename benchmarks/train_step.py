@@ -41,15 +41,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
-from hydrabench.config import TradesObjective
 from hydrabench.masking import attach_masks, prunable_layers, scaled_scores, set_phase, shared_masks
 from hydrabench.models import build_model
-from hydrabench.objectives import OBJECTIVES, Step
+from hydrabench.objectives import OBJECTIVES, TrainingStep
+from hydrabench.objectives.trades import TradesSettings
 from hydrabench.runtime import exact_arithmetic, stream
 
 DENSITY, STEPS, BETA = 0.1, 10, 6.0
 EPSILON, STEP_SIZE, START_DEVIATION = 8 / 255, 2 / 255, 0.001
-SETTINGS = TradesObjective(name="trades", epsilon="8/255", beta=BETA, steps=STEPS)
+SETTINGS = TradesSettings(name="trades", epsilon="8/255", beta=BETA, steps=STEPS)
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.01, 0.9, 1e-4
 ARCHS, BATCHES, PHASES = ("vgg16_bn", "wrn_28_4"), (32, 128), ("prune", "dense")
 # Times that plain must take ours, and that ours may take the floor.
@@ -139,7 +139,7 @@ def our_step(
 ) -> tuple[float, int]:
     """One step as the training loop takes it; returns its loss and how many images it logs as correct."""
     with shared_masks(network):
-        losses = OBJECTIVES["trades"].loss(network, x, y, SETTINGS, Step(EPSILON, 1.0, generator))
+        losses = OBJECTIVES["trades"].loss(network, x, y, SETTINGS, TrainingStep(EPSILON, 1.0, generator))
         optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
     value = losses.total.item()

@@ -1,11 +1,19 @@
-"""`python -m hydrabench`, as torchrun starts it."""
+"""The entry point: of the command `hydrabench`, and of `python -m hydrabench`, as torchrun starts it."""
 
-from hydrabench.cli import main
-from hydrabench.process import leave
+from hydrabench.process import leave, prepare
 
-if __name__ == "__main__":
+
+def run() -> None:
+    """Prepare the process, which importing hydrabench does not, and run the command."""
+    prepare()  # before a command imports torch
+    from hydrabench.cli import main  # noqa: PLC0415
+
     try:
         main()
     except SystemExit as done:
         leave(done.code)
         raise
+
+
+if __name__ == "__main__":
+    run()

@@ -16,10 +16,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from hydrabench.errors import LedgerError
+from hydrabench.documents import parse_json, read_json, read_text
+from hydrabench.errors import ConfigError, LedgerError, shortened
 from hydrabench.files import SCRATCH, write_json
+from hydrabench.plugins import loaded, require
 
 RUN_SCHEMA = "hydrabench.run/1"
+LEDGER_BYTES = 1 << 34
 SUMMARY_SCHEMA = "hydrabench.summary/1"
 # What may differ between the first start of a run and its continuation.
 VOLATILE = frozenset({"started", "ended", "status", "environment", "world_size", "micro_batch"})
@@ -150,8 +153,8 @@ class RunFolder:
     def records(self) -> Iterator[dict[str, Any]]:
         """Yield the records in file order. Raises: LedgerError if a line is not a record."""
         try:
-            lines = self.records_path.read_text(encoding="utf-8").splitlines()
-        except (FileNotFoundError, UnicodeDecodeError) as error:
+            lines = read_text(self.records_path, LEDGER_BYTES).splitlines()
+        except (FileNotFoundError, ConfigError) as error:
             raise LedgerError(f"{self.records_path} is missing or damaged: {error}") from error
         for number, line in enumerate(lines, start=1):
             yield _parse(line, self.records_path, number)
@@ -209,6 +212,8 @@ def open_run(path: Path, header: Mapping[str, Any], *, resume: bool) -> RunFolde
     Raises: LedgerError if `path` holds a run and `resume` is false, or holds a different run.
     """
     header = {"schema": RUN_SCHEMA, **header}
+    if used := loaded():
+        header["plugins"] = used
     found = find_run(path, resume=resume)
     if found is None:
         run = RunFolder(path, {**header, "started": now(), "status": "running"})
@@ -243,12 +248,18 @@ def find_run(path: Path, *, resume: bool) -> RunFolder | None:
 
 
 def read_run(path: Path) -> RunFolder:
-    """Read the header of a run folder. Raises: LedgerError if it is none, or of an unknown schema."""
+    """Read the header of a run folder.
+
+    Raises: LedgerError if it is none, or of an unknown schema; ConfigError naming a plugin that it needs.
+    """
     if not (path / "run.json").is_file():
         raise LedgerError(f"{path} is not a run folder: it holds no run.json")
     header = _read_json(path / "run.json")
     if header.get("schema") != RUN_SCHEMA:
-        raise LedgerError(f"{path / 'run.json'} has schema {header.get('schema')!r}; this version reads {RUN_SCHEMA!r}")
+        raise LedgerError(
+            f"{path / 'run.json'} has schema {shortened(header.get('schema'))}; this version reads {RUN_SCHEMA!r}"
+        )
+    require(header.get("plugins", ()), str(path))
     return RunFolder(path, header)
 
 
@@ -273,24 +284,26 @@ def _short(value: Any) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path)
     except FileNotFoundError as error:
         raise LedgerError(f"{path} does not exist; the run has not finished, continue it with --resume") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise LedgerError(f"{path} is not readable as JSON: {error}") from error
+    except ConfigError as error:
+        raise LedgerError(str(error)) from error
     if not isinstance(value, dict):
         raise LedgerError(f"{path} does not hold a JSON object")
     return value
 
 
 def _parse(line: str, path: Path, number: int) -> dict[str, Any]:
+    where = f"{path}, line {number},"
     try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise LedgerError(f"{path}, line {number}, is not a record: {error}; continue the run with --resume") from error
-    if not isinstance(record, dict) or not isinstance(record.get("index"), int):
-        raise LedgerError(f"{path}, line {number}, is not a record of an image")
-    return record
+        record = parse_json(line, f"{where} is not a record:")
+    except ConfigError as error:
+        raise LedgerError(f"{error}; continue the run with --resume") from error
+    index = record.get("index") if isinstance(record, dict) else None
+    if not isinstance(index, int) or isinstance(index, bool):
+        raise LedgerError(f"{where} is not a record of an image")
+    return record  # type: ignore[no-any-return]
 
 
 def finite(value: float) -> float | None:

@@ -11,13 +11,14 @@ KEPT_BYTES = (1 << 31) - 1
 
 
 def prepare() -> None:
-    """Choose what made runs fast and repeatable wherever it was measured; what the user has set stays.
+    """Set threads and memory so that runs are fast and repeatable; variables that the user has set stay.
 
-    Threads that wait by spinning fight for a core that another process needs, which made small convolutions 20 to 200
-    times slower on a busy two-core machine. Matrix products on several MKL threads may differ in their last bits from
-    run to run (MKL_CBWR does not help), so that a resumed run would not end with the same bytes: one thread, which
-    torch then takes for everything, is the default; `runtime.use_threads` takes more. Memory that is freed stays with
-    the process: fresh pages cost up to half of a pass over a large batch.
+    - Waiting threads sleep. Spinning ones take a core from other processes, which made small convolutions 20 to 200
+      times slower on a busy two-core machine.
+    - One MKL thread, which torch then uses for everything. Matrix products on several may differ in their last bits
+      from run to run (MKL_CBWR does not help), and a resumed run would not end with the same bytes.
+      `runtime.use_threads` takes more.
+    - Freed memory stays with the process. Fresh pages cost up to half of a pass over a large batch.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("MKL_NUM_THREADS", "1")
@@ -29,10 +30,10 @@ def prepare() -> None:
 
 
 def leave(code: object) -> None:
-    """End a process that torchrun started, at once, when its work is done; any other goes on to its usual end.
+    """End a process that torchrun started at once; any other process goes on to its usual end.
 
-    Threads of torch's process groups that outlive the interpreter abort now and then a process that had nothing left to
-    do, and torchrun would report a failure.
+    Threads of torch's process groups may outlive the interpreter and abort a process that has finished its work, which
+    torchrun would report as a failure.
     Args:
         code: what `sys.exit` was given.
     """

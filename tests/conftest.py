@@ -1,4 +1,4 @@
-"""What all tests need: threads as the command line sets them (see hydrabench/cli), and no caches of the user's.
+"""What all tests need: threads as the command line sets them (see hydrabench/process.py), and no caches of the user's.
 
 And what tests of two rooms need: a reader of VNN-LIB.
 """

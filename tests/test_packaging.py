@@ -19,7 +19,7 @@ ROOT = Path(hydrabench.__file__).parents[1]
 PROBE = """
 import hydrabench
 from hydrabench.checkpoints import open_ref, read_manifest
-from hydrabench.config import load_recipe
+from hydrabench.recipes import load_recipe
 assert hydrabench.__file__.startswith(sys.argv[1]), hydrabench.__file__
 for name, entry in read_manifest().items():
     assert open_ref(name).sha256 == entry.sha256

@@ -60,3 +60,19 @@ def test_a_process_of_several_leaves_with_its_code_and_all_that_it_printed(code,
 def test_a_process_alone_goes_on_to_its_usual_end(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert leave(3) is None
+
+
+def test_importing_hydrabench_changes_nothing_and_its_entry_point_prepares():
+    """No variable is set and no allocator told by an import; `python -m hydrabench` does both."""
+    script = (
+        "import ctypes, os, sys; before = dict(os.environ); calls = []; ctypes.CDLL = lambda name: calls.append(name)\n"
+        "import hydrabench.cli, hydrabench.__main__\n"
+        "assert (dict(os.environ), calls) == (before, []); hydrabench.__main__.run()"
+    )
+    clean = {key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "MKL_NUM_THREADS")}
+    clean["PYTHONPATH"] = os.getcwd()
+    entry = f"import atexit, os; atexit.register(lambda: print(os.environ.get('MKL_NUM_THREADS')))\n{script}"
+    done = subprocess.run([sys.executable, "-c", entry, "--version"], capture_output=True, text=True, env=clean,
+                          check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[1] == "1"

@@ -24,9 +24,9 @@ import yaml
 
 from hydrabench.checkpoints import load_checkpoint
 from hydrabench.checkpoints.manifest import SCHEMA, SHIPPED, json_schema
-from hydrabench.config import load_recipe
 from hydrabench.files import sha256_of, write_json, write_text
 from hydrabench.ledger import RunFolder, read_run
+from hydrabench.recipes import load_recipe
 from hydrabench.workflows.pipeline import run_pipeline
 from hydrabench.workflows.run_options import RunOptions
 
@@ -67,7 +67,7 @@ def add(run: Path, folder: str, identity: str) -> dict[str, Any]:
         "bytes": path.stat().st_size,
         "dataset": header.dataset,
         "arch": header.arch,
-        "objective": header.objective.name,
+        "objective": header.objective["name"],
         "density": header.density,
         "parent": header.recipe if header.density < 1 else None,
         "recipe": header.recipe,

@@ -78,13 +78,27 @@ def project(points: Tensor, x: Tensor, epsilon: float, *, norm: Norm) -> Tensor:
     return (x + offset * _per_image(shrink, x)).clamp(PIXEL_MIN, PIXEL_MAX)
 
 
-def step(points: Tensor, gradient: Tensor, step_size: float, *, norm: Norm) -> Tensor:
+def steepest(points: Tensor, gradient: Tensor, step_size: float, *, norm: Norm) -> Tensor:
     """Move by `step_size` in the steepest direction of `norm`: the gradient's sign, or its L2 direction.
 
     A zero gradient moves nothing. The result may lie outside the ball; `project` brings it back.
     """
     direction = gradient.sign() if norm == "linf" else _normalised(gradient)
     return points + step_size * direction
+
+
+def ascent_step(points: Tensor, value: Tensor, x: Tensor, epsilon: float, *, norm: Norm, step_size: float) -> Tensor:
+    """Take one projected gradient step: the step that every gradient attack here is made of.
+
+    Args:
+        points: inside the ball, (B, C, H, W), requiring a gradient.
+        value: computed from `points`, a scalar: the sum over the images of what is to grow.
+        x: images at the centre of the ball, (B, C, H, W), in [0, 1].
+        epsilon, step_size: radius, and length of the step in `norm`, in pixel units.
+    Returns: the next points, inside the ball and in [0, 1], detached.
+    """
+    (gradient,) = torch.autograd.grad(value, points)
+    return project(steepest(points.detach(), gradient, step_size, norm=norm), x, epsilon, norm=norm)
 
 
 def ascend(
@@ -106,8 +120,7 @@ def ascend(
         points.requires_grad_()
         with torch.enable_grad():
             value = objective(points).sum()
-        (gradient,) = torch.autograd.grad(value, points)
-        points = project(step(points.detach(), gradient, step_size, norm=norm), x, epsilon, norm=norm)
+        points = ascent_step(points, value, x, epsilon, norm=norm, step_size=step_size)
     return points.detach()
 
 

@@ -9,7 +9,7 @@ from hydrabench.checkpoints.format import (
     save_checkpoint,
     state_of,
 )
-from hydrabench.checkpoints.header import Header, Layout, PhaseLabel, Selection
+from hydrabench.checkpoints.header import Header, Layout, PhaseLabel, PluginFile, Selection
 from hydrabench.checkpoints.hydra import import_checkpoint
 from hydrabench.checkpoints.legacy import infer_density, legacy_kept_count
 from hydrabench.checkpoints.manifest import ProtocolResult, PublishedNumber, ZooEntry, json_schema
@@ -31,6 +31,7 @@ __all__ = [
     "Header",
     "Layout",
     "PhaseLabel",
+    "PluginFile",
     "ProtocolResult",
     "PublishedNumber",
     "Selection",

@@ -32,6 +32,7 @@ from pydantic import Field, NonNegativeInt, TypeAdapter, ValidationError
 from torch import Tensor
 
 from hydrabench.checkpoints import rice
+from hydrabench.config import described
 from hydrabench.config.fields import Section
 from hydrabench.errors import CheckpointError
 
@@ -200,8 +201,9 @@ def _read_table(stream: Bytes) -> Table:
     try:
         table = TypeAdapter(Table).validate_json(_inflate(stream, "its table"))
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:4])
-        raise CheckpointError(f"the compact data has a table this version cannot read: {problems}") from error
+        raise CheckpointError(
+            f"the compact data has a table this version cannot read: {described(error, most=4)}"
+        ) from error
     if len({entry.name for entry in table.tensors}) < len(table.tensors):
         raise _damaged("two of its tensors have the same name")
     if {entry.dtype for entry in table.tensors} != set(table.planes) or not set(table.planes) <= set(DTYPES):

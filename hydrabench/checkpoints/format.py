@@ -20,6 +20,7 @@ from hydrabench.errors import CheckpointError, ConfigError
 from hydrabench.files import replacing, sha256_of
 from hydrabench.masking import attach_masks, bake_masks, freeze_masks, kept_counts, prunable_layers, score_masks
 from hydrabench.models import build_model, inner_network
+from hydrabench.plugins import require
 
 METADATA_KEY = "hydrabench"
 _ORIGINAL, _SCORES = ".parametrizations.weight.original", ".parametrizations.weight.0.scores"
@@ -63,11 +64,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint and rebuild its network, in eval mode, on the CPU.
 
     Raises: CheckpointError if the file is missing, damaged, of another kind, does not fit its
-        architecture or density, or holds a value that is not finite.
+        architecture or density, or holds a value that is not finite; ConfigError if it needs a plugin.
     """
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}")
     header, state = _read(path)
+    require([plugin.plain() for plugin in header.plugins], str(path))
     try:
         normalization = (header.normalization.mean, header.normalization.std) if header.normalization else None
         model = build_model(header.arch, header.shape, header.num_classes, normalization=normalization)

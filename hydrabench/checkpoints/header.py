@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
+from pydantic import Field, PositiveInt, ValidationError, field_validator
 
-from hydrabench.config import Density, Normalization, Objective
+from hydrabench.config import Density, Normalization, described
 from hydrabench.config.fields import Section
 from hydrabench.errors import CheckpointError
 
@@ -24,9 +24,17 @@ class Selection(Section):
     epoch: PositiveInt
 
 
+class PluginFile(Section):
+    """A plugin that was loaded when the file was written."""
+
+    file: str
+    sha256: str
+
+
 class Header(Section):
     """Everything needed to rebuild the network and to know where it comes from. It holds no times.
 
+    objective: the settings that it was trained with, as plain values.
     density: fraction of the weights kept in every layer, 1 for an unpruned network; where the layers have
     other budgets, the fraction that was asked for overall.
     kept: these budgets, as the number of weights that each layer keeps; None: n - floor((1 - density) n). It
@@ -34,6 +42,7 @@ class Header(Section):
     layout: "dense" holds the plain torch.nn keys, pruned weights being zero; "masked" also holds
     `NAME.scores` beside each `NAME.weight`, whose pruned entries keep their values; "compact" holds the
     dense tensors without their zeros (see compact.py).
+    plugins: those that were loaded; without them the file is not opened.
     parent: SHA-256 of the checkpoint that this one started from.
     phase: "imported" for a network that somebody else's code trained; then objective, recipe, recipe_sha256,
     seed and selection are None.
@@ -48,29 +57,40 @@ class Header(Section):
     num_classes: PositiveInt
     normalization: Normalization | None
     density: Density
-    objective: Objective | None
+    objective: dict[str, Any] | None
     recipe: str | None
     recipe_sha256: str | None
     seed: int | None
     selection: Selection | None
     parent: str | None
     kept: dict[str, PositiveInt] | None = None
+    plugins: tuple[PluginFile, ...] = ()
+
+    @field_validator("objective")
+    @classmethod
+    def has_a_name(cls, objective: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Its settings are not checked again: a network can be judged where its objective is not known."""
+        if objective is not None and not isinstance(objective.get("name"), str):
+            raise ValueError("needs a name")
+        return objective
 
     def to_json(self) -> str:
         """Return the header as canonical JSON."""
-        left_out: dict[str, Any] = {"objective": self.objective.left_out()} if self.objective else {}
-        return self.model_dump_json(by_alias=True, exclude=left_out | ({"kept": True} if self.kept is None else {}))
+        return self.model_dump_json(
+            by_alias=True, exclude={key for key in ("kept", "plugins") if not getattr(self, key)}
+        )
 
     def default_threat(self) -> dict[str, Any]:
         """The norm and radius, or noise, that the network was trained for; empty if for none, or if it is unknown."""
-        values = self.objective.model_dump(mode="json") if self.objective else {}
+        values = self.objective or {}
         return {key: values[key] for key in ("norm", "epsilon", "sigma") if key in values}
 
 
 def read_header(text: str, source: str) -> Header:
     """Check and return a header. Raises: CheckpointError naming `source` and what is wrong."""
     try:
-        return TypeAdapter(Header).validate_json(text)
+        return Header.model_validate_json(text)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise CheckpointError(f"{source} has a header this version cannot read: {problems}") from error
+        raise CheckpointError(
+            f"{source} has a header this version cannot read: {described(error, list(Header.model_fields))}"
+        ) from error

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from hydrabench.config import Density, EvaluationSettings, Normalization, parse
 from hydrabench.config.fields import Section
@@ -137,7 +137,7 @@ def read_entries(path: Path) -> dict[str, ZooEntry]:
     if not path.is_file():
         raise CheckpointError(f"the zoo's manifest {path} is missing; install hydrabench again")
     values = read_yaml(path)
-    return {entry.id: entry for entry in parse(TypeAdapter(Manifest), values, str(path)).checkpoints}
+    return {entry.id: entry for entry in parse(Manifest, values, str(path)).checkpoints}
 
 
 def json_schema() -> dict[str, Any]:

@@ -10,9 +10,6 @@ from hydrabench.cli.evaluation import attack, certify
 from hydrabench.cli.reporting import report
 from hydrabench.cli.training import finetune, pipeline, prune, train
 from hydrabench.cli.zoo import zoo
-from hydrabench.process import prepare
-
-prepare()  # before a command imports torch
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -19,11 +19,11 @@ from hydrabench.cli.failures import one_line
 from hydrabench.cli.streams import open_streams
 
 if TYPE_CHECKING:
-    from hydrabench.config import Recipe
+    from hydrabench.recipes import Recipe
     from hydrabench.workflows.run_options import RunOptions
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-# What a process of torchrun waits for the main one to fail of the same, whereupon torchrun ends all of them.
+# How long a process waits before it reports an error: if the main process fails, too, torchrun ends all of them.
 GRACE_SECONDS = 2.0
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -103,7 +103,24 @@ def options(*added: Callable[[Command], Command]) -> Callable[[Command], Command
     return decorate
 
 
+def _load_plugins(_context: click.Context, _option: click.Parameter, files: tuple[Path, ...]) -> None:
+    if files:
+        from hydrabench.recipes import load_plugin
+
+        for file in files:
+            load_plugin(file)
+
+
+plugin_option = click.option(
+    "--plugin",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    callback=_load_plugins,
+    expose_value=False,
+    help="Python file that adds an objective, a data set, an architecture, ...; may be repeated.",
+)
 machine_options = options(
+    plugin_option,
     click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N, or auto."),
     click.option(
         "--threads",
@@ -165,7 +182,7 @@ image_options = options(
 
 def read_recipe(config: str, overrides: tuple[str, ...]) -> Recipe:
     """Load the recipe that --config and --set describe."""
-    from hydrabench.config import load_recipe
+    from hydrabench.recipes import load_recipe
 
     return load_recipe(config, overrides)
 

@@ -18,7 +18,7 @@ from hydrabench.cli.common import (
     read_machine,
     run_options,
 )
-from hydrabench.errors import ConfigError, lookup
+from hydrabench.errors import ConfigError, lookup, shortened
 
 if TYPE_CHECKING:
     from hydrabench.config import EvaluationSettings
@@ -199,9 +199,11 @@ def _check_options(method: str, given: dict[str, Any]) -> None:
 def _indices(texts: tuple[str, ...]) -> tuple[int, ...]:
     """The values of --index: repeated, or with commas."""
     parts = [part.strip() for text in texts for part in text.split(",")]
-    wrong = [part for part in parts if not part.isdecimal()]
+    wrong = [part for part in parts if not part.isdecimal() or len(part) > 12]
     if wrong:
-        raise ConfigError(f"--index {wrong[0]!r} is no position of a test image; write for example --index 3,17")
+        raise ConfigError(
+            f"--index {shortened(wrong[0])} is no position of a test image; write for example --index 3,17"
+        )
     return tuple(map(int, parts))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from hydrabench.cli.common import FOLDER
+from hydrabench.cli.common import FOLDER, plugin_option
 
 TABLE_WIDTH = 130
 
@@ -30,6 +30,7 @@ TABLE_WIDTH = 130
     metavar="cohen PATH,KEY=VALUE,...",
     help="Add a table of Cohen's format; name, dataset, sigma are required.",
 )
+@plugin_option
 @click.option("--json", "as_json", is_flag=True, help="Print the summary, and nothing else, as JSON on stdout.")
 def report(
     runs: tuple[Path, ...], out: Path, formats: tuple[str, ...], imports: tuple[tuple[str, str], ...], as_json: bool

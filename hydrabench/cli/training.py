@@ -23,7 +23,7 @@ from hydrabench.cli.common import (
 from hydrabench.cli.reporting import show_report
 
 if TYPE_CHECKING:
-    from hydrabench.config import BudgetRecipe, Recipe
+    from hydrabench.recipes import BudgetRecipe, Recipe
 
 
 @click.command()

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from hydrabench.cli.common import machine_options, read_machine
+from hydrabench.cli.common import machine_options, plugin_option, read_machine
 
 
 @click.group()
@@ -121,6 +121,7 @@ def zoo_verify(names: tuple[str, ...], **machine: Any) -> None:
 @click.option("--arch", help="If REF is a file of the original: its network.  [default: what the file says]")
 @click.option("--dataset", help="If REF is one: its data set.  [default: cifar10 or imagenet, by channels and classes]")
 @click.option("--density", type=float, help="If REF is one: the k it was pruned with.  [default: from its zeros]")
+@plugin_option
 def zoo_export(ref: str, layout: str, out: Path, **described: Any) -> None:
     """Write the checkpoint REF (file, run folder or zoo id) in another format.
 

@@ -1,4 +1,4 @@
-"""Recipes and evaluation settings: frozen models, checked once, at the boundary."""
+"""Settings that more than one room reads: frozen models, checked once, at the boundary."""
 
 from hydrabench.config.data import DataRecipe, PseudoLabelRecipe
 from hydrabench.config.evaluation import (
@@ -12,72 +12,31 @@ from hydrabench.config.evaluation import (
     with_default_threat,
 )
 from hydrabench.config.fields import Densities, Density, Radius
-from hydrabench.config.loading import load_recipe, parse
-from hydrabench.config.objectives import (
-    OBJECTIVE_SETTINGS,
-    CrownIbpObjective,
-    FreeObjective,
-    IbpObjective,
-    MixtrainObjective,
-    NaturalObjective,
-    Objective,
-    PgdObjective,
-    StabilityObjective,
-    TradesObjective,
-)
-from hydrabench.config.phases import BudgetRecipe, FinetuneRecipe, PhaseRecipe, PruneRecipe, Scores, TrainRecipe
-from hydrabench.config.recipe import (
-    ModelRecipe,
-    Normalization,
-    PipelineRecipe,
-    Recipe,
-    SectionName,
-    sha256_of_values,
-)
+from hydrabench.config.normalization import Normalization
+from hydrabench.config.parsing import described, parse
 from hydrabench.config.reuse import ReuseSettings
 from hydrabench.config.smoothing import SmoothingSettings
 from hydrabench.config.verified import AlphaCrownSettings, VerifiedSettings
 
 __all__ = [
     "EVALUATIONS",
-    "OBJECTIVE_SETTINGS",
     "AlphaCrownSettings",
     "AutoAttackSettings",
-    "BudgetRecipe",
     "CleanSettings",
-    "CrownIbpObjective",
     "DataRecipe",
     "Densities",
     "Density",
     "EvaluationSettings",
-    "FinetuneRecipe",
-    "FreeObjective",
-    "IbpObjective",
-    "MixtrainObjective",
-    "ModelRecipe",
-    "NaturalObjective",
     "Normalization",
-    "Objective",
-    "PgdObjective",
     "PgdSettings",
-    "PhaseRecipe",
-    "PipelineRecipe",
-    "PruneRecipe",
     "PseudoLabelRecipe",
     "Radius",
-    "Recipe",
     "ReuseSettings",
-    "Scores",
-    "SectionName",
     "SmoothingSettings",
-    "StabilityObjective",
-    "TradesObjective",
-    "TrainRecipe",
     "VerifiedSettings",
     "at",
+    "described",
     "doubt_of",
-    "load_recipe",
     "parse",
-    "sha256_of_values",
     "with_default_threat",
 ]

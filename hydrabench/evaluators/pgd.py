@@ -10,7 +10,7 @@ from time import perf_counter
 import torch
 from torch import Tensor, nn
 
-from hydrabench.attacks import LOSSES, default_step_size, margin, project, step, unit_noise
+from hydrabench.attacks import LOSSES, ascent_step, default_step_size, margin, project, unit_noise
 from hydrabench.config import PgdSettings
 from hydrabench.data.images import Block
 from hydrabench.evaluators.clean import attack_records, clean_breaks, clean_logits, require_finite
@@ -79,8 +79,7 @@ def _attack_once(network: nn.Module, block: Block, settings: PgdSettings, *, los
         broke_at[alive[wrong]] = done
         if done == settings.steps or wrong.all():
             break
-        (gradient,) = torch.autograd.grad(total, points)
-        moved = project(step(points.detach(), gradient, step_size, norm=norm), x, epsilon, norm=norm)
+        moved = ascent_step(points, total, x, epsilon, norm=norm, step_size=step_size)
         points, x, y, alive = moved[~wrong], x[~wrong], y[~wrong], alive[~wrong]
     return _Outcome(broke_at, smallest)
 

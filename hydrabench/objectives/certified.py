@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from hydrabench.bounds import class_margins
-from hydrabench.config import CrownIbpObjective, IbpObjective
-from hydrabench.objectives.step import Losses, Step
+from hydrabench.objectives.description import BOXES, TRAINING
+from hydrabench.objectives.step import StepLoss, TrainingStep
 
 
-def kappa_at(ramp: float, settings: CrownIbpObjective | IbpObjective) -> float:
+class Mixed(Protocol):
+    """Settings of objectives that mix the clean cross entropy in."""
+
+    @property
+    def kappa_start(self) -> float:
+        """Its share at radius 0."""
+
+    @property
+    def kappa_end(self) -> float:
+        """Its share at the full radius."""
+
+
+def kappa_at(ramp: float, settings: Mixed) -> float:
     """Share of the clean cross entropy in the loss: from `kappa_start` to `kappa_end` as the radius grows."""
     return settings.kappa_start + (settings.kappa_end - settings.kappa_start) * ramp
 
 
-def certified_loss(network: nn.Module, x: Tensor, y: Tensor, step: Step, *, beta: float, kappa: float) -> Losses:
+def certified_loss(
+    network: nn.Module, x: Tensor, y: Tensor, step: TrainingStep, *, beta: float, kappa: float
+) -> StepLoss:
     """kappa · CE(f(x), y) + (1 - kappa) · CE(-lower bounds of f_y - f_j, y).
 
     With kappa = 0 the clean logits are not part of the loss, and are computed without gradients; their
@@ -32,11 +48,17 @@ def certified_loss(network: nn.Module, x: Tensor, y: Tensor, step: Step, *, beta
     lower = class_margins(network, x, y, step.epsilon, beta=beta)
     robust = functional.cross_entropy(-lower, y)
     if kappa == 0:
-        return Losses(robust, logits)
-    return Losses(kappa * functional.cross_entropy(logits, y) + (1 - kappa) * robust, logits)
+        return StepLoss(robust, logits)
+    return StepLoss(kappa * functional.cross_entropy(logits, y) + (1 - kappa) * robust, logits)
 
 
 def certified(lower: Tensor, y: Tensor) -> Tensor:
     """Whether every margin but the zero of class y is positive: lower bounds (B, K), to (B,) bool."""
     others = lower.scatter(1, y[:, None], torch.inf)
     return others.amin(1) > 0
+
+
+def box_passes(settings: Mixed) -> float:
+    """Forward passes for a clean pass, with its gradient if it is in the loss, and for boxes with theirs."""
+    mixes = max(settings.kappa_start, settings.kappa_end) > 0
+    return (TRAINING if mixes else 1) + TRAINING * BOXES

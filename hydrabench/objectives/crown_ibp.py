@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal
+
+from pydantic import Field
 from torch import Tensor, nn
 
 from hydrabench.bounds import class_margins
-from hydrabench.config import CrownIbpObjective
-from hydrabench.objectives.certified import certified, certified_loss, kappa_at
-from hydrabench.objectives.step import Losses, Step
+from hydrabench.config import Radius
+from hydrabench.objectives.certified import box_passes, certified, certified_loss, kappa_at
+from hydrabench.objectives.description import TRAINING, Objective, ObjectiveSettings, Workload
+from hydrabench.objectives.step import StepLoss, TrainingStep
 
 
-def crown_ibp_loss(network: nn.Module, x: Tensor, y: Tensor, settings: CrownIbpObjective, step: Step) -> Losses:
+class CrownIbpSettings(ObjectiveSettings):
+    """CROWN-IBP (Zhang et al. 2020): cross entropy of the lower bounds, from CROWN-IBP to `beta_end` of it.
+
+    `beta_end` 0 ends in plain IBP, 1 stays with CROWN-IBP. The share of the clean cross entropy moves from
+    `kappa_start` to `kappa_end`; HYDRA uses none.
+    """
+
+    added: ClassVar[tuple[str, ...]] = ("kappa_start", "kappa_end")
+
+    name: Literal["crown-ibp"]
+    epsilon: Radius
+    beta_end: float = Field(0.0, ge=0, le=1)
+    kappa_start: float = Field(0.0, ge=0, le=1)
+    kappa_end: float = Field(0.0, ge=0, le=1)
+
+
+def crown_ibp_loss(
+    network: nn.Module, x: Tensor, y: Tensor, settings: CrownIbpSettings, step: TrainingStep
+) -> StepLoss:
     """CE(-lower bounds of f_y - f_j, y) with bounds beta · CROWN-IBP + (1 - beta) · IBP, and a share of CE(f(x), y).
 
     beta falls from 1 at radius 0 to `settings.beta_end` at the full radius: beta = 1 - ramp · (1 -
@@ -25,6 +47,19 @@ def crown_ibp_loss(network: nn.Module, x: Tensor, y: Tensor, settings: CrownIbpO
     return certified_loss(network, x, y, step, beta=beta, kappa=kappa_at(step.ramp, settings))
 
 
-def crown_ibp_verdicts(network: nn.Module, x: Tensor, y: Tensor, settings: CrownIbpObjective, step: Step) -> Tensor:
+def crown_ibp_verdicts(
+    network: nn.Module, x: Tensor, y: Tensor, settings: CrownIbpSettings, step: TrainingStep
+) -> Tensor:
     """Which images the bound of the last training step certifies at the full radius, (B,), bool."""
     return certified(class_margins(network, x, y, step.epsilon, beta=settings.beta_end), y)
+
+
+def crown_ibp_passes(settings: CrownIbpSettings, work: Workload) -> float:
+    """A clean pass, boxes, and one pass back for every rival class while beta is above 0."""
+    share = 1.0 if settings.beta_end > 0 else work.ramp
+    return box_passes(settings) + TRAINING * share * (work.classes - 1)
+
+
+CROWN_IBP = Objective(
+    CrownIbpSettings, crown_ibp_loss, crown_ibp_verdicts, "verified_accuracy", crown_ibp_passes, uses_bounds=True
+)

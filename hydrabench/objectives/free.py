@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
+from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hydrabench.config import FreeObjective
+from hydrabench.attacks import steepest
+from hydrabench.config import Radius
+from hydrabench.objectives.description import TRAINING, Objective, ObjectiveSettings, Workload
 from hydrabench.objectives.pgd import survivors
-from hydrabench.objectives.step import Losses, Step
+from hydrabench.objectives.step import StepLoss, TrainingStep
 from hydrabench.threat import PIXEL_MAX, PIXEL_MIN
 
-MEMORY = "perturbation"
+PERTURBATION = "perturbation"  # its key in the memory of a step
 
 
-def free_loss(network: nn.Module, x: Tensor, y: Tensor, settings: FreeObjective, step: Step) -> Losses:  # noqa: ARG001
+class FreeSettings(ObjectiveSettings):
+    """Free adversarial training (Shafahi et al. 2019): every minibatch `repeats` times in a row."""
+
+    name: Literal["free"]
+    epsilon: Radius
+    repeats: PositiveInt = 4
+
+
+def free_loss(network: nn.Module, x: Tensor, y: Tensor, settings: FreeSettings, step: TrainingStep) -> StepLoss:  # noqa: ARG001
     """CE(f(x + δ), y), whose gradient also moves δ by a signed step of the radius, in the L∞ ball.
 
     δ has a row for each place in the batch and stays from minibatch to minibatch and from epoch to epoch,
@@ -32,24 +45,32 @@ def free_loss(network: nn.Module, x: Tensor, y: Tensor, settings: FreeObjective,
     def move() -> None:
         assert delta.grad is not None, "called after backward"
         with torch.no_grad():
-            rows.copy_((delta + step.epsilon * delta.grad.sign()).clamp(-step.epsilon, step.epsilon))
+            rows.copy_(steepest(delta, delta.grad, step.epsilon, norm="linf").clamp(-step.epsilon, step.epsilon))
 
-    return Losses(functional.cross_entropy(logits, y), logits, after=move)
+    return StepLoss(functional.cross_entropy(logits, y), logits, after=move)
 
 
-def _perturbation(x: Tensor, step: Step) -> Tensor:
+def _perturbation(x: Tensor, step: TrainingStep) -> Tensor:
     """The rows that are remembered, and zeros up to the size of the whole batch."""
-    kept = step.memory.get(MEMORY, x.new_zeros(0, *x.shape[1:])).to(x)
+    kept = step.memory.get(PERTURBATION, x.new_zeros(0, *x.shape[1:])).to(x)
     missing = max(0, step.total(x) - len(kept))
-    step.memory[MEMORY] = torch.cat([kept, x.new_zeros(missing, *x.shape[1:])]) if missing else kept
-    return step.memory[MEMORY]
+    step.memory[PERTURBATION] = torch.cat([kept, x.new_zeros(missing, *x.shape[1:])]) if missing else kept
+    return step.memory[PERTURBATION]
 
 
-def free_repeats(settings: FreeObjective) -> int:
+def free_repeats(settings: FreeSettings) -> int:
     """Number of steps in a row on each minibatch, m."""
     return settings.repeats
 
 
-def free_verdicts(network: nn.Module, x: Tensor, y: Tensor, settings: FreeObjective, step: Step) -> Tensor:
+def free_verdicts(network: nn.Module, x: Tensor, y: Tensor, settings: FreeSettings, step: TrainingStep) -> Tensor:
     """Which images survive PGD-10 with steps of a quarter of the radius, (B,), bool; misclassified ones do not."""
     return survivors(network, x, y, step, norm="linf", step_size=float(settings.epsilon / 4))
+
+
+def free_passes(settings: FreeSettings, work: Workload) -> float:  # noqa: ARG001
+    """A pass with all gradients each time that a minibatch is repeated."""
+    return TRAINING * settings.repeats
+
+
+FREE = Objective(FreeSettings, free_loss, free_verdicts, "robust_accuracy", free_passes, repeats=free_repeats)

@@ -1,18 +1,45 @@
-"""MixTrain: cross entropy, and now and then the certified loss of a few images, whose weight grows."""
+"""MixTrain: cross entropy, plus the certified loss of a few images of some minibatches, with a growing weight."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Literal
+
 import torch
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional
 
 from hydrabench.bounds import symbolic_class_margins
-from hydrabench.config import MixtrainObjective
+from hydrabench.config import Radius
 from hydrabench.objectives.certified import certified
-from hydrabench.objectives.step import Losses, Step
+from hydrabench.objectives.description import TRAINING, Objective, ObjectiveSettings, Workload
+from hydrabench.objectives.step import StepLoss, TrainingStep
 
 
-def mixtrain_loss(network: nn.Module, x: Tensor, y: Tensor, settings: MixtrainObjective, step: Step) -> Losses:
+class MixtrainSettings(ObjectiveSettings):
+    """MixTrain (Wang et al. 2018): cross entropy + weight · sound loss of `samples` images of a minibatch.
+
+    A minibatch gets the sound loss with `probability`. Its weight starts at `weight` and grows by the factor
+    `weight_growth` every `weight_every` epochs after the radius has reached epsilon, up to `weight_max`.
+    """
+
+    name: Literal["mixtrain"]
+    epsilon: Radius
+    samples: PositiveInt
+    probability: float = Field(0.8, ge=0, le=1)
+    weight: PositiveFloat = 0.1
+    weight_growth: float = Field(2.5, ge=1)
+    weight_every: PositiveInt = 5
+    weight_max: PositiveFloat = 50.0
+
+    def conflicts(self) -> Iterator[str]:
+        """Yield what does not fit: the weight must not start above where it ends."""
+        if self.weight > self.weight_max:
+            yield f"weight {self.weight:g} exceeds weight_max {self.weight_max:g}"
+
+
+def mixtrain_loss(network: nn.Module, x: Tensor, y: Tensor, settings: MixtrainSettings, step: TrainingStep) -> StepLoss:
     """CE(f(x), y), and sometimes weight · mean CE(-symbolic lower bounds of f_y - f_j, y) of a sample.
 
     A minibatch has a sample with `settings.probability`. It is `settings.samples` different images of the whole
@@ -35,10 +62,10 @@ def mixtrain_loss(network: nn.Module, x: Tensor, y: Tensor, settings: MixtrainOb
         summed = functional.cross_entropy(-lower, y[sample], reduction="sum")
         share = step.total(x) / len(x) / min(settings.samples, step.total(x))
         total = total + certified_weight(step.epoch, settings, ramp_epochs=step.ramp_epochs) * share * summed
-    return Losses(total, logits)
+    return StepLoss(total, logits)
 
 
-def certified_weight(epoch: int, settings: MixtrainObjective, *, ramp_epochs: int) -> float:
+def certified_weight(epoch: int, settings: MixtrainSettings, *, ramp_epochs: int) -> float:
     """Weight of the certified loss: `weight` · `weight_growth` ^ floor(max(epoch - S, 0) / `weight_every`), bounded.
 
     Args:
@@ -54,8 +81,11 @@ def certified_weight(epoch: int, settings: MixtrainObjective, *, ramp_epochs: in
         return settings.weight_max
 
 
-def _sample(x: Tensor, settings: MixtrainObjective, step: Step) -> Tensor:
-    """Which of the images at hand get the certified loss, as indices; every part draws alike from the whole batch."""
+def _sample(x: Tensor, settings: MixtrainSettings, step: TrainingStep) -> Tensor:
+    """Return the indices, among the images at hand, of those that get the certified loss.
+
+    The sample is drawn from the whole batch with the step's generator, so that all micro-batches draw the same one.
+    """
     whole = step.total(x)
     happens = torch.rand((), generator=step.generator) < settings.probability
     chosen = torch.zeros(whole, dtype=torch.bool)
@@ -63,7 +93,23 @@ def _sample(x: Tensor, settings: MixtrainObjective, step: Step) -> Tensor:
     return step.mine(chosen).nonzero()[:, 0].to(x.device)
 
 
-def mixtrain_verdicts(network: nn.Module, x: Tensor, y: Tensor, settings: MixtrainObjective, step: Step) -> Tensor:  # noqa: ARG001
+def mixtrain_verdicts(
+    network: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    settings: MixtrainSettings,  # noqa: ARG001
+    step: TrainingStep,
+) -> Tensor:
     """Which images symbolic intervals certify at the full radius, (B,), bool."""
     with torch.no_grad():
         return certified(symbolic_class_margins(network, x, y, step.epsilon), y)
+
+
+def mixtrain_passes(settings: MixtrainSettings, work: Workload) -> float:
+    """A pass with all gradients, and the symbolic bounds of the sampled images."""
+    return TRAINING + TRAINING * settings.probability * settings.samples / work.batch * work.symbolic
+
+
+MIXTRAIN = Objective(
+    MixtrainSettings, mixtrain_loss, mixtrain_verdicts, "verified_accuracy", mixtrain_passes, uses_bounds=True
+)

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hydrabench.config import NaturalObjective
-from hydrabench.objectives.step import Losses, Step
+from hydrabench.objectives.description import TRAINING, Objective, ObjectiveSettings
+from hydrabench.objectives.step import StepLoss, TrainingStep
 
 
-def natural_loss(network: nn.Module, x: Tensor, y: Tensor, settings: NaturalObjective, step: Step) -> Losses:  # noqa: ARG001
+class NaturalSettings(ObjectiveSettings):
+    """Cross entropy on clean images."""
+
+    name: Literal["natural"]
+
+
+def natural_loss(network: nn.Module, x: Tensor, y: Tensor, settings: NaturalSettings, step: TrainingStep) -> StepLoss:  # noqa: ARG001
     """Cross entropy of the clean logits.
 
     Args:
         x: images, (B, C, H, W), in [0, 1]; y: labels, (B,).
     """
     logits = network(x)
-    return Losses(functional.cross_entropy(logits, y), logits)
+    return StepLoss(functional.cross_entropy(logits, y), logits)
 
 
-def clean_verdicts(network: nn.Module, x: Tensor, y: Tensor, settings: NaturalObjective, step: Step) -> Tensor:  # noqa: ARG001
+def clean_verdicts(network: nn.Module, x: Tensor, y: Tensor, settings: NaturalSettings, step: TrainingStep) -> Tensor:  # noqa: ARG001
     """Which images are classified correctly, (B,), bool."""
     correct: Tensor = network(x).argmax(1) == y
     return correct
+
+
+NATURAL = Objective(NaturalSettings, natural_loss, clean_verdicts, "clean_accuracy", lambda _settings, _work: TRAINING)

@@ -13,14 +13,17 @@ from hydrabench.threat import Norm
 
 
 @dataclass(frozen=True)
-class Step:
+class TrainingStep:
     """What one optimizer step tells its objective, and the random numbers that belong to it.
 
-    epsilon: radius of this step in pixel units. ramp: `epsilon` over the final radius, in [0, 1].
-    generator: on the CPU, fresh for every step. rows: which images of the step's whole batch the objective is
-    given; a batch that is split over processes, or into parts that fit into memory, draws the same noise as
-    one that is not. None: all of them. whole: images of the whole batch, None if `rows` is.
-    memory: tensors that an objective keeps from step to step. epoch: 0-based pass over the training images.
+    epsilon: radius of this step in pixel units.
+    ramp: `epsilon` over the final radius, in [0, 1].
+    generator: on the CPU, fresh for every step.
+    rows: which images of the whole batch the objective is given, None for all. A batch that is split over processes or
+        into micro-batches draws the same noise as one that is not.
+    whole: number of images of the whole batch, None if `rows` is.
+    memory: tensors that an objective keeps from step to step.
+    epoch: 0-based pass over the training images.
     ramp_epochs: epochs over which the radius grows, 1 if it never does.
     """
 
@@ -38,7 +41,7 @@ class Step:
         return self.mine(torch.randn((self.total(x), *x.shape[1:]), generator=self.generator)).to(x)
 
     def uniform(self, x: Tensor, *, norm: Norm = "linf") -> Tensor:
-        """Draw a point of the unit ball of `norm` for each of the images `x`, (B, ...), all points alike likely."""
+        """Draw a point of the unit ball of `norm` for each of the images `x`, (B, ...), uniformly."""
         return self.mine(unit_noise((self.total(x), *x.shape[1:]), norm=norm, generator=self.generator)).to(x)
 
     def total(self, x: Tensor) -> int:
@@ -54,13 +57,14 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Losses:
+class StepLoss:
     """What the loop minimises and logs.
 
-    total: scalar to minimise, a mean over the images at hand: weighed by their numbers, the totals of the
-    parts of a batch add up to that of the batch. logits: of the clean images, (B, K), for the logged accuracy;
-    where an objective passes none through the network, of those that it trains on.
-    after: called once the gradients of `total` have been computed.
+    total: scalar to minimise, a mean over the images at hand. Weighted by their numbers of images, the totals of
+        micro-batches add up to that of the batch.
+    logits: (B, K), for the logged accuracy: of the clean images, or of the images that the objective trains on if it
+        passes no clean ones through the network.
+    after: called once the gradients of `total` have been computed; None: nothing to do.
     """
 
     total: Tensor

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional
 
 from hydrabench.attacks import ascend
-from hydrabench.config import TradesObjective
-from hydrabench.objectives.pgd import step_size
-from hydrabench.objectives.step import Losses, Step
+from hydrabench.config import Radius
+from hydrabench.objectives.description import INPUT_GRADIENT, TRAINING, Objective, ObjectiveSettings, Workload
+from hydrabench.objectives.pgd import pgd_verdicts, step_size
+from hydrabench.objectives.step import StepLoss, TrainingStep
+from hydrabench.threat import Norm
 
 START_DEVIATION = 0.001
+
+
+class TradesSettings(ObjectiveSettings):
+    """TRADES (Zhang et al. 2019): cross entropy + beta · KL(clean ‖ adversarial)."""
+
+    name: Literal["trades"]
+    norm: Norm = "linf"
+    epsilon: Radius
+    beta: NonNegativeFloat = 6.0
+    steps: PositiveInt = 10
+    step_size: Radius | None = None  # None: epsilon / 4; in L2, 2 epsilon / steps
 
 
 def divergence(clean_logits: Tensor, logits: Tensor) -> Tensor:
@@ -20,7 +36,7 @@ def divergence(clean_logits: Tensor, logits: Tensor) -> Tensor:
     return (clean.exp() * (clean - other)).sum(1)
 
 
-def trades_loss(network: nn.Module, x: Tensor, y: Tensor, settings: TradesObjective, step: Step) -> Losses:
+def trades_loss(network: nn.Module, x: Tensor, y: Tensor, settings: TradesSettings, step: TrainingStep) -> StepLoss:
     """CE(f(x), y) + beta · mean KL( f(x) ‖ f(x') ), where x' maximises the same divergence in the ball.
 
     The attack runs in eval mode against fixed clean probabilities and differentiates with respect to
@@ -36,10 +52,10 @@ def trades_loss(network: nn.Module, x: Tensor, y: Tensor, settings: TradesObject
     network.train()
     logits = network(x)
     regularizer = divergence(logits, network(adversarial)).mean()
-    return Losses(functional.cross_entropy(logits, y) + settings.beta * regularizer, logits)
+    return StepLoss(functional.cross_entropy(logits, y) + settings.beta * regularizer, logits)
 
 
-def _attack(network: nn.Module, x: Tensor, settings: TradesObjective, step: Step) -> Tensor:
+def _attack(network: nn.Module, x: Tensor, settings: TradesSettings, step: TrainingStep) -> Tensor:
     with torch.no_grad():
         clean_logits = network(x)
     return ascend(
@@ -51,3 +67,11 @@ def _attack(network: nn.Module, x: Tensor, settings: TradesObjective, step: Step
         steps=settings.steps,
         step_size=step_size(settings, settings.steps) * step.ramp,
     )
+
+
+def trades_passes(settings: TradesSettings, work: Workload) -> float:  # noqa: ARG001
+    """One clean pass for the attack, its steps, and two passes with all gradients."""
+    return 1 + INPUT_GRADIENT * settings.steps + 2 * TRAINING
+
+
+TRADES = Objective(TradesSettings, trades_loss, pgd_verdicts, "robust_accuracy", trades_passes)

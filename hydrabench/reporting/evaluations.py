@@ -9,10 +9,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from pydantic import PositiveInt, TypeAdapter
+from pydantic import PositiveInt
 
 from hydrabench.config import parse
-from hydrabench.errors import ConfigError, LedgerError
+from hydrabench.errors import ConfigError, LedgerError, shortened
 from hydrabench.ledger import AttackRecord, Record, RunFolder, SmoothedRecord, VerifiedRecord
 from hydrabench.reporting.statistics import summarize
 from hydrabench.selection import selected_indices
@@ -135,7 +135,9 @@ def read_evaluation(run: RunFolder) -> Evaluation:
             f"{run.path} is not complete (status {run.header.get('status')!r}); "
             "continue it with --resume, or leave it out"
         )
-    if "indices" in run.header.get("dataset", {}):
+    if not isinstance(run.header.get("dataset"), dict):
+        raise LedgerError(f"{run.path / 'run.json'}: dataset is {shortened(run.header.get('dataset'))}; {_AGAIN}")
+    if "indices" in run.header["dataset"]:
         raise LedgerError(
             f"{run.path} holds images that were chosen one by one (--index), which are no sample of the data set; "
             "leave it out"
@@ -154,7 +156,7 @@ def _checked_header(run: RunFolder) -> Header:
     """Check all of the header that the leaderboard relies on."""
     source = str(run.path / "run.json")
     try:
-        header = parse(TypeAdapter(Header), run.header, source)
+        header = parse(Header, run.header, source)
         _check_settings(header.settings)
     except ConfigError as error:
         place = "" if str(error).startswith(source) else f"{source}: settings."

@@ -16,7 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, TypeAdapter
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from hydrabench.config import parse
 from hydrabench.config.fields import Density, Section
@@ -147,7 +147,7 @@ def _described(text: str) -> tuple[Path, Described]:
     if "radii" in values:
         values["radii"] = values["radii"].split("+")
     try:
-        return Path(path), parse(TypeAdapter(Described), values, f"--import {path}")
+        return Path(path), parse(Described, values, f"--import {path}")
     except ConfigError as error:
         raise ConfigError(f"{error}; write for example --import cohen {EXAMPLE}") from error
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from hydrabench.config import Recipe
 from hydrabench.data import first_images, load_images
 from hydrabench.errors import ConfigError, LedgerError
+from hydrabench.recipes import Recipe
 from hydrabench.reporting import Leaderboard
 from hydrabench.runtime import World, pick_device
 from hydrabench.workflows.evaluation.evaluate import evaluate

@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 from scipy.stats import kstest
 from torch import nn
 
-from hydrabench.attacks import LOSSES, ascend, default_step_size, margin, pgd, project, random_start, step, unit_noise
+from hydrabench.attacks import (
+    LOSSES,
+    ascend,
+    default_step_size,
+    margin,
+    pgd,
+    project,
+    random_start,
+    steepest,
+    unit_noise,
+)
 from hydrabench.errors import ConfigError
 from hydrabench.threat import linf_box
 
@@ -63,22 +73,22 @@ def test_l2_projection_clamps_after_it_has_shrunk_the_offset():
 
 def test_steps_worked_by_hand():
     """Signs of (3, -4); its direction is (0.6, -0.8)."""
-    moved = step(pair(0.5, 0.5), pair(3.0, -4.0), 0.1, norm="linf")
+    moved = steepest(pair(0.5, 0.5), pair(3.0, -4.0), 0.1, norm="linf")
     assert moved.flatten().tolist() == pytest.approx([0.6, 0.4])
-    moved = step(pair(0.5, 0.5), pair(3.0, -4.0), 0.5, norm="l2")
+    moved = steepest(pair(0.5, 0.5), pair(3.0, -4.0), 0.5, norm="l2")
     assert moved.flatten().tolist() == pytest.approx([0.8, 0.1])
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_zero_gradient_moves_nothing(norm):
     start = pair(0.25, 0.75).float()
-    assert torch.equal(step(start, torch.zeros_like(start), 0.1, norm=norm), start)
+    assert torch.equal(steepest(start, torch.zeros_like(start), 0.1, norm=norm), start)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_the_l2_step_keeps_its_length_for_gradients_whose_squares_leave_float32(scale):
     """(3, 4) times 1e-30 or 1e30: the squares are 0 or infinite in float32, the direction is (0.6, 0.8)."""
-    moved = step(torch.zeros(1, 1, 1, 2), torch.tensor([[[[3.0, 4.0]]]]) * scale, 0.5, norm="l2")
+    moved = steepest(torch.zeros(1, 1, 1, 2), torch.tensor([[[[3.0, 4.0]]]]) * scale, 0.5, norm="l2")
     assert moved.flatten().tolist() == pytest.approx([0.3, 0.4])
 
 

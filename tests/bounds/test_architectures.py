@@ -34,7 +34,7 @@ def test_every_architecture_is_read(arch):
     side = 64 if arch.startswith("R") else 32
     shape = (1, 28, 28) if arch.startswith("mnist") else (3, side, side)
     with torch.device("meta"):
-        network, x = MODELS[arch](shape, 10).eval(), torch.empty(1, *shape)
+        network, x = MODELS[arch].build(shape, 10).eval(), torch.empty(1, *shape)
     nodes = read(program_of(network))
     assert shapes_of(nodes, x)[-1] == (10,)
     assert type(nodes[-1].operation).__name__ == "Dense"  # so that it is merged with the margins

@@ -138,7 +138,7 @@ def test_pixels_are_sorted_where_channels_are_few(inputs, kernel, stride, paddin
 @pytest.mark.parametrize("arch", ["cifar_model", "cifar_model_large", "vgg2_bn"])
 def test_bounds_without_gradients_equal_those_to_train_with(arch, beta):
     torch.manual_seed(0)
-    network = MODELS[arch]((3, 16, 16), 10).double().eval()
+    network = MODELS[arch].build((3, 16, 16), 10).double().eval()
     x, y = torch.rand(3, 3, 16, 16, dtype=torch.float64), torch.tensor([0, 4, 9])
     found = class_margins(network, x, y, 2 / 255, beta=beta)
     with torch.enable_grad():

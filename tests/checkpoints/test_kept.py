@@ -117,7 +117,7 @@ def test_the_header_names_the_budgets_only_where_they_are_needed(tmp_path):
         ({"5": None}, r"kept by layer does not fit the network: missing 5; give exactly one value for each"),
         ({"conv": 3}, r"kept by layer does not fit the network: unknown conv; give"),
         ({"0": 257}, r"layer 0 has 256 weights and cannot keep 257"),
-        ({"0": 0}, r"has a header this version cannot read: kept\.0: Input should be greater than 0"),
+        ({"0": 0}, r"has a header this version cannot read: kept\.0: input should be greater than 0"),
     ],
 )
 def test_budgets_that_do_not_fit_the_network_are_refused(tmp_path, layout, change, message):

@@ -20,7 +20,7 @@ from click.testing import CliRunner
 
 from hydrabench.cli import main
 
-SECONDS = 10.0  # for one command; all of them take about half a minute
+SECONDS = 10.0  # for one command; all of them take about ten
 LONG = "x" * 300
 DIGITS = "9" * 5000
 LAUGHS = "a0: &a0 [1, 2]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}, *a{i - 1}]\n" for i in range(1, 30))
@@ -269,7 +269,6 @@ OTHERS = {
     ("train", "--config", "recipe.yml", "--micro-batch", "0"): r"Invalid value for '--micro-batch': 0",
     ("train", "--config", "recipe.yml", "--precision", "float8"): r"float8",
     ("prune", "--config", "recipe.yml", "--ckpt", "dense.safetensors", "--density", "inf"): r"got inf",
-    ("prune", "--config", "recipe.yml", "--ckpt", "dense.safetensors", "--density", "1e-300", "--out", "r"): r"1e-300",
     ("finetune", "--config", "recipe.yml", "--ckpt", "dense.safetensors", "--lwm", "--density", "nan"): r"got nan",
     ("--no-such-option",): r"No such option",
     (LONG,): r"No such command",
@@ -327,7 +326,7 @@ def answered(world, monkeypatch) -> Iterator[Callable[..., None]]:
         said = result.stderr.splitlines()
         error = said[-1]
         assert error.startswith("error: " if result.exit_code == 1 else "Error: "), result.stderr
-        assert len(said) == 1 or result.exit_code == 2, result.stderr
+        assert all(line.startswith("[1/") for line in said[:-1]) or result.exit_code == 2, result.stderr  # a pipeline's
         assert re.search(message, error), error
         assert len(error) < 6000
         assert sorted(path.name for path in world.iterdir()) == before

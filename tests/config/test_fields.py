@@ -5,10 +5,11 @@ from __future__ import annotations
 from fractions import Fraction
 
 import pytest
-from pydantic import TypeAdapter
 
-from hydrabench.config import EvaluationSettings, PgdSettings, SmoothingSettings, StabilityObjective, TrainRecipe, parse
+from hydrabench.config import EvaluationSettings, PgdSettings, SmoothingSettings, parse
 from hydrabench.errors import ConfigError
+from hydrabench.objectives.stability import StabilitySettings
+from hydrabench.recipes import TrainRecipe
 
 
 def test_radii_and_noise_are_read_exactly():
@@ -16,7 +17,7 @@ def test_radii_and_noise_are_read_exactly():
     assert PgdSettings(epsilon=8 / 255).plain() == PgdSettings(epsilon="8/255").plain()
     assert PgdSettings(epsilon="1e-3").epsilon == Fraction(1, 1000)
     assert SmoothingSettings(sigma="1/4", radii=("1/4", 0.5)) == SmoothingSettings(sigma=0.25, radii=(0.25, 0.5))
-    assert StabilityObjective(name="stability", sigma="64/255").sigma == 64 / 255
+    assert StabilitySettings(name="stability", sigma="64/255").sigma == 64 / 255
 
 
 @pytest.mark.parametrize(
@@ -36,4 +37,4 @@ def test_radii_and_noise_are_read_exactly():
 )
 def test_a_number_that_would_never_end_is_refused(model, values, message):
     with pytest.raises(ConfigError, match=message):
-        parse(TypeAdapter(model), values, "x.yml")
+        parse(model, values, "x.yml")

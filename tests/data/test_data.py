@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from sklearn import datasets as sklearn_datasets
 
 from hydrabench.data import (
+    DATASETS,
+    DataSet,
     ImageSet,
     augment,
     block_indices,
@@ -168,3 +170,17 @@ def test_missing_data_says_where_it_was_looked_for_and_how_to_get_it(tmp_path):
 def test_an_unknown_data_set_is_refused():
     with pytest.raises(ConfigError, match="unknown data set 'digit'; did you mean 'digits'"):
         load_images("digit", "test")
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_a_data_set_is_described_before_it_is_loaded(name):
+    described = DATASETS[name]
+    assert len(described.class_names) == len(set(described.class_names)) in (0, described.num_classes)
+    assert described.class_names == tuple(sorted(described.class_names)), "labels follow the alphabet in all of them"
+    if name == "digits":
+        assert [len(load_images(name, split)) for split in ("train", "test")] == [described.train, described.test]
+
+
+def test_a_description_whose_names_do_not_fit_its_classes_is_refused():
+    with pytest.raises(ValueError, match="3 classes need as many names, got 2"):
+        DataSet((1, 8, 8), 3, DATASETS["digits"].load, 1, 1, ("a", "b"))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hydrabench.config import DataRecipe, load_recipe
+from hydrabench.config import DataRecipe
 from hydrabench.data import load_images, load_training_images, validation_split
 from hydrabench.errors import ConfigError, DataError
+from hydrabench.recipes import load_recipe
 
 
 def digits(seed: int = 0, **changes: object):

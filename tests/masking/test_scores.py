@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from hydrabench.config import Scores
 from hydrabench.masking import (
     SCORE_INITS,
     attach_masks,
@@ -24,6 +23,7 @@ from hydrabench.masking import (
     snip_scores,
     top_k_mask,
 )
+from hydrabench.recipes.phases import Scores
 
 # A convolution with fan-in 4 · 9 = 36 and fan-out 600 · 9 = 5400: (standard deviation, bound) of each distribution.
 FORMULAS = {

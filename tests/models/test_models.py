@@ -17,7 +17,7 @@ from hydrabench.masking import (
     score_masks,
     used_parameters,
 )
-from hydrabench.models import MODELS, Normalize, build_model, inner_network, normalized
+from hydrabench.models import MODELS, Architecture, Normalize, build_model, inner_network, normalized
 
 CIFAR, MNIST, IMAGENET = (3, 32, 32), (1, 28, 28), (3, 224, 224)
 # arch: parameters, prunable weights, masked layers, tensors masked and dense, kept at 0.1, 0.05, 0.01.
@@ -175,7 +175,7 @@ def test_the_densities_of_a_masked_network_are_those_of_its_used_layers(arch):
 
 
 def test_the_networks_with_real_weights_cover_every_builder():
-    assert {MODELS[arch].func for arch in QUICK} == {builder.func for builder in MODELS.values()}
+    assert {MODELS[arch].build.func for arch in QUICK} == {known.build.func for known in MODELS.values()}
 
 
 def test_the_keys_of_the_small_networks_are_bare_indices():
@@ -292,3 +292,12 @@ def test_normalisation_is_a_layer_outside_the_state_dict():
 def test_normalisation_must_have_the_images_channels():
     with pytest.raises(ConfigError, match="normalization has 1 channels, the images have 3"):
         build_model("cifar_model", CIFAR, 10, normalization=([0.5], [0.5]))
+
+
+def test_an_architecture_for_other_images_is_refused(monkeypatch):
+    small = Architecture(lambda shape, classes: nn.Linear(64, classes), shape=(1, 8, 8), num_classes=10)
+    monkeypatch.setitem(MODELS, "small", small)
+    assert build_model("small", (1, 8, 8), 10).out_features == 10
+    refused = r"'small' is for images \(1, 8, 8\), got \(3, 32, 32\) and classes 10, got 100; choose another one"
+    with pytest.raises(ConfigError, match=refused):
+        build_model("small", (3, 32, 32), 100)

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from hydrabench.config import FreeObjective
-from hydrabench.objectives import OBJECTIVES, Step
+from hydrabench.objectives import OBJECTIVES, TrainingStep
+from hydrabench.objectives.free import FreeSettings
 from hydrabench.runtime import stream
 
 LOSS = OBJECTIVES["free"].loss
-SETTINGS = FreeObjective(name="free", epsilon="0.1")
+SETTINGS = FreeSettings(name="free", epsilon="0.1")
 
 
 @pytest.fixture
@@ -31,7 +31,9 @@ def batch(*pixels):
 
 
 def train_once(network, x, y, memory, *, epsilon=0.1, **keys):
-    losses = LOSS(network, x, torch.tensor(y), SETTINGS, Step(epsilon, 1.0, stream("free"), memory=memory, **keys))
+    losses = LOSS(
+        network, x, torch.tensor(y), SETTINGS, TrainingStep(epsilon, 1.0, stream("free"), memory=memory, **keys)
+    )
     losses.total.backward()
     losses.after()
     return losses
@@ -83,7 +85,9 @@ def test_the_perturbed_image_stays_in_the_pixel_range(network):
 
 def test_the_perturbation_is_not_moved_before_the_backward_pass(network):
     memory = {}
-    losses = LOSS(network, batch(0.5), torch.tensor([0]), SETTINGS, Step(0.1, 1.0, stream("free"), memory=memory))
+    losses = LOSS(
+        network, batch(0.5), torch.tensor([0]), SETTINGS, TrainingStep(0.1, 1.0, stream("free"), memory=memory)
+    )
     assert not memory["perturbation"].any()
     with pytest.raises(AssertionError, match="after backward"):
         losses.after()

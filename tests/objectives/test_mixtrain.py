@@ -10,18 +10,17 @@ from torch import nn
 from torch.nn import functional
 
 from hydrabench.bounds import symbolic_class_margins
-from hydrabench.config import MixtrainObjective
 from hydrabench.models import build_model
-from hydrabench.objectives import OBJECTIVES, Step
+from hydrabench.objectives import OBJECTIVES, TrainingStep
 from hydrabench.objectives import mixtrain as module
-from hydrabench.objectives.mixtrain import certified_weight
+from hydrabench.objectives.mixtrain import MixtrainSettings, certified_weight
 from hydrabench.runtime import stream
 
 LOSS = OBJECTIVES["mixtrain"].loss
 
 
 def settings(**keys):
-    return MixtrainObjective(name="mixtrain", epsilon="0.1", **{"samples": 2, "probability": 1, **keys})
+    return MixtrainSettings(name="mixtrain", epsilon="0.1", **{"samples": 2, "probability": 1, **keys})
 
 
 @pytest.fixture
@@ -48,7 +47,7 @@ def sampled(monkeypatch):
 
 
 def given(number=0, *, epsilon=0.1, **keys):
-    return Step(epsilon, 1.0, stream("mixtrain", number), **keys)
+    return TrainingStep(epsilon, 1.0, stream("mixtrain", number), **keys)
 
 
 @pytest.mark.parametrize(

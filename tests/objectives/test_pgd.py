@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from hydrabench.attacks import pgd
-from hydrabench.config import PgdObjective, TradesObjective
-from hydrabench.objectives import OBJECTIVES, Step
-from hydrabench.objectives.pgd import step_size
+from hydrabench.objectives import OBJECTIVES, TrainingStep
+from hydrabench.objectives.pgd import PgdTrainingSettings, step_size
+from hydrabench.objectives.trades import TradesSettings
 from hydrabench.runtime import stream
 
 LOSS = OBJECTIVES["pgd"].loss
@@ -37,9 +37,9 @@ def test_the_loss_is_that_of_the_worst_image_in_the_ball_worked_by_hand():
     """Logits ±(20 x - 10) at 0.5: the worst of class 0 is 0.4 with margin -4, at half the ramp 0.45 with -2."""
     network = linear([20.0], -10.0)
     x, y = torch.full((3, 1, 1, 1), 0.5), torch.zeros(3, dtype=torch.int64)
-    settings = PgdObjective(name="pgd", epsilon="0.1", steps=8)
+    settings = PgdTrainingSettings(name="pgd", epsilon="0.1", steps=8)
     for ramp, margin in [(1.0, 4), (0.5, 2)]:
-        losses = LOSS(network, x, y, settings, Step(0.1 * ramp, ramp, stream("pgd")))
+        losses = LOSS(network, x, y, settings, TrainingStep(0.1 * ramp, ramp, stream("pgd")))
         assert losses.total.item() == pytest.approx(log(1 + exp(margin)), rel=1e-5)
         assert losses.logits[0].tolist() == pytest.approx([-margin / 2, margin / 2], rel=1e-5)
 
@@ -48,8 +48,8 @@ def test_the_start_is_uniform_in_the_ball_and_a_step_shrinks_with_the_ramp():
     network = linear([20.0], -10.0)
     x, y = torch.full((50, 1, 1, 1), 0.5), torch.zeros(50, dtype=torch.int64)
     images = seen_by(network)
-    LOSS(network, x, y, PgdObjective(name="pgd", epsilon="0.1", steps=1), Step(0.08, 0.8, stream("pgd")))
-    start = 0.5 + 0.08 * Step(0.08, 0.8, stream("pgd")).uniform(x)
+    LOSS(network, x, y, PgdTrainingSettings(name="pgd", epsilon="0.1", steps=1), TrainingStep(0.08, 0.8, stream("pgd")))
+    start = 0.5 + 0.08 * TrainingStep(0.08, 0.8, stream("pgd")).uniform(x)
     torch.testing.assert_close(images[0], start)
     torch.testing.assert_close(images[1], (start - 0.025 * 0.8).clamp(0.42, 0.58))
     assert len(images) == 2
@@ -60,9 +60,9 @@ def test_in_l2_the_worst_image_lies_in_the_direction_of_the_weights():
     network = linear([3.0, 4.0])
     x, y = torch.full((3, 1, 1, 2), 0.5), torch.zeros(3, dtype=torch.int64)
     images = seen_by(network)
-    settings = PgdObjective(name="pgd", norm="l2", epsilon="0.1", steps=60, step_size="0.05")
-    losses = LOSS(network, x, y, settings, Step(0.1, 1.0, stream("pgd")))
-    start = 0.5 + 0.1 * Step(0.1, 1.0, stream("pgd")).uniform(x, norm="l2")
+    settings = PgdTrainingSettings(name="pgd", norm="l2", epsilon="0.1", steps=60, step_size="0.05")
+    losses = LOSS(network, x, y, settings, TrainingStep(0.1, 1.0, stream("pgd")))
+    start = 0.5 + 0.1 * TrainingStep(0.1, 1.0, stream("pgd")).uniform(x, norm="l2")
     torch.testing.assert_close(images[0], start)
     torch.testing.assert_close(images[-1].flatten(1), torch.tensor([[0.44, 0.42]] * 3), atol=1e-4, rtol=0)
     assert losses.total.item() == pytest.approx(log(1 + exp(-6)), rel=1e-3)
@@ -77,10 +77,10 @@ def test_an_image_that_is_wrong_does_not_survive_where_the_attack_happens_to_mak
             return torch.cat([margin, -margin], 1)
 
     x, y = torch.full((20, 1, 1, 1), 0.5), torch.zeros(20, dtype=torch.int64)
-    settings = PgdObjective(name="pgd", epsilon="0.1")
+    settings = PgdTrainingSettings(name="pgd", epsilon="0.1")
     attacked = pgd(WrongInAPoint(), x, y, 0.1, generator=stream("pgd"), steps=10, step_size=0.025)
     assert (WrongInAPoint()(attacked).argmax(1) == y).sum() > 10
-    assert not OBJECTIVES["pgd"].verdicts(WrongInAPoint(), x, y, settings, Step(0.1, 1.0, stream("pgd"))).any()
+    assert not OBJECTIVES["pgd"].verdicts(WrongInAPoint(), x, y, settings, TrainingStep(0.1, 1.0, stream("pgd"))).any()
 
 
 def test_the_attack_sees_the_running_statistics_and_the_loss_those_of_the_batch():
@@ -88,7 +88,7 @@ def test_the_attack_sees_the_running_statistics_and_the_loss_those_of_the_batch(
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
     network.register_forward_pre_hook(lambda module, inputs: modes.append(module.training))
     x, y = torch.rand(3, 1, 2, 2), torch.zeros(3, dtype=torch.int64)
-    LOSS(network, x, y, PgdObjective(name="pgd", epsilon="0.1", steps=3), Step(0.1, 1.0, stream("pgd")))
+    LOSS(network, x, y, PgdTrainingSettings(name="pgd", epsilon="0.1", steps=3), TrainingStep(0.1, 1.0, stream("pgd")))
     assert modes == [False, False, False, True]
 
 
@@ -102,5 +102,5 @@ def test_the_attack_sees_the_running_statistics_and_the_loss_those_of_the_batch(
     ],
 )
 def test_the_step_size_unless_given_is_a_quarter_of_the_radius_or_in_l2_a_share_of_two(keys, steps, expected):
-    for settings in (PgdObjective(name="pgd", **keys), TradesObjective(name="trades", **keys)):
+    for settings in (PgdTrainingSettings(name="pgd", **keys), TradesSettings(name="trades", **keys)):
         assert step_size(settings, steps) == pytest.approx(expected, rel=1e-12)

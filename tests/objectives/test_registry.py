@@ -2,48 +2,47 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
-from hydrabench.config import (
-    OBJECTIVE_SETTINGS,
-    CrownIbpObjective,
-    FreeObjective,
-    IbpObjective,
-    MixtrainObjective,
-    NaturalObjective,
-    PgdObjective,
-    StabilityObjective,
-    TradesObjective,
-)
 from hydrabench.data import load_images, pixels
 from hydrabench.masking import attach_masks, prunable_layers, score_masks, set_phase, shared_masks
 from hydrabench.models import build_model
-from hydrabench.objectives import OBJECTIVES, Step
+from hydrabench.objectives import OBJECTIVES, TrainingStep
+from hydrabench.objectives.crown_ibp import CrownIbpSettings
+from hydrabench.objectives.free import FreeSettings
+from hydrabench.objectives.ibp import IbpSettings
+from hydrabench.objectives.mixtrain import MixtrainSettings
+from hydrabench.objectives.natural import NaturalSettings
+from hydrabench.objectives.pgd import PgdTrainingSettings
+from hydrabench.objectives.stability import StabilitySettings
+from hydrabench.objectives.trades import TradesSettings
 from hydrabench.runtime import stream
 
 SETTINGS = {
-    "natural": NaturalObjective(name="natural"),
-    "trades": TradesObjective(name="trades", epsilon="8/255", steps=3),
-    "pgd": PgdObjective(name="pgd", epsilon="8/255", steps=3),
-    "free": FreeObjective(name="free", epsilon="8/255"),
-    "stability": StabilityObjective(name="stability", sigma=0.25),
-    "ibp": IbpObjective(name="ibp", epsilon="8/255"),
-    "crown-ibp": CrownIbpObjective(name="crown-ibp", epsilon="8/255"),
-    "mixtrain": MixtrainObjective(name="mixtrain", epsilon="8/255", samples=2),
+    "natural": NaturalSettings(name="natural"),
+    "trades": TradesSettings(name="trades", epsilon="8/255", steps=3),
+    "pgd": PgdTrainingSettings(name="pgd", epsilon="8/255", steps=3),
+    "free": FreeSettings(name="free", epsilon="8/255"),
+    "stability": StabilitySettings(name="stability", sigma=0.25),
+    "ibp": IbpSettings(name="ibp", epsilon="8/255"),
+    "crown-ibp": CrownIbpSettings(name="crown-ibp", epsilon="8/255"),
+    "mixtrain": MixtrainSettings(name="mixtrain", epsilon="8/255", samples=2),
 }
 OTHERS = {
-    "trades in L2": TradesObjective(name="trades", norm="l2", epsilon="0.5", steps=3),
-    "pgd in L2": PgdObjective(name="pgd", norm="l2", epsilon="0.5", steps=3),
-    "gaussian": StabilityObjective(name="stability", sigma=0.25, variant="gaussian"),
-    "crown-ibp with kappa": CrownIbpObjective(name="crown-ibp", epsilon="8/255", kappa_start=0.8, kappa_end=0.2),
+    "trades in L2": TradesSettings(name="trades", norm="l2", epsilon="0.5", steps=3),
+    "pgd in L2": PgdTrainingSettings(name="pgd", norm="l2", epsilon="0.5", steps=3),
+    "gaussian": StabilitySettings(name="stability", sigma=0.25, variant="gaussian"),
+    "crown-ibp with kappa": CrownIbpSettings(name="crown-ibp", epsilon="8/255", kappa_start=0.8, kappa_end=0.2),
 }
 ALL = SETTINGS | OTHERS
 UNDISTURBED = {
-    "mixtrain": MixtrainObjective(name="mixtrain", epsilon="8/255", samples=2, probability=0),
-    "stability": StabilityObjective(name="stability", sigma=1e-9),
+    "mixtrain": MixtrainSettings(name="mixtrain", epsilon="8/255", samples=2, probability=0),
+    "stability": StabilitySettings(name="stability", sigma=1e-9),
 }
 
 every_objective = pytest.mark.parametrize("objective", OBJECTIVES)
@@ -56,16 +55,19 @@ def problem(arch="cifar_model_bn"):
     return network, torch.rand(6, 1, 8, 8, generator=generator), torch.randint(0, 10, (6,), generator=generator)
 
 
-def step(epsilon=8 / 255, ramp=1.0, **keys) -> Step:
-    return Step(epsilon, ramp, stream("test"), **keys)
+def step(epsilon=8 / 255, ramp=1.0, **keys) -> TrainingStep:
+    return TrainingStep(epsilon, ramp, stream("test"), **keys)
 
 
 def loss(network, x, y, settings, given):
     return OBJECTIVES[settings.name].loss(network, x, y, settings, given)
 
 
-def test_every_objective_of_a_recipe_is_implemented_and_tested():
-    assert set(OBJECTIVES) == set(OBJECTIVE_SETTINGS) == set(SETTINGS)
+def test_every_objective_is_tested_under_the_name_that_its_settings_take():
+    assert set(OBJECTIVES) == set(SETTINGS)
+    for name, objective in OBJECTIVES.items():
+        assert get_args(objective.settings.model_fields["name"].annotation) == (name,)
+        assert isinstance(SETTINGS[name], objective.settings)
 
 
 @every_setting
@@ -105,7 +107,7 @@ def test_the_parts_of_a_batch_have_the_gradient_of_the_whole(settings):
             network.zero_grad()
             for rows in parts:
                 chosen = slice(None) if rows is None else rows
-                given = Step(8 / 255, 0.5, stream("part", number), rows, 6 if rows else None, memory)
+                given = TrainingStep(8 / 255, 0.5, stream("part", number), rows, 6 if rows else None, memory)
                 losses = loss(network, x[chosen], y[chosen], settings, given)
                 (losses.total * len(y[chosen]) / 6).backward()
                 if losses.after:

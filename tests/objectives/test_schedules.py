@@ -46,7 +46,7 @@ def test_every_ramp_rises_from_zero_to_the_radius_at_the_start_of_its_last_epoch
 def test_the_smoothed_ramp_worked_by_hand():
     """A ramp of 8 steps to 1.4: the middle is step 2, a = 1.4 / (2^3 · (4 · 8 - 3 · 2)) = 1.4 / 208.
 
-    Step 1: a; step 2: 16 a; from there 4 a · 2^3 = 32 a for each step: 16 a + 6 · 32 a = 208 a at step 8.
+    TrainingStep 1: a; step 2: 16 a; from there 4 a · 2^3 = 32 a for each step: 16 a + 6 · 32 a = 208 a at step 8.
     """
     values = [EPSILON_SCHEDULES["smoothed"](t, steps_per_epoch=4, ramp_epochs=3, epsilon=2.08) for t in range(9)]
     assert values == pytest.approx([0, 0.01, 0.16, 0.48, 0.80, 1.12, 1.44, 1.76, 2.08], abs=1e-12)

@@ -7,14 +7,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from hydrabench.config import StabilityObjective
-from hydrabench.objectives import OBJECTIVES, Step
+from hydrabench.objectives import OBJECTIVES, TrainingStep
+from hydrabench.objectives.stability import StabilitySettings
 from hydrabench.objectives.trades import divergence
 from hydrabench.runtime import stream
 
 LOSS, VERDICTS = OBJECTIVES["stability"].loss, OBJECTIVES["stability"].verdicts
-STABILITY = StabilityObjective(name="stability", sigma=0.25, beta=3.0)
-GAUSSIAN = StabilityObjective(name="stability", sigma=0.25, variant="gaussian")
+STABILITY = StabilitySettings(name="stability", sigma=0.25, beta=3.0)
+GAUSSIAN = StabilitySettings(name="stability", sigma=0.25, variant="gaussian")
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def network():
 
 
 def step():
-    return Step(0.0, 1.0, stream("stability"))
+    return TrainingStep(0.0, 1.0, stream("stability"))
 
 
 def test_the_loss_is_clean_cross_entropy_plus_beta_times_the_divergence_under_unclamped_noise(network):

@@ -9,15 +9,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from hydrabench.config import TradesObjective
 from hydrabench.masking import attach_masks, prunable_layers, score_masks, set_phase, shared_masks
 from hydrabench.models import build_model
-from hydrabench.objectives import OBJECTIVES, Step
-from hydrabench.objectives.trades import divergence
+from hydrabench.objectives import OBJECTIVES, TrainingStep
+from hydrabench.objectives.trades import TradesSettings, divergence
 from hydrabench.runtime import stream
 
 LOSS = OBJECTIVES["trades"].loss
-SETTINGS = TradesObjective(name="trades", epsilon="8/255", steps=3)
+SETTINGS = TradesSettings(name="trades", epsilon="8/255", steps=3)
 
 
 def problem():
@@ -37,7 +36,7 @@ def test_the_divergence_of_two_coins_worked_by_hand():
 def test_trades_penalises_what_the_attack_finds():
     network, x, y = problem()
     natural = functional.cross_entropy(network(x), y)
-    trades = LOSS(network, x, y, SETTINGS, Step(8 / 255, 1.0, stream("test")))
+    trades = LOSS(network, x, y, SETTINGS, TrainingStep(8 / 255, 1.0, stream("test")))
     random_start = network((x + 0.001 * torch.randn(x.shape, generator=stream("test"))).clamp(0, 1))
     weak = divergence(network(x), random_start).mean()
     assert trades.total > natural + 6 * weak * 10
@@ -56,10 +55,10 @@ def test_the_l2_attack_steps_by_two_radii_over_the_steps_and_stays_in_the_ball()
     network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach().flatten(1)))
     x = torch.full((20, 1, 1, 2), 0.5)
     x[0] = 1.0
-    settings = TradesObjective(name="trades", norm="l2", epsilon="0.1", steps=4)
-    LOSS(network, x, torch.zeros(20, dtype=torch.int64), settings, Step(0.1, 1.0, stream("trades")))
+    settings = TradesSettings(name="trades", norm="l2", epsilon="0.1", steps=4)
+    LOSS(network, x, torch.zeros(20, dtype=torch.int64), settings, TrainingStep(0.1, 1.0, stream("trades")))
     clean, points, end = seen[0], seen[1:5], seen[-1]
-    noise = 0.001 * Step(0.1, 1.0, stream("trades")).normal(x).flatten(1)
+    noise = 0.001 * TrainingStep(0.1, 1.0, stream("trades")).normal(x).flatten(1)
     torch.testing.assert_close(points[0], (clean + noise).clamp(0, 1))
     moved = (points[1] - points[0])[1:]
     torch.testing.assert_close(moved.abs(), torch.tensor([[0.03, 0.04]]).expand(19, 2), rtol=0, atol=1e-5)
@@ -77,7 +76,7 @@ def test_a_step_takes_one_clean_pass_for_the_attack_and_one_for_the_loss():
     network.register_forward_pre_hook(
         lambda module, inputs: passes.append((module.training, torch.is_grad_enabled(), torch.equal(inputs[0], x)))
     )
-    LOSS(network, x, y, SETTINGS, Step(8 / 255, 1.0, stream("test")))
+    LOSS(network, x, y, SETTINGS, TrainingStep(8 / 255, 1.0, stream("test")))
     attack = [(False, False, True)] + [(False, True, False)] * 3
     assert passes == [*attack, (True, True, True), (True, True, False)]
 
@@ -97,7 +96,7 @@ def test_the_attack_differentiates_the_image_only_and_shares_the_masks(phase):
     with shared_masks(network):
         for layer in prunable_layers(network).values():
             layer.weight.register_hook(lambda gradient: computed.append("weight"))
-        losses = LOSS(network, x, y, SETTINGS, Step(8 / 255, 1.0, stream("test")))
+        losses = LOSS(network, x, y, SETTINGS, TrainingStep(8 / 255, 1.0, stream("test")))
         assert not computed
         assert len(selected) == len(score_masks(network))
         losses.total.backward()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hydrabench.config import Recipe
+from hydrabench.recipes import Recipe
 from hydrabench.workflows.run_options import RunOptions
 from hydrabench.workflows.training import commands as training
 

@@ -166,7 +166,7 @@ def test_a_sub_network_is_chosen_under_another_objective_and_evaluated_as_it_is(
     trained, pruned = (
         load_checkpoint(tmp_path / "run" / name / "checkpoint.safetensors") for name in ("train", "prune-0.5")
     )
-    assert (trained.header.objective.name, pruned.header.objective.name) == ("natural", "trades")
+    assert (trained.header.objective["name"], pruned.header.objective["name"]) == ("natural", "trades")
     assert trained.header.selection.metric == "clean_accuracy"
     assert pruned.header.selection.metric == "robust_accuracy"
     before, after = trained.baked().state_dict(), pruned.baked().state_dict()

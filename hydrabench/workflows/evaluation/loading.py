@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from pydantic import TypeAdapter
 from torch import nn
 
 from hydrabench.checkpoints import Checkpoint, checkpoint_name
-from hydrabench.config import EvaluationSettings, parse, with_default_threat
+from hydrabench.config import EVALUATIONS, EvaluationSettings, parse, with_default_threat
 from hydrabench.errors import ConfigError, lookup
 from hydrabench.masking import prunable_layers, used_parameters
 from hydrabench.runtime import PRECISIONS, pick_device
@@ -49,7 +48,7 @@ class Subject:
             "sha256": self.checkpoint.sha256,
             "arch": header.arch,
             "dataset": header.dataset,
-            "objective": header.objective.name if header.objective else "unknown",
+            "objective": header.objective["name"] if header.objective else "unknown",
             "phase": header.phase,
             "density": header.density,
             "parameters": sum(parameter.numel() for parameter in parameters),
@@ -96,4 +95,5 @@ def settings_for(subject: Subject, values: Mapping[str, Any]) -> EvaluationSetti
             f"{subject.name} names no radius in this norm that it was trained for; add --epsilon, for example "
             f"{'0.25' if complete.get('norm') == 'l2' else '8/255'}"
         )
-    return parse(TypeAdapter(EvaluationSettings), complete, complete["kind"])
+    settings: Any = parse(EVALUATIONS[complete["kind"]], complete, complete["kind"])
+    return settings  # type: ignore[no-any-return]

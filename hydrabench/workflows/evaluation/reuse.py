@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
 from torch import nn
 
 from hydrabench.checkpoints import Checkpoint
@@ -146,7 +145,7 @@ def _parent_settings(run: RunFolder) -> SmoothingSettings:
             f"{run.path} has mode {mode}, whose ledger holds no bound of its own; reuse a run of mode cohen, "
             "curtailed, adaptive or betting"
         )
-    return parse(TypeAdapter(SmoothingSettings), run.header["settings"], str(run.path / "run.json"))
+    return parse(SmoothingSettings, run.header["settings"], str(run.path / "run.json"))
 
 
 def reuse_settings(parent: Parent, values: Mapping[str, Any]) -> ReuseSettings:
@@ -176,7 +175,7 @@ def reuse_settings(parent: Parent, values: Mapping[str, Any]) -> ReuseSettings:
         "reuse_samples": default_reuse_samples(parent.settings.samples),
         **own,
     }
-    return parse(TypeAdapter(ReuseSettings), complete, "reuse")
+    return parse(ReuseSettings, complete, "reuse")
 
 
 def _equal(given: object, known: object) -> bool:

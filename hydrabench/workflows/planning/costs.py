@@ -1,8 +1,4 @@
-"""What training and evaluating cost, counted in forward passes of the network before anything runs.
-
-A gradient with respect to the image costs as much again as the forward pass, one to image and parameters
-twice as much again (Kaplan et al., arXiv:2001.08361, section 2.1, count the same way).
-"""
+"""What training and evaluating cost, counted in forward passes of the network before anything runs."""
 
 from __future__ import annotations
 
@@ -17,9 +13,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hydrabench.masking import used_modules
+from hydrabench.objectives import BOXES, INPUT_GRADIENT
 
-INPUT_GRADIENT, TRAINING = 2, 3  # forward passes of one pass with its gradient: to the image, to everything
-BOXES = 2  # interval bounds: centers and widths
 AUTOATTACK = 100 * INPUT_GRADIENT * (1 + 9 + 9) + 5000  # APGD-CE, APGD-T and FAB-T on nine targets, Square
 MEASURED_SECONDS = 0.3
 
@@ -37,40 +32,6 @@ class Sizes:
     classes: int
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """batch: images of a step. ramp: share of the steps at which the radius still grows, in [0, 1]."""
-
-    batch: int
-    ramp: float
-
-
-def _ibp(objective: Any, _schedule: Schedule, _sizes: Sizes) -> float:
-    mixes = bool(max(objective.kappa_start, objective.kappa_end) > 0)
-    return (TRAINING if mixes else 1) + TRAINING * BOXES
-
-
-def _crown_ibp(objective: Any, schedule: Schedule, sizes: Sizes) -> float:
-    share = 1.0 if objective.beta_end > 0 else schedule.ramp
-    return _ibp(objective, schedule, sizes) + TRAINING * share * (sizes.classes - 1)
-
-
-def _mixtrain(objective: Any, schedule: Schedule, sizes: Sizes) -> float:
-    sampled = objective.probability * objective.samples / schedule.batch
-    return float(TRAINING + TRAINING * sampled * sizes.symbolic)
-
-
-# Forward passes for each image that a training step is given.
-TRAINING_PASSES: dict[str, Callable[[Any, Schedule, Sizes], float]] = {
-    "natural": lambda _objective, _schedule, _sizes: TRAINING,
-    "trades": lambda objective, _schedule, _sizes: 1 + INPUT_GRADIENT * objective.steps + 2 * TRAINING,
-    "pgd": lambda objective, _schedule, _sizes: INPUT_GRADIENT * objective.steps + TRAINING,
-    "free": lambda objective, _schedule, _sizes: TRAINING * objective.repeats,
-    "stability": lambda objective, _schedule, _sizes: TRAINING * (2 if objective.variant == "stability" else 1),
-    "ibp": _ibp,
-    "crown-ibp": _crown_ibp,
-    "mixtrain": _mixtrain,
-}
 # Forward passes for each test image, at most; methods whose cost depends on the weights are missing.
 EVALUATION_PASSES: dict[str, Callable[[Any, Sizes], float]] = {
     "clean": lambda _settings, _sizes: 1,

@@ -10,29 +10,18 @@ import torch
 import yaml
 from torch import nn
 
-from hydrabench.config import PhaseRecipe, Recipe, SectionName
 from hydrabench.data import DATASETS
 from hydrabench.errors import ConfigError, lookup
-from hydrabench.objectives import OBJECTIVES
+from hydrabench.objectives import OBJECTIVES, Workload
+from hydrabench.recipes import PhaseRecipe, Recipe, SectionName
 from hydrabench.runtime import pick_device
 from hydrabench.workflows.planning import timing
 from hydrabench.workflows.planning.costs import (
     EVALUATION_PASSES,
-    TRAINING_PASSES,
-    Schedule,
     Sizes,
     measured_rate,
     sizes_of,
 )
-
-# Training and test images of the data sets as published; what lies in --data-dir may be fewer.
-PUBLISHED_IMAGES = {
-    "cifar10": (50_000, 10_000),
-    "cifar100": (50_000, 10_000),
-    "digits": (1_297, 500),
-    "imagenet": (1_281_167, 50_000),
-    "svhn": (73_257, 26_032),
-}
 
 
 @dataclass(frozen=True)
@@ -134,7 +123,7 @@ class _Costs:
         images = _training_images(self.recipe)
         both = 2 if self.recipe.data.pseudo_labels else 1  # a batch holds as many pseudo-labelled images as labelled
         ramp = (phase.epsilon_ramp_epochs - 1) / phase.epochs
-        passes = TRAINING_PASSES[objective.name](objective, Schedule(both * phase.batch_size, ramp), self.sizes)
+        passes = OBJECTIVES[objective.name].passes(objective, self._workload(both * phase.batch_size, ramp))
         steps = phase.epochs * -(-images // phase.batch_size) * OBJECTIVES[objective.name].repeats(objective)
         costs = self._cost(passes, phase.epochs * both * images)
         if costs["seconds"] <= steps * timing.LONGEST:
@@ -153,7 +142,7 @@ class _Costs:
 
     def evaluation(self, runs: list[str], settings: Any) -> dict[str, Any]:
         """An evaluation of several runs and what it costs."""
-        every = PUBLISHED_IMAGES[self.recipe.data.name][1]
+        every = DATASETS[self.recipe.data.name].test
         images = min(self.recipe.evaluate_images or every, every)
         entry = {"protocol": settings.protocol, "runs": runs, "images": images}
         if settings.kind not in EVALUATION_PASSES:
@@ -174,6 +163,9 @@ class _Costs:
             self.timed[section] = timing.step_seconds(trainee, self.shape, self.sizes.classes, self.device)
         return self.timed[section]
 
+    def _workload(self, batch: int, ramp: float) -> Workload:
+        return Workload(batch, ramp, self.sizes.classes, self.sizes.symbolic)
+
     def _cost(self, passes: float, images: int) -> dict[str, float]:
         flops = passes * images * self.sizes.flops
         return {"passes": passes, "pflop": flops / 1e15, "seconds": flops / self.rate}
@@ -181,7 +173,7 @@ class _Costs:
 
 def _training_images(recipe: Recipe) -> int:
     """Labelled images that are trained on: those that are not held out, or a fraction of them."""
-    published = PUBLISHED_IMAGES[recipe.data.name][0]
+    published = DATASETS[recipe.data.name].train
     return round(recipe.data.fraction * (published - round(recipe.data.validation_fraction * published)))
 
 

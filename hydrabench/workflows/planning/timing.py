@@ -18,15 +18,14 @@ from torch import nn
 from hydrabench.config import (
     AutoAttackSettings,
     EvaluationSettings,
-    Objective,
     PgdSettings,
-    PhaseRecipe,
     SmoothingSettings,
 )
 from hydrabench.data import Block
 from hydrabench.evaluators import EVALUATORS
 from hydrabench.masking import Phase, attach_masks, set_phase, shared_masks
-from hydrabench.objectives import OBJECTIVES, Step
+from hydrabench.objectives import OBJECTIVES, ObjectiveSettings, TrainingStep
+from hydrabench.recipes import PhaseRecipe
 from hydrabench.runtime import exact_arithmetic
 from hydrabench.workflows.evaluation.block_size import BLOCK_SIZE
 from hydrabench.workflows.planning.costs import EVALUATION_PASSES, Sizes
@@ -46,7 +45,7 @@ class Trainee:
     network: nn.Module
     phase: Phase
     recipe: PhaseRecipe
-    objective: Objective
+    objective: ObjectiveSettings
     density: float
     images: int
 
@@ -85,7 +84,7 @@ def step_seconds(trainee: Trainee, shape: tuple[int, int, int], classes: int, de
         optimizer.zero_grad()
         epsilon = ramp * float(getattr(settings, "epsilon", 0))
         random = torch.Generator().manual_seed(number)
-        given = Step(epsilon, ramp, random, memory=memory, ramp_epochs=recipe.epsilon_ramp_epochs)
+        given = TrainingStep(epsilon, ramp, random, memory=memory, ramp_epochs=recipe.epsilon_ramp_epochs)
         with exact_arithmetic(), shared_masks(network):
             losses = OBJECTIVES[settings.name].loss(network, x, y, settings, given)
             losses.total.backward()  # type: ignore[no-untyped-call]

@@ -8,11 +8,12 @@ from typing import Any
 from torch import nn
 
 from hydrabench.checkpoints import Checkpoint, is_torch_file, open_ref, resolve
-from hydrabench.config import Normalization, Recipe
+from hydrabench.config import Normalization
 from hydrabench.data import DATASETS
 from hydrabench.errors import CheckpointError, ConfigError, lookup
 from hydrabench.masking import attach_masks, bake_masks, overall_density, score_masks
 from hydrabench.models import build_model
+from hydrabench.recipes import Recipe
 from hydrabench.runtime import stream
 from hydrabench.workflows.opening import megabytes
 from hydrabench.workflows.run_options import RunOptions

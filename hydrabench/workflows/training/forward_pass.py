@@ -1,4 +1,4 @@
-"""How the network is computed while it trains: in which precision and memory layout, and compiled or not."""
+"""The forward pass of a network in training: its precision, and whether it is compiled."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from hydrabench.workflows.run_options import RunOptions
 COMPILING = "--compile: compiling the network, at first for half a minute or more; then it goes on faster"
 
 
-class Computation:
+class ForwardPass:
     """Runs the calls of a network in reduced precision, compiled, or both.
 
-    Only what calls the network is affected. Bounds read its layers instead, and stay in float32; so do losses,
-    because the logits come back in float32.
+    Only calls of the network are affected. Bounds read its layers instead and stay in float32, and so do losses,
+    because logits are returned in float32.
     """
 
     def __init__(self, network: nn.Module, options: RunOptions, device: torch.device, *, talks: bool) -> None:
-        """Prepare for `network`, which is on `device`; `talks`: whether this process tells the user."""
+        """Prepare for `network`, which is on `device`; `talks`: whether this process prints to the user."""
         self.network = network
         self.device = device
         self.dtype = TRAINING_PRECISIONS[options.precision]
@@ -40,12 +40,12 @@ class Computation:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Let this compute every call of the network inside the block, if there is anything to do differently."""
+        """Compute every call of the network inside the block this way."""
         if self.dtype == torch.float32 and self.compiled is None:
             yield
             return
-        # Where torch's own `Module.compile` puts it: unlike a replaced `forward` or a hook it is not seen by
-        # torch.fx, with which the bounds read the network.
+        # `Module.compile` of torch sets this attribute, too. torch.fx, with which the bounds read the network, does not
+        # see it, as it would see a replaced `forward` or a hook.
         self.network._compiled_call_impl = self
         try:
             yield
@@ -69,7 +69,7 @@ class Computation:
 
 
 def _compile_errors() -> tuple[type[Exception], ...]:
-    """What torch.compile raises where it cannot, for want of a C++ compiler for example."""
+    """Return the errors that torch.compile raises if it cannot compile, for example without a C++ compiler."""
     from torch._dynamo.exc import TorchDynamoException  # noqa: PLC0415 - takes as long to import as torch itself
 
     return TorchDynamoException, ImportError

@@ -1,4 +1,4 @@
-"""The gradients of one step: part by part, exchanged between processes, and again in smaller parts if memory runs out.
+"""The gradients of one optimizer step: by micro-batches, summed over processes, in smaller parts if memory runs out.
 
 However a batch is cut, its gradient is that of the mean loss over all its images, up to rounding. Batch norm alone
 sees the difference: each part is normalised by itself, each updates the running statistics, and these are averaged
@@ -17,25 +17,25 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from hydrabench.config import Objective
 from hydrabench.errors import MemoryShortageError, is_out_of_memory
 from hydrabench.masking import shared_masks, used_modules
-from hydrabench.objectives import OBJECTIVES, Losses, Step
+from hydrabench.objectives import OBJECTIVES, ObjectiveSettings, StepLoss, TrainingStep
 from hydrabench.runtime import World
 from hydrabench.workflows.progress import say
 from hydrabench.workflows.run_options import RunOptions
-from hydrabench.workflows.training.forward_pass import Computation
-from hydrabench.workflows.training.micro_batches import Part, cut, halved
+from hydrabench.workflows.training.forward_pass import ForwardPass
+from hydrabench.workflows.training.micro_batches import MicroBatch, cut, halved
 
-StepOf = Callable[[slice | None, int | None], Step]
+StepOf = Callable[[slice | None, int | None], TrainingStep]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step found on the images of this process.
+    """The result of a step on the images of this process.
 
-    loss: its summand of the mean over the whole batch. correct: images classified correctly. afters: what the
-    objective wants to be called once the gradients are known to be good.
+    loss: their part of the mean loss over the whole batch; the processes' parts add up to it.
+    correct: number of images classified correctly.
+    afters: what the objective wants called once the gradients are known to be finite.
     """
 
     loss: float
@@ -44,17 +44,23 @@ class Outcome:
 
 
 class Gradients:
-    """Computes the gradients of an objective with respect to what is trained of a network."""
+    """Computes the gradients of an objective with respect to the trained parameters of a network."""
 
     def __init__(
-        self, network: nn.Module, objective: Objective, *, options: RunOptions, device: torch.device, world: World
+        self,
+        network: nn.Module,
+        objective: ObjectiveSettings,
+        *,
+        options: RunOptions,
+        device: torch.device,
+        world: World,
     ) -> None:
         """Prepare for `network`, which is on `device` and in its phase."""
         self.network = network
         self.device = device
         self.world = world
         self.micro_batch = options.micro_batch
-        self.computation = Computation(network, options, device, talks=world.is_main)
+        self.computation = ForwardPass(network, options, device, talks=world.is_main)
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "float16")
         norms = [module for _, module in used_modules(network) if isinstance(module, _BatchNorm)]
         self.statistics = [buffer for module in norms for buffer in module.buffers()]
@@ -69,7 +75,7 @@ class Gradients:
 
         Args:
             x, y: images and labels of the whole batch, the same on every process.
-            step_of: makes the `Step` for some rows of a batch, or for the whole of one (None, None).
+            step_of: makes the `TrainingStep` for some rows of a batch, or for the whole of one (None, None).
         Raises: MemoryShortageError if memory runs out with one image at a time.
         """
         while True:
@@ -87,7 +93,7 @@ class Gradients:
         *parts, last = cut(len(y), self.world, self.micro_batch)
         self.module.zero_grad(set_to_none=True)
         self.network.train()
-        found: list[tuple[Part, Losses]] = []
+        found: list[tuple[MicroBatch, StepLoss]] = []
         failed = False
         try:
             for part in parts:
@@ -111,21 +117,21 @@ class Gradients:
             afters=tuple(losses.after for part, losses in found if losses.after and part.images),
         )
 
-    def _forward(self, part: Part, x: Tensor, y: Tensor, step_of: StepOf) -> Losses:
+    def _forward(self, part: MicroBatch, x: Tensor, y: Tensor, step_of: StepOf) -> StepLoss:
         whole = part.share == 1
         step = step_of(None, None) if whole else step_of(part.rows, len(y))
-        # Masks are selected for every part, because the way back to the scores is gone after one backward pass.
+        # Masks are selected again for every micro-batch: a backward pass frees the graph that leads to the scores.
         with shared_masks(self.network), self.computation.in_use():
-            losses: Losses = self.module(x[part.rows], y[part.rows], step)
+            losses: StepLoss = self.module(x[part.rows], y[part.rows], step)
         return losses
 
-    def _backward(self, part: Part, losses: Losses) -> None:
+    def _backward(self, part: MicroBatch, losses: StepLoss) -> None:
         weight = part.share * self.world.size  # DistributedDataParallel averages over the processes
         total = losses.total if weight == 1 else losses.total * weight
         self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
 
-    def _exchange(self, part: Part, losses: Losses, *, images: int) -> None:
-        """Backward through the last part, during which all processes add their gradients up."""
+    def _exchange(self, part: MicroBatch, losses: StepLoss, *, images: int) -> None:
+        """Backward pass of the last micro-batch, during which the processes sum their gradients."""
         try:
             self._backward(part, losses)
         except RuntimeError as error:
@@ -135,7 +141,7 @@ class Gradients:
             raise
 
     def _alone(self) -> AbstractContextManager[None]:
-        """Gradients stay on this process inside the block."""
+        """Keep gradients on this process inside the block."""
         sharing = isinstance(self.module, DistributedDataParallel)
         return self.module.no_sync() if sharing else nullcontext()  # type: ignore[operator, no-any-return]
 
@@ -166,7 +172,7 @@ class Gradients:
 
 
 def _distributed(module: nn.Module, device: torch.device) -> nn.Module:
-    """Let the processes add the gradients of a module up.
+    """Wrap a module so that the processes sum its gradients.
 
     Broadcasting buffers would change masks in place, which the graph still needs. Newer versions of torch warn of
     this option's name, and have no other one yet for what it does.
@@ -178,14 +184,14 @@ def _distributed(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 class _Loss(nn.Module):
-    """An objective of a network as one module, so that everything it computes is synchronised, bounds too."""
+    """The loss of a network as a module: DistributedDataParallel then sees all that it computes, bounds too."""
 
-    def __init__(self, network: nn.Module, objective: Objective) -> None:
+    def __init__(self, network: nn.Module, objective: ObjectiveSettings) -> None:
         super().__init__()
         self.network = network
         self.objective = objective
 
-    def forward(self, x: Tensor, y: Tensor, step: Step) -> Losses:
+    def forward(self, x: Tensor, y: Tensor, step: TrainingStep) -> StepLoss:
         """Return the losses of images and labels."""
         return OBJECTIVES[self.objective.name].loss(self.network, x, y, self.objective, step)
 

@@ -1,4 +1,4 @@
-"""The training loop that all three phases share: steps, validation, the best epoch, and a state to resume from.
+"""The training loop of all three phases: steps, validation, the choice of the best epoch, and a state to resume from.
 
 Every random number comes from a stream keyed by (seed, phase, epoch, step), so the state after a
 minibatch is the network, the optimizer and what was measured; a run continued from it ends with the same
@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from hydrabench.checkpoints import Selection, state_of
-from hydrabench.config import Objective, PhaseRecipe
 from hydrabench.data import ImageSource, TrainingBatches
 from hydrabench.errors import NonFiniteError
 from hydrabench.masking import freeze_masks
-from hydrabench.objectives import EPSILON_SCHEDULES, OBJECTIVES, Step
+from hydrabench.objectives import EPSILON_SCHEDULES, OBJECTIVES, ObjectiveSettings, TrainingStep
+from hydrabench.recipes import PhaseRecipe
 from hydrabench.runtime import World, exact_arithmetic, stream
 from hydrabench.workflows.progress import Advance, tracking
 from hydrabench.workflows.run_options import RunOptions
@@ -36,14 +36,14 @@ from hydrabench.workflows.training.validation import validate
 
 
 @dataclass(frozen=True)
-class Job:
+class PhaseJob:
     """One phase of one recipe, ready to run: the network is on its device and in its phase."""
 
     title: str
     phase: str
     seed: int
     recipe: PhaseRecipe
-    objective: Objective
+    objective: ObjectiveSettings
     batches: TrainingBatches
     validation: ImageSource
     network: nn.Module
@@ -87,7 +87,7 @@ class DivergedError(NonFiniteError):
 class Loop:
     """Trains a job from the state in its folder, or from the beginning if there is none."""
 
-    def __init__(self, job: Job, folder: Path) -> None:
+    def __init__(self, job: PhaseJob, folder: Path) -> None:
         """Raises: LedgerError if there is a state that cannot be used."""
         self.job, self.folder = job, folder
         self.metric = OBJECTIVES[job.objective.name].metric
@@ -96,7 +96,7 @@ class Loop:
         state = job.world.on_main(lambda: read_state(folder))
         if state is not None:
             self._restore_network(state)
-        # Before what follows, because it copies the network of the main process to the others.
+        # First, because it copies the network of the main process to the others.
         self.gradients = Gradients(job.network, job.objective, options=job.options, device=job.device, world=job.world)
         self.optimizer = build_optimizer(job.network, job.recipe)
         self.average = Average(job.network, job.recipe.ema_decay) if job.recipe.ema_decay else None
@@ -159,7 +159,7 @@ class Loop:
     def _train_epoch(self, epoch: int, advance: Advance, write: Write) -> None:
         """Go on with one pass over the training images."""
         job, sums = self.job, self.done.sums
-        exact = OBJECTIVES[job.objective.name].passes_bounds
+        exact = OBJECTIVES[job.objective.name].uses_bounds
         before, started, images = sums.seconds, time.monotonic(), 0
         with exact_arithmetic() if exact else nullcontext():
             for x, y in minibatches(job.batches, job.world, epoch=epoch, first=sums.minibatches):
@@ -177,7 +177,7 @@ class Loop:
                     self._save()
 
     def _step(self, number: int, x: Tensor, y: Tensor) -> tuple[float, bool]:
-        """Take one optimizer step; return its loss and whether it is time to save, alike on every process."""
+        """Take one optimizer step; return its loss and whether to save now, the same on every process."""
         job, sums = self.job, self.done.sums
         sums.lr = set_learning_rate(self.optimizer, job.recipe, number, steps_per_epoch=job.steps_per_epoch)
         sums.epsilon = self._epsilon(number)
@@ -221,10 +221,10 @@ class Loop:
 
     def _step_of(
         self, number: int, epsilon: float, memory: dict[str, Tensor], rows: slice | None, whole: int | None
-    ) -> Step:
-        """What the objective is told; the random numbers are the same for every part and every process."""
+    ) -> TrainingStep:
+        """Return what the objective is told; its random numbers are the same for all micro-batches and processes."""
         job = self.job
-        return Step(
+        return TrainingStep(
             epsilon=epsilon,
             ramp=epsilon / job.epsilon if job.epsilon else 1.0,
             generator=stream(job.seed, job.phase, "step", number),
@@ -279,10 +279,10 @@ class Loop:
         with resuming(self.folder):
             self.job.network.load_state_dict(state["network"])
             if self.job.phase != "prune":
-                freeze_masks(self.job.network)  # those of the scores that were saved, whatever was drawn today
+                freeze_masks(self.job.network)  # of the saved scores, not of those drawn at the start of this process
 
     def _restore(self, state: dict[str, Any]) -> None:
-        """Take over all but the network from the state of an interrupted run."""
+        """Restore everything but the network from the state of an interrupted run."""
         with resuming(self.folder):
             self.optimizer.load_state_dict(state["optimizer"])
             self.gradients.scaler.load_state_dict(state["scaler"])

@@ -1,4 +1,4 @@
-"""How the batch of an optimizer step is cut: a share for each process, and of that parts that fit into memory."""
+"""How the batch of an optimizer step is split: over the processes, then into micro-batches that fit into memory."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from hydrabench.runtime import World
 
 
 @dataclass(frozen=True)
-class Part:
+class MicroBatch:
     """Rows of a batch that pass through the network together.
 
-    rows: which. images: how many of them count, 0 for a stand-in of a process without a share. share: `images`
-    over those of the whole batch.
+    rows: which.
+    images: how many of them count; 0 if the process has no share of the batch and repeats a row of it.
+    share: `images` over those of the whole batch.
     """
 
     rows: slice
@@ -27,11 +28,11 @@ class Part:
     share: float
 
 
-def cut(whole: int, world: World, micro_batch: int | None) -> list[Part]:
-    """The parts of this process.
+def cut(whole: int, world: World, micro_batch: int | None) -> list[MicroBatch]:
+    """Return the micro-batches of this process.
 
-    Every process gets as many, of nearly equal sizes, because batch norm may be synchronised at each. One
-    whose share has too few rows repeats a row of the batch, which counts nothing.
+    Every process gets the same number, of nearly equal sizes, because batch norm may be synchronised at each. A process
+    whose share has too few rows repeats a row of the batch, which does not count.
 
     Args:
         whole: images of the step, >= 1. micro_batch: most rows of a part, >= 1, or None for all of a share.
@@ -44,12 +45,12 @@ def cut(whole: int, world: World, micro_batch: int | None) -> list[Part]:
     parts = []
     for start, stop in pairwise(edges):
         first = min(start, whole - 1)
-        parts.append(Part(slice(first, max(stop, first + 1)), stop - start, (stop - start) / whole))
+        parts.append(MicroBatch(slice(first, max(stop, first + 1)), stop - start, (stop - start) / whole))
     return parts
 
 
 def needed(whole: int, world: World) -> slice:
-    """The rows of a batch that the parts of this process hold, stand-ins included, however small they are."""
+    """Return the rows of a batch that the micro-batches of this process hold, repeated rows included."""
     mine = world.rows(whole)
     first = min(mine.start, whole - 1)
     return slice(first, max(mine.stop, first + 1))
@@ -58,7 +59,7 @@ def needed(whole: int, world: World) -> slice:
 def minibatches(batches: TrainingBatches, world: World, *, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the minibatches of an epoch from `first` on, of which this process decodes the rows that it needs.
 
-    Raises: DataError if an image cannot be decoded, on all processes, so that none waits for one that has given up.
+    Raises: DataError on all processes if an image cannot be decoded on one, so that none waits for it.
     """
     if world.size == 1 or not batches.decodes:
         yield from batches.epoch(epoch, first=first)
@@ -74,7 +75,7 @@ def minibatches(batches: TrainingBatches, world: World, *, epoch: int, first: in
 
 
 def halved(whole: int, world: World, micro_batch: int | None) -> int | None:
-    """Half of the largest part that `cut` makes, or None if that is one image."""
+    """Return half the size of the largest micro-batch that `cut` makes, or None if that is one image."""
     largest = -(-whole // world.size)
     now = largest if micro_batch is None else min(micro_batch, largest)
     return now // 2 or None

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hydrabench.config import PhaseRecipe
 from hydrabench.objectives import SCHEDULES
+from hydrabench.recipes import PhaseRecipe
 
 AVERAGE_START = 10  # at first, an average spans about the last ninth of the steps so far
 
@@ -52,8 +52,8 @@ class Average:
     """Exponential moving average of a network's weights and batch-norm statistics.
 
     a <- d · a + (1 - d) · w after every step, where d = min(decay, (1 + n) / (10 + n)) after n updates, so that
-    the initial weights are forgotten soon. What is counted in integers is copied. A weight that does not
-    change keeps its bits.
+    the initial weights lose their influence soon. Integer buffers are copied. A weight that does not change keeps its
+    bits.
     Source: Polyak and Juditsky (1992), as exponential averages with TensorFlow's `num_updates`.
     """
 

@@ -1,4 +1,4 @@
-"""One training phase in its run folder: what is checked before it, how its network is prepared, what it leaves."""
+"""One training phase in its run folder: checks before it, preparing its network, writing its checkpoint."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hydrabench.bounds import keep_widths, program_of
-from hydrabench.checkpoints import Header, PhaseLabel, load_state, save_checkpoint, state_of
-from hydrabench.config import PhaseRecipe, Recipe, SectionName, TrainRecipe, sha256_of_values
+from hydrabench.checkpoints import Header, PhaseLabel, PluginFile, load_state, save_checkpoint, state_of
 from hydrabench.data import DATASETS, ImageSource, TrainingBatches, TrainingImages, load_training_images, pixels
 from hydrabench.errors import ConfigError, lookup
 from hydrabench.ledger import RunFolder, open_run
@@ -27,10 +26,12 @@ from hydrabench.masking import (
     set_phase,
 )
 from hydrabench.objectives import OBJECTIVES
+from hydrabench.plugins import loaded
+from hydrabench.recipes import PhaseRecipe, Recipe, SectionName, TrainRecipe, sha256_of_values
 from hydrabench.runtime import TRAINING_PRECISIONS, World, environment, pick_device, stream
 from hydrabench.workflows.progress import say
 from hydrabench.workflows.run_options import RunOptions
-from hydrabench.workflows.training.loop import DivergedError, Job, Loop, Trained
+from hydrabench.workflows.training.loop import DivergedError, Loop, PhaseJob, Trained
 from hydrabench.workflows.training.resume import METRICS_FILE, STATE_FILE
 from hydrabench.workflows.training.tensorboard import require_tensorboard
 
@@ -47,7 +48,7 @@ class Masks:
     rescale_weights: bool = False
 
     def attach(self, network: nn.Module, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> None:
-        """Put them on a network without masks."""
+        """Attach them to a network without masks."""
         if self.rescale_weights:
             rescale_weights(network, self.density)
         scores = SCORE_INITS[self.scores](network, generator, batch)
@@ -56,7 +57,10 @@ class Masks:
 
 @dataclass(frozen=True)
 class Start:
-    """What a phase starts from. masks: those still to be put on; None if the network has all it needs."""
+    """What a phase starts from.
+
+    masks: to be attached first; None if the network has its masks, or needs none.
+    """
 
     network: nn.Module
     phase: Phase
@@ -69,7 +73,7 @@ class Start:
 def run_phase(
     recipe: Recipe, phase: PhaseRecipe, start: Start, out: Path, resume: bool, options: RunOptions
 ) -> dict[str, Any]:
-    """Run one phase in its folder, or find it done."""
+    """Run one phase in its folder, unless it is complete already; return its summary."""
     world, device = World(), pick_device(options.device)
     check_phase(recipe, _section(start), start.network, device=device, options=options, world=world)
     images = _images(recipe, options, world)
@@ -89,11 +93,11 @@ def run_phase(
     run = world.on_main(lambda: open_run(out, header, resume=resume))
     if run.is_complete:
         if world.is_main:
-            (out / STATE_FILE).unlink(missing_ok=True)  # it may have been killed between finishing and tidying up
+            (out / STATE_FILE).unlink(missing_ok=True)  # left if the process was killed right after finishing
             say(f"{out} is complete already")
         return run.summary()
     _prepare(recipe, phase, start, images, options, world)
-    job = Job(
+    job = PhaseJob(
         title=f"{start.label} {recipe.name}" + (f" density {start.density:g}" if start.density < 1 else ""),
         phase=start.label,
         seed=recipe.seed,
@@ -132,7 +136,7 @@ def check_phase(
         require_tensorboard()
     phase: PhaseRecipe = getattr(recipe, section)
     objective = recipe.objective_of(section).name
-    bounds = OBJECTIVES[objective].passes_bounds
+    bounds = OBJECTIVES[objective].uses_bounds
     if bounds or _fills(phase):
         program_of(network)
     if phase.sync_batch_norm and world.size > 1 and (bounds or device.type == "cpu"):
@@ -141,7 +145,7 @@ def check_phase(
 
 
 def _images(recipe: Recipe, options: RunOptions, world: World) -> TrainingImages:
-    """The training images. If they must be downloaded or decoded, one process does it and the others find them."""
+    """Load the training images. One process downloads and decodes them first, then the others read the cache."""
 
     def load() -> TrainingImages:
         return load_training_images(recipe.data, options.data_dir, seed=recipe.seed, download=options.download)
@@ -154,7 +158,7 @@ def _images(recipe: Recipe, options: RunOptions, world: World) -> TrainingImages
 def _prepare(
     recipe: Recipe, phase: PhaseRecipe, start: Start, images: TrainingImages, options: RunOptions, world: World
 ) -> None:
-    """Bring the network, in place, into the form in which it is trained."""
+    """Initialise the network, attach its masks and set its phase, in place."""
     if _fills(phase):
         pictures, _ = _one_batch(recipe, phase, start, images.labelled, "initialization batch")
         keep_widths(start.network, pictures, stream(recipe.seed, start.label, "initialization"))
@@ -170,14 +174,14 @@ def _prepare(
 
 
 def _fills(phase: PhaseRecipe) -> bool:
-    """Whether a phase draws weights that keep the widths of boxes."""
+    """Whether a phase draws its initial weights for interval bounds."""
     return isinstance(phase, TrainRecipe) and phase.initialization == "ibp"
 
 
 def _one_batch(
     recipe: Recipe, phase: PhaseRecipe, start: Start, training: ImageSource, key: str
 ) -> tuple[Tensor, Tensor]:
-    """Random training images of the stream `key`, as they are: pixels and labels."""
+    """Return a batch of training images drawn by the stream `key`, not augmented: pixels and labels."""
     order = torch.randperm(len(training), generator=stream(recipe.seed, start.label, key))
     chosen = order[: phase.batch_size]
     return pixels(training.take(chosen)), training.labels[chosen]
@@ -226,13 +230,14 @@ def _write_network(
         num_classes=dataset.num_classes,
         normalization=recipe.model.normalization,
         density=start.density,
-        objective=recipe.objective_of(_section(start)),
+        objective=recipe.objective_of(_section(start)).plain(),
         recipe=recipe.name,
         recipe_sha256=sha256_of_values(recipe.of_phase(_section(start))),
         seed=recipe.seed,
         selection=trained.selection,
         parent=start.parent,
         kept=None if even else counts,
+        plugins=tuple(PluginFile.model_validate(plugin) for plugin in loaded()),
     )
     if header.layout == "dense":
         bake_masks(start.network)

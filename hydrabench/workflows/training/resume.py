@@ -1,4 +1,4 @@
-"""What an unfinished run leaves behind: the state to go on from, and the table of its epochs."""
+"""The state from which an interrupted run is resumed, and the table of its epochs."""
 
 from __future__ import annotations
 
@@ -22,10 +22,13 @@ STATE_FILE, METRICS_FILE = "resume.pt", "metrics.csv"
 
 @dataclass
 class Sums:
-    """What the present epoch has done so far.
+    """Sums over the current epoch so far.
 
-    minibatches: finished ones. images: trained on, counted as often as that was. loss: sum over them. correct:
-    number of them that were classified correctly. lr, epsilon: of the last step. seconds: taken.
+    minibatches: finished ones.
+    images: trained on; an image that is trained on twice counts twice.
+    loss: sum over these images. correct: how many of them were classified correctly.
+    lr, epsilon: of the last step.
+    seconds: spent on training.
     """
 
     minibatches: int = 0
@@ -39,7 +42,7 @@ class Sums:
 
 @dataclass
 class Progressed:
-    """What the loop has done so far: finished epochs, their metrics, the best of them, and the present one."""
+    """The progress of a run: finished epochs, their metrics, the best of them, and the current one."""
 
     epochs: int = 0
     rows: list[dict[str, float]] = field(default_factory=list)

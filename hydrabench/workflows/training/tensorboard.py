@@ -49,4 +49,4 @@ def scalars(folder: Path, *, first_step: int, wanted: bool) -> Iterator[Write]:
 
 
 def _ignore(step: int, values: Mapping[str, float]) -> None:
-    """Scalars that nobody wants."""
+    """Write nothing."""

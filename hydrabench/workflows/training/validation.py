@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from hydrabench.config import Objective
 from hydrabench.data import ImageSource, batches, pixels
 from hydrabench.masking import shared_masks
-from hydrabench.objectives import OBJECTIVES, Step
+from hydrabench.objectives import OBJECTIVES, ObjectiveSettings, TrainingStep
 from hydrabench.runtime import World, exact_arithmetic, stream
 
 LARGEST_BATCH = 500
@@ -16,7 +15,13 @@ BATCH_VALUES = 1 << 23  # pixel values of a batch: 500 images of CIFAR-10, 55 of
 
 
 def validate(
-    network: nn.Module, images: ImageSource, objective: Objective, *, seed: int, device: torch.device, world: World
+    network: nn.Module,
+    images: ImageSource,
+    objective: ObjectiveSettings,
+    *,
+    seed: int,
+    device: torch.device,
+    world: World,
 ) -> dict[str, float]:
     """Clean accuracy and the objective's own verdict at the final radius, as fractions of `images`.
 
@@ -34,7 +39,7 @@ def validate(
             x, y = pixels(images.take(chosen)), images.labels[chosen]
             clean += int((network(x).argmax(1) == y).sum())
             if verdict.metric != "clean_accuracy":
-                step = Step(epsilon, 1.0, stream(seed, "validation", number))
+                step = TrainingStep(epsilon, 1.0, stream(seed, "validation", number))
                 verdicts += int(verdict.verdicts(network, x, y, objective, step).sum())
     clean, verdicts = (int(count) for count in world.total([clean, verdicts]))
     counts = {"clean_accuracy": clean} | ({} if verdict.metric == "clean_accuracy" else {verdict.metric: verdicts})
@@ -42,6 +47,6 @@ def validate(
 
 
 def _batch_size(images: ImageSource) -> int:
-    """Images that are judged together: as many on every machine, because attacks draw noise by the batch."""
+    """Return the batch size: the same on every machine, because attacks draw their noise batch by batch."""
     values = images.take(torch.tensor([0])).numel()
     return max(1, min(LARGEST_BATCH, BATCH_VALUES // values))

@@ -9,20 +9,19 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
-from pydantic import TypeAdapter
 
 from hydrabench.cli import main
-from hydrabench.config import EvaluationSettings, Recipe, load_recipe, parse
-from hydrabench.data import DATASETS
+from hydrabench.config import EVALUATIONS, parse
 from hydrabench.errors import ConfigError
 from hydrabench.evaluators import EVALUATORS
 from hydrabench.files import shipped
 from hydrabench.models import build_model
-from hydrabench.objectives import OBJECTIVES
+from hydrabench.objectives import OBJECTIVES, Workload
+from hydrabench.recipes import Recipe, load_recipe
 from hydrabench.workflows.evaluation.loading import RADIUS_FREE
 from hydrabench.workflows.planning import costs, timing
 from hydrabench.workflows.planning import plan as planning
-from hydrabench.workflows.planning.costs import EVALUATION_PASSES, TRAINING_PASSES, Schedule, Sizes, sizes_of
+from hydrabench.workflows.planning.costs import EVALUATION_PASSES, Sizes, sizes_of
 from hydrabench.workflows.planning.plan import dry_run, plan, plan_text
 from hydrabench.workflows.training.commands import fresh_network
 
@@ -77,20 +76,18 @@ def test_the_operations_of_a_forward_pass_worked_by_hand():
 def test_a_step_of_trades_10_is_27_forward_passes():
     """One clean pass for the attack, ten with a gradient to the image (2 each), two with all gradients (3 each)."""
     recipe = load_recipe("digits-trades")
-    assert TRAINING_PASSES["trades"](recipe.objective, Schedule(64, 0.0), Sizes(1.0, 1.0, 10)) == 1 + 20 + 6
+    assert OBJECTIVES["trades"].passes(recipe.objective, Workload(64, 0.0, 10, 1.0)) == 1 + 20 + 6
 
 
 def test_crown_ibp_costs_its_transposed_passes_only_while_the_radius_grows():
     """Clean pass 1, boxes 2 · 3, and nine transposed passes with gradients on a quarter of the steps: 27 / 4."""
     objective = load_recipe("digits-crown-ibp").objective
-    sizes = Sizes(1.0, 1.0, 10)
-    assert TRAINING_PASSES["crown-ibp"](objective, Schedule(64, 0.0), sizes) == 7
-    assert TRAINING_PASSES["crown-ibp"](objective, Schedule(64, 0.25), sizes) == 7 + 27 / 4
+    passes = OBJECTIVES["crown-ibp"].passes
+    assert passes(objective, Workload(64, 0.0, 10, 1.0)) == 7
+    assert passes(objective, Workload(64, 0.25, 10, 1.0)) == 7 + 27 / 4
 
 
-def test_every_objective_data_set_and_evaluation_has_its_cost():
-    assert set(TRAINING_PASSES) == set(OBJECTIVES)
-    assert set(planning.PUBLISHED_IMAGES) == set(DATASETS)
+def test_every_evaluation_has_its_cost():
     assert set(EVALUATION_PASSES) == set(EVALUATORS) - DEPENDS_ON_WEIGHTS
 
 
@@ -189,9 +186,7 @@ def test_the_steps_of_a_ramp_are_timed_at_half_the_radius_for_their_share(make_r
 
 @pytest.mark.parametrize("kind", EVALUATION_PASSES)
 def test_a_piece_of_every_evaluation_takes_the_passes_it_says(make_recipe, kind):
-    settings = parse(
-        TypeAdapter(EvaluationSettings), {"kind": kind, **({} if kind in RADIUS_FREE else {"epsilon": "8/255"})}, kind
-    )
+    settings = parse(EVALUATIONS[kind], {"kind": kind, **({} if kind in RADIUS_FREE else {"epsilon": "8/255"})}, kind)
     network = fresh_network(make_recipe()).eval()
     images = []
     # A clean pass, a start and ten steps of PGD; 100 + 2000 draws. No bound passes a network with a hook.

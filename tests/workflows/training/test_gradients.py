@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from hydrabench.bounds import class_margins
-from hydrabench.config import OBJECTIVE_SETTINGS
 from hydrabench.errors import MemoryShortageError
 from hydrabench.masking import attach_masks, set_phase
 from hydrabench.models import build_model
-from hydrabench.objectives import OBJECTIVES, Losses, Step, TrainingObjective
+from hydrabench.objectives import OBJECTIVES, Objective, StepLoss, TrainingStep
 from hydrabench.runtime import World, stream
 from hydrabench.workflows.run_options import RunOptions
 from hydrabench.workflows.training import forward_pass as computation
-from hydrabench.workflows.training.forward_pass import Computation
+from hydrabench.workflows.training.forward_pass import ForwardPass
 from hydrabench.workflows.training.gradients import Gradients
 
 CPU = torch.device("cpu")
@@ -27,8 +27,9 @@ IMAGES = 7
 
 
 def settings_of(name: str):
-    fields = OBJECTIVE_SETTINGS[name].model_fields
-    return OBJECTIVE_SETTINGS[name](name=name, **{key: value for key, value in NEEDED.items() if key in fields})
+    model = OBJECTIVES[name].settings
+    fields = model.model_fields
+    return model(name=name, **{key: value for key, value in NEEDED.items() if key in fields})
 
 
 def problem(arch: str = "cifar_model", *, pruned: bool = False) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
@@ -46,8 +47,8 @@ def compute(network, x, y, *, objective="natural", **options):
     memory: dict[str, torch.Tensor] = {}
     epsilon = float(getattr(settings, "epsilon", 0))
 
-    def step_of(rows: slice | None, whole: int | None) -> Step:
-        return Step(epsilon, 1.0, stream("step"), rows, whole, memory)
+    def step_of(rows: slice | None, whole: int | None) -> TrainingStep:
+        return TrainingStep(epsilon, 1.0, stream("step"), rows, whole, memory)
 
     outcome = gradients.compute(x, y, step_of)
     found = {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
@@ -77,7 +78,7 @@ def test_a_micro_batch_as_large_as_the_batch_changes_no_bit():
     assert all(torch.equal(whole[name], gradient) for name, gradient in same.items())
 
 
-def forgetful(limit: int, error: Callable[[], Exception], seen: list[int]) -> TrainingObjective:
+def forgetful(limit: int, error: Callable[[], Exception], seen: list[int]) -> Objective:
     """TRADES on a machine whose memory holds `limit` images; it runs out after the first forward pass."""
     original = OBJECTIVES["trades"]
 
@@ -89,7 +90,7 @@ def forgetful(limit: int, error: Callable[[], Exception], seen: list[int]) -> Tr
             raise error()
         return losses
 
-    return TrainingObjective(loss, original.verdicts, original.metric)
+    return replace(original, loss=loss)
 
 
 @pytest.mark.parametrize(
@@ -139,13 +140,13 @@ def test_what_an_objective_wants_called_sees_its_gradients_and_waits_for_the_who
         leaf = x.clone().requires_grad_()
         leaves.append(leaf)
         logits = network(leaf)
-        return Losses(nn.functional.cross_entropy(logits, y), logits, after=lambda: leaf.grad.abs_())  # noqa: PLW0108 - the gradient is not there yet
+        return StepLoss(nn.functional.cross_entropy(logits, y), logits, after=lambda: leaf.grad.abs_())  # noqa: PLW0108 - the gradient is not there yet
 
     original = OBJECTIVES["natural"]
     network, x, y = problem()
     whole = x.clone().requires_grad_()
     nn.functional.cross_entropy(network(whole), y).backward()
-    monkeypatch.setitem(OBJECTIVES, "natural", TrainingObjective(loss, original.verdicts, original.metric))
+    monkeypatch.setitem(OBJECTIVES, "natural", replace(original, loss=loss))
     _, outcome, _ = compute(network, x, y, micro_batch=3)
     assert [len(leaf) for leaf in leaves] == [2, 2, 3]
     torch.testing.assert_close(torch.cat([leaf.grad for leaf in leaves]), whole.grad, rtol=1e-4, atol=1e-8)
@@ -178,7 +179,7 @@ def test_reduced_precision_touches_what_calls_the_network_and_no_bound(precision
     network = build_model(arch, (3, 32, 32), 10, generator=stream("weights")).eval()
     x, y = torch.rand(2, 3, 32, 32, generator=stream("images")), torch.tensor([0, 1])
     exact, margins = network(x), class_margins(network, x, y, 1 / 255, beta=0.5)
-    with Computation(network, RunOptions(precision=precision), CPU, talks=True).in_use():
+    with ForwardPass(network, RunOptions(precision=precision), CPU, talks=True).in_use():
         reduced = network(x)
         assert torch.equal(class_margins(network, x, y, 1 / 255, beta=0.5), margins)
     assert reduced.dtype == torch.float32

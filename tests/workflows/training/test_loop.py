@@ -16,7 +16,7 @@ from torch import nn
 from hydrabench.checkpoints import load_checkpoint, state_of
 from hydrabench.errors import ConfigError, LedgerError, NonFiniteError
 from hydrabench.files import sha256_of
-from hydrabench.objectives import OBJECTIVES, Losses
+from hydrabench.objectives import OBJECTIVES, StepLoss
 from hydrabench.workflows.run_options import RunOptions
 from hydrabench.workflows.training import commands as training
 from hydrabench.workflows.training import loop
@@ -65,7 +65,7 @@ def remembering(network, x, y, settings, step):
     def after():
         step.mine(memory[: step.total(x)]).add_(0.02 * leaf.grad.sign()).clamp_(-0.1, 0.1)
 
-    return Losses(torch.nn.functional.cross_entropy(logits, y), logits, after)
+    return StepLoss(torch.nn.functional.cross_entropy(logits, y), logits, after)
 
 
 @pytest.fixture
@@ -299,7 +299,7 @@ def test_a_run_that_diverges_keeps_its_best_epoch_as_a_checkpoint(line, make_rec
     def loss(*arguments):
         calls.append(1)
         losses = original.loss(*arguments)
-        return Losses(losses.total * torch.nan, losses.logits) if len(calls) == 2 * STEPS + 3 else losses
+        return StepLoss(losses.total * torch.nan, losses.logits) if len(calls) == 2 * STEPS + 3 else losses
 
     monkeypatch.setitem(OBJECTIVES, "trades", replace(original, loss=loss))
     recipe = make_recipe(**{phase: {"epochs": 3, **({"density": 0.1} if phase == "prune" else {})}})

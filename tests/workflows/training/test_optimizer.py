@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from hydrabench.config import TrainRecipe
+from hydrabench.recipes import TrainRecipe
 from hydrabench.workflows.training.optimizer import Average, build_optimizer, set_learning_rate
 
 

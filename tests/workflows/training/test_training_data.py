@@ -15,7 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from hydrabench.config import load_recipe
+from hydrabench.recipes import load_recipe
 from hydrabench.workflows.run_options import RunOptions
 from hydrabench.workflows.training import commands as training
 

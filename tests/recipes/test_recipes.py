@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
+from typing import Literal
 
 import pytest
 import yaml
@@ -11,16 +13,16 @@ from hydrabench.config import (
     AlphaCrownSettings,
     AutoAttackSettings,
     PgdSettings,
-    Recipe,
     SmoothingSettings,
     VerifiedSettings,
     at,
-    load_recipe,
-    sha256_of_values,
     with_default_threat,
 )
 from hydrabench.errors import ConfigError
 from hydrabench.files import shipped
+from hydrabench.models import MODELS, Architecture
+from hydrabench.objectives import OBJECTIVES, ObjectiveSettings
+from hydrabench.recipes import Recipe, load_recipe, sha256_of_values
 
 RECIPE = {
     "name": "mine",
@@ -326,3 +328,33 @@ def test_a_whole_radius_is_shown_without_decimals_and_stored_as_it_always_was(ra
     assert at(settings) == f" at L2 {shown}"
     assert settings.plain()["epsilon"] == stored
     assert VerifiedSettings.model_validate(settings.plain()) == settings
+
+
+def test_what_a_recipe_chooses_must_be_there(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(write(tmp_path, model={"arch": "cifar_modle"}, data={"name": "digit"}, train={"epochs": 1}))
+    message = str(caught.value)
+    assert "model.arch: unknown architecture 'cifar_modle'; did you mean 'cifar_model'? choose one of:" in message
+    assert "data.name: unknown data set 'digit'; did you mean 'digits'? choose one of: cifar10, cifar100" in message
+    assert "train.lr: is required" in message
+
+
+def test_an_architecture_for_other_images_than_those_of_the_data_set_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(MODELS, "small", Architecture(MODELS["cifar_model"].build, shape=(3, 32, 32)))
+    message = r"model\.arch: small is for images \(3, 32, 32\), got \(1, 8, 8\) from digits"
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(write(tmp_path, model={"arch": "small"}))
+
+
+def test_a_registry_that_grows_takes_recipes_with_it(tmp_path, monkeypatch):
+    class MineSettings(ObjectiveSettings):
+        name: Literal["mine"]
+        weight: float = 2.0
+
+    monkeypatch.setitem(OBJECTIVES, "mine", replace(OBJECTIVES["natural"], settings=MineSettings))
+    path = write(tmp_path, objective={"name": "mine", "weight": 3}, evaluate=[{"kind": "clean"}])
+    recipe = load_recipe(path)
+    assert recipe.objective == MineSettings(name="mine", weight=3.0)
+    assert recipe.model_dump(mode="json")["objective"] == {"name": "mine", "weight": 3.0}
+    with pytest.raises(ConfigError, match=r"objective\.weigth: unknown key, did you mean 'weight'\?"):
+        load_recipe(path, ["objective={name: mine, weigth: 3}"])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from hydrabench.config import load_recipe, sha256_of_values
 from hydrabench.errors import ConfigError
+from hydrabench.recipes import load_recipe, sha256_of_values
 
 RECIPE = {
     "name": "mine",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from hydrabench.config import load_recipe
 from hydrabench.errors import ConfigError
+from hydrabench.recipes import load_recipe
 
 PARENT = """
 name: parent

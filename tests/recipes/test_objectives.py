@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from hydrabench.config import OBJECTIVE_SETTINGS, CrownIbpObjective, load_recipe, with_default_threat
+from hydrabench.config import with_default_threat
 from hydrabench.errors import ConfigError
+from hydrabench.objectives import OBJECTIVES
+from hydrabench.objectives.crown_ibp import CrownIbpSettings
+from hydrabench.recipes import load_recipe
 
 RECIPE = {
     "name": "mine",
@@ -38,7 +41,7 @@ def read(tmp_path):
     return read
 
 
-@pytest.mark.parametrize("name", OBJECTIVE_SETTINGS)
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_is_read_with_its_required_keys_only(read, name):
     assert read(SMALLEST[name]).objective.name == name
 
@@ -84,12 +87,12 @@ def test_a_setting_out_of_range_is_refused_with_its_place(read, objective, messa
 
 
 def test_keys_that_came_later_stay_out_of_hashes_at_their_defaults():
-    assert CrownIbpObjective(name="crown-ibp", epsilon="2/255", kappa_end=0.0).plain() == {
+    assert CrownIbpSettings(name="crown-ibp", epsilon="2/255", kappa_end=0.0).plain() == {
         "name": "crown-ibp",
         "epsilon": "2/255",
         "beta_end": 0.0,
     }
-    assert CrownIbpObjective(name="crown-ibp", epsilon="2/255", kappa_end=0.5).plain()["kappa_end"] == 0.5
+    assert CrownIbpSettings(name="crown-ibp", epsilon="2/255", kappa_end=0.5).plain()["kappa_end"] == 0.5
 
 
 def test_smoothing_takes_the_noise_that_the_network_was_trained_with(read):

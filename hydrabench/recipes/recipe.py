@@ -9,32 +9,28 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
-from hydrabench.config.data import DataRecipe
-from hydrabench.config.evaluation import EvaluationSettings, with_default_threat
-from hydrabench.config.fields import Density, Section
-from hydrabench.config.objectives import Objective
-from hydrabench.config.phases import FinetuneRecipe, PhaseRecipe, PruneRecipe, TrainRecipe
+from hydrabench.config import DataRecipe, Density, Normalization, with_default_threat
+from hydrabench.config.fields import Section
+from hydrabench.data import DATASETS
+from hydrabench.models import MODELS
+from hydrabench.objectives import ObjectiveSettings
+from hydrabench.recipes.choice import ArchitectureName, DataSetName, EvaluationSection, ObjectiveSection
+from hydrabench.recipes.phases import FinetuneRecipe, PhaseRecipe, PruneRecipe, TrainRecipe
 
 SectionName = Literal["train", "prune", "finetune"]
-
-
-class Normalization(Section):
-    """Per-channel mean and standard deviation that the model subtracts and divides by in its first layer."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def conflicts(self) -> Iterator[str]:
-        """Yield what does not fit: zero deviations and unequal lengths."""
-        if len(self.mean) != len(self.std) or min(self.std) <= 0:
-            yield f"needs one mean and one positive std per channel, got {self.mean} and {self.std}"
 
 
 class ModelRecipe(Section):
     """The `model:` section. Classes and image size come from the data set."""
 
-    arch: str
+    arch: ArchitectureName
     normalization: Normalization | None = None
+
+
+class DataSection(DataRecipe):
+    """The `data:` section of a recipe, whose data set must be known."""
+
+    name: DataSetName
 
 
 class PipelineRecipe(Section):
@@ -50,14 +46,21 @@ class Recipe(Section):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     seed: NonNegativeInt = 0
     model: ModelRecipe
-    data: DataRecipe
-    objective: Objective
+    data: DataSection
+    objective: ObjectiveSection
     train: TrainRecipe
     prune: PruneRecipe | None = None
     finetune: FinetuneRecipe | None = None
     pipeline: PipelineRecipe = PipelineRecipe()
-    evaluate: tuple[EvaluationSettings, ...] = ()
+    evaluate: tuple[EvaluationSection, ...] = ()
+    plugins: tuple[str, ...] = ()  # Python files that add to what can be chosen, see `hydrabench.plugins`
     evaluate_images: PositiveInt | None = None  # first n test images; None: all
+
+    def conflicts(self) -> Iterator[str]:
+        """Yield what does not fit: an architecture for other images than those of the data set."""
+        dataset = DATASETS[self.data.name]
+        if misfit := MODELS[self.model.arch].misfit(dataset.shape, dataset.num_classes):
+            yield f"model.arch: {self.model.arch} {misfit} from {self.data.name}; change one of the two"
 
     @model_validator(mode="before")
     @classmethod
@@ -76,7 +79,7 @@ class Recipe(Section):
         """Allow the word "all"."""
         return None if value == "all" else value
 
-    def objective_of(self, section: SectionName) -> Objective:
+    def objective_of(self, section: SectionName) -> ObjectiveSettings:
         """What a phase trains: its own objective if it has one, else the recipe's."""
         phase: PhaseRecipe | None = getattr(self, section)
         return self.objective if phase is None or phase.objective is None else phase.objective

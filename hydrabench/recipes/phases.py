@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from hydrabench.config.fields import Densities, Section
-from hydrabench.config.objectives import Objective
+from hydrabench.recipes.choice import ObjectiveSection
 
 # How importance scores start: the keys of `SCORE_INITS` in hydrabench.masking.
 Scores = Literal["scaled", "kaiming_normal", "kaiming_uniform", "xavier_normal", "xavier_uniform", "snip"]
@@ -26,7 +26,7 @@ class PhaseRecipe(Section):
         "sync_batch_norm",
     )
 
-    objective: Objective | None = None  # None: the recipe's own
+    objective: ObjectiveSection | None = None  # None: the recipe's own
     epochs: PositiveInt  # passes over the training images
     batch_size: PositiveInt = 128  # of one optimizer step, over all processes and micro-batches
     optimizer: Literal["sgd", "adam", "rmsprop"] = "sgd"
@@ -36,13 +36,13 @@ class PhaseRecipe(Section):
     nesterov: bool = False  # of sgd
     schedule: Literal["cosine", "constant", "step", "cosine-epoch"] = "cosine"
     warmup_epochs: NonNegativeInt = 0  # the first epochs, over which the learning rate grows linearly to lr
-    ema_decay: float = Field(0.0, ge=0, lt=1)  # of averaged weights, which are then selected and kept; 0: none
+    ema_decay: float = Field(0.0, ge=0, lt=1)  # decay of averaged weights, which are validated and kept; 0: none
     epsilon_ramp_epochs: PositiveInt = 1  # the radius grows over these; 1: full from the first step
     epsilon_schedule: Literal["linear", "smoothed", "epoch"] = "linear"  # how it grows
-    sync_batch_norm: bool = False  # statistics over the images of all processes, not of each; GPUs only
+    sync_batch_norm: bool = False  # batch statistics over the images of all processes; GPUs only
 
     def conflicts(self) -> Iterator[str]:
-        """Yield what does not fit: ramp and warm-up are parts of the epochs, and Nesterov's momentum is that of SGD."""
+        """Yield what does not fit: ramp and warm-up take place within the epochs; Nesterov momentum needs SGD."""
         if self.epsilon_ramp_epochs > self.epochs:
             yield (
                 f"epsilon_ramp_epochs {self.epsilon_ramp_epochs} exceeds epochs {self.epochs}, which it is part of; "
@@ -88,7 +88,7 @@ class TrainRecipe(BudgetRecipe):
     initialization: Literal["default", "ibp"] = "default"  # the architecture's own, or weights for interval bounds
 
     def conflicts(self) -> Iterator[str]:
-        """Yield what does not fit: weights that keep the widths of boxes do so in a layer that has all of them."""
+        """Yield what does not fit: weights drawn for interval bounds are scaled for layers that keep all of them."""
         yield from super().conflicts()
         if self.initialization == "ibp" and (self.density != 1 or self.rescale_weights):
             yield (
@@ -106,7 +106,7 @@ class PruneRecipe(BudgetRecipe):
     freeze_batch_norm: bool = False
 
     def conflicts(self) -> Iterator[str]:
-        """Yield what does not fit: of scores only the order counts, and an average of them is none of networks."""
+        """Yield what does not fit: weights are frozen while pruning, and averaged scores define no averaged mask."""
         yield from super().conflicts()
         if self.ema_decay:
             yield f"ema_decay averages weights, which `prune` does not train; leave it out ({self.ema_decay:g})"

@@ -1,4 +1,4 @@
-"""Recipe files, and how one is based on another: `base: other.yml`."""
+"""Finding recipe files, and merging a recipe with the one that it is based on: `base: other.yml`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hydrabench.documents import read_yaml
 from hydrabench.errors import ConfigError
 from hydrabench.files import shipped
 
-REPLACED = ("objective",)  # sections whose keys depend on their `name`: another name starts afresh
+REPLACED = ("objective",)  # sections whose keys depend on their `name`; with another name, nothing is inherited
 
 
 def find_recipe(path: Path, beside: Path | None = None) -> Path:
@@ -36,7 +36,8 @@ def resolved_values(file: Path) -> dict[str, Any]:
 
     `base` is a file, relative to the one that names it, or the name of a recipe that comes with hydrabench. Sections
     are merged key by key; anything else, lists included, replaces what was there. An `objective:` of another
-    `name` is not merged, because its keys mean other things.
+    `name` is not merged, because its keys mean other things. `plugins:` are files relative to the recipe that names
+    them; those of all recipes count.
     Raises: ConfigError if a file is no recipe, or bases go round in a circle.
     """
     chain: list[Path] = []
@@ -51,6 +52,9 @@ def resolved_values(file: Path) -> dict[str, Any]:
         base = values.pop("base", None)
         if base is not None and not isinstance(base, str):
             raise ConfigError(f"{following}: base: is the file or name of one recipe, got {base!r}")
+        plugins = values.get("plugins")
+        if isinstance(plugins, list) and all(isinstance(plugin, str) for plugin in plugins):
+            values["plugins"] = [str(following.parent / plugin) for plugin in plugins]
         layers.append(values)
         following = find_recipe(Path(base), following.parent) if base else None
     merged: dict[str, Any] = {}
@@ -67,12 +71,16 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _merge(under: Mapping[str, Any], over: Mapping[str, Any], key: str = "") -> dict[str, Any]:
-    """`over` on top of `under`; `key` is where both stand."""
+    """Return `under` with the values of `over` in their place; both are the section `key`, "" for a whole recipe."""
     if key in REPLACED and over.get("name", under.get("name")) != under.get("name"):
         return dict(over)
     merged = dict(under)
     for name, value in over.items():
         below = under.get(name)
-        both = isinstance(value, Mapping) and isinstance(below, Mapping)
-        merged[name] = _merge(below, value, name) if both else value  # type: ignore[arg-type]
+        if isinstance(value, Mapping) and isinstance(below, Mapping):
+            merged[name] = _merge(below, value, name)
+        elif name == "plugins" and isinstance(value, list) and isinstance(below, list):
+            merged[name] = [*below, *(plugin for plugin in value if plugin not in below)]
+        else:
+            merged[name] = value
     return merged

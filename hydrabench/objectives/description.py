@@ -1,0 +1,69 @@
+"""What is known of an objective: its settings, its loss, what a step costs, how its best epoch is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from hydrabench.config.fields import Section
+from hydrabench.objectives.step import StepLoss, TrainingStep
+
+# Costs are counted in forward passes. A gradient with respect to the image costs as much again as the forward pass, one
+# to image and parameters twice as much again (Kaplan et al., arXiv:2001.08361, section 2.1, count the same way).
+INPUT_GRADIENT, TRAINING = 2, 3  # one pass with its gradient: to the image, to everything
+BOXES = 2  # interval bounds: centers and widths
+
+
+class ObjectiveSettings(Section):
+    """Base of the settings of an objective, an `objective:` section.
+
+    A subclass narrows `name` to its key in `OBJECTIVES`: `name: Literal["trades"]`. Three names mean the same in all:
+    `epsilon` is the radius, `norm` its norm and `sigma` the noise that the network is trained for, which evaluations
+    inherit. `epsilon` grows by the schedule of the phase.
+    """
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What the cost of a training step depends on.
+
+    batch: images of a step. ramp: share of the steps at which the radius still grows, in [0, 1]. classes: outputs.
+    symbolic: how many forward passes the symbolic bounds of one image take, if every neuron is bounded.
+    """
+
+    batch: int
+    ramp: float
+    classes: int
+    symbolic: float
+
+
+def once(settings: Any) -> int:  # noqa: ARG001 - asked of every objective alike
+    """Number of steps in a row that most objectives train on each minibatch."""
+    return 1
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A training objective; an entry of `OBJECTIVES`. Its functions are given its settings.
+
+    settings: model of its `objective:` section.
+    loss: what a step minimises, for images (B, C, H, W) in [0, 1] and labels (B,).
+    verdicts: which validation images count for the choice of the best epoch, (B,) bool; at the full radius.
+    metric: the name of their fraction.
+    passes: forward passes for each image that a step is given.
+    uses_bounds: whether bounds go through the network, so that every operation must have rules.
+    repeats: how often in a row its settings train on each minibatch.
+    """
+
+    settings: type[ObjectiveSettings]
+    loss: Callable[[nn.Module, Tensor, Tensor, Any, TrainingStep], StepLoss]
+    verdicts: Callable[[nn.Module, Tensor, Tensor, Any, TrainingStep], Tensor]
+    metric: str
+    passes: Callable[[Any, Workload], float]
+    uses_bounds: bool = False
+    repeats: Callable[[Any], int] = once

@@ -1,0 +1,57 @@
+"""Sections of a recipe whose model is an entry of a registry, named by one of their own keys."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from functools import reduce
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, TypeAdapter
+
+from hydrabench.config import EVALUATIONS
+from hydrabench.config.fields import Section
+from hydrabench.data import DATASETS
+from hydrabench.errors import ConfigError, lookup
+from hydrabench.models import MODELS
+from hydrabench.objectives import OBJECTIVES, ObjectiveSettings
+
+
+def objective_models() -> Mapping[str, type[Section]]:
+    """The settings of every objective there is now, by its name."""
+    return {name: objective.settings for name, objective in OBJECTIVES.items()}
+
+
+def evaluation_models() -> Mapping[str, type[Section]]:
+    """The settings of every evaluator there is now, by its kind."""
+    return EVALUATIONS
+
+
+def _chosen(key: str, models: Callable[[], Mapping[str, type[Section]]]) -> Callable[[object], object]:
+    """A check against the model that `key` names. The registry is read each time: a plugin may have added to it."""
+
+    def check(values: object) -> object:
+        union: Any = reduce(operator.or_, dict.fromkeys(models().values()))
+        adapter: TypeAdapter[object] = TypeAdapter(Annotated[union, Field(discriminator=key)])
+        return adapter.validate_python(values)
+
+    return check
+
+
+def _known(what: str, registry: Mapping[str, object]) -> Callable[[str], str]:
+    """A check that a name stands in a registry."""
+
+    def check(name: str) -> str:
+        try:
+            lookup(what, registry, name)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return name
+
+    return check
+
+
+ObjectiveSection = Annotated[SerializeAsAny[ObjectiveSettings], BeforeValidator(_chosen("name", objective_models))]
+EvaluationSection = Annotated[Any, BeforeValidator(_chosen("kind", evaluation_models))]
+DataSetName = Annotated[str, AfterValidator(_known("data set", DATASETS))]
+ArchitectureName = Annotated[str, AfterValidator(_known("architecture", MODELS))]

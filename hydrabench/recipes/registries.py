@@ -1,0 +1,30 @@
+"""Everything that a plugin can add to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+from hydrabench import plugins
+from hydrabench.data import DATASETS, DataSet
+from hydrabench.models import MODELS, Architecture
+from hydrabench.objectives import OBJECTIVES, Objective
+from hydrabench.plugins import Registry
+
+
+def _objective_problem(name: str, objective: Objective) -> str | None:
+    """Its settings must say their name, because a recipe chooses among objectives by it."""
+    field = objective.settings.model_fields["name"]
+    return None if get_args(field.annotation) == (name,) else f'its settings need the field `name: Literal["{name}"]`'
+
+
+REGISTRIES = (
+    Registry("objective", OBJECTIVES, Objective, _objective_problem),
+    Registry("data set", DATASETS, DataSet),
+    Registry("architecture", MODELS, Architecture),
+)
+
+
+def load_plugin(path: str | Path) -> None:
+    """Run a Python file that adds to the registries. Raises: as `hydrabench.plugins.load`."""
+    plugins.load(Path(path), REGISTRIES)
