@@ -11,6 +11,8 @@ from hydrabench.errors import HydrabenchError, is_out_of_memory
 LONGEST = 4000  # characters of a message
 LONGEST_PATH = 200
 _NO_ROOM = "free some space or choose a folder on another disk; what was finished is kept, and --resume goes on from it"
+# What torch.save says when it cannot write; it does not tell why.
+_TORCH_WRITES = ("PytorchStreamWriter failed", "unexpected pos", "iostream error")
 _NEXT_STEPS = {
     errno.ENOSPC: _NO_ROOM,
     errno.EDQUOT: _NO_ROOM,
@@ -59,8 +61,8 @@ def _of_limits(error: BaseException) -> str | None:
         return f"{error.object[:LONGEST_PATH]!r} is not valid Unicode, which files of results need; rename it"
     if isinstance(error, MemoryError) or (isinstance(error, Exception) and is_out_of_memory(error)):
         return f"out of memory: {error or 'the process got no more'}; use a machine with more, or a smaller input"
-    if "PytorchStreamWriter failed" in str(error):
-        return f"a file could not be written: {error}; {_NO_ROOM}"
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in _TORCH_WRITES):
+        return f"a file could not be written, the disk is full or the file too large; {_NO_ROOM}"
     return None
 
 

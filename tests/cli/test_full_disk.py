@@ -36,7 +36,8 @@ def refused(result) -> None:
     assert result.exit_code == 1, result.output
     lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, result.stderr
-    assert "file too large; raise the limit of a file's size (ulimit -f), then go on with --resume" in lines[0]
+    assert "file too large;" in lines[0]
+    assert "--resume" in lines[0]
 
 
 @pytest.mark.parametrize("size", [0, 500, 1_500, 3_000, 10_000, 25_000])
