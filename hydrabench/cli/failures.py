@@ -60,7 +60,7 @@ def _of_limits(error: BaseException) -> str | None:
     if isinstance(error, UnicodeEncodeError):
         return f"{error.object[:LONGEST_PATH]!r} is not valid Unicode, which files of results need; rename it"
     if isinstance(error, MemoryError) or (isinstance(error, Exception) and is_out_of_memory(error)):
-        return f"out of memory: {error or 'the process got no more'}; use a machine with more, or a smaller input"
+        return f"out of memory: {str(error) or 'the process got no more'}; use a machine with more, or a smaller input"
     if isinstance(error, RuntimeError) and any(words in str(error) for words in _TORCH_WRITES):
         return f"a file could not be written, the disk is full or the file too large; {_NO_ROOM}"
     return None
