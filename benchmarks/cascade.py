@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from hydrabench.bounds import BOUNDS, Prepared, lirpa, prepared
 from hydrabench.checkpoints import open_ref
-from hydrabench.config import AlphaCrownSettings, VerifiedSettings
 from hydrabench.data import Block, load_block, load_images
 from hydrabench.errors import HydrabenchError
-from hydrabench.evaluators import evaluate_verified
+from hydrabench.evaluators import AlphaCrownSettings, VerifiedSettings
+from hydrabench.evaluators.verified import evaluate_verified
 from hydrabench.files import shipped
 from hydrabench.threat import parse_radius, radius_text
 

@@ -21,10 +21,11 @@ import torch
 from torch import nn
 
 from hydrabench.checkpoints import find_entry, open_ref
-from hydrabench.config import ReuseSettings, SmoothingSettings
 from hydrabench.data import load_block, load_images
 from hydrabench.data.images import Block
-from hydrabench.evaluators import evaluate_reused, evaluate_smoothed
+from hydrabench.evaluators import ReuseSettings, SmoothingSettings
+from hydrabench.evaluators.reuse import evaluate_reuse
+from hydrabench.evaluators.smoothed import evaluate_smoothed
 from hydrabench.ledger import SmoothedRecord
 from hydrabench.runtime import exact_arithmetic
 
@@ -68,7 +69,7 @@ def reuse(
 ) -> list[SmoothedRecord]:
     """Certify by the parent's ledger."""
     return [
-        record for block in blocks for record in evaluate_reused(network, block, settings, parent=parent, ledger=ledger)
+        record for block in blocks for record in evaluate_reuse(network, block, settings, parent=parent, ledger=ledger)
     ]
 
 

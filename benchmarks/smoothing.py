@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from hydrabench.config import SmoothingSettings
 from hydrabench.data import DATASETS, load_block, load_images, pixels
-from hydrabench.evaluators import evaluate_smoothed
+from hydrabench.evaluators import SmoothingSettings
+from hydrabench.evaluators.smoothed import evaluate_smoothed
 from hydrabench.models import build_model
 from hydrabench.runtime import exact_arithmetic, pick_device
 from hydrabench.smoothing import NoiseSource, Sampling, certified_radius, class_counts

@@ -18,7 +18,7 @@ os.environ.setdefault("MKL_NUM_THREADS", "1")
 
 from rich.console import Console
 
-from hydrabench.config import PgdSettings, SmoothingSettings, VerifiedSettings
+from hydrabench.evaluators import PgdSettings, SmoothingSettings, VerifiedSettings
 from hydrabench.reporting import rich_tables
 from hydrabench.workflows.evaluation.evaluate import evaluate
 from hydrabench.workflows.evaluation.loading import open_subject

@@ -105,8 +105,8 @@ class SmoothedRecord(Record):
 
 
 @dataclass(frozen=True)
-class ReusedRecord(SmoothedRecord):
-    """A certificate derived from that of a parent network, see `smoothing.incremental`; mode is "reused".
+class ReuseRecord(SmoothedRecord):
+    """A certificate derived from that of a parent network, see `smoothing.reuse`; mode is "reused".
 
     `samples` noisy copies were shown to both networks, `count` of them fell on `selected`, the parent's class, for
     both; counts: the same for all classes. looks: [draws, lost] each time; lost: votes of the parent for `selected`

@@ -24,6 +24,7 @@ import yaml
 
 from hydrabench.checkpoints import load_checkpoint
 from hydrabench.checkpoints.manifest import SCHEMA, SHIPPED, json_schema
+from hydrabench.evaluators import EVALUATORS
 from hydrabench.files import sha256_of, write_json, write_text
 from hydrabench.ledger import RunFolder, read_run
 from hydrabench.recipes import load_recipe
@@ -88,7 +89,7 @@ def ledger(run: RunFolder, target: Path) -> dict[str, Any]:
     """Ship one ledger without its times, and return its entry."""
     settings = run.header["settings"]
     records = [{key: value for key, value in record.items() if key != "seconds"} for record in run.records()]
-    verdict = "robust" if settings["kind"] == "pgd" else "verified"
+    verdict = {"upper": "robust", "lower": "verified"}[EVALUATORS[settings["kind"]].claims]
     file = target / f"{settings['kind']}.jsonl.gz"
     with file.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as packed:
         packed.write("".join(json.dumps(record) + "\n" for record in records).encode())

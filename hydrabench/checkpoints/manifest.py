@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from hydrabench.config import Density, EvaluationSettings, Normalization, parse
+from hydrabench.config import Density, Normalization, parse
 from hydrabench.config.fields import Section
 from hydrabench.documents import read_yaml
 from hydrabench.errors import CheckpointError
@@ -45,7 +45,7 @@ class ManifestSection(Section):
 class ProtocolResult(ManifestSection):
     """One result of ours: `count` of the first `n` test images hold; `ledger` has one record per image."""
 
-    settings: EvaluationSettings
+    settings: dict[str, Any]  # of an evaluator, its `kind` included
     n: PositiveInt
     count: NonNegativeInt
     ledger: str

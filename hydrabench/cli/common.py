@@ -117,7 +117,7 @@ plugin_option = click.option(
     type=click.Path(path_type=Path),
     callback=_load_plugins,
     expose_value=False,
-    help="Python file that adds an objective, a data set, an architecture, ...; may be repeated.",
+    help="Python file that adds an objective, an evaluator, a data set, ...; may be repeated.",
 )
 machine_options = options(
     plugin_option,
@@ -162,7 +162,7 @@ recipe_options = options(
     click.option("--config", required=True, help="Recipe: a YAML file, or the name of one that comes with hydrabench."),
     click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override, e.g. train.epochs=3."),
 )
-run_options = options(
+folder_options = options(
     click.option("--out", type=FOLDER, help="Run folder; the default is one of its own under runs/."),
     click.option("--resume", is_flag=True, help="Go on with an interrupted run in the same folder."),
 )
@@ -192,25 +192,21 @@ def density_override(section: str, density: float | None) -> tuple[str, ...]:
     return () if density is None else (f"{section}.density={density!r}",)
 
 
-def read_machine(given: dict[str, Any]) -> RunOptions:
-    """--device, --data-dir and --download, and how smoothing computes where a command can say it."""
-    from hydrabench.workflows.run_options import RunOptions, SmoothingOptions
+def read_run_options(given: dict[str, Any]) -> RunOptions:
+    """--device, --threads, --data-dir and --download."""
+    from hydrabench.workflows.run_options import RunOptions
 
     if given["threads"] is not None:
         from hydrabench.runtime import use_threads
 
         use_threads(given["threads"])
-    machine = RunOptions(given["device"], given["data_dir"], given["download"])
-    if "noise" not in given:
-        return machine
-    keys = ("compile", "channels_last", "fold_batch_norm", "batch", "noise")
-    return replace(machine, smoothing=SmoothingOptions(**{key: given[key] for key in keys}))
+    return RunOptions(given["device"], given["data_dir"], given["download"])
 
 
-def read_training_machine(given: dict[str, Any]) -> RunOptions:
+def read_training_options(given: dict[str, Any]) -> RunOptions:
     """What `machine_options` and `training_options` say."""
     keys = ("precision", "compile", "channels_last", "micro_batch", "save_minutes", "tensorboard")
-    return replace(read_machine(given), **{key: given[key] for key in keys})
+    return replace(read_run_options(given), **{key: given[key] for key in keys})
 
 
 def is_main_process() -> bool:

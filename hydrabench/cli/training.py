@@ -11,13 +11,13 @@ import click
 from hydrabench.cli.common import (
     REF_HELP,
     density_override,
+    folder_options,
     is_main_process,
     machine_options,
     print_summary,
     read_recipe,
-    read_training_machine,
+    read_training_options,
     recipe_options,
-    run_options,
     training_options,
 )
 from hydrabench.cli.reporting import show_report
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @click.command()
 @recipe_options
 @click.option("--ckpt", "ref", help=f"Start from its weights instead of fresh ones. {REF_HELP}")
-@run_options
+@folder_options
 @training_options
 @machine_options
 def train(
@@ -38,7 +38,7 @@ def train(
     ref: str | None,
     out: Path | None,
     resume: bool,
-    **machine: Any,
+    **given: Any,
 ) -> None:
     """Train a network, from scratch or from --ckpt: a dense one, or with train.density below 1 a sparse one.
 
@@ -55,15 +55,15 @@ def train(
     from hydrabench.workflows.training import commands as training
 
     folder = out or Path("runs") / recipe.name / "train"
-    summary = training.train(recipe, folder, options=read_training_machine(machine), ref=ref, resume=resume)
-    print_summary(summary, machine["as_json"])
+    summary = training.train(recipe, folder, options=read_training_options(given), ref=ref, resume=resume)
+    print_summary(summary, given["as_json"])
 
 
 @click.command()
 @recipe_options
 @click.option("--ckpt", "ref", required=True, help=REF_HELP)
 @click.option("--density", type=float, help="Fraction of weights kept, in (0, 1]; 0.01 prunes 99%.")
-@run_options
+@folder_options
 @training_options
 @machine_options
 def prune(
@@ -73,7 +73,7 @@ def prune(
     density: float | None,
     out: Path | None,
     resume: bool,
-    **machine: Any,
+    **given: Any,
 ) -> None:
     """Learn which weights to keep, under the recipe's robust loss (HYDRA).
 
@@ -86,7 +86,7 @@ def prune(
 
     folder = out or Path("runs") / recipe.name / f"prune-{_kept(recipe.prune)}"
     print_summary(
-        training.prune(recipe, ref, folder, options=read_training_machine(machine), resume=resume), machine["as_json"]
+        training.prune(recipe, ref, folder, options=read_training_options(given), resume=resume), given["as_json"]
     )
 
 
@@ -95,7 +95,7 @@ def prune(
 @click.option("--ckpt", "ref", required=True, help=REF_HELP)
 @click.option("--lwm", is_flag=True, help="Baseline: keep the weights of largest magnitude; needs --density.")
 @click.option("--density", type=float, help="With --lwm: fraction of weights kept, in (0, 1].")
-@run_options
+@folder_options
 @training_options
 @machine_options
 def finetune(
@@ -106,7 +106,7 @@ def finetune(
     density: float | None,
     out: Path | None,
     resume: bool,
-    **machine: Any,
+    **given: Any,
 ) -> None:
     """Train the weights that a pruned checkpoint keeps.
 
@@ -120,8 +120,8 @@ def finetune(
 
     source = Path(ref).name.removesuffix(".safetensors")
     folder = out or Path("runs") / recipe.name / (f"lwm-{_kept(recipe.finetune)}" if lwm else "finetune") / source
-    summary = training.finetune(recipe, ref, folder, options=read_training_machine(machine), lwm=lwm, resume=resume)
-    print_summary(summary, machine["as_json"])
+    summary = training.finetune(recipe, ref, folder, options=read_training_options(given), lwm=lwm, resume=resume)
+    print_summary(summary, given["as_json"])
 
 
 @click.command()
@@ -129,11 +129,11 @@ def finetune(
 @click.option(
     "--dry-run", is_flag=True, help="Print the resolved recipe, the steps and about what they cost; run none."
 )
-@run_options
+@folder_options
 @training_options
 @machine_options
 def pipeline(
-    config: str, overrides: tuple[str, ...], dry_run: bool, out: Path | None, resume: bool, **machine: Any
+    config: str, overrides: tuple[str, ...], dry_run: bool, out: Path | None, resume: bool, **given: Any
 ) -> None:
     """Run a whole recipe: train, prune, finetune, the LWM twins, every evaluation, and the report.
 
@@ -146,23 +146,23 @@ def pipeline(
     """
     recipe = read_recipe(config, overrides)
     if dry_run:
-        _show_plan(recipe, machine)
+        _show_plan(recipe, given)
         return
     from hydrabench.workflows.pipeline import run_pipeline
 
     folder = out or Path("runs") / recipe.name
-    leaderboard = run_pipeline(recipe, folder, options=read_training_machine(machine), resume=resume)
+    leaderboard = run_pipeline(recipe, folder, options=read_training_options(given), resume=resume)
     if is_main_process():
-        show_report(leaderboard, folder / "report", machine["as_json"])
+        show_report(leaderboard, folder / "report", given["as_json"])
 
 
-def _show_plan(recipe: Recipe, machine: dict[str, Any]) -> None:
+def _show_plan(recipe: Recipe, given: dict[str, Any]) -> None:
     """The resolved recipe, its steps and their cost; nothing is read or written."""
     from hydrabench.workflows.planning.plan import dry_run, plan_text
     from hydrabench.workflows.training.commands import fresh_network
 
-    planned = dry_run(recipe, fresh_network(recipe).eval(), device=machine["device"])
-    click.echo(json.dumps(planned, indent=2) if machine["as_json"] else plan_text(planned))
+    planned = dry_run(recipe, fresh_network(recipe).eval(), device=given["device"])
+    click.echo(json.dumps(planned, indent=2) if given["as_json"] else plan_text(planned))
 
 
 def _kept(section: BudgetRecipe | None) -> str:

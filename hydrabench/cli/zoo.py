@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from hydrabench.cli.common import machine_options, plugin_option, read_machine
+from hydrabench.cli.common import machine_options, plugin_option, read_run_options
 
 
 @click.group()
@@ -95,7 +95,7 @@ def zoo_fetch(name: str, offline: bool) -> None:
 @zoo.command("verify")
 @click.argument("names", metavar="[ID]...", nargs=-1)
 @machine_options
-def zoo_verify(names: tuple[str, ...], **machine: Any) -> None:
+def zoo_verify(names: tuple[str, ...], **given: Any) -> None:
     """Evaluate shipped checkpoints again (all if no ID is given) and compare every image with the shipped ledgers.
 
     \b
@@ -104,8 +104,8 @@ def zoo_verify(names: tuple[str, ...], **machine: Any) -> None:
     """
     from hydrabench.workflows import zoo as workflow
 
-    lines = workflow.verify(names, options=read_machine(machine))
-    click.echo(json.dumps(lines, indent=2) if machine["as_json"] else f"{len(lines)} ledgers agree")
+    lines = workflow.verify(names, options=read_run_options(given))
+    click.echo(json.dumps(lines, indent=2) if given["as_json"] else f"{len(lines)} ledgers agree")
 
 
 @zoo.command("export")

@@ -1,48 +1,49 @@
 """Evaluators: a network and a block of images in, one frozen record per image out.
 
-`EVALUATORS` is keyed by the `kind` of the settings; `evaluate_reused` needs a second network, so it stands apart.
-The network is in eval mode, on the device and in the precision of the block's images; reduced-precision
-arithmetic is switched off by the caller (`runtime.exact_arithmetic`). A record's `seconds` is its share of
-the block's wall time.
+`EVALUATORS` holds a description of each, keyed by the `kind` of its settings; see `description.Evaluator`. To add one,
+write a file with its settings, its function and its description, and add a line to `registry`; a plugin adds an entry
+at run time. Importing this package imports no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
-from hydrabench.evaluators.autoattack import evaluate_autoattack, require_pyautoattack, require_suitable
-from hydrabench.evaluators.clean import evaluate_clean
-from hydrabench.evaluators.pgd import evaluate_pgd
-from hydrabench.evaluators.reused import evaluate_reused
-from hydrabench.evaluators.smoothed import evaluate_smoothed
-from hydrabench.evaluators.verified import evaluate_verified, require_readable
-from hydrabench.ledger import Record
-
-Evaluator = Callable[..., Sequence[Record]]  # (network, block, settings), for smoothing also `Sampling`
-
-EVALUATORS: dict[str, Evaluator] = {
-    "clean": evaluate_clean,
-    "pgd": evaluate_pgd,
-    "autoattack": evaluate_autoattack,
-    "ibp": evaluate_verified,
-    "symbolic": evaluate_verified,
-    "crown-ibp": evaluate_verified,
-    "crown": evaluate_verified,
-    "cascade": evaluate_verified,
-    "alpha-crown": evaluate_verified,
-    "smoothing": evaluate_smoothed,
-}
+from hydrabench.evaluators.autoattack import AutoAttackSettings
+from hydrabench.evaluators.clean import CleanSettings
+from hydrabench.evaluators.description import (
+    Computing,
+    EvaluationSettings,
+    Evaluator,
+    Metric,
+    Option,
+    Ready,
+    Sizes,
+    at,
+    said,
+)
+from hydrabench.evaluators.pgd import PgdSettings
+from hydrabench.evaluators.registry import EVALUATORS, parse_settings, with_default_threat
+from hydrabench.evaluators.reuse_settings import ReuseSettings
+from hydrabench.evaluators.smoothing_settings import SmoothingSettings
+from hydrabench.evaluators.verified_settings import AlphaCrownSettings, VerifiedSettings
 
 __all__ = [
     "EVALUATORS",
+    "AlphaCrownSettings",
+    "AutoAttackSettings",
+    "CleanSettings",
+    "Computing",
+    "EvaluationSettings",
     "Evaluator",
-    "evaluate_autoattack",
-    "evaluate_clean",
-    "evaluate_pgd",
-    "evaluate_reused",
-    "evaluate_smoothed",
-    "evaluate_verified",
-    "require_pyautoattack",
-    "require_readable",
-    "require_suitable",
+    "Metric",
+    "Option",
+    "PgdSettings",
+    "Ready",
+    "ReuseSettings",
+    "Sizes",
+    "SmoothingSettings",
+    "VerifiedSettings",
+    "at",
+    "parse_settings",
+    "said",
+    "with_default_threat",
 ]

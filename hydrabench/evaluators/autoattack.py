@@ -11,21 +11,40 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor, nn
+from pydantic import NonNegativeInt
 
-from hydrabench.attacks import margin, project
-from hydrabench.config import AutoAttackSettings
-from hydrabench.data.images import Block
+from hydrabench.config import Radius
+from hydrabench.config.protocol import unless
 from hydrabench.errors import HydrabenchError, NonFiniteError
 from hydrabench.evaluators.clean import attack_records, clean_breaks, clean_logits, require_finite
+from hydrabench.evaluators.description import EvaluationSettings, Evaluator, robust_metrics
+from hydrabench.evaluators.pgd import EPSILON, INPUT_GRADIENT, NORM, SEED, short_pgd
 from hydrabench.ledger import AttackRecord
-from hydrabench.runtime import stream
+from hydrabench.threat import Norm
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from hydrabench.data.images import Block
 
 ENSEMBLE = ("apgd-ce", "apgd-t", "fab-t", "square")  # in the authors' order
 _NORMS = {"linf": "Linf", "l2": "L2"}
+
+
+class AutoAttackSettings(EvaluationSettings):
+    """The standard AutoAttack ensemble (APGD-CE, APGD-T, FAB-T, Square) in seeded blocks."""
+
+    kind: Literal["autoattack"] = "autoattack"
+    norm: Norm = "linf"
+    epsilon: Radius
+    seed: NonNegativeInt = 0
+
+    @property
+    def protocol(self) -> str:
+        """The protocol id."""
+        return f"aa-standard{unless(0, 's', self.seed)}@1"
 
 
 def evaluate_autoattack(network: nn.Module, block: Block, settings: AutoAttackSettings) -> list[AttackRecord]:
@@ -48,6 +67,8 @@ def evaluate_autoattack(network: nn.Module, block: Block, settings: AutoAttackSe
         standard ensemble can judge (see `require_suitable`).
     Source: Croce and Hein (2020), arXiv:2003.01690, section 5.
     """
+    from hydrabench.attacks import margin
+
     started = perf_counter()
     logits = require_suitable(network, block, settings)
     breaks = clean_breaks(logits, block)
@@ -66,16 +87,19 @@ def evaluate_autoattack(network: nn.Module, block: Block, settings: AutoAttackSe
 
 def block_seed(seed: int, number: int) -> int:
     """The seed of one block's attacks: a hash of (seed, block number), in [0, 2^63)."""
+    from hydrabench.runtime import stream
+
     return stream(seed, "autoattack", number).initial_seed() % 2**63
 
 
-Perturb = Callable[[Tensor, Tensor], Tensor]
+Perturb = Callable[["Tensor", "Tensor"], "Tensor"]
 
 
 def _ensemble(
     network: nn.Module, block: Block, settings: AutoAttackSettings, *, num_classes: int
 ) -> dict[str, Perturb]:
     """The four attacks with the settings of upstream's "standard" version, by name."""
+    import torch
 
     def predict(images: Tensor) -> Tensor:
         logits: Tensor = network(images.to(block.images.dtype)).float()
@@ -104,6 +128,10 @@ def _break(
     network: nn.Module, block: Block, rows: list[int], perturb: Perturb, settings: AutoAttackSettings
 ) -> dict[int, float]:
     """Attack some rows of a block. Returns: row -> margin of the point that broke it."""
+    import torch
+
+    from hydrabench.attacks import margin, project
+
     chosen = torch.tensor(rows, device=block.images.device)
     x, y = block.images[chosen], block.labels[chosen]
     # Upstream views gradients as (B, -1), which works for images in the ordinary memory layout only.
@@ -119,7 +147,7 @@ def _break(
 def require_pyautoattack() -> Any:
     """Return upstream's class. Raises: HydrabenchError that says how to get it."""
     try:
-        from pyautoattack import AutoAttack  # noqa: PLC0415  (an optional dependency)
+        from pyautoattack import AutoAttack
     except ImportError as error:
         raise HydrabenchError(
             "AutoAttack needs the package pyautoattack, which is not installed; run: pip install pyautoattack"
@@ -137,6 +165,8 @@ def require_suitable(network: nn.Module, block: Block, settings: AutoAttackSetti
     Returns: the logits of the block, (B, K). Raises: HydrabenchError that says what to do instead; NonFiniteError
         naming the image whose logits are NaN or infinite.
     """
+    import torch
+
     logits = clean_logits(network, block)
     classes, sides = logits.shape[1], block.images.shape[2:]
     if classes < 4:
@@ -163,6 +193,15 @@ def require_suitable(network: nn.Module, block: Block, settings: AutoAttackSetti
     return logits
 
 
+def _require_suitable_block(network: nn.Module, block: Block, settings: AutoAttackSettings) -> None:
+    import torch
+
+    from hydrabench.runtime import exact_arithmetic
+
+    with exact_arithmetic(), torch.no_grad():
+        require_suitable(network, block, settings)
+
+
 @contextmanager
 def _left_as_found(network: nn.Module, *, on_gpu: bool) -> Iterator[None]:
     """Keep upstream's seeding, logging and parameter gradients from being noticed outside.
@@ -170,6 +209,8 @@ def _left_as_found(network: nn.Module, *, on_gpu: bool) -> Iterator[None]:
     It seeds torch's global generators, warns through the logger "auto-attack" (of zero gradients,
     for every target), and FAB calls `backward`, which would fill the parameters' gradients.
     """
+    import torch
+
     logger = logging.getLogger("auto-attack")
     disabled = logger.disabled
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
@@ -184,3 +225,22 @@ def _left_as_found(network: nn.Module, *, on_gpu: bool) -> Iterator[None]:
             logger.disabled = disabled
             for parameter in trained:
                 parameter.requires_grad_(True)
+
+
+AUTOATTACK = Evaluator(
+    settings=AutoAttackSettings,
+    evaluate=evaluate_autoattack,
+    record=AttackRecord,
+    metrics=robust_metrics,
+    claims="upper",
+    command="attack",
+    heading="AutoAttack",
+    meaning="right on the clean image and under every attack of standard AutoAttack, as its authors ship it",
+    # APGD-CE, APGD-T and FAB-T on nine targets, 100 iterations each, and Square's 5000 queries
+    passes=lambda _settings, _sizes: 100 * INPUT_GRADIENT * (1 + 9 + 9) + 5000,
+    piece=short_pgd,
+    options=(EPSILON, NORM, SEED),
+    require=lambda _network, _settings: require_pyautoattack(),
+    suits=_require_suitable_block,
+    by_image=False,
+)

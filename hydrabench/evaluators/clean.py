@@ -4,15 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from time import perf_counter
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor, nn
-
-from hydrabench.attacks import margin
-from hydrabench.config import CleanSettings
-from hydrabench.data.images import Block
 from hydrabench.errors import NonFiniteError
-from hydrabench.ledger import AttackRecord
+from hydrabench.evaluators.description import EvaluationSettings, Evaluator, clean_metric
+from hydrabench.ledger import AttackRecord, Record
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from hydrabench.data.images import Block
+
+
+class CleanSettings(EvaluationSettings):
+    """Accuracy on the unperturbed images."""
+
+    kind: Literal["clean"] = "clean"
+
+    @property
+    def protocol(self) -> str:
+        """The protocol id."""
+        return "clean@1"
 
 
 def evaluate_clean(network: nn.Module, block: Block, settings: CleanSettings) -> list[AttackRecord]:  # noqa: ARG001
@@ -25,6 +37,8 @@ def evaluate_clean(network: nn.Module, block: Block, settings: CleanSettings) ->
         network: classifier in eval mode, on the device and in the precision of `block.images`.
     Raises: NonFiniteError naming the image if a logit is NaN or infinite.
     """
+    from hydrabench.attacks import margin
+
     started = perf_counter()
     logits = clean_logits(network, block)
     margins = margin(logits, block.labels).tolist()
@@ -67,14 +81,16 @@ def attack_records(
     ]
 
 
-@torch.no_grad()
 def clean_logits(network: nn.Module, block: Block) -> Tensor:
     """Logits of a block's unperturbed images, (B, K), all finite.
 
     Raises: ValueError as `require_eval_mode`; NonFiniteError as `require_finite`.
     """
+    import torch
+
     require_eval_mode(network)
-    logits: Tensor = network(block.images)
+    with torch.no_grad():
+        logits: Tensor = network(block.images)
     require_finite(logits, block.indices, "a logit of the clean image")
     return logits
 
@@ -95,9 +111,24 @@ def require_finite(values: Tensor, indices: Sequence[int], what: str) -> None:
         values: (B,) or (B, K). indices: data-set index of each row. what: one value, with its article.
     Raises: NonFiniteError naming the first such image.
     """
+    import torch
+
     finite = torch.isfinite(values).reshape(len(indices), -1).all(1)
     if not finite.all():
         index = indices[int((~finite).nonzero()[0, 0])]
         raise NonFiniteError(
             f"image {index}: {what} is NaN or infinite; check the checkpoint, or evaluate with --precision float64"
         )
+
+
+CLEAN = Evaluator(
+    settings=CleanSettings,
+    evaluate=evaluate_clean,
+    record=Record,
+    metrics=lambda lines, _settings: {"clean_accuracy": clean_metric(lines)},
+    claims="clean",
+    command="attack",
+    heading="clean",
+    meaning="accuracy on the unperturbed images",
+    passes=lambda _settings, _sizes: 1,
+)

@@ -4,18 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import product
 from time import perf_counter
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor, nn
+from pydantic import Field, NonNegativeInt, PositiveInt
 
-from hydrabench.attacks import LOSSES, ascent_step, default_step_size, margin, project, unit_noise
-from hydrabench.config import PgdSettings
-from hydrabench.data.images import Block
+from hydrabench.config import Radius
+from hydrabench.config.protocol import unless
+from hydrabench.evaluators.blocks import BLOCK_SIZE
 from hydrabench.evaluators.clean import attack_records, clean_breaks, clean_logits, require_finite
+from hydrabench.evaluators.description import EvaluationSettings, Evaluator, Option, robust_metrics
 from hydrabench.ledger import AttackRecord
-from hydrabench.runtime import stream
+from hydrabench.threat import Norm
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from hydrabench.data.images import Block
+
+INPUT_GRADIENT = 2  # forward passes of one pass with its gradient to the image
+
+
+class PgdSettings(EvaluationSettings):
+    """Projected gradient descent: every loss in `losses`, `restarts` times each, until one breaks the image."""
+
+    kind: Literal["pgd"] = "pgd"
+    norm: Norm = "linf"
+    epsilon: Radius
+    steps: PositiveInt = 50
+    restarts: PositiveInt = 1
+    losses: tuple[Literal["ce", "margin"], ...] = Field(("ce", "margin"), min_length=1)
+    seed: NonNegativeInt = 0
+
+    @property
+    def protocol(self) -> str:
+        """`pgd-50@1` is 50 steps, one restart, both losses, seed 0; whatever differs is spelt out."""
+        losses = "" if self.losses == ("ce", "margin") else "-" + "+".join(self.losses)
+        return f"pgd-{self.steps}{unless(1, 'r', self.restarts)}{losses}{unless(0, 's', self.seed)}@1"
 
 
 def evaluate_pgd(network: nn.Module, block: Block, settings: PgdSettings) -> list[AttackRecord]:
@@ -35,6 +62,8 @@ def evaluate_pgd(network: nn.Module, block: Block, settings: PgdSettings) -> lis
     Raises: NonFiniteError naming the image if a logit is NaN or infinite.
     Source: Madry et al. (2018), arXiv:1706.06083, section 2.1; the step size is `default_step_size`.
     """
+    from hydrabench.attacks import margin
+
     started = perf_counter()
     logits = clean_logits(network, block)
     breaks, smallest = clean_breaks(logits, block), margin(logits, block.labels).tolist()
@@ -59,6 +88,11 @@ class _Outcome:
 
 def _attack_once(network: nn.Module, block: Block, settings: PgdSettings, *, loss: str, restart: int) -> _Outcome:
     """Run one restart on all images of `block`; the broken ones leave the batch at once."""
+    import torch
+
+    from hydrabench.attacks import LOSSES, ascent_step, default_step_size, margin, project, unit_noise
+    from hydrabench.runtime import stream
+
     epsilon, norm = float(settings.epsilon), settings.norm
     step_size = default_step_size(epsilon, settings.steps)
     x, y = block.images, block.labels
@@ -86,6 +120,41 @@ def _attack_once(network: nn.Module, block: Block, settings: PgdSettings, *, los
 
 def _rows(block: Block, rows: Sequence[int]) -> Block:
     """The images of a block that are still to be attacked."""
+    import torch
+
+    from hydrabench.data.images import Block
+
     chosen = torch.tensor(rows, device=block.images.device)
     indices, shas = tuple(block.indices[row] for row in rows), tuple(block.shas[row] for row in rows)
     return Block(block.number, indices, block.images[chosen], block.labels[chosen], shas)
+
+
+EPSILON = Option("epsilon", "Radius in pixel units, e.g. 8/255.", default="the checkpoint's training radius")
+NORM = Option("norm", "linf or l2.", default="the checkpoint's, else linf")
+SEED = Option("seed", "Key of all random streams.", "int", default="0")
+
+
+def short_pgd(settings: Any) -> tuple[PgdSettings, int]:
+    """Ten steps at radius 0, where every image resists to the end: what is timed of attacks with gradients."""
+    return PgdSettings(norm=settings.norm, epsilon=Fraction(0), steps=10, losses=("ce",)), BLOCK_SIZE
+
+
+PGD = Evaluator(
+    settings=PgdSettings,
+    evaluate=evaluate_pgd,
+    record=AttackRecord,
+    metrics=robust_metrics,
+    claims="upper",
+    command="attack",
+    heading=lambda settings: f"PGD-{settings.steps}",
+    meaning="right on the clean image and after projected gradient descent from every loss and restart",
+    passes=lambda settings, _sizes: 1 + INPUT_GRADIENT * settings.steps * settings.restarts * len(settings.losses),
+    piece=short_pgd,
+    options=(
+        EPSILON,
+        NORM,
+        Option("steps", "PGD steps.", "int", default="50"),
+        Option("restarts", "PGD random starts for each loss.", "int", default="1"),
+        SEED,
+    ),
+)

@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import nn
 
-from hydrabench.config import SmoothingSettings
 from hydrabench.data.images import Block
 from hydrabench.errors import DataError
 from hydrabench.evaluators.clean import require_eval_mode
+from hydrabench.evaluators.smoothing_settings import SmoothingSettings
 from hydrabench.ledger import SmoothedRecord
 from hydrabench.smoothing import (
     RULES,
@@ -78,7 +78,7 @@ def rule_for(settings: SmoothingSettings, coordinates: int) -> Rule:
 
 
 def certify(settings: SmoothingSettings, coordinates: int, about: Mapping[str, Any]) -> Routine[SmoothedRecord]:
-    """Algorithm CERTIFY for one image: asks for draws until the rule of the settings has enough.
+    """Algorithm CERTIFY for one image: requests draws until the stopping rule has enough.
 
     Args: about: index, input_sha, label and seconds of the record.
     """

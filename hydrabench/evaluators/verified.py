@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -27,13 +28,14 @@ from hydrabench.bounds import (
     rounding_bound,
     sound_margins,
 )
-from hydrabench.config import AlphaCrownSettings, VerifiedSettings
 from hydrabench.data.images import Block
 from hydrabench.errors import GateError, UnsupportedLayerError, lookup
-from hydrabench.evaluators.clean import clean_logits, require_finite
+from hydrabench.evaluators.clean import clean_logits
+from hydrabench.evaluators.verified_settings import AlphaCrownSettings, VerifiedSettings
 from hydrabench.ledger import VerifiedRecord
 from hydrabench.runtime import require_exact_arithmetic
 
+VACUOUS = -sys.float_info.max  # what is recorded where nothing is known; JSON has no infinity
 # What rounding alone may add to a bound, relative to the largest logit: many times the unit roundoff.
 ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-10}
 
@@ -42,20 +44,22 @@ Settings = VerifiedSettings | AlphaCrownSettings
 
 
 def evaluate_verified(network: nn.Module | Prepared, block: Block, settings: Settings) -> list[VerifiedRecord]:
-    """Bound the margin of each image with the bound named `settings.kind`.
+    """Bound the margin of each image with the method named `settings.kind`.
 
-    An image is verified if the bound is positive and the clean prediction is right. The second follows
-    from the first but for rounding; a bound that claims more than rounding can explain about a
-    misclassified image is unsound, and stops the run. The bound is recorded for misclassified images too.
-    Where rounding could have turned a verdict in float32, float64 decides; a misclassified image with a bound of at
-    most 0 has none that could turn. Where rounding could have lifted a bound in float64, too, 0 is recorded, which is
-    no certificate. A cascade comes to alpha-crown, a search of auto_LiRPA's, with the images that are neither proved
-    nor misclassified nor known to have an adversarial example.
+    An image is verified if its bound is positive and its clean prediction is right. Up to rounding, the first implies
+    the second: a bound that says more about a misclassified image is unsound and stops the run. The bound of a
+    misclassified image is recorded too. A bound that is NaN or infinite is vacuous: it proves nothing, and `VACUOUS`
+    is recorded.
+
+    Where rounding to float32 could have changed a verdict, the bound is computed again in float64; a misclassified
+    image whose bound is at most 0 needs no second look. Where rounding in float64 could have lifted a bound above 0,
+    the record says 0, which is no certificate. A cascade runs alpha-crown only on images that are still undecided:
+    not proved, not misclassified, and without a known adversarial example.
 
     Args:
-        network: classifier in eval mode, on the device and in the precision of `block.images`; prepared, if there are
-            more blocks to come.
-    Raises: NonFiniteError naming the image if a logit or a bound is NaN or infinite;
+        network: classifier in eval mode, on the device and in the precision of `block.images`. Prepare it if there
+            are several blocks.
+    Raises: NonFiniteError naming the image if a logit is NaN or infinite;
         UnsupportedLayerError if the bound has no rule for a layer; GateError naming the image if the
         bound contradicts the network's own prediction; ValueError outside `runtime.exact_arithmetic`.
     """
@@ -65,7 +69,6 @@ def evaluate_verified(network: nn.Module | Prepared, block: Block, settings: Set
     with torch.no_grad():
         found = _bounds(network, block, settings, logits.argmax(1) != block.labels)
     lower = logits.new_tensor([bound.lower for bound in found], dtype=torch.float64)
-    require_finite(lower, block.indices, f"the {settings.kind} bound")
     _refuse_contradictions(logits, lower, block, settings)
     predictions, labels = logits.argmax(1).tolist(), block.labels.tolist()
     seconds = (perf_counter() - started) / len(block.indices)
@@ -77,7 +80,7 @@ def evaluate_verified(network: nn.Module | Prepared, block: Block, settings: Set
             prediction=predictions[row],
             seconds=seconds,
             verified=found[row].lower > 0 and predictions[row] == labels[row],
-            lower=found[row].lower,
+            lower=max(found[row].lower, VACUOUS),
             rechecked=found[row].rechecked,
             method=found[row].method if found[row].lower > 0 and predictions[row] == labels[row] else None,
         )
@@ -90,7 +93,7 @@ def _module(network: nn.Module | Prepared) -> nn.Module:
 
 
 def require_readable(network: nn.Module | Prepared, block: Block, settings: Settings) -> None:
-    """Refuse a network that auto_LiRPA is to bound and cannot read, before the first image that it is asked about.
+    """Refuse a network that auto_LiRPA is to bound and cannot read.
 
     Raises: HydrabenchError if auto_LiRPA is not installed; UnsupportedLayerError if it knows no rule for a layer.
     """
@@ -132,15 +135,20 @@ def _bounds(network: Network, block: Block, settings: Settings, wrong: Tensor) -
     if settings.rigor != "standard":
         rigorous = {"sound": sound_margins, "deployed": deployed_margins}[settings.rigor]
         lower = rigorous(network, x, y, settings.epsilon, kind=settings.kind)
-        return [_Bound(value, settings.kind) for value in lower.tolist()]
+        return [_known(_Bound(value, settings.kind)) for value in lower.tolist()]
     found = _decided(network, x, y, settings, _by_cascade if settings.kind == "cascade" else _by_one_method, wrong)
     rows = [row for row, bound in enumerate(found) if bound.lower <= 0 and not bound.settled]
     if settings.searches and rows:
         searched = _decided(network, x[rows], y[rows], settings, _by_search, wrong[rows])
         for row, bound in zip(rows, searched, strict=True):
-            if not bound.lower <= found[row].lower:  # NaN, too, which must not be lost
+            if bound.lower > found[row].lower:
                 found[row] = replace(bound, method="alpha-crown" if bound.lower > 0 else None)
     return found
+
+
+def _known(bound: _Bound) -> _Bound:
+    """The bound, or -inf for one that says nothing: NaN or infinite, as intervals of a deep network may become."""
+    return bound if math.isfinite(bound.lower) else replace(bound, lower=-math.inf, method=None)
 
 
 def _decided(network: Network, x: Tensor, y: Tensor, settings: Settings, method: Method, wrong: Tensor) -> list[_Bound]:
@@ -150,7 +158,7 @@ def _decided(network: Network, x: Tensor, y: Tensor, settings: Settings, method:
     """
     found = [
         replace(bound, settled=True) if lost and bound.lower <= 0 else bound
-        for bound, lost in zip(method(network, x, y, settings), wrong.tolist(), strict=True)
+        for bound, lost in zip(map(_known, method(network, x, y, settings)), wrong.tolist(), strict=True)
     ]
     if x.dtype == torch.float64:
         return _cleared(network, x, y, settings, found)

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, TypeAdapter
 
-from hydrabench.config import EVALUATIONS
 from hydrabench.config.fields import Section
 from hydrabench.data import DATASETS
 from hydrabench.errors import ConfigError, lookup
+from hydrabench.evaluators import EVALUATORS
 from hydrabench.models import MODELS
 from hydrabench.objectives import OBJECTIVES, ObjectiveSettings
 
@@ -24,7 +24,7 @@ def objective_models() -> Mapping[str, type[Section]]:
 
 def evaluation_models() -> Mapping[str, type[Section]]:
     """The settings of every evaluator there is now, by its kind."""
-    return EVALUATIONS
+    return {kind: evaluator.settings for kind, evaluator in EVALUATORS.items()}
 
 
 def _chosen(key: str, models: Callable[[], Mapping[str, type[Section]]]) -> Callable[[object], object]:

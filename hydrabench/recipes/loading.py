@@ -8,10 +8,11 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from hydrabench.config import Normalization, PseudoLabelRecipe, with_default_threat
+from hydrabench.config import Normalization, PseudoLabelRecipe
 from hydrabench.config.parsing import TAGS, Problem, describe, place, problems
 from hydrabench.documents import parse_yaml
 from hydrabench.errors import ConfigError, shortened
+from hydrabench.evaluators import with_default_threat
 from hydrabench.recipes.choice import evaluation_models, objective_models
 from hydrabench.recipes.inheritance import find_recipe, resolved_values
 from hydrabench.recipes.phases import FinetuneRecipe, PruneRecipe, TrainRecipe
@@ -43,7 +44,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     file = find_recipe(Path(path))
     values = resolved_values(file)
     for override in overrides:
-        _apply(values, override)
+        apply_override(values, override)
     for plugin in values["plugins"] if isinstance(values.get("plugins"), list) else ():
         load_plugin(str(plugin))
     try:
@@ -76,8 +77,8 @@ def _is_inherited(path: tuple[int | str, ...], values: Any) -> bool:
     return isinstance(objective, dict) and path[3] not in entry and path[3] in with_default_threat(entry, objective)
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
-    """Set one dotted key in nested dictionaries."""
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Set one dotted key in nested dictionaries, from KEY=VALUE. Raises: ConfigError if it is none."""
     key, equals, text = override.partition("=")
     *parents, last = key.strip().split(".")
     if not equals or not last:

@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
-from hydrabench.config import DataRecipe, Density, Normalization, with_default_threat
+from hydrabench.config import DataRecipe, Density, Normalization
 from hydrabench.config.fields import Section
 from hydrabench.data import DATASETS
+from hydrabench.evaluators import with_default_threat
 from hydrabench.models import MODELS
 from hydrabench.objectives import ObjectiveSettings
 from hydrabench.recipes.choice import ArchitectureName, DataSetName, EvaluationSection, ObjectiveSection

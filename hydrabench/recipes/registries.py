@@ -7,6 +7,7 @@ from typing import get_args
 
 from hydrabench import plugins
 from hydrabench.data import DATASETS, DataSet
+from hydrabench.evaluators import EVALUATORS, Evaluator
 from hydrabench.models import MODELS, Architecture
 from hydrabench.objectives import OBJECTIVES, Objective
 from hydrabench.plugins import Registry
@@ -18,8 +19,15 @@ def _objective_problem(name: str, objective: Objective) -> str | None:
     return None if get_args(field.annotation) == (name,) else f'its settings need the field `name: Literal["{name}"]`'
 
 
+def _evaluator_problem(kind: str, evaluator: Evaluator) -> str | None:
+    """Its settings must say their kind, because recipes and ledgers choose among evaluators by it."""
+    allowed = get_args(evaluator.settings.model_fields["kind"].annotation)
+    return None if kind in allowed else f'its settings need the field `kind: Literal["{kind}"]`'
+
+
 REGISTRIES = (
     Registry("objective", OBJECTIVES, Objective, _objective_problem),
+    Registry("evaluator", EVALUATORS, Evaluator, _evaluator_problem),
     Registry("data set", DATASETS, DataSet),
     Registry("architecture", MODELS, Architecture),
 )

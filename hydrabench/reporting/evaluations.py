@@ -13,33 +13,20 @@ from pydantic import PositiveInt
 
 from hydrabench.config import parse
 from hydrabench.errors import ConfigError, LedgerError, shortened
-from hydrabench.ledger import AttackRecord, Record, RunFolder, SmoothedRecord, VerifiedRecord
+from hydrabench.evaluators import EVALUATORS, Evaluator, Metric
+from hydrabench.ledger import RunFolder
 from hydrabench.reporting.statistics import summarize
 from hydrabench.selection import selected_indices
 from hydrabench.threat import Threat, parse_radius
 
 COMMANDS = ("attack", "certify")  # of the runs that are evaluations; the others train
-RECORDS: dict[str, type[Record]] = {
-    "clean": Record,
-    "pgd": AttackRecord,
-    "autoattack": AttackRecord,
-    "ibp": VerifiedRecord,
-    "symbolic": VerifiedRecord,
-    "crown-ibp": VerifiedRecord,
-    "crown": VerifiedRecord,
-    "cascade": VerifiedRecord,
-    "alpha-crown": VerifiedRecord,
-    "smoothing": SmoothedRecord,
-}
-# Settings that a column cannot do without.
-_NEEDED = {"clean": (), "smoothing": ("sigma", "alpha", "radii")}
 IMPORTED = "imported"  # precision and mode of what was read from another tool's file
 MOST_LACKING = 1_000_000
 _AGAIN = "run the same command again into a new --out"
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class EvaluatedNetwork:
     """The evaluated network. density: fraction of weights kept; bytes: size of its file; None: not known (imports)."""
 
     name: str
@@ -53,7 +40,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, order=True)
-class Selection:
+class ImageSelection:
     """`n` images of one split of a data set: the first ones, unless `chosen` says which."""
 
     name: str
@@ -73,11 +60,11 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class Header:
+class RunHeader:
     """What `run.json` of an evaluation must say; the field names are its keys."""
 
-    checkpoint: Checkpoint
-    dataset: Selection
+    checkpoint: EvaluatedNetwork
+    dataset: ImageSelection
     precision: str
     protocol: str
     settings: dict[str, Any]
@@ -88,8 +75,8 @@ class Evaluation:
     """One complete ledger. `records` are sorted by index; of the first images, record i is about image i."""
 
     path: Path
-    checkpoint: Checkpoint
-    images: Selection
+    checkpoint: EvaluatedNetwork
+    images: ImageSelection
     precision: str
     kind: str
     protocol: str
@@ -105,13 +92,17 @@ class Evaluation:
         return Threat(norm, parse_radius(self.settings["epsilon"], norm=norm))
 
     @property
-    def radii(self) -> tuple[float, ...]:
-        """The L2 radii at which smoothing certificates are counted."""
-        return tuple(self.settings.get("radii", ()))
+    def evaluator(self) -> Evaluator:
+        """What there is to say about this kind of evaluation."""
+        return EVALUATORS[self.kind]
+
+    def metrics(self) -> dict[str, Metric]:
+        """What each image contributes to each number."""
+        return self.evaluator.metrics(self.records, self.evaluator.read(self.settings))
 
 
 def read_evaluations(runs: Sequence[RunFolder]) -> list[Evaluation]:
-    """Read the evaluations among `runs`, sorted by path; training runs are passed over.
+    """Read the evaluations among `runs`, sorted by path; training runs are skipped.
 
     Raises: LedgerError, naming the run folder and the remedy, if there is no evaluation, a ledger is
         incomplete or damaged, its summary is missing or says something else, or two ledgers hold
@@ -152,11 +143,11 @@ def read_evaluation(run: RunFolder) -> Evaluation:
     return evaluation
 
 
-def _checked_header(run: RunFolder) -> Header:
+def _checked_header(run: RunFolder) -> RunHeader:
     """Check all of the header that the leaderboard relies on."""
     source = str(run.path / "run.json")
     try:
-        header = parse(Header, run.header, source)
+        header = parse(RunHeader, run.header, source)
         _check_settings(header.settings)
     except ConfigError as error:
         place = "" if str(error).startswith(source) else f"{source}: settings."
@@ -167,10 +158,10 @@ def _checked_header(run: RunFolder) -> Header:
 def _check_settings(settings: dict[str, Any]) -> None:
     """Raises: ConfigError naming the first setting that is missing or not known to this version."""
     kind, norm = settings.get("kind"), settings.get("norm", "linf")
-    for name, value, known in (("kind", kind, sorted(RECORDS)), ("norm", norm, ["linf", "l2"])):
+    for name, value, known in (("kind", kind, sorted(EVALUATORS)), ("norm", norm, ["linf", "l2"])):
         if value not in known:
             raise ConfigError(f"{name} is {value!r}, this version reads {', '.join(known)}")
-    for name in _NEEDED.get(str(kind), ("norm", "epsilon")):
+    for name in EVALUATORS[str(kind)].needed():
         if name not in settings:
             raise ConfigError(f"{name}: is required")
     if "epsilon" in settings:
@@ -203,7 +194,9 @@ def _whole_ledger(run: RunFolder, kind: str, selected: Sequence[int]) -> tuple[d
         raise LedgerError(f"{run.path} holds {len(records)} records but selects {n} images; {_AGAIN}")
     # Fields with a default came later; ledgers from before them stay readable.
     needed = [
-        field.name for field in fields(RECORDS[kind]) if field.default is MISSING and field.default_factory is MISSING
+        field.name
+        for field in fields(EVALUATORS[kind].record)
+        if field.default is MISSING and field.default_factory is MISSING
     ]
     for record in records:
         lacking = [name for name in needed if name not in record]
@@ -215,7 +208,8 @@ def _whole_ledger(run: RunFolder, kind: str, selected: Sequence[int]) -> tuple[d
 def _refuse_other_summary(run: RunFolder, evaluation: Evaluation) -> None:
     """The table is made from the records; a summary that says something else means one was altered."""
     summary = run.summary()
-    for metric, found in summarize(evaluation.kind, evaluation.records, radii=evaluation.radii)["metrics"].items():
+    settings = evaluation.evaluator.read(evaluation.settings)
+    for metric, found in summarize(evaluation.kind, evaluation.records, settings)["metrics"].items():
         value = _number(summary, "metrics", metric, "value")
         if value is None or not math.isclose(value, found["value"], abs_tol=1e-9):
             raise LedgerError(

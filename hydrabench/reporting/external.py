@@ -2,8 +2,8 @@
 
 `idx label predict radius correct time`: index in the data set, true class, smoothed prediction (-1: abstained), L2
 radius in pixel units (0.0 if abstained), 1 or 0, and H:MM:SS.ffffff. So write `certify.py` of locuslab/smoothing
-and the tools made from it, some with more columns, which are passed over here. Such a table says neither which
-network and data set it is about nor how it was made; whoever imports it has to.
+and the tools made from it, some with more columns, which are ignored here. Such a table does not say which network
+and data set it is about, nor how it was made; the options of the import do.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from hydrabench.config import parse
 from hydrabench.config.fields import Density, Section
 from hydrabench.config.protocol import unless
-from hydrabench.config.smoothing import DEFAULT_RADII
 from hydrabench.documents import read_text
 from hydrabench.errors import ConfigError, LedgerError, shortened
-from hydrabench.reporting.evaluations import IMPORTED, Checkpoint, Evaluation, Selection
+from hydrabench.evaluators.smoothing_settings import DEFAULT_RADII
+from hydrabench.reporting.evaluations import IMPORTED, EvaluatedNetwork, Evaluation, ImageSelection
 from hydrabench.selection import selection_name
 
 COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
@@ -90,7 +90,7 @@ def table_names(evaluations: Sequence[Evaluation]) -> dict[str, Evaluation]:
     """A file name for each smoothing run, in their order. Raises: LedgerError if there is none."""
     found: dict[str, Evaluation] = {}
     for evaluation in evaluations:
-        if evaluation.kind != "smoothing":
+        if evaluation.evaluator.claims != "smoothed":
             continue
         parts = (evaluation.checkpoint.name, evaluation.protocol, f"sigma{evaluation.settings['sigma']:g}")
         base = re.sub(r"[^\w.+-]+", "-", "-".join(parts))
@@ -115,13 +115,11 @@ def read_table(text: str) -> Evaluation:
     lines.sort(key=lambda line: line.values["idx"])
     digits, decimals = max(line.digits for line in lines), max(line.decimals for line in lines)
     indices = [line.values["idx"] for line in lines]
-    settings = described.model_dump(
-        mode="json", include={"sigma", "n0", "samples", "alpha", "radii"}, exclude_none=True
-    )
+    settings = described.model_dump(mode="json", include={"sigma", "n0", "samples", "alpha", "radii"})
     return Evaluation(
         path,
         # Not a hash: rows of one name are one network, and never the one of a checkpoint that we know.
-        Checkpoint(
+        EvaluatedNetwork(
             described.name,
             f"{IMPORTED}:{described.name}",
             described.arch,
@@ -131,7 +129,7 @@ def read_table(text: str) -> Evaluation:
             None,
             None,
         ),
-        Selection(described.dataset, described.split, len(lines), selection_name(indices)),
+        ImageSelection(described.dataset, described.split, len(lines), selection_name(indices)),
         IMPORTED,
         "smoothing",
         described.protocol,

@@ -18,10 +18,10 @@ def refuse_contradictions(evaluations: Sequence[Evaluation]) -> None:
     """Stop if one ledger calls an image verified and another (or the same) calls it broken in that ball.
 
     Compared are ledgers of the same checkpoint (by hash) and the same image, whatever their precision:
-    "verified" at threat V contradicts "broken" at threat A if V contains A (`Threat.contains`), and it
-    contradicts a wrong prediction on the clean image at any radius. Smoothing certificates are left
-    out: they speak about the smoothed classifier, and an attack on the network it is made from proves
-    nothing about it.
+    "verified" at threat V, by an evaluator that claims a "lower" bound, contradicts "broken" at threat A, by one that
+    claims an "upper" bound, if V contains A (`Threat.contains`), and it contradicts a wrong prediction on the clean
+    image at any radius. Smoothing certificates are left out: they speak about the smoothed classifier, and an attack
+    on the network it is made from proves nothing about it.
 
     Raises: GateError naming the checkpoint, both runs, and the images: the first 10 and how many.
     """
@@ -36,7 +36,7 @@ def refuse_contradictions(evaluations: Sequence[Evaluation]) -> None:
 def _contradictions(verifier: Evaluation, evaluations: Sequence[Evaluation]) -> Iterator[str]:
     """Say which images of `verifier` each of the evaluations contradicts; every image once."""
     threat = verifier.threat
-    if "verified" not in verifier.records[0] or threat is None:
+    if verifier.evaluator.claims != "lower" or threat is None:
         return
     open_images = {record["index"] for record in verifier.records if record["verified"]}
     for other in _about_the_same(verifier, evaluations):
@@ -61,7 +61,8 @@ def _about_the_same(verifier: Evaluation, evaluations: Sequence[Evaluation]) -> 
     return [
         other
         for other in evaluations
-        if other.kind != "smoothing" and (other.checkpoint.sha256, other.images.name, other.images.split) == same
+        if other.evaluator.claims != "smoothed"
+        and (other.checkpoint.sha256, other.images.name, other.images.split) == same
     ]
 
 
@@ -71,6 +72,6 @@ def _misclassified(evaluation: Evaluation) -> set[int]:
 
 def _broken(evaluation: Evaluation) -> set[int]:
     """Images that an attack broke; those that were misclassified before it began are not its doing."""
-    return {record["index"] for record in evaluation.records if not record.get("robust", True)} - _misclassified(
-        evaluation
-    )
+    if evaluation.evaluator.claims != "upper":
+        return set()
+    return {record["index"] for record in evaluation.records if not record["robust"]} - _misclassified(evaluation)

@@ -9,23 +9,22 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hydrabench.errors import LedgerError
+from hydrabench.evaluators import EVALUATORS
+from hydrabench.evaluators.description import CONDITIONS
 from hydrabench.ledger import RunFolder
 from hydrabench.reporting.evaluations import (
-    Checkpoint,
+    EvaluatedNetwork,
     Evaluation,
-    Selection,
+    ImageSelection,
     name_images,
     read_evaluations,
     refuse_mixed_inputs,
 )
 from hydrabench.reporting.gate import refuse_contradictions
-from hydrabench.reporting.statistics import KINDS, Estimate, estimate, verdicts
+from hydrabench.reporting.statistics import INTERVALS, Estimate
 from hydrabench.threat import Threat, radius_text
 
-CLEAN_PROTOCOL = "clean@1"
-# Settings that distinguish columns of one protocol; all others are fixed by the protocol id.
-VARIES = frozenset({"kind", "norm", "epsilon", "sigma", "radii"})
-_FAMILIES = ("clean_accuracy", "robust_accuracy", "verified_accuracy", "certified_accuracy")
+_FAMILIES = ("clean", "upper", "lower", "smoothed")
 
 
 @dataclass(frozen=True)
@@ -33,10 +32,11 @@ class Column:
     """One way of making a number; numbers share a column only if all of this is equal.
 
     threat: of an attack or a bound. sigma: of smoothing; radius: certified L2 radius, both in pixel
-    units. metric: as in `summary.json`, "certified_accuracy@0.5" for instance.
+    units. metric: as in `summary.json`, "certified_accuracy@0.5" for instance. label: what its heading says of it.
+    interval: key of `INTERVALS`.
     """
 
-    images: Selection
+    images: ImageSelection
     precision: str
     kind: str
     protocol: str
@@ -44,6 +44,8 @@ class Column:
     threat: Threat | None = None
     sigma: float | None = None
     radius: float | None = None
+    label: str = ""
+    interval: str = "wilson"
 
     @property
     def key(self) -> str:
@@ -61,14 +63,13 @@ class Column:
         """Sort key: columns of the same images together, larger selections first, float32 first; then
         clean, robust, verified, certified; then norm (L∞ first), radius or sigma, method, protocol (ids spell out
         what differs from the default, so the shortest comes first)."""
-        certified = self.kind == "smoothing"
         return (
             (self.images.name, self.images.split, -self.images.n, self.images.chosen),
             (self.precision != "float32", self.precision),
-            _FAMILIES.index("certified_accuracy" if certified else self.metric),
+            _FAMILIES.index(EVALUATORS[self.kind].claims),
             (self.threat is not None and self.threat.norm != "linf", self.threat.epsilon if self.threat else 0),
-            (self.sigma or 0.0, list(KINDS).index(self.kind), len(self.protocol), self.protocol),
-            math.inf if self.radius is None else self.radius,
+            (self.sigma or 0.0, list(EVALUATORS).index(self.kind), len(self.protocol), self.protocol),
+            (math.inf if self.radius is None else self.radius, self.metric),
         )
 
 
@@ -76,7 +77,7 @@ class Column:
 class Row:
     """A checkpoint and its numbers. label: its name, with part of its hash if another has the same name."""
 
-    checkpoint: Checkpoint
+    checkpoint: EvaluatedNetwork
     label: str
     cells: Mapping[Column, Estimate]
 
@@ -119,7 +120,7 @@ def build_leaderboard(runs: Sequence[RunFolder], imported: Sequence[Evaluation] 
         Row(
             checkpoint,
             checkpoint.name,
-            {column: estimate(column.metric, cells[sha, column]) for column in columns if (sha, column) in cells},
+            {column: INTERVALS[column.interval](cells[sha, column]) for column in columns if (sha, column) in cells},
         )
         for sha, checkpoint in _checkpoints(evaluations).items()
     ]
@@ -130,15 +131,18 @@ def build_leaderboard(runs: Sequence[RunFolder], imported: Sequence[Evaluation] 
 def _measured(evaluation: Evaluation) -> Iterator[tuple[Column, tuple[float, ...]]]:
     """Every column that `evaluation` fills, with what each image contributes."""
     base = Column(evaluation.images, evaluation.precision, evaluation.kind, evaluation.protocol, "")
-    for metric, values in verdicts(evaluation.kind, evaluation.records, evaluation.radii).items():
-        if metric == "clean_accuracy":
-            yield replace(base, kind="clean", protocol=CLEAN_PROTOCOL, metric=metric), values
-        elif evaluation.kind == "smoothing":
-            _, at, radius = metric.partition("@")
-            sigma = float(evaluation.settings["sigma"])
-            yield replace(base, metric=metric, sigma=sigma, radius=float(radius) if at else None), values
+    sigma = float(evaluation.settings["sigma"]) if "sigma" in evaluation.settings else None
+    for name, metric in evaluation.metrics().items():
+        column = replace(base, metric=name, radius=metric.radius, label=metric.label, interval=metric.interval)
+        if metric.column_of is None:
+            yield replace(column, threat=evaluation.threat, sigma=sigma), metric.values
         else:
-            yield replace(base, metric=metric, threat=evaluation.threat), values
+            yield replace(column, kind=metric.column_of, protocol=_protocol_of(metric.column_of)), metric.values
+
+
+def _protocol_of(kind: str) -> str:
+    """The protocol of an evaluator with its defaults."""
+    return str(EVALUATORS[kind].settings(kind=kind).protocol)
 
 
 def _cells(evaluations: Sequence[Evaluation]) -> dict[tuple[str, Column], tuple[float, ...]]:
@@ -161,7 +165,7 @@ def _refuse_contradictory_predictions(evaluations: Sequence[Evaluation]) -> None
     """One network in one precision has one prediction per clean image; smoothed predictions are apart."""
     seen: dict[tuple[str, str, str, str], dict[int, tuple[Evaluation, int]]] = {}
     for evaluation in evaluations:
-        if evaluation.kind == "smoothing":
+        if evaluation.evaluator.claims == "smoothed":
             continue
         images = evaluation.images
         known = seen.setdefault((evaluation.checkpoint.sha256, images.name, images.split, evaluation.precision), {})
@@ -180,9 +184,9 @@ def _two_predictions(first: Evaluation, second: Evaluation) -> str:
     )
 
 
-def _checkpoints(evaluations: Sequence[Evaluation]) -> dict[str, Checkpoint]:
+def _checkpoints(evaluations: Sequence[Evaluation]) -> dict[str, EvaluatedNetwork]:
     """One checkpoint per hash; if runs know the same file under several names, the first in the alphabet."""
-    found: dict[str, Checkpoint] = {}
+    found: dict[str, EvaluatedNetwork] = {}
     for evaluation in evaluations:
         checkpoint = evaluation.checkpoint
         known = found.setdefault(checkpoint.sha256, checkpoint)
@@ -201,9 +205,10 @@ def _distinct(rows: Sequence[Row]) -> tuple[Row, ...]:
 
 def _protocols(evaluations: Sequence[Evaluation], columns: Sequence[Column]) -> tuple[Protocol, ...]:
     """The legend, in the order of the columns; one id must not stand for different settings."""
-    found = {CLEAN_PROTOCOL: (Protocol(CLEAN_PROTOCOL, "clean", {}), evaluations[0])}
+    shared = {metric.column_of for one in evaluations for metric in one.metrics().values() if metric.column_of}
+    found = {_protocol_of(kind): (Protocol(_protocol_of(kind), kind, {}), evaluations[0]) for kind in sorted(shared)}
     for evaluation in evaluations:
-        settings = {key: value for key, value in evaluation.settings.items() if key not in VARIES}
+        settings = {key: value for key, value in evaluation.settings.items() if key not in ("kind", *CONDITIONS)}
         protocol = Protocol(evaluation.protocol, evaluation.kind, settings)
         known, first = found.setdefault(protocol.id, (protocol, evaluation))
         for key in sorted(known.settings.keys() & settings.keys()):

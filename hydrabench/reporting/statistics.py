@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hydrabench.errors import lookup
+from hydrabench.evaluators import EVALUATORS
 from hydrabench.ledger import finite
 
 LEVEL = 0.95
-Verdicts = dict[str, tuple[float, ...]]
 
 
 @dataclass(frozen=True)
@@ -96,100 +97,24 @@ def mean_interval(values: Sequence[float]) -> Estimate:
     return Estimate(mean, max(0.0, mean - half), mean + half, None, n, "t")
 
 
-def _correct(record: Mapping[str, Any]) -> bool:
-    return bool(record["prediction"] == record["label"])
-
-
-def _clean(records: Sequence[Mapping[str, Any]], _radii: Sequence[float]) -> Verdicts:
-    return {"clean_accuracy": tuple(map(_correct, records))}
-
-
-def _attacked(records: Sequence[Mapping[str, Any]], radii: Sequence[float]) -> Verdicts:
-    robust = tuple(_correct(record) and bool(record["robust"]) for record in records)
-    return {**_clean(records, radii), "robust_accuracy": robust}
-
-
-def _verified(records: Sequence[Mapping[str, Any]], radii: Sequence[float]) -> Verdicts:
-    verified = tuple(_correct(record) and bool(record["verified"]) for record in records)
-    return {**_clean(records, radii), "verified_accuracy": verified}
-
-
-def _smoothed(records: Sequence[Mapping[str, Any]], radii: Sequence[float]) -> Verdicts:
-    if records and all(record.get("mode") == "predict" for record in records):
-        return _predicted(records)
-    earned = [float(record["radius"]) if _correct(record) and not record["abstain"] else None for record in records]
-    certified = {
-        f"certified_accuracy@{radius:g}": tuple(r is not None and r >= radius for r in earned) for radius in radii
-    }
-    return {**certified, "average_certified_radius": tuple(r or 0.0 for r in earned)}
-
-
-def _predicted(records: Sequence[Mapping[str, Any]]) -> Verdicts:
-    return {
-        "smoothed_accuracy": tuple(_correct(record) and not record["abstain"] for record in records),
-        "abstained": tuple(bool(record["abstain"]) for record in records),
-    }
-
-
-KINDS: dict[str, Callable[[Sequence[Mapping[str, Any]], Sequence[float]], Verdicts]] = {
-    "clean": _clean,
-    "pgd": _attacked,
-    "autoattack": _attacked,
-    "ibp": _verified,
-    "symbolic": _verified,
-    "crown-ibp": _verified,
-    "crown": _verified,
-    "cascade": _verified,
-    "alpha-crown": _verified,
-    "smoothing": _smoothed,
+INTERVALS: dict[str, Callable[[Sequence[float]], Estimate]] = {
+    "wilson": lambda values: wilson(sum(map(bool, values)), len(values)),
+    "clopper-pearson": lambda values: clopper_pearson(sum(map(bool, values)), len(values)),
+    "t": mean_interval,
 }
 
 
-def verdicts(kind: str, records: Sequence[Mapping[str, Any]], radii: Sequence[float] = ()) -> Verdicts:
-    """What each image contributes to each metric: true or false, or a radius; in the order of `records`.
-
-    Args:
-        kind: kind of evaluation, a key of `KINDS`.
-        records: the lines of a ledger.
-        radii: L2 radii, pixel units, at which to count smoothing certificates.
-    Returns: metric name → one value per record. `robust_accuracy` and `verified_accuracy` ask for a
-        correct clean prediction too. `certified_accuracy@R` (R written with %g) asks for a correct
-        prediction, no abstention and a radius of at least R; whatever is not abstained has a radius
-        above 0, so R = 0 gives the accuracy of the smoothed classifier with abstentions counted as
-        wrong (Cohen et al. 2019, section 4). `average_certified_radius` counts 0 for wrong predictions
-        and abstentions (Zhai et al. 2020, arXiv:2001.02378, section 3). Records of mode "predict" certify no
-        radius: `smoothed_accuracy` asks for a correct prediction and no abstention, `abstained` counts those.
-    Raises: ValueError if `kind` is unknown.
-    """
-    if kind not in KINDS:
-        raise ValueError(f"unknown kind of evaluation {kind!r}; choose one of: {', '.join(sorted(KINDS))}")
-    return KINDS[kind](records, radii)
-
-
-def estimate(metric: str, values: Sequence[float]) -> Estimate:
-    """Put a number and an interval on what the images contribute to `metric`.
-
-    Wilson for clean and robust accuracy, Clopper–Pearson for verified and certified accuracy, where a
-    guarantee is claimed, and Student's t for the average certified radius.
-    """
-    if metric == "average_certified_radius":
-        return mean_interval(values)
-    interval = wilson if metric in ("clean_accuracy", "robust_accuracy") else clopper_pearson
-    return interval(sum(map(bool, values)), len(values))
-
-
-def summarize(
-    settings_kind: str, records: Sequence[Mapping[str, Any]], *, radii: Sequence[float] = ()
-) -> dict[str, Any]:
+def summarize(kind: str, records: Sequence[Mapping[str, Any]], settings: Any) -> dict[str, Any]:
     """Build the body of `summary.json` from the records of one evaluation.
 
-    Args: see `verdicts`; at least one record.
+    Args:
+        kind: key of `EVALUATORS`. records: the lines of its ledger, at least one. settings: those of the run.
     Returns: {"n": N, "metrics": {NAME: {"value", "low", "high", "count"}}}, fractions in [0, 1]; the
-        `count` of `average_certified_radius`, a mean in pixel units, is None (null in JSON).
-    Raises: ValueError if `settings_kind` is unknown or there are no records.
+        `count` of a mean is None (null in JSON).
+    Raises: ConfigError if `kind` is unknown; ValueError if there are no records.
     """
-    found = verdicts(settings_kind, records, radii)
+    found = lookup("evaluator", EVALUATORS, kind).metrics(records, settings)
     return {
         "n": len(records),
-        "metrics": {metric: estimate(metric, values).as_json() for metric, values in found.items()},
+        "metrics": {name: INTERVALS[metric.interval](metric.values).as_json() for name, metric in found.items()},
     }

@@ -2,8 +2,8 @@
 
 from hydrabench.smoothing.confidence import certified_radius, clopper_pearson_lower, prediction_p_value, radius_of
 from hydrabench.smoothing.discrete import slack
-from hydrabench.smoothing.incremental import Kept, parent_bound, shares
 from hydrabench.smoothing.noise import CHUNK, NoiseSource, are_grey_levels
+from hydrabench.smoothing.reuse import Kept, parent_bound, shares
 from hydrabench.smoothing.sampling import Draws, Routine, Sampling, class_counts, collect
 from hydrabench.smoothing.sequential import RULES, Plan, Rule
 

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from hydrabench.data import first_images, load_images
 from hydrabench.errors import ConfigError, LedgerError
+from hydrabench.evaluators import EVALUATORS
 from hydrabench.recipes import Recipe
 from hydrabench.reporting import Leaderboard
 from hydrabench.runtime import World, pick_device
 from hydrabench.workflows.evaluation.evaluate import evaluate
 from hydrabench.workflows.evaluation.loading import open_subject
-from hydrabench.workflows.evaluation.preflight import require_rules
 from hydrabench.workflows.evaluation.run_folders import run_name
 from hydrabench.workflows.planning.plan import PlannedRun, plan
 from hydrabench.workflows.progress import say
@@ -90,6 +90,6 @@ def _check(
     for section in dict.fromkeys(step.section for step in steps):
         check_phase(recipe, section, network, device=device, options=options, world=world)
     for settings in recipe.evaluate:
-        require_rules(network, settings)
+        EVALUATORS[settings.kind].require(network, settings)
     test = load_images(recipe.data.name, "test", options.data_dir, download=options.download)
     first_images(test, recipe.evaluate_images)

@@ -40,7 +40,7 @@ def write_report(
     """Make the leaderboard of the runs in `paths` and write it to `out`; nothing is written if it is refused.
 
     Args:
-        paths: run folders, or folders with run folders anywhere below; training runs are passed over.
+        paths: run folders, or folders with run folders anywhere below; training runs are skipped.
         out: folder for the files, made if needed; those of an earlier report are replaced.
         formats: which files to write, of `REPORT_FORMATS` and `TABLES`.
         imports: files of other tools: (key of `IMPORTS`, what that reader takes).

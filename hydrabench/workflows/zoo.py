@@ -22,6 +22,7 @@ from hydrabench.checkpoints import (
 )
 from hydrabench.checkpoints.cache import cached_files, fetch_remote
 from hydrabench.errors import CheckpointError, ConfigError, GateError, LedgerError, lookup
+from hydrabench.evaluators import parse_settings
 from hydrabench.files import shipped
 from hydrabench.ledger import read_run
 from hydrabench.workflows.evaluation.evaluate import evaluate
@@ -125,7 +126,7 @@ def verify(names: Sequence[str], *, options: RunOptions) -> list[str]:
         fetch(entry)
         for result in entry.results:
             differing = _compare(entry, result, options)
-            label = f"{entry.id} {result.settings.protocol}"
+            label = f"{entry.id} {parse_settings(result.settings, entry.id).protocol}"
             agreed.append(f"{label}: {result.n - len(differing)}/{result.n} verdicts as shipped")
             say(agreed[-1])
             changed += [f"{label} image {index}" for index in differing]
@@ -156,7 +157,8 @@ def _compare(entry: ZooEntry, result: ProtocolResult, options: RunOptions) -> li
     before = _shipped_records(shipped("zoo") / result.ledger, result.n)
     with tempfile.TemporaryDirectory() as scratch:
         subject = open_subject(entry.id, options=options)
-        evaluate(subject, result.settings, Path(scratch) / "run", options=options, n=result.n)
+        settings = parse_settings(result.settings, entry.id)
+        evaluate(subject, settings, Path(scratch) / "run", options=options, n=result.n)
         after = list(read_run(Path(scratch) / "run").records())
     return [old["index"] for old, new in zip(before, after, strict=True) if _differs(old, new)]
 

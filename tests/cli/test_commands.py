@@ -194,7 +194,7 @@ def alter(folder, kind, changes):
     chosen = next(record for record in records if record["prediction"] == record["label"])
     chosen |= changes
     (folder / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    summary = json.loads((folder / "summary.json").read_text()) | summarize(kind, records)
+    summary = json.loads((folder / "summary.json").read_text()) | summarize(kind, records, None)
     (folder / "summary.json").write_text(json.dumps(summary))
     return chosen["index"]
 

@@ -16,11 +16,10 @@ from pyautoattack import AutoAttack
 from torch import nn
 
 from hydrabench.attacks import margin
-from hydrabench.config import AutoAttackSettings
 from hydrabench.data.images import Block
 from hydrabench.errors import HydrabenchError, NonFiniteError
-from hydrabench.evaluators import autoattack, evaluate_autoattack
-from hydrabench.evaluators.autoattack import ENSEMBLE, block_seed
+from hydrabench.evaluators import AutoAttackSettings, autoattack
+from hydrabench.evaluators.autoattack import ENSEMBLE, block_seed, evaluate_autoattack
 
 EPSILON = {"linf": "0.08", "l2": "0.3"}
 NAMES = {"linf": "Linf", "l2": "L2"}

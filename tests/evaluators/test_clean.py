@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from hydrabench.config import CleanSettings
 from hydrabench.data.images import Block
 from hydrabench.errors import NonFiniteError
-from hydrabench.evaluators import evaluate_clean
+from hydrabench.evaluators import CleanSettings
+from hydrabench.evaluators.clean import evaluate_clean
 
 
 def two_pixel_block(*pairs, labels):

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hydrabench.attacks import margin
-from hydrabench.config import PgdSettings
 from hydrabench.data.images import Block
 from hydrabench.errors import NonFiniteError
-from hydrabench.evaluators import evaluate_pgd
+from hydrabench.evaluators import PgdSettings
+from hydrabench.evaluators.pgd import evaluate_pgd
 from hydrabench.threat import linf_box
 
 seeds = st.integers(0, 2**31)

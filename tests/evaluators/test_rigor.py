@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from hydrabench.bounds import BOUNDS, FACTORS, cascade, lirpa, rounding_bound
-from hydrabench.config import AlphaCrownSettings, VerifiedSettings
 from hydrabench.data.images import Block
 from hydrabench.errors import HydrabenchError, UnsupportedLayerError
-from hydrabench.evaluators import evaluate_verified, verified
+from hydrabench.evaluators import AlphaCrownSettings, VerifiedSettings, verified
+from hydrabench.evaluators.verified import evaluate_verified
 from hydrabench.runtime import exact_arithmetic
 
 cascade_module = import_module("hydrabench.bounds.cascade")  # the package exports a function of that name

@@ -10,10 +10,10 @@ import torch
 from scipy.stats import binom, binomtest
 from torch import nn
 
-from hydrabench.config import SmoothingSettings
 from hydrabench.data.images import Block
 from hydrabench.errors import DataError, NonFiniteError
-from hydrabench.evaluators import evaluate_smoothed
+from hydrabench.evaluators import SmoothingSettings
+from hydrabench.evaluators.smoothed import evaluate_smoothed
 from hydrabench.smoothing import RULES, Plan, Sampling, class_counts, clopper_pearson_lower, slack
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from hydrabench.bounds import BOUNDS, require_auto_lirpa
 from hydrabench.checkpoints import open_ref
-from hydrabench.config import AlphaCrownSettings, PgdSettings, VerifiedSettings
 from hydrabench.data import load_block, load_images
 from hydrabench.errors import HydrabenchError
+from hydrabench.evaluators import AlphaCrownSettings, PgdSettings, VerifiedSettings
 from hydrabench.evaluators.pgd import evaluate_pgd
 from hydrabench.evaluators.verified import evaluate_verified
 from hydrabench.files import shipped

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from hydrabench.config import with_default_threat
 from hydrabench.errors import ConfigError
+from hydrabench.evaluators import with_default_threat
 from hydrabench.objectives import OBJECTIVES
 from hydrabench.objectives.crown_ibp import CrownIbpSettings
 from hydrabench.recipes import load_recipe

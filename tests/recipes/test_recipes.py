@@ -9,7 +9,8 @@ from typing import Literal
 import pytest
 import yaml
 
-from hydrabench.config import (
+from hydrabench.errors import ConfigError
+from hydrabench.evaluators import (
     AlphaCrownSettings,
     AutoAttackSettings,
     PgdSettings,
@@ -18,7 +19,6 @@ from hydrabench.config import (
     at,
     with_default_threat,
 )
-from hydrabench.errors import ConfigError
 from hydrabench.files import shipped
 from hydrabench.models import MODELS, Architecture
 from hydrabench.objectives import OBJECTIVES, ObjectiveSettings

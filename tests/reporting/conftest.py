@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from hydrabench.evaluators import EVALUATORS
 from hydrabench.ledger import AttackRecord, Record, RunFolder, SmoothedRecord, VerifiedRecord, open_run
 from hydrabench.reporting import summarize
 
@@ -105,7 +106,7 @@ def write_run(
     ]
     run.append(edit(records))
     if finish:
-        run.finish(summarize(kind, list(run.records()), radii=asked.get("radii", ())))
+        run.finish(summarize(kind, list(run.records()), EVALUATORS[kind].read(asked)))
     return run
 
 

@@ -85,7 +85,7 @@ def test_a_table_of_theirs_becomes_an_evaluation(table):
     assert (found.protocol, found.precision, found.kind) == ("smoothing-imported@1", "imported", "smoothing")
     assert (str(found.images), found.checkpoint.name) == ("digits test, first 4 images", "resnet110")
     assert (found.checkpoint.density, found.checkpoint.bytes) == (0.1, None)
-    assert found.radii == (0.0, 0.25)
+    assert tuple(found.settings["radii"]) == (0.0, 0.25)
     assert [record["seconds"] for record in found.records] == [12.5, 60.0, 90000.5, 7.25]
     assert [record["prediction"] for record in found.records] == [0, 2, -1, 0]
     assert [record["abstain"] for record in found.records] == [False, False, True, False]

@@ -10,15 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, ttest_1samp
 
+from hydrabench.errors import ConfigError
+from hydrabench.evaluators import EVALUATORS
 from hydrabench.reporting.statistics import (
-    KINDS,
     clopper_pearson,
-    estimate,
     mean_interval,
     summarize,
-    verdicts,
     wilson,
 )
+
+
+def certified_at(*radii):
+    """Settings of smoothing, as a ledger has them."""
+    return EVALUATORS["smoothing"].read({"radii": radii})
+
 
 Z = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
 INTERVALS = {"wilson": wilson, "clopper-pearson": clopper_pearson}
@@ -116,7 +121,7 @@ def test_attack_metrics_worked_by_hand():
     """Four images: robust; broken; misclassified; misclassified but said to be robust, which counts as wrong."""
     records = [attack(), attack(robust=False), attack(prediction=2, robust=False), attack(prediction=2)]
     for kind in ("pgd", "autoattack"):
-        found = summarize(kind, records)
+        found = summarize(kind, records, None)
         assert found["n"] == 4
         assert {name: (m["value"], m["count"]) for name, m in found["metrics"].items()} == {
             "clean_accuracy": (0.5, 2),
@@ -128,7 +133,7 @@ def test_verified_metrics_worked_by_hand():
     """Of four images three are right and two of those certified; a certificate for a wrong label counts nothing."""
     records = [verified(), verified(), verified(verified=False), verified(prediction=0)]
     for kind in ("ibp", "crown-ibp"):
-        metrics = summarize(kind, records)["metrics"]
+        metrics = summarize(kind, records, None)["metrics"]
         assert {name: m["count"] for name, m in metrics.items()} == {"clean_accuracy": 3, "verified_accuracy": 2}
         exact = clopper_pearson(2, 4)
         assert metrics["verified_accuracy"] == exact.as_json()
@@ -144,7 +149,7 @@ def test_smoothing_metrics_worked_by_hand():
         smoothed(radius=0.9, prediction=0),
         smoothed(prediction=-1, abstain=True),
     ]
-    metrics = summarize("smoothing", records, radii=(0.0, 0.25, 0.5, 1.0))["metrics"]
+    metrics = summarize("smoothing", records, certified_at(0.0, 0.25, 0.5, 1.0))["metrics"]
     assert list(metrics) == [
         "certified_accuracy@0",
         "certified_accuracy@0.25",
@@ -159,37 +164,45 @@ def test_smoothing_metrics_worked_by_hand():
 
 def test_an_abstention_counts_as_wrong_even_with_the_right_class_and_a_radius():
     """Cohen et al.: abstentions are errors at every radius, 0 included."""
-    found = verdicts("smoothing", [smoothed(abstain=True, radius=0.5)], (0.0,))
-    assert found == {"certified_accuracy@0": (False,), "average_certified_radius": (0.0,)}
+    found = EVALUATORS["smoothing"].metrics([smoothed(abstain=True, radius=0.5)], certified_at(0.0))
+    values = {name: metric.values for name, metric in found.items()}
+    assert values == {"certified_accuracy@0": (False,), "average_certified_radius": (0.0,)}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVALUATORS)
 def test_a_summary_is_plain_json(kind):
     record = {"label": 1, "prediction": 1, "robust": True, "verified": True, "radius": 0.3, "abstain": False}
-    found = summarize(kind, [record] * 3, radii=(0.25,))
+    found = summarize(kind, [record] * 3, certified_at(0.25))
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert all(m["value"] <= 1 and set(m) == {"value", "low", "high", "count"} for m in found["metrics"].values())
 
 
 def test_where_a_guarantee_is_claimed_the_interval_is_exact():
-    methods = {
-        metric: estimate(metric, (True, False)).method
-        for metric in ("clean_accuracy", "robust_accuracy", "verified_accuracy", "certified_accuracy@0.5")
+    record = {"label": 1, "prediction": 1, "robust": True, "verified": True, "radius": 0.3, "abstain": False}
+    found = {
+        name: metric.interval
+        for kind in ("pgd", "ibp", "smoothing")
+        for name, metric in EVALUATORS[kind].metrics([record], certified_at(0.5)).items()
     }
-    assert list(methods.values()) == ["wilson", "wilson", "clopper-pearson", "clopper-pearson"]
-    assert estimate("average_certified_radius", (0.1, 0.2)).method == "t"
+    assert found == {
+        "clean_accuracy": "wilson",
+        "robust_accuracy": "wilson",
+        "verified_accuracy": "clopper-pearson",
+        "certified_accuracy@0.5": "clopper-pearson",
+        "average_certified_radius": "t",
+    }
 
 
 def test_an_unknown_kind_and_an_empty_ledger_are_refused():
-    with pytest.raises(ValueError, match="unknown kind of evaluation 'fgsm'; choose one of: alpha-crown, autoattack"):
-        summarize("fgsm", [attack()])
+    with pytest.raises(ConfigError, match="unknown evaluator 'fgsm'; choose one of: alpha-crown, autoattack"):
+        summarize("fgsm", [attack()], None)
     with pytest.raises(ValueError, match="n > 0"):
-        summarize("pgd", [])
+        summarize("pgd", [], None)
 
 
 def test_predictions_count_if_right_and_not_abstained():
     """Right, wrong, and an abstention: 1 of 3, and 1 of 3 abstained; there are no radii."""
     record = {"label": 1, "prediction": 1, "abstain": False, "radius": 0.0, "mode": "predict"}
     records = [record, {**record, "prediction": 2}, {**record, "prediction": -1, "abstain": True}]
-    metrics = summarize("smoothing", records, radii=(0.0, 0.25))["metrics"]
+    metrics = summarize("smoothing", records, certified_at(0.0, 0.25))["metrics"]
     assert {name: metric["count"] for name, metric in metrics.items()} == {"smoothed_accuracy": 1, "abstained": 1}

@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import binom
 
 import hydrabench
-from hydrabench.config import SmoothingSettings
+from hydrabench.evaluators import SmoothingSettings
 from hydrabench.recipes import load_recipe
 from hydrabench.smoothing.sequential import Betting, FixedSize, GroupSequential, Plan
 from hydrabench.smoothing.spending import critical_counts, false_certificate_probability

@@ -10,10 +10,11 @@ from dataclasses import replace
 import pytest
 from torch import nn
 
-from hydrabench.bounds.layers import LAYERS
+from hydrabench.bounds.program.convert import LAYERS
 from hydrabench.checkpoints import load_checkpoint
 from hydrabench.errors import ConfigError, DataError, LedgerError, UnsupportedLayerError
 from hydrabench.evaluators import EVALUATORS
+from hydrabench.evaluators.description import Ready
 from hydrabench.files import sha256_of
 from hydrabench.objectives import OBJECTIVES
 from hydrabench.workflows.pipeline import run_pipeline
@@ -96,11 +97,30 @@ def test_with_resume_a_finished_pipeline_does_nothing_again(done, make_recipe, c
     for name in OBJECTIVES:
         monkeypatch.setitem(OBJECTIVES, name, replace(OBJECTIVES[name], loss=None))
     for kind in EVALUATORS:
-        monkeypatch.setitem(EVALUATORS, kind, None)  # whoever trains or evaluates now would fail
+        # whoever trains or evaluates now would fail
+        monkeypatch.setitem(EVALUATORS, kind, replace(EVALUATORS[kind], evaluate=None, prepare=lambda *_: Ready(None)))
     again = run_pipeline(make_recipe(), out, options=cpu, resume=True)
     assert {path: (sha256_of(path), path.stat().st_mtime_ns) for path in runs} == before
     assert contents(out / "report") == report
     assert [row.label for row in again.rows] == [row.label for row in board.rows]
+
+
+def stop_before(block, evaluator):
+    """`evaluator`, but the `block`-th block is interrupted."""
+    calls = []
+
+    def prepare(*arguments):
+        ready = evaluator.ready(*arguments)
+
+        def stopping(images):
+            calls.append(1)
+            if len(calls) == block:
+                raise KeyboardInterrupt
+            return ready.evaluate(images)
+
+        return replace(ready, evaluate=stopping)
+
+    return replace(evaluator, prepare=prepare)
 
 
 def stop_at(call, function):
@@ -127,7 +147,7 @@ def test_an_interrupted_pipeline_goes_on_to_the_same_leaderboard(done, make_reci
             run_pipeline(make_recipe(), cut, options=cpu)
     assert {path.name for path in cut.iterdir()} == {"train", "prune-0.1"}
     with monkeypatch.context() as patch:
-        patch.setitem(EVALUATORS, "pgd", stop_at(6, EVALUATORS["pgd"]))
+        patch.setitem(EVALUATORS, "pgd", stop_before(6, EVALUATORS["pgd"]))
         with pytest.raises(KeyboardInterrupt):
             run_pipeline(make_recipe(), cut, options=cpu, resume=True)
     assert not (cut / "report").exists()

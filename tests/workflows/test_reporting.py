@@ -44,7 +44,7 @@ def write_run(path, kind, *, holds=(True, True, False), command=None, finish=Tru
     else:
         run.append([VerifiedRecord(*b, verified=h, lower=0.1) for b, h in zip(bases, holds, strict=True)])
     if finish:
-        run.finish(summarize(kind, list(run.records())))
+        run.finish(summarize(kind, list(run.records()), None))
     return run
 
 

@@ -17,8 +17,8 @@ from click.testing import CliRunner
 
 from hydrabench.checkpoints import load_checkpoint, open_ref, state_of
 from hydrabench.cli import main
-from hydrabench.config import PgdSettings, VerifiedSettings
 from hydrabench.errors import CheckpointError, ConfigError, GateError, LedgerError
+from hydrabench.evaluators import PgdSettings, VerifiedSettings
 from hydrabench.files import sha256_of
 from hydrabench.masking import score_masks
 from hydrabench.workflows import zoo

@@ -6,7 +6,6 @@ writes the records in block order, so the ledger has the same lines however many
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -14,17 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from hydrabench.bounds import watched
-from hydrabench.config import EvaluationSettings, SmoothingSettings, at, doubt_of
-from hydrabench.data import Choice, ImageSource, block_indices, choose, load_block, load_images
+from hydrabench.data import Choice, ImageSource, block_indices, choose, load_images
 from hydrabench.errors import ConfigError, DataError
+from hydrabench.evaluators import EVALUATORS, EvaluationSettings, at
+from hydrabench.evaluators.description import require_precision
 from hydrabench.ledger import Record, RunFolder, open_run
 from hydrabench.reporting.statistics import summarize
 from hydrabench.runtime import World, exact_arithmetic
 from hydrabench.selection import describe_selection
-from hydrabench.workflows.evaluation.blocks import Job
+from hydrabench.threat import doubt
+from hydrabench.workflows.evaluation.judging import Judge
 from hydrabench.workflows.evaluation.loading import Subject
-from hydrabench.workflows.evaluation.preflight import require_precision, require_rules
-from hydrabench.workflows.evaluation.running_totals import Tally, radii_of
+from hydrabench.workflows.evaluation.running_totals import RunningTotals
 from hydrabench.workflows.progress import say, tracking
 from hydrabench.workflows.run_options import RunOptions
 
@@ -46,52 +46,57 @@ def evaluate(
 
     Args:
         subject: the network to judge.
-        settings: which evaluator, at which radius; see `hydrabench.config`.
-        out: the run folder. resume: go on with what it holds.
+        settings: which evaluator, at which radius; see `hydrabench.evaluators`.
+        out: the run folder.
+        resume: go on with what it holds.
         among: every so many-th image, or those of a file, of which `n` takes the first.
         indices: explicit images; reports refuse such a run, because they are no sample.
     Raises: HydrabenchError for bad input before anything is written, or for a bound or output that
         is not finite, or too little memory; the blocks done until then stay in the ledger.
     """
     world = World()
-    require_rules(subject.network, settings)
-    require_precision(subject.precision, settings)
+    EVALUATORS[settings.kind].require(subject.network, settings)
+    require_precision(settings.kind, subject.precision, EVALUATORS)
     images = load_images(subject.checkpoint.header.dataset, "test", options.data_dir, download=options.download)
     chosen = _chosen(images, replace(among, n=n), indices, settings)
-    job = Job(subject, settings, images, options)
-    blocks = [tuple(chosen[i] for i in block) for block in block_indices(len(chosen), job.blocks.size)]
+    judge = Judge(subject, settings, images, options)
+    blocks = [tuple(chosen[i] for i in block) for block in block_indices(len(chosen), judge.blocks.size)]
     if subject.parent is not None:
         subject.parent.require_images(images, chosen)
-    job.check(blocks[0])
-    header = {**job.header(world), "dataset": _describe_selection(images, chosen, explicit=bool(indices))}
+    judge.check(blocks[0])
+    header = {**judge.header(world), "dataset": _describe_selection(images, chosen, explicit=bool(indices))}
     run, whole = world.on_main(lambda: _open(out, header, blocks, resume=resume))
     if run.is_complete:
         if world.is_main:
             say(f"{out} is complete already")
         return run.summary()
-    _fill(run, job, world, blocks, whole)
+    _fill(run, judge, world, blocks, whole)
     return world.on_main(lambda: _conclude(run, settings, images))
 
 
-def _fill(run: RunFolder, job: Job, world: World, blocks: Sequence[tuple[int, ...]], whole: int) -> None:
+def _fill(run: RunFolder, judge: Judge, world: World, blocks: Sequence[tuple[int, ...]], whole: int) -> None:
     """Append the records of all blocks but the first `whole` to the ledger, and show how far that is."""
     total, done = sum(map(len, blocks)), sum(map(len, blocks[:whole]))
-    title = f"{job.settings.protocol} {job.subject.name}{at(job.settings)}"
-    tally = Tally(job.settings, run.records() if done else ())
-    warning = job.blocks.warning(job.settings.kind, total - done)
-    for note in (warning, doubt_of(job.settings)):
+    settings = judge.settings
+    title = f"{settings.protocol} {judge.subject.name}{at(settings)}"
+    totals = RunningTotals(settings, run.records() if done else ())
+    warning = judge.blocks.warning(settings.kind, total - done)
+    values = dict(settings)
+    for note in (warning, doubt(values["norm"], values["epsilon"]) if "epsilon" in values else None):
         if note and world.is_main:
             say(note)
+    if not judge.evaluator.repeatable(settings) and world.is_main:
+        say(f"{settings.protocol} depends on how fast this machine is: another run may give other verdicts")
     with (
         exact_arithmetic(),
         tracking(title, total=total, done=done, visible=world.is_main) as advance,
-        watched(lambda moment: advance(0, f"{moment} · {job.current()}  {tally}")),
+        watched(lambda moment: advance(0, f"{moment} · {judge.current()}  {totals}")),
     ):
-        for records in _rounds(world, job, list(enumerate(blocks))[whole:]):
+        for records in _rounds(world, judge, list(enumerate(blocks))[whole:]):
             if world.is_main:
                 run.append(records)
-                tally.add([asdict(record) for record in records])
-                advance(len(records), str(tally))
+                totals.add([asdict(record) for record in records])
+                advance(len(records), str(totals))
 
 
 def _chosen(
@@ -102,8 +107,10 @@ def _chosen(
         return choose(images, choice)
     if choice != ALL:
         raise ConfigError("--index names the images one by one; leave -n, --skip and --ids out")
-    if settings.kind == "autoattack":
-        raise ConfigError("AutoAttack draws by whole blocks of images, so no image has a verdict of its own; use -n")
+    if not EVALUATORS[settings.kind].by_image:
+        raise ConfigError(
+            f"{settings.kind} judges whole blocks of images, so no image has a verdict of its own; use -n"
+        )
     strange = [index for index in indices if not 0 <= index < len(images)]
     if strange:
         raise DataError(
@@ -126,18 +133,15 @@ def _open(
     return run, len(blocks) if run.is_complete else run.keep_whole_blocks(blocks)
 
 
-def _rounds(world: World, job: Job, blocks: list[tuple[int, tuple[int, ...]]]) -> Iterator[list[Record]]:
+def _rounds(world: World, judge: Judge, blocks: list[tuple[int, tuple[int, ...]]]) -> Iterator[list[Record]]:
     """Yield the records of `world.size` blocks at a time, in block order, on every process."""
     for start in range(0, len(blocks), world.size):
-        work = partial(job.records, blocks[start + world.rank : start + world.rank + 1])
+        work = partial(judge.records, blocks[start + world.rank : start + world.rank + 1])
         yield [record for records in world.share(work) for record in records]
 
 
 def _conclude(run: RunFolder, settings: EvaluationSettings, images: ImageSource) -> dict[str, Any]:
-    """Summarise the whole ledger, read back from the disk; with each radius, the L∞ radius that it implies."""
-    summary = summarize(settings.kind, list(run.records()), radii=radii_of(settings))
-    if isinstance(settings, SmoothingSettings) and settings.mode != "predict":
-        coordinates = load_block(images, 0, (0,)).images.numel()
-        summary["implied_linf"] = {f"{radius:g}": radius / math.sqrt(coordinates) for radius in settings.radii}
-    run.finish(summary)
+    """Summarise the whole ledger, read back from the disk."""
+    summary = summarize(settings.kind, list(run.records()), settings)
+    run.finish({**summary, **EVALUATORS[settings.kind].more(settings, images.shape)})
     return run.summary()

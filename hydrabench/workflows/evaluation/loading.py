@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from hydrabench.checkpoints import Checkpoint, checkpoint_name
-from hydrabench.config import EVALUATIONS, EvaluationSettings, parse, with_default_threat
 from hydrabench.errors import ConfigError, lookup
+from hydrabench.evaluators import EVALUATORS, EvaluationSettings, parse_settings, with_default_threat
 from hydrabench.masking import prunable_layers, used_parameters
 from hydrabench.runtime import PRECISIONS, pick_device
 from hydrabench.threat import Norm
@@ -20,7 +20,6 @@ from hydrabench.workflows.evaluation.reuse import Parent, open_parent
 from hydrabench.workflows.opening import open_checkpoint
 from hydrabench.workflows.run_options import RunOptions
 
-RADIUS_FREE = ("clean", "smoothing")
 # Of weights and images; in bfloat16 only the forward passes of smoothing are computed, see `smoothing.forward`.
 STORED_IN = {**PRECISIONS, "bfloat16": torch.float32}
 
@@ -90,10 +89,10 @@ def settings_for(subject: Subject, values: Mapping[str, Any]) -> EvaluationSetti
     threat = subject.checkpoint.header.default_threat()
     complete = with_default_threat(dict(values), threat) if threat else dict(values)
     known_norm = complete.get("norm", "linf") in get_args(Norm)
-    if known_norm and complete["kind"] not in RADIUS_FREE and "epsilon" not in complete:
+    needs_radius = "epsilon" in EVALUATORS[complete["kind"]].conditions()
+    if known_norm and needs_radius and "epsilon" not in complete:
         raise ConfigError(
             f"{subject.name} names no radius in this norm that it was trained for; add --epsilon, for example "
             f"{'0.25' if complete.get('norm') == 'l2' else '8/255'}"
         )
-    settings: Any = parse(EVALUATIONS[complete["kind"]], complete, complete["kind"])
-    return settings  # type: ignore[no-any-return]
+    return parse_settings(complete)

@@ -11,16 +11,17 @@ import torch
 from torch import nn
 
 from hydrabench.checkpoints import Checkpoint
-from hydrabench.config import ReuseSettings, SmoothingSettings, parse
-from hydrabench.config.reuse import default_reuse_samples
+from hydrabench.config import parse
 from hydrabench.data import ImageSource, load_block
 from hydrabench.errors import CheckpointError, ConfigError, HydrabenchError, LedgerError
+from hydrabench.evaluators import ReuseSettings, SmoothingSettings
+from hydrabench.evaluators.reuse_settings import default_reuse_samples
 from hydrabench.files import sha256_of
 from hydrabench.ledger import RunFolder, read_run
 from hydrabench.smoothing.forward import Forward
 from hydrabench.workflows.opening import open_checkpoint
 
-TAKEN = ("n0", "samples", "label_aware", "mode")  # from the parent's run; asking for others is refused
+TAKEN = ("n0", "samples", "label_aware", "mode")  # from the parent's run; options for them are refused
 SHARED = ("sigma", "seed", "rigor")  # may be given, but must be the parent's
 HASHED_TOGETHER = 500  # images
 
@@ -45,7 +46,7 @@ class Parent:
         }
 
     def selection(self, n: int | None, indices: Sequence[int]) -> tuple[int | None, Sequence[int]]:
-        """Which images a child is certified on: those asked for, else those of the run."""
+        """Which images a child is certified on: the chosen ones, else those of the run."""
         if n is not None or indices:
             return n, indices
         of_run = self.run.header["dataset"]

@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from hydrabench.config import EvaluationSettings, SmoothingSettings
-from hydrabench.config.smoothing import DEFAULT_RADII, radii_text
 from hydrabench.data import Choice
+from hydrabench.evaluators import EvaluationSettings
+from hydrabench.evaluators.smoothing_settings import radii_text
 from hydrabench.workflows.evaluation.loading import Subject
 
 ALL = Choice()
@@ -45,8 +45,10 @@ def run_name(settings: EvaluationSettings) -> str:
     parts += [values["norm"]] if values.get("norm", "linf") != "linf" else []
     parts += [str(values["epsilon"]).replace("/", "_")] if "epsilon" in values else []
     parts += [f"sigma{values['sigma']:g}"] if "sigma" in values else []
-    if isinstance(settings, SmoothingSettings) and settings.mode == "cohen" and settings.radii != DEFAULT_RADII:
-        parts.append(f"r{radii_text(settings.radii)}")  # the other modes have it in their protocol
+    radii: tuple[float, ...] | None = getattr(settings, "radii", None)
+    if radii is not None and radii != type(settings).model_fields["radii"].default:
+        text = f"r{radii_text(radii)}"
+        parts += [] if f"-{text}" in settings.protocol else [text]
     return "-".join(parts)
 
 

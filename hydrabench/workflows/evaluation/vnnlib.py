@@ -13,14 +13,14 @@ from torch import Tensor
 
 from hydrabench.bounds.vnnlib import robustness_property
 from hydrabench.checkpoints.onnx_file import export_onnx
-from hydrabench.config import EvaluationSettings
 from hydrabench.data import Block, ImageSource, block_indices, first_images, load_block, load_images
 from hydrabench.errors import ConfigError, LedgerError
+from hydrabench.evaluators import EvaluationSettings
+from hydrabench.evaluators.blocks import BLOCK_SIZE
 from hydrabench.evaluators.clean import clean_logits
 from hydrabench.files import write_text
 from hydrabench.runtime import PRECISIONS, World, exact_arithmetic
-from hydrabench.threat import linf_box
-from hydrabench.workflows.evaluation.block_size import BLOCK_SIZE
+from hydrabench.threat import linf_box, parse_radius
 from hydrabench.workflows.evaluation.loading import Subject
 from hydrabench.workflows.progress import say
 from hydrabench.workflows.run_options import RunOptions
@@ -67,7 +67,7 @@ def export_vnnlib(
         raise LedgerError(f"{folder} already holds something; choose a new folder for --export-vnnlib, or leave it out")
     images = load_images(subject.checkpoint.header.dataset, "test", options.data_dir, download=options.download)
     count = first_images(images, n)
-    epsilon: float = float(settings.epsilon)  # type: ignore[union-attr]
+    epsilon = float(parse_radius(values["epsilon"]))
     export = World().on_main(lambda: _write(subject, images, folder, count=count, epsilon=epsilon, timeout=timeout))
     if World().is_main:
         say(

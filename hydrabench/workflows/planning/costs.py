@@ -4,43 +4,16 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from hydrabench.evaluators import Sizes
 from hydrabench.masking import used_modules
-from hydrabench.objectives import BOXES, INPUT_GRADIENT
 
-AUTOATTACK = 100 * INPUT_GRADIENT * (1 + 9 + 9) + 5000  # APGD-CE, APGD-T and FAB-T on nine targets, Square
 MEASURED_SECONDS = 0.3
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What costs depend on.
-
-    flops: floating-point operations of one forward pass of one image. symbolic: how many forward passes the
-    symbolic bounds of one image take, if every neuron is bounded. classes: outputs.
-    """
-
-    flops: float
-    symbolic: float
-    classes: int
-
-
-# Forward passes for each test image, at most; methods whose cost depends on the weights are missing.
-EVALUATION_PASSES: dict[str, Callable[[Any, Sizes], float]] = {
-    "clean": lambda _settings, _sizes: 1,
-    "pgd": lambda settings, _sizes: 1 + INPUT_GRADIENT * settings.steps * settings.restarts * len(settings.losses),
-    "autoattack": lambda _settings, _sizes: AUTOATTACK,
-    "ibp": lambda _settings, _sizes: 1 + BOXES,
-    "crown-ibp": lambda _settings, sizes: 1 + BOXES + sizes.classes - 1,
-    "smoothing": lambda settings, _sizes: settings.n0 + settings.samples,
-}
 
 
 def sizes_of(network: nn.Module, shape: tuple[int, int, int], classes: int) -> Sizes:

@@ -12,13 +12,13 @@ from torch import nn
 
 from hydrabench.data import DATASETS
 from hydrabench.errors import ConfigError, lookup
+from hydrabench.evaluators import EVALUATORS, Sizes
+from hydrabench.evaluators.blocks import duration
 from hydrabench.objectives import OBJECTIVES, Workload
 from hydrabench.recipes import PhaseRecipe, Recipe, SectionName
 from hydrabench.runtime import pick_device
 from hydrabench.workflows.planning import timing
 from hydrabench.workflows.planning.costs import (
-    EVALUATION_PASSES,
-    Sizes,
     measured_rate,
     sizes_of,
 )
@@ -145,9 +145,10 @@ class _Costs:
         every = DATASETS[self.recipe.data.name].test
         images = min(self.recipe.evaluate_images or every, every)
         entry = {"protocol": settings.protocol, "runs": runs, "images": images}
-        if settings.kind not in EVALUATION_PASSES:
+        passes = EVALUATORS[settings.kind].passes
+        if passes is None:
             return {**entry, "passes": None, "pflop": None, "seconds": None}
-        costs = self._cost(EVALUATION_PASSES[settings.kind](settings, self.sizes), len(runs) * images)
+        costs = self._cost(passes(settings, self.sizes), len(runs) * images)
         piece = timing.piece_of(self.network, settings, self.shape, self.sizes)
         if piece.passes * self.sizes.flops <= timing.LONGEST * self.rate:
             seconds = timing.seconds_of(piece.work, self.device) / piece.passes
@@ -194,7 +195,7 @@ def plan_text(planned: dict[str, Any]) -> str:
     speed = f"{planned['flops_per_second'] / 1e9:,.0f} GFLOP/s in forward passes, just measured"
     lines += [
         "",
-        f"In all {total['pflop']:.3g} PFLOP, about {_duration(total['seconds'])} on {planned['device']} ({speed}).",
+        f"In all {total['pflop']:.3g} PFLOP, about {duration(total['seconds'])} on {planned['device']} ({speed}).",
     ]
     lines.append(
         "Short steps were timed on random images, long ones are counted at that speed. Attacks are counted to the end "
@@ -211,12 +212,4 @@ COSTS = f"{'PFLOP':>10}{'time':>10}"
 def _costs(entry: dict[str, Any]) -> str:
     if entry["pflop"] is None:
         return f"{'?':>14}{'?':>10}{'?':>10}"
-    return f"{entry['passes']:>14,.4g}{entry['pflop']:>10.3g}{_duration(entry['seconds']):>10}"
-
-
-def _duration(seconds: float) -> str:
-    """Write 45 as "45 s", 5400 as "1.5 h"."""
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds:.2g} s"
+    return f"{entry['passes']:>14,.4g}{entry['pflop']:>10.3g}{duration(entry['seconds']):>10}"

@@ -10,32 +10,21 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from fractions import Fraction
 
 import torch
 from torch import nn
 
-from hydrabench.config import (
-    AutoAttackSettings,
-    EvaluationSettings,
-    PgdSettings,
-    SmoothingSettings,
-)
 from hydrabench.data import Block
-from hydrabench.evaluators import EVALUATORS
+from hydrabench.evaluators import EVALUATORS, Computing, EvaluationSettings, Sizes
+from hydrabench.evaluators.blocks import BLOCK_SIZE
 from hydrabench.masking import Phase, attach_masks, set_phase, shared_masks
 from hydrabench.objectives import OBJECTIVES, ObjectiveSettings, TrainingStep
 from hydrabench.recipes import PhaseRecipe
 from hydrabench.runtime import exact_arithmetic
-from hydrabench.workflows.evaluation.block_size import BLOCK_SIZE
-from hydrabench.workflows.planning.costs import EVALUATION_PASSES, Sizes
-from hydrabench.workflows.run_options import SmoothingOptions
 from hydrabench.workflows.training.optimizer import build_optimizer
 
 LONGEST = 1.0  # seconds that a piece may be expected to take; beside more, fixed costs are a few percent at most
 ENOUGH = 0.3  # seconds after which no more calls are timed
-PROBE = PgdSettings(epsilon=Fraction(0), steps=10, losses=("ce",))  # at radius 0 every image resists to the end
-SAMPLES = 2000  # draws of smoothing that are timed; all cost the same
 
 
 @dataclass(frozen=True)
@@ -82,7 +71,7 @@ def step_seconds(trainee: Trainee, shape: tuple[int, int, int], classes: int, de
 
     def step(number: int, ramp: float) -> None:
         optimizer.zero_grad()
-        epsilon = ramp * float(getattr(settings, "epsilon", 0))
+        epsilon = ramp * settings.full_radius
         random = torch.Generator().manual_seed(number)
         given = TrainingStep(epsilon, ramp, random, memory=memory, ramp_epochs=recipe.epsilon_ramp_epochs)
         with exact_arithmetic(), shared_masks(network):
@@ -105,27 +94,25 @@ class Piece:
 
 
 def piece_of(network: nn.Module, settings: EvaluationSettings, shape: tuple[int, int, int], sizes: Sizes) -> Piece:
-    """A block of bounds, a smoothed image with few draws, or a few steps of PGD on a block, on random images.
+    """The piece of an evaluation that its description names, or a block of it, on random images.
 
     Args:
-        network: in eval mode, on the device to time. settings: of a kind of `EVALUATION_PASSES`.
+        network: in eval mode, on the device to time. settings: of an evaluator whose passes are known.
     """
     device = next(network.parameters()).device
-    count, how = BLOCK_SIZE, tuple[object, ...]()
-    if isinstance(settings, SmoothingSettings):
-        settings = settings.model_copy(update={"mode": "cohen", "samples": SAMPLES, "label_aware": False})
-        count, how = 1, (SmoothingOptions().sampling(device),)
-    elif isinstance(settings, PgdSettings | AutoAttackSettings):
-        settings = PROBE.model_copy(update={"norm": settings.norm})
+    piece = EVALUATORS[settings.kind].piece
+    short, count = piece(settings) if piece else (settings, BLOCK_SIZE)
+    evaluator = EVALUATORS[short.kind]
+    assert evaluator.passes is not None
     images = torch.rand(count, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+    ready = evaluator.ready(network, short, Computing(device))
 
     def evaluate(number: int) -> object:
         with exact_arithmetic(), torch.no_grad():
             labels = network(images).argmax(1)
-            block = Block(number, tuple(range(count)), images, labels, ("",) * count)
-            return EVALUATORS[settings.kind](network, block, settings, *how)
+            return ready.evaluate(Block(number, tuple(range(count)), images, labels, ("",) * count))
 
-    return Piece(evaluate, count * EVALUATION_PASSES[settings.kind](settings, sizes))
+    return Piece(evaluate, count * evaluator.passes(short, sizes))
 
 
 def _wait(device: torch.device) -> None:

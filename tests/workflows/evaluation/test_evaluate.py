@@ -15,14 +15,6 @@ from sklearn import datasets as sklearn_datasets
 from torch import nn
 
 from hydrabench.bounds import lirpa
-from hydrabench.config import (
-    AlphaCrownSettings,
-    AutoAttackSettings,
-    CleanSettings,
-    PgdSettings,
-    SmoothingSettings,
-    VerifiedSettings,
-)
 from hydrabench.data import load_block, load_images
 from hydrabench.errors import (
     ConfigError,
@@ -33,14 +25,21 @@ from hydrabench.errors import (
     NonFiniteError,
     UnsupportedLayerError,
 )
-from hydrabench.evaluators import EVALUATORS
+from hydrabench.evaluators import (
+    EVALUATORS,
+    AlphaCrownSettings,
+    AutoAttackSettings,
+    CleanSettings,
+    PgdSettings,
+    SmoothingSettings,
+    VerifiedSettings,
+)
 from hydrabench.files import sha256_of
 from hydrabench.ledger import AttackRecord, SmoothedRecord, VerifiedRecord, open_run
 from hydrabench.workflows.evaluation.evaluate import evaluate
 from hydrabench.workflows.evaluation.loading import open_subject
-from hydrabench.workflows.evaluation.preflight import require_rules
-from hydrabench.workflows.evaluation.running_totals import Tally
-from hydrabench.workflows.run_options import RunOptions, SmoothingOptions
+from hydrabench.workflows.evaluation.running_totals import RunningTotals
+from hydrabench.workflows.run_options import RunOptions
 
 PGD = PgdSettings(epsilon="8/255", steps=3)
 CROWN = VerifiedSettings(kind="crown-ibp", epsilon="1/255")
@@ -181,13 +180,18 @@ def interrupt(monkeypatch, kind, call, error=KeyboardInterrupt):
     """Press Ctrl-C, or raise another error, at the `call`-th block from now."""
     original, calls = EVALUATORS[kind], []
 
-    def evaluator(*arguments):
-        calls.append(1)
-        if len(calls) == call:
-            raise error
-        return original(*arguments)
+    def prepare(*arguments):
+        ready = original.ready(*arguments)
 
-    monkeypatch.setitem(EVALUATORS, kind, evaluator)
+        def evaluator(block):
+            calls.append(1)
+            if len(calls) == call:
+                raise error
+            return ready.evaluate(block)
+
+        return replace(ready, evaluate=evaluator)
+
+    monkeypatch.setitem(EVALUATORS, kind, replace(original, prepare=prepare))
 
 
 @pytest.mark.parametrize(("kind", "block"), [("pgd", 100), ("crown-ibp", 100), ("smoothing", 1)])
@@ -291,8 +295,8 @@ def test_a_layer_without_a_rule_is_refused_by_name_before_anything_is_written(su
 def test_a_layer_whose_settings_have_no_rule_is_refused_as_well():
     reflecting = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1, padding_mode="reflect")).eval()
     with pytest.raises(UnsupportedLayerError, match=r"pads with padding_mode='reflect'"):
-        require_rules(reflecting, CROWN)
-    require_rules(reflecting, PGD)
+        EVALUATORS[CROWN.kind].require(reflecting, CROWN)
+    EVALUATORS[PGD.kind].require(reflecting, PGD)
 
 
 @pytest.mark.parametrize(
@@ -396,7 +400,7 @@ def test_a_folder_that_holds_something_else_is_refused(subject, cpu, tmp_path):
 
 def drawing(options, **smoothing):
     """The run options with other options of smoothing."""
-    return replace(options, smoothing=SmoothingOptions(**smoothing))
+    return replace(options, computing=smoothing)
 
 
 ADAPTIVE = SmoothingSettings(sigma=0.1, n0=10, samples=900, mode="adaptive", radii=(0.0, 0.1, 0.2))
@@ -418,7 +422,7 @@ def test_explicit_images_are_checked(subject, cpu, tmp_path):
     for indices, n, settings, message in (
         ([3, 500], None, PGD, r"--index 500 is outside 0\.\.499, the test images of digits"),
         ([3], 5, PGD, r"--index names the images one by one; leave -n, --skip and --ids out"),
-        ([3], None, AutoAttackSettings(epsilon="1/255"), r"AutoAttack draws by whole blocks"),
+        ([3], None, AutoAttackSettings(epsilon="1/255"), r"autoattack judges whole blocks"),
     ):
         with pytest.raises((DataError, ConfigError), match=message):
             evaluate(subject, settings, tmp_path / "run", options=cpu, n=n, indices=indices)
@@ -462,15 +466,15 @@ def test_progress_shows_certified_accuracy_with_its_interval_and_what_was_saved(
     """3 of 4 at radius 0: Clopper-Pearson 19.4 to 99.4 percent; 1,000 of 4 * 1000 draws."""
     settings = SmoothingSettings(samples=1000, radii=(0.0,), mode="adaptive")
     record = {"label": 1, "prediction": 1, "radius": 0.1, "abstain": False, "samples": 250}
-    tally = Tally(settings, [record] * 2)
+    tally = RunningTotals(settings, [record] * 2)
     tally.add([record, {**record, "prediction": -1, "abstain": True}])
     assert str(tally) == "certified@0 75.0% [19.4, 99.4], 1,000 draws, 75.0% saved"
-    assert str(Tally(settings)) == ""
+    assert str(RunningTotals(settings)) == ""
 
 
 def test_slow_bounds_tell_the_layer_while_an_image_is_bounded(subject, cpu, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("hydrabench.workflows.progress.LOG_SECONDS", 0.0)
-    monkeypatch.setattr("hydrabench.workflows.evaluation.block_size.MINUTE", 0.0)  # then every image takes too long
+    monkeypatch.setattr("hydrabench.evaluators.blocks.MINUTE", 0.0)  # then every image takes too long
     settings = VerifiedSettings(kind="cascade", methods=("ibp", "symbolic", "crown"), epsilon="8/255")
     evaluate(subject, settings, tmp_path / "run", options=cpu, n=2)
     lines = capsys.readouterr().err.splitlines()

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from hydrabench.checkpoints import save_checkpoint
-from hydrabench.config import CleanSettings, PgdSettings, VerifiedSettings
 from hydrabench.errors import CheckpointError, ConfigError
+from hydrabench.evaluators import CleanSettings, PgdSettings, VerifiedSettings
 from hydrabench.workflows.evaluation.loading import open_subject, settings_for
 from hydrabench.workflows.run_options import RunOptions
 

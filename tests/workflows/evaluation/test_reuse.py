@@ -164,7 +164,7 @@ def test_a_parent_that_cannot_be_reused_is_refused(parent, tmp_path, edit, heade
 
 def test_options_of_reuse_alone_and_folders_that_are_no_run_are_refused(tmp_path):
     few = (*COMMON, "--ckpt", "digits-trades-90")
-    assert "--reuse-direct is for --reuse PARENT_RUN" in hydrabench(*few, "--reuse-direct").stderr
+    assert "--reuse-direct is for --reuse; without it leave" in hydrabench(*few, "--reuse-direct").stderr
     assert "is not a run folder" in hydrabench(*few, "--reuse", tmp_path).stderr
     other = hydrabench("certify", "--ckpt", "digits-trades-90", "--method", "ibp", "--reuse", tmp_path)
     assert "--reuse is for --method smoothing" in other.stderr

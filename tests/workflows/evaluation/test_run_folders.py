@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from hydrabench.config import (
+from hydrabench.evaluators import (
     AlphaCrownSettings,
     AutoAttackSettings,
     CleanSettings,

@@ -10,9 +10,9 @@ import torch
 
 from hydrabench.attacks import pgd
 from hydrabench.bounds import crown_ibp_margins
-from hydrabench.config import CleanSettings, SmoothingSettings, VerifiedSettings
 from hydrabench.data import load_block, load_images
 from hydrabench.errors import ConfigError, DataError, LedgerError
+from hydrabench.evaluators import CleanSettings, SmoothingSettings, VerifiedSettings
 from hydrabench.threat import linf_box
 from hydrabench.workflows.evaluation.loading import open_subject
 from hydrabench.workflows.evaluation.vnnlib import export_vnnlib

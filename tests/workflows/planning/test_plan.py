@@ -11,17 +11,15 @@ import yaml
 from click.testing import CliRunner
 
 from hydrabench.cli import main
-from hydrabench.config import EVALUATIONS, parse
 from hydrabench.errors import ConfigError
-from hydrabench.evaluators import EVALUATORS
+from hydrabench.evaluators import EVALUATORS, Sizes, parse_settings
 from hydrabench.files import shipped
 from hydrabench.models import build_model
 from hydrabench.objectives import OBJECTIVES, Workload
 from hydrabench.recipes import Recipe, load_recipe
-from hydrabench.workflows.evaluation.loading import RADIUS_FREE
 from hydrabench.workflows.planning import costs, timing
 from hydrabench.workflows.planning import plan as planning
-from hydrabench.workflows.planning.costs import EVALUATION_PASSES, Sizes, sizes_of
+from hydrabench.workflows.planning.costs import sizes_of
 from hydrabench.workflows.planning.plan import dry_run, plan, plan_text
 from hydrabench.workflows.training.commands import fresh_network
 
@@ -88,7 +86,7 @@ def test_crown_ibp_costs_its_transposed_passes_only_while_the_radius_grows():
 
 
 def test_every_evaluation_has_its_cost():
-    assert set(EVALUATION_PASSES) == set(EVALUATORS) - DEPENDS_ON_WEIGHTS
+    assert {kind for kind, one in EVALUATORS.items() if one.passes is None} == DEPENDS_ON_WEIGHTS
 
 
 @pytest.fixture
@@ -184,9 +182,10 @@ def test_the_steps_of_a_ramp_are_timed_at_half_the_radius_for_their_share(make_r
     assert ramps == [(1.0, pytest.approx(8)), (0.5, pytest.approx(4))]
 
 
-@pytest.mark.parametrize("kind", EVALUATION_PASSES)
+@pytest.mark.parametrize("kind", [kind for kind, one in EVALUATORS.items() if one.passes])
 def test_a_piece_of_every_evaluation_takes_the_passes_it_says(make_recipe, kind):
-    settings = parse(EVALUATIONS[kind], {"kind": kind, **({} if kind in RADIUS_FREE else {"epsilon": "8/255"})}, kind)
+    radius = {"epsilon": "8/255"} if "epsilon" in EVALUATORS[kind].conditions() else {}
+    settings = parse_settings({"kind": kind, **radius})
     network = fresh_network(make_recipe()).eval()
     images = []
     # A clean pass, a start and ten steps of PGD; 100 + 2000 draws. No bound passes a network with a hook.

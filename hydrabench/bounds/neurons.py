@@ -1,0 +1,211 @@
+"""Which neurons get a pass backward of their own, in what chunks, and how their rows are carried."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from hydrabench.bounds.box import Interval
+from hydrabench.bounds.crown import carried_back, linear
+from hydrabench.bounds.patches import Rows, chunk_length, unit_rows
+from hydrabench.bounds.program.linear import Dense
+from hydrabench.bounds.program.operations import Relaxed
+from hydrabench.bounds.program.program import Node
+from hydrabench.bounds.progress import Moment, tell
+
+# (position of a node that is not linear, rows of its result) -> rows of each value it takes, what constants gain
+Relaxation = Callable[[int, Rows], tuple[Sequence[Rows], Tensor]]
+
+
+def substituted(
+    nodes: Sequence[Node], number: int, rows: Rows, shapes: Sequence[torch.Size], relax: Relaxation
+) -> tuple[Rows, Tensor | float, Tensor | float]:
+    """Express functions of value `number` by the input.
+
+    Args:
+        shapes: of all values up to `number`. relax: what to do at an operation that is not linear.
+    Returns: the functions of the input; what their constants gain from the linear operations, and from `relax`, (R,).
+    """
+    gained: dict[bool, Tensor | float] = {True: 0.0, False: 0.0}
+
+    def substitute(position: int, rows: Rows, _waiting: dict[int, Rows]) -> Sequence[Rows | None]:
+        node = nodes[position - 1]
+        is_relaxed = isinstance(node.operation, Relaxed)
+        found: Sequence[Rows | None]
+        gain: Tensor | None
+        if is_relaxed:
+            found, gain = relax(position, rows)
+        else:
+            taken = [shapes[source] for source in node.inputs]
+            found, gain = linear(node).back_patches(rows, taken, shapes[position])
+        gained[is_relaxed] = gained[is_relaxed] if gain is None else gained[is_relaxed] + gain
+        return found
+
+    rows = carried_back(nodes, number, rows, substitute, lambda source, one, other: one.plus(other, shapes[source]))
+    return rows, gained[False], gained[True]
+
+
+def neuron_rows(
+    nodes: Sequence[Node], number: int, value: Tensor, image: Tensor, neuron: Tensor
+) -> tuple[int, Rows, Tensor]:
+    """The functions that pick single neurons of a value, or what they are of the value before it.
+
+    Args:
+        value: anything of its shape. image, neuron: which ones, (G,) and (S · G,), as for `unit_rows`.
+    Returns: the number of the value that the rows are functions of, the rows, and their constants, (R,).
+    """
+    producer = nodes[number - 1]
+    if isinstance(producer.operation, Dense) and value.ndim == 2:
+        dense = producer.operation
+        rows = Rows(dense.weight.index_select(0, neuron), image)
+        constants = (
+            rows.coefficients.new_zeros(len(neuron)) if dense.bias is None else dense.bias.index_select(0, neuron)
+        )
+        return producer.inputs[0], rows, constants
+    return number, unit_rows(value.shape, image, neuron, value), value.new_zeros(len(neuron))
+
+
+def in_chunks(
+    wanted: Tensor,
+    shapes: Sequence[torch.Size],
+    work: Callable[[Tensor, Tensor], Tensor],
+    done: Callable[[float], None],
+) -> Tensor:
+    """Do `work` for the neurons that are `wanted`, so many at a time that their rows fit.
+
+    Args:
+        wanted: mask of a value, (B, ...), of one neuron at least. shapes: of the values that rows pass.
+        work: from images and neurons, (G,) and (S · G,), as for `unit_rows`, to results (..., S · G). With gradients it
+            is done again in the pass backward if there are several chunks, since their rows would not fit at once.
+        done: called after each chunk with the share of the neurons that have results, in (0, 1].
+    Returns: (..., how many are wanted), in the order of the mask.
+    """
+    chunks = grouped(wanted, chunk_length(shapes, wanted.device))
+    repeat = torch.is_grad_enabled() and len(chunks) > 1
+    size, parts, places = wanted[0].numel(), [], []
+    count, total = 0, int(wanted.sum())
+    for members, known in chunks:
+        picks = members[0] // size, members.flatten() % size
+        again: Any = checkpoint(work, *picks, use_reentrant=False, preserve_rng_state=False) if repeat else work(*picks)
+        chosen = known.flatten().nonzero().squeeze(1)
+        parts.append(again.index_select(-1, chosen))
+        places.append(members.flatten()[chosen])
+        count += len(chosen)
+        done(count / total)
+    return torch.cat(parts, dim=-1).index_select(-1, torch.cat(places).argsort())
+
+
+def grouped(wanted: Tensor, length: int) -> list[tuple[Tensor, Tensor]]:
+    """Cut the neurons that are `wanted` into chunks of equally large groups, each at one position of one image.
+
+    What all channels of a position see of earlier values is the same. Positions come in the order of how many of their
+    neurons are wanted, so that few places of a chunk are filled up with others. What fits one chunk is not grouped: one
+    chunk of single neurons costs less than groups with places that nobody wants.
+
+    Args: wanted: mask of a value, (B, C, H, W), or (B, ...), where all neurons of an image are at one position.
+        length: neurons of a chunk, at most.
+    Returns: for each chunk the numbers of its neurons in the flattened mask, (S, G), and which of them are wanted.
+    """
+    if int(wanted.sum()) <= length:
+        every = wanted.flatten().nonzero().T
+        return [(every, torch.ones_like(every, dtype=torch.bool))]
+    table = wanted.flatten(2).transpose(1, 2) if wanted.ndim == 4 else wanted.flatten(1).unsqueeze(1)
+    numbers = torch.arange(wanted.numel(), device=wanted.device).view_as(wanted)
+    numbers = numbers.flatten(2).transpose(1, 2) if wanted.ndim == 4 else numbers.flatten(1).unsqueeze(1)
+    known, order = table.flatten(0, 1).byte().sort(dim=1, descending=True, stable=True)
+    counts, groups = known.sum(1).sort(descending=True, stable=True)
+    order = numbers.flatten(0, 1).gather(1, order)
+    chunks, totals = [], counts.tolist()
+    for done in range(0, max(totals), length):
+        start = 0
+        while start < len(totals) and totals[start] > done:
+            members = slice(done, min(totals[start], done + length))
+            picked = groups[start : start + max(1, length // (members.stop - done))]
+            picked = picked[: sum(total > done for total in totals[start : start + len(picked)])]
+            chunks.append((order[picked, members].T, known[picked, members].T > 0))
+            start += len(picked)
+    return chunks
+
+
+def relaxed_values(nodes: Sequence[Node]) -> list[int]:
+    """Numbers of the values that operations take which are not linear, in their order."""
+    return list(dict.fromkeys(n for node in nodes if isinstance(node.operation, Relaxed) for n in node.inputs))
+
+
+def bounded_values(nodes: Sequence[Node], known: Container[int] = ()) -> list[int]:
+    """Those of `relaxed_values` whose neurons get passes of their own: intervals of the others are as tight.
+
+    Args: known: the values whose bounds are exact, if there are any, in place of `exact_values`.
+    """
+    exact = known or exact_values(nodes)
+    return [number for number in relaxed_values(nodes) if number not in exact and not _comes_from_a_box(nodes, number)]
+
+
+def _comes_from_a_box(nodes: Sequence[Node], number: int) -> bool:
+    """Whether a value is the result of an operation that a pass backward says no more of than its box does."""
+    operation = nodes[number - 1].operation if number else None
+    return isinstance(operation, Relaxed) and operation.tight
+
+
+def exact_values(nodes: Sequence[Node]) -> set[int]:
+    """The values whose interval bounds are as tight as symbolic ones: no pixel reaches an entry twice."""
+    untouched, exact = {0}, {0}
+    for number, node in enumerate(nodes, start=1):
+        source = node.inputs[0]
+        if isinstance(node.operation, Relaxed) or len(node.inputs) > 1 or source not in exact:
+            continue
+        if linear(node).moves:
+            exact.add(number)
+            untouched |= {number} if source in untouched else set()
+        elif source in untouched:
+            exact.add(number)
+    return exact
+
+
+def progress(method: str, nodes: Sequence[Node], number: int) -> Callable[[float], None]:
+    """What tells a watcher which share of the neurons of value `number` has been bounded."""
+    sources = relaxed_values(nodes)
+    return lambda share: tell(Moment(method, sources.index(number) + 1, len(sources), share))
+
+
+def scattered(wanted: Tensor, into: Tensor, values: Tensor) -> Tensor:
+    """Put `values` in the `wanted` places of a tensor of the same shape."""
+    places = wanted.flatten().nonzero().squeeze(1)
+    return into.flatten().scatter(0, places, values).view_as(into)
+
+
+def wanted_neurons(nodes: Sequence[Node], number: int, boxes: Sequence[Interval]) -> list[Tensor]:
+    """Masks of the neurons whose bounds matter in front of node `number`, which is not linear: one for each value.
+
+    Those that are undecided, and that a weight other than 0 reads.
+
+    Args: boxes: known bounds of the values that the node takes, (B, ...).
+    """
+    node, masks = nodes[number - 1], []
+    assert isinstance(node.operation, Relaxed), "linear operations need no bounds"
+    corners = (corner for box in boxes for corner in (box.lower(), box.upper()))
+    for source, found in zip(node.inputs, node.operation.undecided(*corners), strict=True):
+        read = heeded(nodes, source, found[0].numel())
+        masks.append(found if read is None else found & read.view(found.shape[1:]))
+    return masks
+
+
+def heeded(nodes: Sequence[Node], number: int, entries: int) -> Tensor | None:
+    """Which entries of a value linear layers read by weights other than 0, directly or entry by entry: (entries,).
+
+    Of pruned layers they leave many out: of 100 neurons at 99 % sparsity none reads an entry in 37 % of the cases.
+    Returns: None if something else reads the value, or nothing does.
+    """
+    masks = []
+    for position, node in enumerate(nodes, start=1):
+        if number in node.inputs:
+            through = node.operation.same_places
+            found = heeded(nodes, position, entries) if through else node.operation.columns()
+            if found is None or len(found) != entries:
+                return None
+            masks.append(found)
+    return torch.stack(masks).any(0) if masks else None

@@ -1,0 +1,191 @@
+"""Many linear functions of single values, each of one image, carried from a value back to the input.
+
+A neuron behind a few convolutions sees a small window of every earlier value. Rows of neurons therefore
+start as windows, (R, C, h, w), grow at each convolution, and become whole, (R, *value), when a window is as
+large as the value or a linear layer is crossed. Only the neurons that are asked for have rows at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Pair = tuple[int, int]  # along the last two axes, height and width
+CHUNK = {"cpu": 2**22, "cuda": 2**26}  # coefficients that the rows of one chunk may have at any one value
+
+
+@dataclass(frozen=True)
+class Window:
+    """Where rows reach: the row of position (i, j) of `grid` to the block of `size` at stride · (i, j) - padding.
+
+    All four hold two numbers, for the vertical and the horizontal axis; `grid` is that of the neurons' own layer.
+    """
+
+    size: Pair
+    stride: Pair
+    padding: Pair
+    grid: Pair
+
+    def behind(self, kernel: Sequence[int], stride: Pair, padding: Pair, dilation: Pair) -> Window:
+        """The window in the input of a convolution whose output this one lies in."""
+        axes = list(zip(self.size, stride, dilation, kernel, strict=True))
+        return Window(
+            _pair((size - 1) * step + apart * (taps - 1) + 1 for size, step, apart, taps in axes),
+            _pair(a * b for a, b in zip(self.stride, stride, strict=True)),
+            _pair(a * step + b for a, step, b in zip(self.padding, stride, padding, strict=True)),
+            self.grid,
+        )
+
+    def joined(self, other: Window) -> Window:
+        """The smallest window that holds this one and another of the same stride and grid."""
+        padding = _pair(map(max, self.padding, other.padding))
+        ends = ([size - before for size, before in zip(one.size, one.padding, strict=True)] for one in (self, other))
+        size = _pair(before + end for before, end in zip(padding, map(max, *ends), strict=True))
+        return Window(size, self.stride, padding, self.grid)
+
+    def blocks(self, value: Tensor, image: Tensor, spot: Tensor) -> Tensor:
+        """What the windows of some positions show of a value (B, C, H, W), 0 outside it: (G, C, h, w).
+
+        Args: image, spot: of each position, (G,). A value of one image is the same for all.
+        """
+        margins = [
+            (before, (count - 1) * step + size - before - extent)
+            for before, count, step, size, extent in zip(
+                self.padding, self.grid, self.stride, self.size, value.shape[2:], strict=True
+            )
+        ]
+        padded = F.pad(value, (*margins[1], *margins[0]))
+        views = padded.unfold(2, self.size[0], self.stride[0]).unfold(3, self.size[1], self.stride[1])
+        down, right = spot // self.grid[1], spot % self.grid[1]
+        return views[0, :, down, right].transpose(0, 1) if len(value) == 1 else views[image, :, down, right]
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Coefficients of R linear functions: (R, *shape of the value), or (R, C, h, w) in a window.
+
+    They come in groups of one size that see the same of every value: R = S · G, and row s · G + g is one of group g.
+    image: which image each group is about, (G,), int64. window, spot: for rows in a window, which one, and the
+    position of each group in its grid, (G,). inside: whether coefficients outside the value are known to be 0; the
+    value is 0 there, but what it is computed from would not be.
+    """
+
+    coefficients: Tensor
+    image: Tensor
+    window: Window | None = None
+    spot: Tensor | None = None
+    inside: bool = True
+
+    def seen(self, value: Tensor) -> Tensor:
+        """What the rows of each group multiply of a value (B, ...): (G, ...), or (1, ...) if it is the same for all."""
+        if self.window is None:
+            return value if len(value) == 1 else value.index_select(0, self.image)
+        assert self.spot is not None
+        return self.window.blocks(value, self.image, self.spot)
+
+    def times(self, factor: Tensor) -> Rows:
+        """The rows of the value that these rows' value is `factor` (B, ...) times."""
+        return self.changed(self.seen(factor))
+
+    def changed(self, factor: Tensor, plus: tuple[Tensor, Tensor] | None = None) -> Rows:
+        """Rows with coefficients · factor + plus[0] · plus[1], factors as `seen` returns them, 0 outside the value."""
+        found = _by_rows(self.coefficients, factor) * factor
+        if plus is not None:
+            found = found.addcmul_(_by_rows(plus[0], factor), plus[1])
+        return replace(self, coefficients=found.view_as(self.coefficients), inside=True)
+
+    def masked(self, shape: torch.Size) -> Rows:
+        """The same functions of a value of this shape, (B, ...), with `inside`."""
+        if self.inside:
+            return self
+        seen = self.seen(self.coefficients.new_ones(1, 1, *shape[2:]))
+        found = self.coefficients.view(-1, len(seen), *self.coefficients.shape[1:]) * seen
+        return replace(self, coefficients=found.flatten(0, 1), inside=True)
+
+    def plus(self, other: Rows, shape: torch.Size) -> Rows:
+        """The sums of these functions and others of the same images and neurons, of a value of this shape, (B, ...)."""
+        if self.window is None or other.window is None or self.window.stride != other.window.stride:
+            return replace(
+                self.whole(shape), coefficients=self.whole(shape).coefficients + other.whole(shape).coefficients
+            )
+        window = self.window.joined(other.window)
+        coefficients = self._within(window) + other._within(window)
+        return Rows(coefficients, self.image, window, self.spot, inside=self.inside and other.inside)
+
+    def _within(self, window: Window) -> Tensor:
+        """The coefficients in a larger window of the same stride."""
+        assert self.window is not None
+        before = [new - old for new, old in zip(window.padding, self.window.padding, strict=True)]
+        after = [new - old - start for new, old, start in zip(window.size, self.window.size, before, strict=True)]
+        return F.pad(self.coefficients, (before[1], after[1], before[0], after[0]))
+
+    def whole(self, shape: torch.Size) -> Rows:
+        """The same functions with coefficients of the whole value, of this shape, (B, ...)."""
+        if self.window is None:
+            return self
+        assert self.spot is not None
+        found, window = self.coefficients, self.window
+        spot = self.spot.repeat(len(found) // len(self.spot))
+        places = (spot // window.grid[1], spot % window.grid[1])
+        for axis, place in enumerate(places):
+            start = place * window.stride[axis] - window.padding[axis]
+            taken = torch.arange(shape[2 + axis], device=start.device) - start.unsqueeze(1)
+            known = (taken >= 0) & (taken < window.size[axis])
+            view = (len(start), 1, -1, 1) if axis == 0 else (len(start), 1, 1, -1)
+            size = [*found.shape]
+            size[2 + axis] = shape[2 + axis]
+            index = taken.clamp(0, window.size[axis] - 1).view(view).expand(size)
+            found = found.gather(2 + axis, index) * known.view(view).to(found.dtype)
+        return Rows(found, self.image)
+
+
+def _by_rows(coefficients: Tensor, seen: Tensor) -> Tensor:
+    """View coefficients so that what the groups see broadcasts over their rows."""
+    return coefficients.view(-1, *seen.shape)
+
+
+def row_products(coefficients: Tensor, seen: Tensor) -> Tensor:
+    """Inner product of every row with what it sees: one number for each row of `coefficients`."""
+    if len(seen) == 1:
+        return coefficients.flatten(1) @ seen.flatten()
+    rows = _by_rows(coefficients, seen).flatten(2).transpose(0, 1)
+    # As a row times a matrix: MKL takes much longer for a matrix times a column.
+    return torch.bmm(seen.flatten(1).unsqueeze(1), rows.transpose(1, 2)).squeeze(1).T.flatten()
+
+
+def mirrored(rows: Rows) -> Rows:
+    """The rows, and after them the same with the other sign."""
+    return replace(rows, coefficients=torch.cat([rows.coefficients, -rows.coefficients]))
+
+
+def _pair(numbers: Iterable[int]) -> Pair:
+    first, second = numbers
+    return first, second
+
+
+def chunk_length(shapes: Sequence[torch.Size], device: torch.device) -> int:
+    """How many rows to carry through values of these shapes at a time."""
+    return max(1, CHUNK.get(device.type, CHUNK["cpu"]) // max(prod(shape[1:]) for shape in shapes))
+
+
+def unit_rows(shape: torch.Size, image: Tensor, neuron: Tensor, like: Tensor) -> Rows:
+    """The functions that pick one neuron each.
+
+    Args:
+        shape: of the value, (B, ...). image: of each group, (G,). neuron: which ones, (S · G,), numbered along the
+            flattened value; those of a group differ in the channel alone if the value has the axes of an image.
+        like: gives type and device.
+    """
+    if len(shape) != 4:
+        coefficients = like.new_zeros(len(neuron), prod(shape[1:])).scatter_(1, neuron.unsqueeze(1), 1.0)
+        return Rows(coefficients.view(len(neuron), *shape[1:]), image)
+    positions = shape[2] * shape[3]
+    channel, spot = neuron // positions, neuron[: len(image)] % positions
+    coefficients = like.new_zeros(len(neuron), shape[1]).scatter_(1, channel.unsqueeze(1), 1.0)
+    window = Window((1, 1), (1, 1), (0, 0), (shape[2], shape[3]))
+    return Rows(coefficients.view(len(neuron), shape[1], 1, 1), image, window, spot)

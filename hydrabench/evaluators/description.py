@@ -1,0 +1,256 @@
+"""What there is to say about a way of judging networks: one frozen `Evaluator` each, which every other room reads.
+
+The command line, `run.json`, the report, the gate and the dry run know evaluators by these descriptions alone. Modules
+here are imported where torch must not be: they import torch, bounds, attacks and smoothing inside functions.
+
+Settings with these names mean the same to every evaluator: `norm` and `epsilon` a ball, `sigma` the noise of smoothing,
+`radii` the L2 radii at which certificates are counted, `samples` the most draws for an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from hydrabench.config.fields import Section
+from hydrabench.errors import ConfigError
+from hydrabench.evaluators.blocks import Blocks, fixed_blocks
+from hydrabench.ledger import Record
+from hydrabench.threat import Threat
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from hydrabench.data.images import Block
+
+# Settings that tell columns of one protocol apart; all others are fixed by the protocol id.
+CONDITIONS = ("norm", "epsilon", "sigma", "radii")
+FULL_PRECISIONS = ("float32", "float64")
+Line = Mapping[str, Any]  # one record, as its ledger has it
+
+
+class EvaluationSettings(Section):
+    """Base of the settings of an evaluator: an entry of `evaluate:`, or the options of `attack` and `certify`.
+
+    A subclass narrows `kind` to its keys in `EVALUATORS`: `kind: Literal["pgd"] = "pgd"`.
+    """
+
+    kind: str
+
+    @property
+    def protocol(self) -> str:
+        """The protocol id, which names exactly how a number is made.
+
+        It spells out every setting that differs from the protocol's default, but for `CONDITIONS`, so that numbers of
+        different procedures never share a column.
+        """
+        raise NotImplementedError(f"{type(self).__name__} needs a property `protocol`")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What each image contributes to a number.
+
+    values: one for each record, in order: truth values, or numbers >= 0 of which the mean is taken.
+    interval: "wilson" of a fraction, "clopper-pearson" of one that claims a guarantee, "t" of a mean.
+    radius: the certified L2 radius that it is about, in pixel units.
+    label: what its heading adds.
+    column_of: the evaluator whose column it belongs to, if that is another one.
+    """
+
+    values: tuple[float, ...]
+    interval: Literal["wilson", "clopper-pearson", "t"] = "wilson"
+    radius: float | None = None
+    label: str = ""
+    column_of: str | None = None
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of the command line.
+
+    name: with underscores.
+    kind: how the text is read; "list" is cut at commas, and "several" makes a run of each value.
+    heading: of its part of --help.
+    role: "setting"; "computing" says how, and changes no protocol; "source" is where a run starts from.
+    default: what --help shows, None: nothing.
+    setting: its name in the settings, if that differs.
+    sets: the setting that a flag stands for, and its value.
+    against: options that mean nothing beside it, because it `means`.
+    needs: an option without which it means nothing.
+    """
+
+    name: str
+    help: str
+    kind: Literal["text", "int", "float", "flag", "folder", "list", "several"] = "text"
+    heading: str = ""
+    role: Literal["setting", "computing", "source"] = "setting"
+    default: str | None = None
+    setting: str = ""
+    sets: tuple[str, str] | None = None
+    against: tuple[str, ...] = ()
+    means: str = ""
+    needs: str = ""
+
+    @property
+    def flag(self) -> str:
+        """As it is typed, "--time-limit"."""
+        return f"--{self.name.replace('_', '-')}"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What costs depend on.
+
+    flops: floating-point operations of one forward pass of one image. symbolic: how many forward passes the
+    symbolic bounds of one image take, if every neuron is bounded. classes: outputs.
+    """
+
+    flops: float
+    symbolic: float
+    classes: int
+
+
+@dataclass(frozen=True)
+class Computing:
+    """How a run computes, beside its settings.
+
+    options: those of role "computing" that were given. parent: the opened run whose certificates are reused.
+    """
+
+    device: torch.device
+    precision: str = "float32"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    parent: Any = None
+
+
+@dataclass(frozen=True)
+class Ready:
+    """evaluate: judges a block. header: what `run.json` says of how it is computed."""
+
+    evaluate: Callable[[Block], Sequence[Record]]
+    header: Mapping[str, Any] = field(default_factory=dict)
+
+
+def nothing(*_arguments: Any) -> None:
+    """There is nothing to check."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluator:
+    """A way of judging networks.
+
+    settings: its model.
+    evaluate: (network, block, settings) -> one record for each image, in order. The network is in eval mode, on the
+        device and in the precision of the images; a record's `seconds` is its share of the block's time.
+    record: what every line of a ledger has.
+    metrics: (lines of a ledger, settings) -> metric by name.
+    claims: "upper" bounds the true robust accuracy from above, and its records say `robust`; "lower" from below, by
+        records that say `verified`; "smoothed" speaks about the smoothed classifier; "clean" about no ball.
+    command: of the command line, that makes it.
+    options: of that command. If there are none, it takes those of other evaluators that are named like its settings;
+        --set KEY=VALUE sets the others.
+    heading, meaning: for the report, a text or (settings) -> text. Settings read from a ledger lack `CONDITIONS`.
+    passes: (settings, sizes) -> forward passes for an image at most; None if that depends on the weights.
+    piece: (settings) -> settings of a short run to time, and the images of its block.
+    blocks: (settings, network, (C, H, W)) -> how many images are evaluated, and lost when a run is killed, together.
+    require: (network, settings) -> None; refuses before anything is loaded what lacks a package or a rule.
+    suits: (network, first block, settings) -> None; refuses a network that cannot be judged.
+    prepare: (network, settings, computing) -> Ready, if there is more to do once for all blocks.
+    reduced_precision: whether verdicts hold whatever the arithmetic of the forward pass.
+    frugal: what takes less memory.
+    by_image: whether an image's verdict depends on it alone, not on its block.
+    repeatable: (settings) -> whether the same run gives the same verdicts on any machine, but for rounding.
+    notes: (settings and images of each of its columns) -> remarks below a report.
+    more: (settings, (C, H, W)) -> further entries of `summary.json`.
+    """
+
+    settings: type[EvaluationSettings]
+    evaluate: Callable[..., Sequence[Record]]
+    record: type[Record]
+    metrics: Callable[[Sequence[Line], Any], dict[str, Metric]]
+    claims: Literal["clean", "upper", "lower", "smoothed"]
+    command: Literal["attack", "certify"]
+    heading: str | Callable[[Any], str]
+    meaning: str | Callable[[Any], str]
+    passes: Callable[[Any, Sizes], float] | None
+    options: tuple[Option, ...] = ()
+    piece: Callable[[Any], tuple[Any, int]] | None = None
+    blocks: Callable[[Any, nn.Module, tuple[int, int, int]], Blocks] = fixed_blocks
+    require: Callable[[nn.Module, Any], None] = nothing
+    suits: Callable[[nn.Module, Block, Any], None] = nothing
+    prepare: Callable[[nn.Module, Any, Computing], Ready] | None = None
+    reduced_precision: bool = False
+    frugal: str = ""
+    by_image: bool = True
+    repeatable: Callable[[Any], bool] = lambda _settings: True
+    notes: Callable[[Sequence[tuple[Any, int]]], list[str]] = lambda _columns: []
+    more: Callable[[Any, tuple[int, int, int]], dict[str, Any]] = lambda _settings, _shape: {}
+
+    def ready(self, network: nn.Module, settings: Any, computing: Computing) -> Ready:
+        """What judges block after block."""
+        if self.prepare is not None:
+            return self.prepare(network, settings, computing)
+        return Ready(lambda block: self.evaluate(network, block, settings))
+
+    def read(self, values: Mapping[str, Any]) -> Any:
+        """The settings of a ledger, as JSON has them and not checked again; what it leaves out has its default."""
+        return self.settings.model_construct(**values)
+
+    def conditions(self) -> tuple[str, ...]:
+        """Which of `CONDITIONS` its settings have."""
+        return tuple(name for name in CONDITIONS if name in self.settings.model_fields)
+
+    def needed(self) -> tuple[str, ...]:
+        """The settings that a report cannot do without."""
+        return tuple(name for name in (*CONDITIONS, "alpha") if name in self.settings.model_fields)
+
+
+def said(text: str | Callable[[Any], str], settings: Any) -> str:
+    """A heading or a meaning."""
+    return text if isinstance(text, str) else text(settings)
+
+
+def at(settings: Any) -> str:
+    """What tells numbers of one protocol apart: " at L∞ 8/255", " at σ=0.25", or nothing."""
+    if "sigma" in type(settings).model_fields:
+        return f" at σ={settings.sigma:g}"
+    return f" at {Threat(settings.norm, settings.epsilon)}" if "epsilon" in type(settings).model_fields else ""
+
+
+def require_precision(kind: str, precision: str, evaluators: Mapping[str, Evaluator]) -> None:
+    """Refuse reduced precision wherever a verdict would rest on it. Raises: ConfigError."""
+    if precision in FULL_PRECISIONS or evaluators[kind].reduced_precision:
+        return
+    able = [name for name, evaluator in evaluators.items() if evaluator.reduced_precision]
+    raise ConfigError(
+        f"--precision {precision} is for {', '.join(able)} only, whose statistics hold for any base classifier; "
+        f"choose one of: {', '.join(FULL_PRECISIONS)}"
+    )
+
+
+# Metrics that several evaluators share ---------------------------------------------------------
+
+
+def is_correct(line: Line) -> bool:
+    """Whether the prediction is the label."""
+    return bool(line["prediction"] == line["label"])
+
+
+def clean_metric(lines: Sequence[Line]) -> Metric:
+    """Accuracy on the images as they are, which every evaluator of the network itself can tell."""
+    return Metric(tuple(map(is_correct, lines)), column_of="clean")
+
+
+def robust_metrics(lines: Sequence[Line], _settings: Any) -> dict[str, Metric]:
+    """Of `AttackRecord`: right on the clean image, and robust."""
+    robust = tuple(is_correct(line) and bool(line["robust"]) for line in lines)
+    return {"clean_accuracy": clean_metric(lines), "robust_accuracy": Metric(robust)}
+
+
+def verified_metrics(lines: Sequence[Line], _settings: Any) -> dict[str, Metric]:
+    """Of `VerifiedRecord`: right on the clean image, and verified."""
+    verified = tuple(is_correct(line) and bool(line["verified"]) for line in lines)
+    return {"clean_accuracy": clean_metric(lines), "verified_accuracy": Metric(verified, "clopper-pearson")}

@@ -1,0 +1,54 @@
+"""All evaluators, and their settings read from recipes, options and ledgers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hydrabench.config import parse
+from hydrabench.errors import lookup
+from hydrabench.evaluators.autoattack import AUTOATTACK
+from hydrabench.evaluators.clean import CLEAN
+from hydrabench.evaluators.description import EvaluationSettings, Evaluator
+from hydrabench.evaluators.pgd import PGD
+from hydrabench.evaluators.smoothing import SMOOTHING
+from hydrabench.evaluators.verification import ALPHA_CROWN, CASCADE, CROWN, CROWN_IBP, IBP, SYMBOLIC
+
+EVALUATORS: dict[str, Evaluator] = {
+    "clean": CLEAN,
+    "pgd": PGD,
+    "autoattack": AUTOATTACK,
+    "ibp": IBP,
+    "symbolic": SYMBOLIC,
+    "crown-ibp": CROWN_IBP,
+    "crown": CROWN,
+    "cascade": CASCADE,
+    "alpha-crown": ALPHA_CROWN,
+    "smoothing": SMOOTHING,
+}
+
+
+def parse_settings(values: Mapping[str, Any], source: str = "") -> EvaluationSettings:
+    """Check the settings of an evaluation, which name their evaluator as `kind`.
+
+    Args: source: where they stand, for messages; its kind if that is not given.
+    Raises: ConfigError naming every problem, or the evaluators that there are.
+    """
+    kind = str(values.get("kind"))
+    return parse(lookup("evaluator", EVALUATORS, kind).settings, values, source or kind)
+
+
+def with_default_threat(entry: Any, threat: Mapping[str, Any]) -> Any:
+    """Give evaluation options that lack a radius, or a noise level, that of `threat`, and its norm with the radius."""
+    evaluator = EVALUATORS.get(str(entry.get("kind"))) if isinstance(entry, dict) else None
+    if evaluator is None:
+        return entry
+    fields = evaluator.settings.model_fields
+    if "sigma" in fields and "sigma" in threat:
+        return {"sigma": threat["sigma"], **entry}
+    if "epsilon" not in fields or "epsilon" in entry or "epsilon" not in threat:
+        return entry
+    if "norm" in entry and entry["norm"] != threat.get("norm", "linf"):
+        return entry
+    norm = {"norm": threat["norm"]} if threat.get("norm") and "norm" in fields else {}
+    return {**norm, **entry, "epsilon": threat["epsilon"]}

@@ -1,0 +1,57 @@
+"""Settings of certificates that are derived from those of a parent network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal
+
+from pydantic import PositiveInt
+
+from hydrabench.config.protocol import unless
+from hydrabench.evaluators.smoothing_settings import DEFAULT_RADII, SmoothingSettings, radii_text
+
+
+class ReuseSettings(SmoothingSettings):
+    """Incremental smoothing, see `smoothing.reuse`; a recipe cannot contain it, because it needs a parent's run.
+
+    sigma, n0, samples (N), seed, rigor and label_aware are those of the parent's run, parent_mode its mode; alpha and
+    radii are the child's. reuse_samples: the most draws that both networks vote on. direct: certify the child directly
+    as well where that falls short of the parent, by mode adaptive and with a third of alpha.
+    """
+
+    mode: Literal["reused"] = "reused"  # type: ignore[assignment]  # a mode of its own, which the others do not offer
+    parent_mode: Literal["cohen", "curtailed", "adaptive", "betting"]
+    reuse_samples: PositiveInt
+    direct: bool = False
+
+    added: ClassVar[tuple[str, ...]] = ()
+
+    def conflicts(self) -> Iterator[str]:
+        """Yield what does not go together."""
+        if not self.radii:
+            yield "reuse stops when the radii are settled; give at least one"
+        if self.reuse_samples > self.samples:
+            yield (
+                f"reuse_samples {self.reuse_samples} exceeds the parent's {self.samples} draws, where nothing is left "
+                "to save; give fewer"
+            )
+
+    @property
+    def protocol(self) -> str:
+        """`smoothing-reuse@1` is a parent of `smoothing-cohen@1` and up to a tenth of its draws; others are spelt out.
+
+        m: the most shared draws; a: the child's alpha; the other letters as in `SmoothingSettings.protocol`.
+        """
+        spelt = "-direct" if self.direct else ""
+        spelt += "" if self.parent_mode == "cohen" else f"-of-{self.parent_mode}"
+        spelt += "-discrete" if self.rigor == "discrete" else ""
+        spelt += "-label-aware" if self.label_aware else ""
+        spelt += unless(100, "n0_", self.n0) + unless(100_000, "n", self.samples)
+        spelt += unless(default_reuse_samples(self.samples), "m", self.reuse_samples) + unless(0.001, "a", self.alpha)
+        spelt += f"-r{radii_text(self.radii)}" if self.radii != DEFAULT_RADII else ""
+        return f"smoothing-reuse{spelt}{unless(0, 's', self.seed)}@1"
+
+
+def default_reuse_samples(samples: int) -> int:
+    """A tenth of the parent's draws, at least 1."""
+    return max(1, samples // 10)

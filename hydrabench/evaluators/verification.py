@@ -1,0 +1,190 @@
+"""The evaluators that bound every margin over a ball: what there is to say about them; `verified` computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from hydrabench.errors import UnsupportedLayerError
+from hydrabench.evaluators.blocks import BLOCK_SIZE, Blocks, blocks_of_a_minute, fixed_blocks
+from hydrabench.evaluators.description import Computing, Evaluator, Option, Ready, Sizes, verified_metrics
+from hydrabench.evaluators.pgd import EPSILON, NORM
+from hydrabench.evaluators.verified_settings import AlphaCrownSettings, VerifiedSettings
+from hydrabench.ledger import VerifiedRecord
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from hydrabench.data.images import Block
+
+Settings = VerifiedSettings | AlphaCrownSettings
+BOXES = 2  # forward passes of interval bounds: centers and widths
+SEARCHED_BLOCK = 10  # images, where auto_LiRPA bounds, of which little is known beforehand
+
+METHODS = Option("methods", "Cascade: in order; alpha-crown last.", "list", "Bounds", default="ibp,crown-ibp,crown")
+ENGINE = Option(
+    "engine", "hydrabench, or auto_lirpa for ibp, crown-ibp, crown.", heading="Bounds", default="hydrabench"
+)
+RIGOR = Option(
+    "rigor",
+    "ibp, crown-ibp: standard, or sound: rounded outwards, or deployed: so that float32 inference cannot break it, "
+    "either.",
+    default="standard",
+)
+SEARCH = (
+    Option("slopes", "Optimise those of the output, or all (slower).", heading="alpha-crown", default="output"),
+    Option("iterations", "Iterations of the search.", "int", "alpha-crown", default="100"),
+    Option("learning_rate", "Learning rate of the search.", "float", "alpha-crown", default="0.1"),
+    Option(
+        "time_limit", "Time limit per image in seconds. Results then depend on the machine.", "float", "alpha-crown"
+    ),
+)
+PROVED = "every margin provably positive in the whole ball, by"
+RIGORS = {
+    "sound": ", rounded outwards, so that it holds in exact arithmetic",
+    "deployed": ", rounded outwards, so that it holds for the network as it is computed, in any order of summation",
+}
+
+
+def evaluate(network: Any, block: Block, settings: Settings) -> Sequence[VerifiedRecord]:
+    """See `verified.evaluate_verified`."""
+    from hydrabench.evaluators.verified import evaluate_verified
+
+    return evaluate_verified(network, block, settings)
+
+
+def _prepare(network: nn.Module, settings: Settings, _computing: Computing) -> Ready:
+    """Read the network once for all blocks, where our own bounds pass it."""
+    from hydrabench.bounds import prepared
+
+    read = prepared(network) if settings.uses_our_bounds else network
+    return Ready(lambda block: evaluate(read, block, settings))
+
+
+def _require(network: nn.Module, settings: Settings) -> None:
+    """Refuse a layer without a rule, and a missing auto_LiRPA, which learns from images which layers there are."""
+    from hydrabench.bounds import program_of, read, require_auto_lirpa
+
+    if settings.needs_auto_lirpa:
+        require_auto_lirpa()
+    if settings.uses_our_bounds:
+        read(program_of(network))
+
+
+def _require_readable(network: nn.Module, block: Block, settings: Settings) -> None:
+    from hydrabench.evaluators.verified import require_readable
+
+    require_readable(network, block, settings)
+
+
+# How long it takes -----------------------------------------------------------------------------
+
+
+def _blocks_of_passes(settings: VerifiedSettings, network: nn.Module, shape: tuple[int, int, int]) -> Blocks:
+    """Of methods that bound every neuron by a pass of its own: up to hours an image on a deep network."""
+    from hydrabench.bounds import image_seconds
+
+    if not settings.uses_our_bounds:
+        return Blocks(SEARCHED_BLOCK)
+    methods = settings.methods if settings.kind == "cascade" else (settings.kind,)
+    seconds = image_seconds(network, shape, methods)
+    most = SEARCHED_BLOCK if settings.searches else BLOCK_SIZE
+    searched = _search_seconds(settings, network, shape) if settings.searches else 0.0
+    return _announced(blocks_of_a_minute(seconds, most), seconds + searched, about=searched > 0)
+
+
+def _blocks_of_search(settings: AlphaCrownSettings, network: nn.Module, shape: tuple[int, int, int]) -> Blocks:
+    return _announced(SEARCHED_BLOCK, _search_seconds(settings, network, shape), about=True)
+
+
+def _announced(size: int, seconds: float, *, about: bool) -> Blocks:
+    rest = "less if few neurons are undecided"
+    if about:
+        rest = "several times that with slopes all or if auto_LiRPA has to do without patches"
+    return Blocks(size, seconds, about, rest, "--method ibp or crown-ibp, seconds for an image")
+
+
+def _search_seconds(settings: Settings, network: nn.Module, shape: tuple[int, int, int]) -> float:
+    """What alpha-crown takes for an image; 0 for layers that only auto_LiRPA knows."""
+    from hydrabench.bounds import Search, search_seconds
+
+    search = Search(settings.slopes, settings.iterations, settings.learning_rate, settings.time_limit)
+    with suppress(UnsupportedLayerError):
+        return search_seconds(network, shape, search)
+    return 0.0
+
+
+# Descriptions ----------------------------------------------------------------------------------
+
+
+def _evaluator(
+    heading: str,
+    means: str | Callable[[Any], str],
+    passes: Callable[[Any, Sizes], float] | None = None,
+    *,
+    options: tuple[Option, ...] = (),
+    frugal: str = "",
+    settings: type[Any] = VerifiedSettings,
+    blocks: Callable[..., Blocks] = _blocks_of_passes,
+) -> Evaluator:
+    def meaning(settings: Any) -> str:
+        how = means if isinstance(means, str) else means(settings)
+        return f"{PROVED} {how}{RIGORS.get(getattr(settings, 'rigor', 'standard'), '')}"
+
+    return Evaluator(
+        settings=settings,
+        evaluate=evaluate,
+        record=VerifiedRecord,
+        metrics=verified_metrics,
+        claims="lower",
+        command="certify",
+        heading=heading,
+        meaning=meaning,
+        passes=passes,
+        options=(EPSILON, NORM, *options),
+        blocks=blocks,
+        require=_require,
+        suits=_require_readable,
+        prepare=_prepare,
+        frugal=frugal,
+        repeatable=lambda settings: settings.time_limit is None,
+    )
+
+
+IBP = _evaluator(
+    "IBP",
+    "interval bound propagation",
+    lambda _settings, _sizes: 1 + BOXES,
+    options=(ENGINE, RIGOR),
+    blocks=fixed_blocks,
+)
+SYMBOLIC = _evaluator(
+    "symbolic intervals",
+    "symbolic intervals (same-slope CROWN)",
+    options=(RIGOR,),
+    frugal="choose crown-ibp",
+)
+CROWN_IBP = _evaluator(
+    "CROWN-IBP",
+    "CROWN over interval bounds",
+    lambda _settings, sizes: 1 + BOXES + sizes.classes - 1,
+    options=(ENGINE, RIGOR),
+    frugal="choose ibp",
+    blocks=fixed_blocks,
+)
+CROWN = _evaluator("CROWN", "CROWN for every neuron", options=(ENGINE, RIGOR), frugal="choose crown-ibp")
+CASCADE = _evaluator(
+    "cascade",
+    lambda settings: f"the first of {', '.join(settings.methods)} that proves it",
+    options=(METHODS, RIGOR, *SEARCH),
+    frugal="choose crown-ibp",
+)
+ALPHA_CROWN = _evaluator(
+    "α-CROWN",
+    "CROWN with optimised slopes (auto_LiRPA)",
+    options=SEARCH,
+    frugal="choose crown-ibp",
+    settings=AlphaCrownSettings,
+    blocks=_blocks_of_search,
+)

@@ -1,0 +1,134 @@
+"""Settings of the bounds: `ibp` and its tighter relatives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal
+
+from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt
+
+from hydrabench.config import Radius
+from hydrabench.config.protocol import unless
+from hydrabench.evaluators.description import EvaluationSettings
+from hydrabench.threat import Norm
+
+Method = Literal["ibp", "symbolic", "crown-ibp", "crown", "alpha-crown"]
+CASCADE: tuple[Method, ...] = ("ibp", "crown-ibp", "crown")
+SOUND = ("ibp", "crown-ibp")  # what can be rounded outwards
+AUTO_LIRPA = ("ibp", "crown-ibp", "crown")  # its methods besides alpha-crown
+SEARCH = ("slopes", "iterations", "learning_rate", "time_limit")
+
+
+class VerifiedSettings(EvaluationSettings):
+    """A sound lower bound of every margin over a ball; `cascade` tries `methods` until one proves it.
+
+    slopes, iterations, learning_rate, time_limit: of alpha-crown, as the last one of `methods`.
+    rigor: "standard" computes in the precision of the run, and again in float64 where rounding could turn a verdict;
+    "sound" rounds outwards in float64 and claims what survives; "deployed" claims what survives the network's own
+    rounding, too; see `bounds.sound`.
+    """
+
+    model_config = ConfigDict(allow_inf_nan=False)
+    kind: Literal["ibp", "symbolic", "crown-ibp", "crown", "cascade"]
+    norm: Norm = "linf"
+    epsilon: Radius
+    methods: tuple[Method, ...] = Field(CASCADE, min_length=1)
+    engine: Literal["hydrabench", "auto_lirpa"] = "hydrabench"
+    rigor: Literal["standard", "sound", "deployed"] = "standard"
+    slopes: Literal["output", "all"] = "output"
+    iterations: PositiveInt = 100
+    learning_rate: PositiveFloat = 0.1
+    time_limit: PositiveFloat | None = None
+    added: ClassVar[tuple[str, ...]] = ("methods", "engine", "rigor", *SEARCH)
+
+    def conflicts(self) -> Iterator[str]:
+        """Yield what does not fit: methods out of place, and what an engine or a rigor is not for."""
+        methods = ",".join(self.methods)
+        if self.kind != "cascade" and "methods" in self.model_fields_set and self.methods != CASCADE:
+            yield f"methods: belong to kind cascade, got {methods} with kind {self.kind}"
+        if len(set(self.methods)) < len(self.methods):
+            yield f"methods: names one twice, got {methods}; name each once"
+        yield from self._conflicts_of_search(methods)
+        if self.engine == "auto_lirpa" and (self.kind not in AUTO_LIRPA or self.norm != "linf"):
+            yield (
+                f"engine: auto_lirpa bounds linf balls by {', '.join(AUTO_LIRPA)}, got {self.norm} and {self.kind}; "
+                "leave the engine at hydrabench"
+            )
+        rigorous = self.rigor != "standard"
+        if rigorous and (self.kind not in SOUND or self.norm != "linf" or self.engine != "hydrabench"):
+            yield (
+                f"rigor: {self.rigor} is for {' and '.join(SOUND)} in linf, by the engine hydrabench; got {self.kind} "
+                f"in {self.norm}, by {self.engine}; change that, or leave the rigor at standard"
+            )
+
+    def _conflicts_of_search(self, methods: str) -> Iterator[str]:
+        """alpha-crown is by far the slowest method, knows no L2 balls, and its options are for nothing else."""
+        if not self.searches:
+            for key in SEARCH:
+                if key not in self.left_out():
+                    yield f"{key}: is an option of alpha-crown, which is none of methods {methods}; add it"
+            return
+        if self.methods[-1] != "alpha-crown" or len(self.methods) == 1:
+            yield (
+                f"methods: alpha-crown, by far the slowest, comes last and after a cheaper one, got {methods}; "
+                "write for example ibp,crown-ibp,crown,alpha-crown"
+            )
+        if self.norm != "linf":
+            yield f"methods: alpha-crown bounds linf balls, got {self.norm}; leave it out of {methods}"
+
+    @property
+    def searches(self) -> bool:
+        """Whether alpha-crown is one of the methods."""
+        return "alpha-crown" in self.methods
+
+    @property
+    def uses_our_bounds(self) -> bool:
+        """Whether our own bounds pass the network."""
+        return self.engine == "hydrabench"
+
+    @property
+    def needs_auto_lirpa(self) -> bool:
+        """Whether a method, or all, is auto_LiRPA's."""
+        return self.searches or self.engine == "auto_lirpa"
+
+    @property
+    def protocol(self) -> str:
+        """The protocol id names the bound; `cascade@1` is ibp, crown-ibp, crown, whatever differs is spelt out."""
+        methods = "" if self.methods == CASCADE else "-" + "+".join(self.methods)
+        engine = "" if self.engine == "hydrabench" else f"-{self.engine}"
+        rigor = "" if self.rigor == "standard" else f"-{self.rigor}"
+        return f"{self.kind}{methods}{_search_text(self)}{engine}{rigor}@1"
+
+
+class AlphaCrownSettings(EvaluationSettings):
+    """CROWN with optimised slopes, by auto_LiRPA; `bounds.Search` says what the options mean."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+    kind: Literal["alpha-crown"] = "alpha-crown"
+    norm: Literal["linf"] = "linf"
+    epsilon: Radius
+    slopes: Literal["output", "all"] = "output"
+    iterations: PositiveInt = 100
+    learning_rate: PositiveFloat = 0.1
+    time_limit: PositiveFloat | None = None  # seconds for each image; with it, a run cannot be reproduced
+
+    @property
+    def uses_our_bounds(self) -> bool:
+        """No: the method is auto_LiRPA's."""
+        return False
+
+    @property
+    def needs_auto_lirpa(self) -> bool:
+        """Yes: the method is auto_LiRPA's."""
+        return True
+
+    @property
+    def protocol(self) -> str:
+        """`alpha-crown@1` is 100 iterations at rate 0.1, slopes of the margins' own pass; the rest is spelt out."""
+        return f"alpha-crown{_search_text(self)}@1"
+
+
+def _search_text(settings: VerifiedSettings | AlphaCrownSettings) -> str:
+    slopes = "" if settings.slopes == "output" else f"-{settings.slopes}"
+    search = unless(100, "i", settings.iterations) + unless(0.1, "lr", settings.learning_rate)
+    return slopes + search + ("" if settings.time_limit is None else f"-t{settings.time_limit:g}")

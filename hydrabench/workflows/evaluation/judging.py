@@ -1,0 +1,86 @@
+"""What judges the blocks of an evaluation: a network made ready, settings and images in, records out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from hydrabench.data import Block, ImageSource, load_block
+from hydrabench.errors import MemoryShortageError, is_out_of_memory
+from hydrabench.evaluators import EVALUATORS, Computing, EvaluationSettings
+from hydrabench.ledger import Record
+from hydrabench.runtime import World, environment
+from hydrabench.workflows.evaluation.loading import STORED_IN, Subject
+from hydrabench.workflows.run_options import RunOptions
+
+
+class Judge:
+    """An evaluator, ready to judge blocks of `images`."""
+
+    def __init__(
+        self, subject: Subject, settings: EvaluationSettings, images: ImageSource, options: RunOptions
+    ) -> None:
+        self.subject, self.settings, self.images = subject, settings, images
+        self.evaluator = EVALUATORS[settings.kind]
+        self.blocks = self.evaluator.blocks(settings, subject.network, images.shape)
+        computing = Computing(subject.device, subject.precision, options.computing, subject.parent)
+        self.ready = self.evaluator.ready(subject.network, settings, computing)
+        self.indices: tuple[int, ...] = ()  # what is evaluated right now
+
+    def header(self, world: World) -> dict[str, Any]:
+        """What `run.json` says of the evaluation, but for the images."""
+        return {
+            "command": self.evaluator.command,
+            "settings": self.settings.plain(),
+            "protocol": self.settings.protocol,
+            "checkpoint": self.subject.describe(),
+            "precision": self.subject.precision,
+            "environment": environment(self.subject.device),
+            "block_size": self.blocks.size,
+            "world_size": world.size,
+            **self.ready.header,
+        }
+
+    def check(self, indices: tuple[int, ...]) -> None:
+        """Refuse a network that the evaluator cannot judge, going by the first block."""
+        self.indices = indices
+        with self._memory():
+            self.evaluator.suits(self.subject.network, self._block(0, indices), self.settings)
+
+    def records(self, blocks: Sequence[tuple[int, tuple[int, ...]]]) -> list[Record]:
+        """The records of this process's share of a round: one block, or none in the last round."""
+        records: list[Record] = []
+        for number, self.indices in blocks:
+            with self._memory():
+                records += self.ready.evaluate(self._block(number, self.indices))
+        return records
+
+    @contextmanager
+    def _memory(self) -> Iterator[None]:
+        """Say where memory ran out, and what takes less."""
+        try:
+            yield
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            less = f", or {self.evaluator.frugal}" if self.evaluator.frugal else ""
+            raise MemoryShortageError(
+                f"out of memory on {self.subject.device} at {self.current()}; what came before is kept; --resume on a "
+                f"device with more memory{less}"
+            ) from error
+
+    def current(self) -> str:
+        """Which images are evaluated, for the progress line."""
+        first, last = self.indices[0], self.indices[-1]
+        return f"image {first}" if first == last else f"images {first} to {last}"
+
+    def _block(self, number: int, indices: tuple[int, ...]) -> Block:
+        """Images of the data set, on the device and in the precision of the network."""
+        block = load_block(self.images, number, indices)
+        return replace(
+            block,
+            images=block.images.to(device=self.subject.device, dtype=STORED_IN[self.subject.precision]),
+            labels=block.labels.to(self.subject.device),
+        )
