@@ -84,6 +84,7 @@ def png(width: int, height: int, rows: bytes, *, depth: int = 8, colour: int = 0
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # pytest undoes the filter of the module
 @pytest.mark.parametrize("side", [13_000, 10_000, 60_000])
 def test_an_image_of_too_many_pixels_is_refused_before_any_is_made(side):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
