@@ -9,7 +9,7 @@ from typing import TypeVar
 Entry = TypeVar("Entry")
 
 # Beside torch.OutOfMemoryError: what the CPU's allocator and CUDA's libraries say when there is no memory left.
-SHORTAGES = ("out of memory", "can't allocate memory", "_ALLOC_FAILED")
+SHORTAGES = ("out of memory", "can't allocate memory", "_ALLOC_FAILED", "Storage size calculation overflowed")
 
 
 class HydrabenchError(Exception):
@@ -53,6 +53,16 @@ def is_out_of_memory(error: Exception) -> bool:
     return type(error).__name__ == "OutOfMemoryError" or any(words in str(error) for words in SHORTAGES)
 
 
+def shortened(value: object, longest: int = 80) -> str:
+    """Return the `repr` of a value that somebody gave, cut in the middle if it has more than `longest` characters."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # whole numbers of more than 4,300 digits; values inside values
+        return f"a {type(value).__name__} that is too large to show"
+    half = longest // 2
+    return text if len(text) <= longest else f"{text[:half]}…{text[-half:]}"
+
+
 def lookup(kind: str, registry: Mapping[str, Entry], name: str) -> Entry:
     """Return `registry[name]`.
 
@@ -60,6 +70,6 @@ def lookup(kind: str, registry: Mapping[str, Entry], name: str) -> Entry:
     """
     if name in registry:
         return registry[name]
-    close = get_close_matches(name, registry, n=1)
+    close = get_close_matches(name[:100], registry, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    raise ConfigError(f"unknown {kind} {name!r}; {hint}choose one of: {', '.join(sorted(registry))}")
+    raise ConfigError(f"unknown {kind} {shortened(name)}; {hint}choose one of: {', '.join(sorted(registry))}")

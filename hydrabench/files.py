@@ -6,11 +6,13 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+
+from hydrabench.errors import ConfigError
 
 CACHE_VARIABLE = "HYDRABENCH_CACHE"
 SCRATCH = ".partial"  # how the names of scratch files end, which a killed process leaves behind
@@ -55,9 +57,24 @@ def write_text(path: Path, text: str) -> None:
         scratch.write_text(text, encoding="utf-8")
 
 
+def write_together(texts: Mapping[Path, str]) -> None:
+    """Write several files as UTF-8: all of them, or none if one cannot be written."""
+    with ExitStack() as stack:
+        for path, text in texts.items():
+            with stack.enter_context(replacing(path)).open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())  # a full disk may say so only now
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` to `path` as indented JSON, whole or not at all; NaN and infinity are refused."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Return `value` as indented JSON. Raises: ValueError for NaN and infinity."""
+    return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def sha256_of(path: Path) -> str:
@@ -77,7 +94,15 @@ def shipped(folder: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """The folder of all that is kept for later: HYDRABENCH_CACHE, else $XDG_CACHE_HOME/hydrabench, else in ~/.cache."""
-    if given := os.environ.get(CACHE_VARIABLE):
-        return Path(given).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hydrabench"
+    """The folder of all that is kept for later: HYDRABENCH_CACHE, else $XDG_CACHE_HOME/hydrabench, else in ~/.cache.
+
+    Raises: ConfigError if that lies in a home folder that this user does not have, as in many containers.
+    """
+    try:
+        if given := os.environ.get(CACHE_VARIABLE):
+            return Path(given).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hydrabench"
+    except RuntimeError as error:
+        raise ConfigError(
+            f"this user has no home folder to keep files in; set {CACHE_VARIABLE} to a folder for them"
+        ) from error

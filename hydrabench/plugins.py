@@ -17,8 +17,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from hydrabench.documents import read_bytes
 from hydrabench.errors import ConfigError, HydrabenchError
 
+PLUGIN_BYTES = 1 << 22
 SHOWN = 12  # characters of a hash in messages
 _loaded: dict[str, str] = {}  # SHA-256 by file name
 
@@ -44,7 +46,7 @@ def load(path: Path, registries: Sequence[Registry]) -> None:
         has already, or adds nothing. Then the registries are as they were before.
     """
     try:
-        source = path.read_bytes()
+        source = read_bytes(path, PLUGIN_BYTES)
     except OSError as error:
         raise ConfigError(f"no plugin {str(path)!r} ({error.strerror}); --plugin takes a Python file") from error
     digest = hashlib.sha256(source).hexdigest()

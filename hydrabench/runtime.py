@@ -18,6 +18,7 @@ from torch import Tensor
 from hydrabench.errors import ConfigError, HydrabenchError
 
 Result = TypeVar("Result")
+LAUNCHED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets beside WORLD_SIZE
 PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
 TRAINING_PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # The state of a fresh generator on the CPU as torch lays it out, and where its 624 words of 32 bits lie, each in 64.
@@ -116,8 +117,14 @@ class World:
     """
 
     def __init__(self) -> None:
-        self.size = int(os.environ.get("WORLD_SIZE", "1"))
-        self.rank = int(os.environ.get("RANK", "0"))
+        """Raises: ConfigError if the environment says that there are others, but not how to reach them."""
+        self.size = _whole("WORLD_SIZE", 1)
+        self.rank = _whole("RANK", 0) if self.size > 1 else 0
+        if self.size > 1 and (lacking := [name for name in LAUNCHED if not os.environ.get(name)]):
+            raise ConfigError(
+                f"WORLD_SIZE is {self.size} but {lacking[0]} is not set, as torchrun would; start with torchrun, or "
+                "unset WORLD_SIZE"
+            )
         if self.size > 1 and not torch.distributed.is_initialized():
             with_gpus = torch.cuda.is_available() and torch.distributed.is_nccl_available()
             torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if with_gpus else "gloo")
@@ -177,6 +184,14 @@ def _outcome(work: Callable[[], Result]) -> Result | HydrabenchError:
         return work()
     except HydrabenchError as error:
         return error
+
+
+def _whole(name: str, default: int) -> int:
+    """An environment variable that counts something. Raises: ConfigError if it is no whole number."""
+    text = os.environ.get(name) or str(default)
+    if not text.isascii() or not text.isdecimal() or len(text) > 6:
+        raise ConfigError(f"the environment variable {name} is {text!r}, not a whole number; unset it")
+    return int(text)
 
 
 def environment(device: torch.device) -> dict[str, str]:

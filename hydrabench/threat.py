@@ -12,38 +12,92 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Literal
 
-from hydrabench.errors import ConfigError
+from hydrabench.errors import ConfigError, shortened
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 PIXEL_MIN, PIXEL_MAX = 0.0, 1.0
 Norm = Literal["linf", "l2"]
-_RADIUS = re.compile(r"\d+(\.\d+)?(/\d+)?|\.\d+")
+_DECIMAL = r"(?:\d{1,40}(?:\.\d{0,40})?|\.\d{1,40})(?:[eE][+-]?\d{1,2})?"
+_NUMBER = re.compile(rf"({_DECIMAL})(?:\s*/\s*(\d{{1,40}}))?", re.ASCII)
+LARGEST_L2 = 20  # the field's radii reach 5; 20 is over a third of the way from black to white for 3 x 32 x 32 pixels
+LARGEST_NOISE = 10  # the field's noise reaches 2; at 10 an image of [0, 1] is lost in it
+SMALLEST_L2_LEVELS = 16  # an L2 radius of so few grey levels is nearly always meant for L∞
+
+
+def read_number(given: str | int | float) -> Fraction | None:
+    """Read a number of at least 0 exactly: "8/255", "8 / 255", "0.1", "1e-3"; None for anything else.
+
+    A decimal or float that lies within float64 rounding of k/255 is k/255, so that the Python expression `8/255` and
+    the text "8/255" are one radius; any other is exactly what is written ("0.1" is 1/10).
+    """
+    found = _NUMBER.fullmatch(str(given).strip()) if not isinstance(given, bool) else None
+    if found is None:
+        return None
+    numerator, denominator = Fraction(found[1]), found[2]
+    if denominator is not None:
+        return numerator / int(denominator) if int(denominator) else None
+    level = Fraction(round(numerator * 255), 255)
+    return level if float(level) == float(numerator) else numerator
 
 
 def parse_radius(text: str | int | float, *, norm: Norm = "linf") -> Fraction:
-    """Read a radius in pixel units exactly: "8/255" is the fraction 8/255, "0.1" is 1/10.
+    """Read a radius in pixel units exactly, see `read_number`: "8/255" is the fraction 8/255, "0.1" is 1/10.
 
     Args:
-        text: a fraction "a/b" or a decimal number; at least 0, and at most 1 for `linf`.
+        text: a fraction "a/b" or a decimal number; at least 0, at most 1 for `linf` and `LARGEST_L2` for `l2`.
         norm: the norm it is measured in; an L2 radius may exceed 1.
     Raises: ConfigError that says what was read, the allowed range and what to write instead.
     """
+    radius = read_number(text)
     written = str(text).strip()
-    if not _RADIUS.fullmatch(written) or re.search(r"/0+$", written):
+    if radius is None:
         hint = "a radius is not negative; " if written.startswith("-") else ""
         raise ConfigError(
-            f"epsilon {written!r} is not a radius: {hint}write a fraction of the pixel range such as 8/255"
+            f"epsilon {shortened(written)} is not a radius: {hint}write a fraction of the pixel range such as 8/255"
         )
-    numerator, _, denominator = written.partition("/")
-    radius = Fraction(numerator) / Fraction(denominator or "1")
-    if norm == "linf" and radius > 1:
+    limit, range_text = (1, "the pixel range") if norm == "linf" else (LARGEST_L2, "what L2 radii of images reach")
+    if radius > limit:
         raise ConfigError(
-            f"epsilon {written!r} lies outside [0, 1], the pixel range; "
-            f"if you mean {written} of 255 grey levels, write {numerator}/255"
+            f"epsilon {shortened(written)} lies outside [0, {limit}], {range_text}; {_in_levels(written, '8/255')}"
         )
     return radius
+
+
+def parse_noise(text: str | int | float) -> Fraction:
+    """Read the standard deviation of noise in pixel units, above 0 and at most `LARGEST_NOISE`, as `parse_radius` does.
+
+    Raises: ConfigError that says what was read, the allowed range and what to write instead.
+    """
+    sigma = read_number(text)
+    written = str(text).strip()
+    if not sigma:
+        raise ConfigError(f"sigma {shortened(written)} is no noise level: write a number above 0 such as 0.25 or 1/4")
+    if sigma > LARGEST_NOISE:
+        raise ConfigError(
+            f"sigma {shortened(written)} lies outside (0, {LARGEST_NOISE}], in pixel units; "
+            f"{_in_levels(written, '0.25')}"
+        )
+    return sigma
+
+
+def _in_levels(written: str, example: str) -> str:
+    """What to write instead of a number that was probably meant in grey levels."""
+    number = written.partition("/")[0].strip()
+    if "/" in written or not re.fullmatch(r"\d{1,3}(\.\d{1,6})?", number) or float(number) > 255:
+        return f"write a number such as {example}"
+    return f"if you mean {number} of 255 grey levels, write {number}/255"
+
+
+def doubt(norm: Norm, radius: Fraction) -> str | None:
+    """A line for the user about an L2 radius that looks like an L∞ one, such as 8/255."""
+    if norm == "linf" or not 0 < radius * 255 <= SMALLEST_L2_LEVELS:
+        return None
+    return (
+        f"note: an L2 radius of {radius_text(radius)} is {float(radius):.3g} in pixel units, where the field's start "
+        "at 36/255; for the L∞ ball of that radius leave out --norm l2"
+    )
 
 
 def radius_text(radius: Fraction) -> str:

@@ -22,7 +22,7 @@ ROWS = [
     {"masking"},
     {"config", "ledger"},
     {"plugins"},
-    {"threat", "runtime", "files", "process"},
+    {"threat", "runtime", "documents", "selection", "files", "process"},
     {"errors"},
     {"__init__"},
 ]

@@ -11,12 +11,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from hydrabench.config import Density, Normalization, parse
 from hydrabench.config.fields import Section
-from hydrabench.errors import CheckpointError, ConfigError
+from hydrabench.documents import read_yaml
+from hydrabench.errors import CheckpointError
 
 SHIPPED, RELEASED, SCHEMA = "manifest.yml", "released.yml", "manifest.schema.json"
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -136,10 +136,7 @@ def read_entries(path: Path) -> dict[str, ZooEntry]:
     """
     if not path.is_file():
         raise CheckpointError(f"the zoo's manifest {path} is missing; install hydrabench again")
-    try:
-        values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    values = read_yaml(path)
     return {entry.id: entry for entry in parse(Manifest, values, str(path)).checkpoints}
 
 

@@ -8,13 +8,15 @@ import os
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from hydrabench.errors import HydrabenchError
+from hydrabench.cli.failures import one_line
+from hydrabench.cli.streams import open_streams
 
 if TYPE_CHECKING:
     from hydrabench.recipes import Recipe
@@ -29,28 +31,49 @@ REF_HELP = "Checkpoint: a file (ours, or a .pth.tar or .pt of others), a run fol
 
 
 class Commands(click.Group):
-    """Prints the user's mistakes as one line and exits with status 1; everything else keeps its traceback."""
+    """Prints what `failures.one_line` makes of an error and exits with status 1; any other keeps its traceback."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program."""
+        open_streams()
+        return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:
-            return super().invoke(ctx)
-        except HydrabenchError as error:
-            _report(error)
-            sys.exit(1)
+            result = super().invoke(ctx)
+            sys.stdout.flush()  # what fails at the interpreter's end has no status of its own
+            return result
         except KeyboardInterrupt:
             if is_main_process():
                 click.echo("interrupted; the same command with --resume goes on from here", err=True)
             sys.exit(INTERRUPTED)
+        except BrokenPipeError:
+            raise  # whoever read the output has had enough; click ends quietly
+        except Exception as error:
+            message = one_line(error)
+            if message is None:
+                raise
+            _report(message)
+            sys.exit(1)
 
 
-def _report(error: HydrabenchError) -> None:
-    """Print one line from the main process; another process prints only an error that the main one does not have."""
-    if is_main_process():
-        click.echo(f"error: {error}", err=True)
-        return
-    time.sleep(GRACE_SECONDS)
-    click.echo(f"error in process {os.environ['RANK']}: {error}", err=True)
+def _report(message: str) -> None:
+    """Print one line, not one from every process that torchrun started, but an error that only one of them has too."""
+    main = is_main_process()
+    if not main:
+        time.sleep(GRACE_SECONDS)
+    with suppress(OSError):  # stderr is full or gone: the status says it
+        click.echo(f"error: {message}" if main else f"error in process {os.environ['RANK']}: {message}", err=True)
+
+
+class Minutes(click.FloatRange):
+    """A number in a range, which NaN is not."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read it."""
+        number: float = super().convert(value, param, ctx)
+        return number if number == number else self.fail(f"{value!r} is no number of minutes", param, ctx)  # noqa: PLR0124
 
 
 class SectionedCommand(click.Command):
@@ -101,7 +124,7 @@ machine_options = options(
     click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N, or auto."),
     click.option(
         "--threads",
-        type=click.IntRange(min=1),
+        type=click.IntRange(1, 1024),
         help="CPU threads.  [default: 1, whose bits repeat; to use more cores, torchrun starts more processes]",
     ),
     click.option("--data-dir", type=FOLDER, envvar="HYDRABENCH_DATA", help="Where data sets lie.", show_envvar=True),
@@ -121,14 +144,14 @@ training_options = options(
     click.option("--channels-last", is_flag=True, help="Store images and convolutions channels last; for GPUs."),
     click.option(
         "--micro-batch",
-        type=click.IntRange(min=1),
+        type=click.IntRange(1, 10**9),
         help="Pass at most so many images through the network at once, and add up their gradients; batch_size "
         "stays. Batch norm then normalises each part by itself.  [default: all of a process's share; halved "
         "whenever memory runs out]",
     ),
     click.option(
         "--save-minutes",
-        type=click.FloatRange(min=0),
+        type=Minutes(0, 1e6),
         default=10.0,
         show_default=True,
         help="Also save the state that --resume goes on from within an epoch, so often.",
@@ -155,6 +178,12 @@ foreign_options = options(
 )
 image_options = options(
     click.option("-n", "--images", "n", type=int, help="Only the first N test images.  [default: all]"),
+    click.option("--skip", type=int, default=1, show_default=True, help="Only every K-th test image.", metavar="K"),
+    click.option(
+        "--ids",
+        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        help="Only the images that this file lists, one a line: positions, or ImageNet's file names.",
+    ),
     click.option(
         "--precision", default="float32", show_default=True, help="float32 or float64; for smoothing also bfloat16."
     ),
@@ -203,7 +232,7 @@ def read_training_options(given: dict[str, Any]) -> RunOptions:
 
 def is_main_process() -> bool:
     """Whether this process talks to the user: the only one, or the first that torchrun started."""
-    return os.environ.get("RANK", "0") == "0"
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 def print_summary(summary: dict[str, Any], as_json: bool, title: str = "") -> None:

@@ -20,7 +20,7 @@ from hydrabench.cli.common import (
     read_run_options,
 )
 from hydrabench.cli.evaluators import EvaluatorCommand, computing_of, require_distinct, require_options, settings_of
-from hydrabench.errors import ConfigError
+from hydrabench.errors import ConfigError, shortened
 
 if TYPE_CHECKING:
     from hydrabench.evaluators import EvaluationSettings
@@ -52,6 +52,7 @@ def attack(ref: str, attack: str, **given: Any) -> None:
       hydrabench attack --ckpt digits-trades-95
       hydrabench attack --ckpt runs/final --attack autoattack --epsilon 8/255 -n 200
       hydrabench attack --ckpt model_best.pth.tar --dataset svhn --source-density 0.1 --epsilon 8/255
+      hydrabench attack --ckpt runs/imagenet --ids imagenet_test_image_ids.txt
       torchrun --nproc-per-node 2 -m hydrabench attack --ckpt runs/final --out runs/pgd
     """
     _evaluate(ref, "attack", attack, given)
@@ -85,6 +86,7 @@ def certify(ref: str, method: str, **given: Any) -> None:
       hydrabench certify --ckpt runs/final --method crown-ibp --engine auto_lirpa
       hydrabench certify --ckpt runs/final --method alpha-crown --iterations 50 --time-limit 30
       hydrabench certify --ckpt runs/final --method smoothing --sigma 0.25 --samples 10000
+      hydrabench certify --ckpt runs/final --method smoothing --sigma 0.25 --skip 20
       hydrabench certify --ckpt runs/final --method smoothing --mode adaptive --radii auto --sigma 0.25,0.5
       hydrabench certify --ckpt runs/final --method smoothing --index 17
       hydrabench certify --ckpt runs/pruned --method smoothing --reuse runs/smoothing-of-dense --parent runs/dense
@@ -106,9 +108,11 @@ def certify(ref: str, method: str, **given: Any) -> None:
 def _indices(texts: tuple[str, ...]) -> tuple[int, ...]:
     """The values of --index: repeated, or with commas."""
     parts = [part.strip() for text in texts for part in text.split(",")]
-    wrong = [part for part in parts if not part.isdecimal()]
+    wrong = [part for part in parts if not part.isdecimal() or len(part) > 12]
     if wrong:
-        raise ConfigError(f"--index {wrong[0]!r} is no position of a test image; write for example --index 3,17")
+        raise ConfigError(
+            f"--index {shortened(wrong[0])} is no position of a test image; write for example --index 3,17"
+        )
     return tuple(map(int, parts))
 
 
@@ -125,7 +129,8 @@ def _evaluate(ref: str, choice: str, kind: str, given: dict[str, Any]) -> None:
     if given.get("reuse") is not None:
         subject = with_parent(subject, given["reuse"], given["parent"])
         assert subject.parent is not None
-        given["n"], given["indices"] = subject.parent.selection(given["n"], given["indices"])
+        if given["skip"] == 1 and given["ids"] is None:
+            given["n"], given["indices"] = subject.parent.selection(given["n"], given["indices"])
         return _run(subject, [reuse.reuse_settings(subject.parent, run) for run in runs], run_options, given)
     settings = [settings_for(subject, run) for run in runs]
     require_distinct(kind, given, settings)
@@ -134,6 +139,7 @@ def _evaluate(ref: str, choice: str, kind: str, given: dict[str, Any]) -> None:
 
 def _run(subject: Subject, runs: list[EvaluationSettings], run_options: RunOptions, given: dict[str, Any]) -> None:
     """Make one run of each of the settings and print the summaries."""
+    from hydrabench.data import Choice
     from hydrabench.evaluators import at
     from hydrabench.ledger import find_run
     from hydrabench.runtime import World
@@ -142,7 +148,8 @@ def _run(subject: Subject, runs: list[EvaluationSettings], run_options: RunOptio
     from hydrabench.workflows.progress import say
     from hydrabench.workflows.training.forward_pass import COMPILING
 
-    chosen = {"n": given["n"], "indices": given.get("indices", ())}
+    among = Choice(step=given["skip"], ids=given["ids"])
+    chosen = {"n": given["n"], "among": among, "indices": given.get("indices", ())}
     folders = [given["out"] or default_folder(subject, settings, **chosen) for settings in runs]
     if given["out"] and len(runs) > 1:
         folders = [given["out"] / run_name(settings) for settings in runs]
@@ -170,7 +177,7 @@ def _export_vnnlib(
     """Write the files of --export-vnnlib. Raises: ConfigError if the images are chosen one by one."""
     from hydrabench.workflows.evaluation.vnnlib import TIMEOUT, export_vnnlib
 
-    if given["indices"]:
-        raise ConfigError("--export-vnnlib writes properties of the first -n images; leave --index out")
+    if given["indices"] or given["skip"] != 1 or given["ids"]:
+        raise ConfigError("--export-vnnlib writes properties of the first -n images; leave --index, --skip, --ids out")
     limit = TIMEOUT if given["vnnlib_timeout"] is None else given["vnnlib_timeout"]
     export_vnnlib(subject, settings, given["export_vnnlib"], options=run_options, n=given["n"], timeout=limit)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from pydantic import Field, NonNegativeInt
+from pydantic import Field
 
 from hydrabench.config.fields import Section
 
@@ -22,7 +22,7 @@ class DataRecipe(Section):
     added: ClassVar[tuple[str, ...]] = ("fraction", "pseudo_labels")
 
     name: str
-    crop_padding: NonNegativeInt = 0  # random crops of the zero-padded image
+    crop_padding: int = Field(0, ge=0, le=64)  # random crops of the zero-padded image
     flip: bool = False  # random horizontal flips
     validation_fraction: float = Field(0.1, gt=0, le=0.5)
     fraction: float = Field(1.0, gt=0, le=1)  # of the images left by the validation split, drawn once for the seed

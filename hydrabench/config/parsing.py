@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from hydrabench.config.fields import BY_LAYER, FOR_ALL, Conflicts
-from hydrabench.errors import ConfigError
+from hydrabench.errors import ConfigError, shortened
 
 Parsed = TypeVar("Parsed")
 Problem = Mapping[str, Any]  # one of pydantic's: "type", "loc", "msg", "input", "ctx"
@@ -51,20 +51,20 @@ def describe(problem: Problem, keys: Collection[str] = (), *, tags: Collection[s
     where = place(problem, tags)
     path = ".".join(map(str, where)) or "the file"
     if problem["type"] == "extra_forbidden":
-        close = get_close_matches(str(where[-1]), keys, n=1)
+        close = get_close_matches(str(where[-1])[:100], keys, n=1)
         allowed = f", allowed are {', '.join(keys)}" if keys else ""
         return f"{path}: unknown key{f', did you mean {close[0]!r}?' if close else allowed}"
     if problem["type"].startswith("union_tag_"):
         return f"{path}.{_unknown_tag(problem['ctx'])}"
     if problem["type"] in ("model_type", "model_attributes_type"):
-        return f"{path}: expected keys and values (got {problem['input']!r})"
+        return f"{path}: expected keys and values (got {shortened(problem['input'])})"
     if problem["type"] == "missing":
         return f"{path}: is required"
     message = problem["msg"].removeprefix("Value error, ")
     received = problem.get("input")
     shown = isinstance(received, str | int | float | None) and problem["type"] != "value_error"
     lead = f"{path}: " if where else ""  # what is wrong with several keys together names them
-    return f"{lead}{message[0].lower()}{message[1:]}{f' (got {received!r})' if shown else ''}"
+    return f"{lead}{message[0].lower()}{message[1:]}{f' (got {shortened(received)})' if shown else ''}"
 
 
 def place(problem: Problem, tags: Collection[str] = TAGS) -> list[int | str]:
@@ -88,6 +88,6 @@ def _unknown_tag(context: Mapping[str, str]) -> str:
     if "tag" not in context:
         return f"{key}: is required"
     tags = sorted(tag.strip(" '") for tag in context["expected_tags"].split(","))
-    close = get_close_matches(context["tag"], tags, n=1)
+    close = get_close_matches(context["tag"][:100], tags, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{key}: unknown {key} {context['tag']!r}; {hint}choose one of: {', '.join(tags)}"
+    return f"{key}: unknown {key} {shortened(context['tag'])}; {hint}choose one of: {', '.join(tags)}"

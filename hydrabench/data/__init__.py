@@ -11,6 +11,7 @@ import torch
 
 from hydrabench.config import DataRecipe
 from hydrabench.data.augment import augment
+from hydrabench.data.choosing import Choice, choose
 from hydrabench.data.cifar import load_cifar10, load_cifar100
 from hydrabench.data.class_names import CIFAR10, CIFAR100, DIGITS
 from hydrabench.data.digits import load_digits
@@ -71,7 +72,9 @@ DATASETS: dict[str, DataSet] = {
 
 
 def load_images(name: str, split: str, folder: Path | None = None, *, download: bool = False) -> ImageSource:
-    """Load one split of a registered data set.
+    """Load one split of a registered data set, in a fixed order of which any prefix is a fair sample.
+
+    Digits, CIFAR and SVHN keep the order of their files; for ImageNet see `load_imagenet`.
 
     Args:
         name: a key of `DATASETS`.
@@ -134,8 +137,14 @@ def _pseudo_labelled(settings: DataRecipe, folder: Path | None) -> ImageSource |
         return None
     dataset = DATASETS[settings.name]
     path = (_data_folder(folder) or Path("data")) / settings.pseudo_labels.path
-    fraction = settings.pseudo_labels.fraction
-    return load_pseudo_labels(path, fraction, name=settings.name, shape=dataset.shape, num_classes=dataset.num_classes)
+    return load_pseudo_labels(
+        path,
+        settings.pseudo_labels.fraction,
+        name=settings.name,
+        shape=dataset.shape,
+        num_classes=dataset.num_classes,
+        class_names=dataset.class_names,
+    )
 
 
 def _data_folder(given: Path | None) -> Path | None:
@@ -150,14 +159,13 @@ def first_images(images: ImageSource, n: int | None) -> int:
 
     Raises: DataError if there are fewer than `n`.
     """
-    if n is not None and not 1 <= n <= len(images):
-        raise DataError(f"-n {n} is outside 1..{len(images)}, the {images.split} images of {images.name}")
-    return n or len(images)
+    return len(choose(images, Choice(n)))
 
 
 __all__ = [
     "DATASETS",
     "Block",
+    "Choice",
     "DataSet",
     "ImageSet",
     "ImageSource",
@@ -166,6 +174,7 @@ __all__ = [
     "augment",
     "batches",
     "block_indices",
+    "choose",
     "first_images",
     "load_block",
     "load_images",

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from hydrabench.errors import ConfigError
 from hydrabench.files import cache_folder, replacing, sha256_of
 
-VERSION = "hydrabench.pixels/1"
+VERSION = "hydrabench.pixels/2"
 DIGEST_BYTES = 32
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -23,14 +24,17 @@ def cached_pixels(files: Sequence[Path], shape: tuple[int, ...], decode: Callabl
 
     They are found by the bytes of the files and the version of the decoder, so another file under the same name,
     of the same size and age, is decoded anew; and by their own hash, so a damaged cache is, too. A cache that
-    cannot be written is done without.
+    cannot be written, or has no home folder, is done without.
 
     Args:
         files: what is decoded, in order.
         shape: of the result, (N, C, H, W).
         decode: does the work; its result has `shape`.
     """
-    path = cache_folder() / "images" / f"{_key(files, shape)}.pixels"
+    try:
+        path = cache_folder() / "images" / f"{_key(files, shape)}.pixels"
+    except ConfigError:  # there is no home folder
+        return decode()
     with suppress(OSError, ValueError):
         return _read(path, shape)
     images = decode()

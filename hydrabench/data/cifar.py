@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from hydrabench.data.class_names import CIFAR10 as CIFAR10_NAMES
+from hydrabench.data.class_names import CIFAR100 as CIFAR100_NAMES
 from hydrabench.data.images import ImageSet
 from hydrabench.data.parquet import find_parquet, places_of, read_parquet
 from hydrabench.errors import DataError
@@ -26,7 +28,7 @@ def load_cifar10(split: str, folder: Path | None, *, download: bool = False) -> 
     if folder is not None:
         files = find_parquet([*places_of(folder, "cifar10", "plain_text"), folder], split)
         if files:
-            return read_parquet(files, "cifar10", split, shape=SHAPE, num_classes=10)
+            return read_parquet(files, "cifar10", split, shape=SHAPE, num_classes=10, class_names=CIFAR10_NAMES)
     from torchvision.datasets import CIFAR10  # noqa: PLC0415 - slow to import
 
     return _from_torchvision(CIFAR10, "CIFAR-10", split, folder, download=download)
@@ -43,7 +45,7 @@ def load_cifar100(split: str, folder: Path | None, *, download: bool = False) ->
     """
     files = find_parquet(places_of(folder, "cifar100", "cifar100"), split) if folder is not None else []
     if files:
-        return read_parquet(files, "cifar100", split, shape=SHAPE, num_classes=100)
+        return read_parquet(files, "cifar100", split, shape=SHAPE, num_classes=100, class_names=CIFAR100_NAMES)
     from torchvision.datasets import CIFAR100  # noqa: PLC0415 - slow to import
 
     return _from_torchvision(CIFAR100, "CIFAR-100", split, folder, download=download)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,13 +9,14 @@ from dataclasses import dataclass, replace
 from math import log, sqrt
 from pathlib import Path
 from threading import Lock
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hydrabench.data.parquet import read_encoded
+from hydrabench.data.decoding import open_rgb
+from hydrabench.data.parquet import read_encoded, read_paths
 from hydrabench.errors import DataError
 
 CPU = torch.device("cpu")
@@ -33,6 +33,9 @@ class Encoded(Protocol):
     def name(self, position: int) -> str:
         """Say where it is stored, for messages."""
 
+    def file_names(self) -> list[str]:
+        """The file name of every image, "" where that is not known."""
+
 
 class Files:
     """One image per file, under one folder. Names are kept as one array: there are 1.28 million."""
@@ -40,6 +43,10 @@ class Files:
     def __init__(self, root: Path, names: Sequence[str]) -> None:
         self.root = root
         self.names = np.array([os.fsencode(name) for name in names])
+
+    def file_names(self) -> list[str]:
+        """Paths below the folder."""
+        return [os.fsdecode(name) for name in self.names.tolist()]
 
     def read(self, position: int) -> bytes:
         """Return one file."""
@@ -76,6 +83,10 @@ class ParquetRows:
                 self.rows = [data for part in read_encoded(file, [number]) for data in part]
                 self.kept = group
             return self.rows[position - self.starts[group]] or b""
+
+    def file_names(self) -> list[str]:
+        """What the rows say of themselves."""
+        return [name for file in dict.fromkeys(file for file, _ in self.groups) for name in read_paths(file)]
 
     def name(self, position: int) -> str:
         """The file of one row, and which row of its group it is."""
@@ -134,6 +145,11 @@ class EncodedImages:
         pixels: Tensor = functional.pil_to_tensor(view)
         return pixels.flip(2) if flip and torch.rand(1, generator=generator).item() < 0.5 else pixels
 
+    def file_names(self) -> list[str]:
+        """The file name of every image, "" where that is not known."""
+        names = self.encoded.file_names()
+        return [names[position] for position in self.positions.tolist()]
+
     def subset(self, indices: Tensor, split: str) -> EncodedImages:
         """Return the images at `indices` as a set of its own, called `split`."""
         labels = self.labels[indices.to(self.labels.device)]
@@ -150,15 +166,11 @@ class EncodedImages:
         pixels: Tensor = functional.pil_to_tensor(functional.center_crop(resized, SIDE))
         return pixels
 
-    def _open(self, position: int):  # type: ignore[no-untyped-def] # PIL comes with torchvision only
-        from PIL import Image, UnidentifiedImageError  # noqa: PLC0415
-
+    def _open(self, position: int) -> Any:
         try:
-            return Image.open(io.BytesIO(self.encoded.read(position))).convert("RGB")
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-            # Pillow names the buffer that holds the bytes, and no file, if it does not know their format.
-            reason = "of no known format" if isinstance(error, UnidentifiedImageError) else error
-            raise DataError(f"{self.encoded.name(position)} cannot be read as an image: {reason}") from error
+            return open_rgb(self.encoded.read(position))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.encoded.name(position)} cannot be read as an image: {error}") from error
 
 
 def random_window(height: int, width: int, generator: torch.Generator) -> tuple[int, int, int, int]:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-import re
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from hydrabench.data.encoded import Encoded, EncodedImages, Files, ParquetRows
-from hydrabench.data.parquet import LABEL_COLUMNS, find_parquet, places_of, read_column
+from hydrabench.data.labels import WORDNET_ID
+from hydrabench.data.parquet import find_parquet, places_of, read_labels
 from hydrabench.errors import DataError
 
 CLASSES = 1000
 FOLDERS = {"train": "train", "test": "val"}
-WORDNET_ID = re.compile(r"n\d{8}")
+SHUFFLED = "test-shuffled"  # the split of validation images from class folders, in ledgers and reports
 
 
 def load_imagenet(split: str, folder: Path | None, *, download: bool = False) -> EncodedImages:  # noqa: ARG001
@@ -24,14 +25,17 @@ def load_imagenet(split: str, folder: Path | None, *, download: bool = False) ->
     Looked for, in this order: for "test", `folder/imagenet/validation-*.parquet`, the same in `imagenet/data` (as on
     the hub) or in `folder` itself if that is called imagenet; then `train` and `val`, with one folder for each class
     named by its WordNet id, in `folder/imagenet` or `folder`. Labels are the positions of the sorted WordNet ids.
-    `download` is not used: ImageNet asks for an agreement.
+    Validation images from class folders are in the order of the SHA-256 of their file names, because in that of the
+    folders the first 50 images are one class; any prefix is a fair sample. Their split is called "test-shuffled", so
+    that no ledger of it is compared image by image with one of another order. Rows of Parquet files keep their order,
+    which is that of the original: random. `download` is not used: ImageNet asks for an agreement.
     Raises: DataError if none of them is there, or class folders are missing, since then labels would be others.
     Source: Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, arXiv:1409.0575.
     """
     root = folder or Path("data")
     files = find_parquet(places_of(root, "imagenet", "data"), "validation") if split == "test" else []
     if files:
-        labels = np.concatenate([read_column(file, LABEL_COLUMNS) for file in files])
+        labels = np.concatenate([read_labels(file, ()) for file in files])
         return _images(split, ParquetRows(files), labels.tolist())
     for place in (root / "imagenet" / FOLDERS[split], root / FOLDERS[split]):
         if place.is_dir():
@@ -53,7 +57,12 @@ def _from_folder(root: Path, split: str) -> EncodedImages:
     except OSError as error:
         raise DataError(f"{root} is not a folder of ImageNet images: {error}") from error
     names = [os.path.relpath(path, root) for path, _ in samples]
-    return _images(split, Files(root, names), [label for _, label in samples])
+    images = _images(split, Files(root, names), [label for _, label in samples])
+    if split == "train":
+        return images
+    keys = [hashlib.sha256(os.fsencode(Path(name).name)).digest() for name in names]
+    order = sorted(range(len(names)), key=lambda position: (keys[position], names[position]))
+    return images.subset(torch.tensor(order), SHUFFLED)
 
 
 def _check_classes(root: Path) -> None:

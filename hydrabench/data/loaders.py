@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from hydrabench.config import DataRecipe
 from hydrabench.data.augment import augment
 from hydrabench.data.encoded import EncodedImages
-from hydrabench.data.images import ImageSource, batches, pixels
+from hydrabench.data.images import ImageSource, pixels
 from hydrabench.errors import ConfigError, DataError
 from hydrabench.runtime import stream
 
@@ -26,7 +26,8 @@ class TrainingBatches:
 
     With pseudo-labelled images, a minibatch holds `batch_size` labelled images and after them `batch_size`
     pseudo-labelled ones, and an epoch ends with the shorter of the two sets (HYDRA's 128 + 128; of the larger
-    set, every epoch sees other images). The last minibatch of a set may be smaller.
+    set, every epoch sees other images). The last minibatch of a set may be smaller; a single image that is left over
+    joins the minibatch before it, because batch norm needs two.
 
     Images in memory are augmented in batches on the device. Encoded ones are decoded and cut at random by worker
     processes, each by a stream of its own, so that nothing depends on how many workers there are.
@@ -61,7 +62,7 @@ class TrainingBatches:
         self.settings = settings
         self.batch_size = batch_size
         self.key = key
-        self.per_epoch = min(-(-len(source) // batch_size) for source in self.sources)
+        self.per_epoch = min(len(minibatch_sizes(len(source), batch_size)) for source in self.sources)
 
     @property
     def decodes(self) -> bool:
@@ -119,7 +120,15 @@ class TrainingBatches:
         """The indices of an epoch's minibatches: of the labelled images (0) or the pseudo-labelled ones (1)."""
         count = len(self.sources[source])
         key = (*self.key, "order", number) if source == 0 else (*self.key, "pseudo-labelled order", number)
-        return list(batches(count, self.batch_size, torch.randperm(count, generator=stream(*key))))
+        order = torch.randperm(count, generator=stream(*key))
+        return list(torch.split(order, minibatch_sizes(count, self.batch_size)))
+
+
+def minibatch_sizes(count: int, batch_size: int) -> list[int]:
+    """How many of `count` images each minibatch of an epoch has: `batch_size`, but for the last one."""
+    whole, rest = divmod(count, batch_size)
+    sizes = [batch_size] * whole + [rest] * (rest > 0)
+    return [*sizes[:-2], batch_size + 1] if rest == 1 and whole else sizes
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ import numpy as np
 import torch
 
 from hydrabench.data.cache import Pixels, cached_pixels
+from hydrabench.data.decoding import open_rgb
 from hydrabench.data.images import ImageSet
+from hydrabench.data.labels import Labels, feature_names, named_labels
 from hydrabench.errors import DataError
 
 IMAGE_COLUMNS = ("img", "image")
@@ -44,15 +46,25 @@ def places_of(folder: Path, name: str, hub: str) -> list[Path]:
 
 
 def read_parquet(
-    files: Sequence[Path], name: str, split: str, *, shape: tuple[int, int, int], num_classes: int
+    files: Sequence[Path],
+    name: str,
+    split: str,
+    *,
+    shape: tuple[int, int, int],
+    num_classes: int,
+    class_names: Sequence[str],
 ) -> ImageSet:
     """Return the images of `files`, decoded, or as they were decoded before.
 
     Columns: `img` or `image`, a struct with the encoded `bytes`; `fine_label` or `label`; `photo`, if there is one,
-    becomes the groups.
-    Raises: DataError naming the file that is no such Parquet file, or whose images have another shape.
+    becomes the groups. Rows keep their order; the hub's files have that of the original, of which any prefix is a fair
+    sample.
+
+    Args: class_names: of the data set, by label; see `data.labels` for files that name theirs.
+    Raises: DataError naming the file that is no such Parquet file, or whose images have another shape, or whose
+        labels are of other classes.
     """
-    labels = np.concatenate([read_column(file, LABEL_COLUMNS) for file in files])
+    labels = np.concatenate([read_labels(file, class_names) for file in files])
     grouped = all(GROUP_COLUMN in column_names(file) for file in files)
     groups = np.concatenate([read_column(file, (GROUP_COLUMN,)) for file in files]) if grouped else None
     images = cached_pixels(files, (len(labels), *shape), lambda: _decode(files, len(labels), shape))
@@ -92,6 +104,15 @@ def read_column(file: Path, names: Sequence[str]) -> np.ndarray[Any, np.dtype[np
     return np.array(values, np.int64)
 
 
+def read_labels(file: Path, class_names: Sequence[str]) -> Labels:
+    """The labels of a file as positions among `class_names`, see `data.labels.named_labels`. Raises: DataError."""
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    column = _choose(file, LABEL_COLUMNS)
+    labels = read_column(file, (column,))
+    return named_labels(labels, feature_names(pq.read_schema(file).metadata, column, file), class_names, file)
+
+
 def read_encoded(file: Path, row_groups: Sequence[int] | None = None) -> Iterator[list[bytes | None]]:
     """Yield the encoded images of a file, or of some of its row groups, in order, a list of many at a time.
 
@@ -110,6 +131,21 @@ def read_encoded(file: Path, row_groups: Sequence[int] | None = None) -> Iterato
         raise _unfit(file, error) from error
 
 
+def read_paths(file: Path) -> list[str]:
+    """The names that a file gives its images, "" for those without one. Raises: DataError as `read_encoded`."""
+    import pyarrow as pa  # noqa: PLC0415
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    column = _choose(file, IMAGE_COLUMNS)
+    try:
+        with pq.ParquetFile(file) as opened:
+            found = opened.read(columns=[f"{column}.path"])
+    except (pa.ArrowException, OSError) as error:
+        raise _unfit(file, error) from error
+    rows = found[column].to_pylist() if column in found.column_names else [None] * opened.metadata.num_rows
+    return [(row or {}).get("path") or "" for row in rows]
+
+
 def _decode(files: Sequence[Path], count: int, shape: tuple[int, int, int]) -> Pixels:
     images = np.empty((count, *shape), np.uint8)
     row = 0
@@ -117,25 +153,20 @@ def _decode(files: Sequence[Path], count: int, shape: tuple[int, int, int]) -> P
         for file in files:
             first = row
             for encoded in read_encoded(file):
-                for image in pool.map(_decode_one, encoded):
-                    if image is None or image.shape != shape:
-                        found = "none that can be read" if image is None else f"one of shape {image.shape}"
-                        raise DataError(
-                            f"{file}, row {row - first}: there should be an image of {shape}, found {found}"
-                        )
+                for image in pool.map(partial(_decode_one, size=shape[1:]), encoded):
+                    if isinstance(image, str):
+                        raise DataError(f"{file}, row {row - first}, cannot be read as an image of {shape}: {image}")
                     images[row] = image
                     row += 1
     return images
 
 
-def _decode_one(data: bytes | None) -> Pixels | None:
-    """Decode one image to uint8, (3, H, W); None if that is not possible."""
-    from PIL import Image, UnidentifiedImageError  # noqa: PLC0415 - comes with torchvision
-
+def _decode_one(data: bytes | None, size: tuple[int, int]) -> Pixels | str:
+    """Decode one image of that height and width to uint8, (3, H, W), or return why that is not possible."""
     try:
-        return np.asarray(Image.open(io.BytesIO(data or b"")).convert("RGB")).transpose(2, 0, 1)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):  # all of these come from damaged files
-        return None
+        return np.asarray(open_rgb(data or b"", size=size)).transpose(2, 0, 1)
+    except ValueError as error:
+        return str(error)
 
 
 def _choose(file: Path, names: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,13 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 
 
 def load_pseudo_labels(
-    path: Path, fraction: float, *, name: str, shape: tuple[int, int, int], num_classes: int
+    path: Path,
+    fraction: float,
+    *,
+    name: str,
+    shape: tuple[int, int, int],
+    num_classes: int,
+    class_names: Sequence[str] = (),
 ) -> ImageSet:
     """Return a fixed pseudo-random `fraction` of the images in a file, the same for every seed.
 
@@ -33,7 +40,7 @@ def load_pseudo_labels(
         path: a pickle of a dictionary with `data`, uint8 (N, 32, 32, 3), and `extrapolated_targets`, N integers, as
             ti_500K_pseudo_labeled.pickle; or a Parquet file, or a folder of them (see `read_parquet`).
         fraction: in (0, 1]; of N images, round(fraction · N) are taken.
-        name, shape, num_classes: of the data set that they go with.
+        name, shape, num_classes, class_names: of the data set that they go with.
     Raises: DataError if there is nothing, it does not go with the data set, or the pickle holds more than arrays.
     Source: Carmon et al., Unlabeled Data Improves Adversarial Robustness, arXiv:1905.13736, section 6.
     """
@@ -44,7 +51,7 @@ def load_pseudo_labels(
             "from the data folder (--data-dir or HYDRABENCH_DATA) on"
         )
     if files[0].suffix == ".parquet":
-        images = read_parquet(files, name, SPLIT, shape=shape, num_classes=num_classes)
+        images = read_parquet(files, name, SPLIT, shape=shape, num_classes=num_classes, class_names=class_names)
     elif name == "cifar10":
         images = _from_pickle(path, shape)
     else:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from hydrabench.data.class_names import DIGITS
 from hydrabench.data.images import ImageSet
 from hydrabench.data.parquet import find_parquet, places_of, read_parquet
 from hydrabench.errors import DataError
@@ -22,7 +23,7 @@ def load_svhn(split: str, folder: Path | None, *, download: bool = False) -> Ima
     """
     files = find_parquet(places_of(folder, "svhn", "cropped_digits"), split) if folder is not None else []
     if files:
-        return read_parquet(files, "svhn", split, shape=(3, 32, 32), num_classes=10)
+        return read_parquet(files, "svhn", split, shape=(3, 32, 32), num_classes=10, class_names=DIGITS)
     return _from_torchvision(split, folder or Path("data"), download=download)
 
 

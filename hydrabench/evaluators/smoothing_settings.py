@@ -11,14 +11,13 @@ from typing import Any, ClassVar, Literal
 from pydantic import (
     ConfigDict,
     Field,
-    NonNegativeFloat,
     NonNegativeInt,
-    PositiveFloat,
     PositiveInt,
     ValidationInfo,
     field_validator,
 )
 
+from hydrabench.config.fields import Length, Noise
 from hydrabench.config.protocol import unless
 from hydrabench.evaluators.description import EvaluationSettings
 
@@ -39,11 +38,11 @@ class SmoothingSettings(EvaluationSettings):
 
     kind: Literal["smoothing"] = "smoothing"
     mode: Mode = "cohen"
-    sigma: PositiveFloat = 0.25
+    sigma: Noise = 0.25
     n0: PositiveInt = 100
     samples: PositiveInt = 100_000
     alpha: float = Field(0.001, gt=0, lt=1)
-    radii: tuple[NonNegativeFloat, ...] = DEFAULT_RADII
+    radii: tuple[Length, ...] = DEFAULT_RADII
     seed: NonNegativeInt = 0
     rigor: Literal["standard", "discrete"] = "standard"
     label_aware: bool = False

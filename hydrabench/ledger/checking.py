@@ -15,6 +15,7 @@ from hydrabench.ledger.folder import RunFolder
 from hydrabench.ledger.records import Record
 
 _AGAIN = "run the same command again into a new --out"
+MOST_LACKING = 10**6  # images without a record that are still looked up one by one
 _READERS: dict[type[Record], TypeAdapter[Record]] = {}
 
 
@@ -81,6 +82,8 @@ def whole_ledger(run: RunFolder, chosen: Sequence[int], kind: type[Record]) -> t
         raise LedgerError(f"{run.path} holds no records.jsonl; {_AGAIN}")
     records = sorted(run.records(), key=lambda record: record["index"])
     indices = [record["index"] for record in records]
+    if len(chosen) > MOST_LACKING + len(records):  # too many to name those that are missing
+        raise LedgerError(f"{run.path} holds {len(records)} records but selects {len(chosen)} images; {_AGAIN}")
     twice = sorted({a for a, b in pairwise(indices) if a == b})
     missing = sorted(set(chosen) - set(indices))
     for problem, images in (("holds more than one record of", twice), ("has no record of", missing)):

@@ -15,12 +15,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hydrabench.errors import LedgerError
+from hydrabench.documents import parse_json, read_json, read_text
+from hydrabench.errors import ConfigError, LedgerError, shortened
 from hydrabench.files import now, sha256_of, write_json
 from hydrabench.ledger.records import Record
 from hydrabench.plugins import loaded, require
 
 RUN_SCHEMA = "hydrabench.run/1"
+LEDGER_BYTES = 1 << 34
 SUMMARY_SCHEMA = "hydrabench.summary/1"
 # What may differ between the first start of a run and its continuation.
 VOLATILE = frozenset({"started", "ended", "status", "environment", "environments", "world_size", "micro_batch"})
@@ -70,8 +72,8 @@ class RunFolder:
     def records(self) -> Iterator[dict[str, Any]]:
         """Yield the records in file order. Raises: LedgerError if a line is not a record."""
         try:
-            lines = self.records_path.read_text(encoding="utf-8").splitlines()
-        except (FileNotFoundError, UnicodeDecodeError) as error:
+            lines = read_text(self.records_path, LEDGER_BYTES).splitlines()
+        except (FileNotFoundError, ConfigError) as error:
             raise LedgerError(f"{self.records_path} is missing or damaged: {error}") from error
         for number, line in enumerate(lines, start=1):
             yield _parse(line, self.records_path, number)
@@ -211,7 +213,9 @@ def read_run(path: Path) -> RunFolder:
         raise LedgerError(f"{path} is not a run folder: it holds no run.json")
     header = _read_json(path / "run.json")
     if header.get("schema") != RUN_SCHEMA:
-        raise LedgerError(f"{path / 'run.json'} has schema {header.get('schema')!r}; this version reads {RUN_SCHEMA!r}")
+        raise LedgerError(
+            f"{path / 'run.json'} has schema {shortened(header.get('schema'))}; this version reads {RUN_SCHEMA!r}"
+        )
     require(header.get("plugins", ()), str(path))
     return RunFolder(path, header)
 
@@ -239,36 +243,26 @@ def _short(value: Any) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once, parse_constant=_refuse)
+        value = read_json(path)
     except FileNotFoundError as error:
         raise LedgerError(f"{path} does not exist; the run has not finished, continue it with --resume") from error
-    except (ValueError, RecursionError) as error:
-        raise LedgerError(f"{path} is not readable as JSON: {error}") from error
+    except ConfigError as error:
+        raise LedgerError(str(error)) from error
     if not isinstance(value, dict):
         raise LedgerError(f"{path} does not hold a JSON object")
     return value
 
 
 def _parse(line: str, path: Path, number: int) -> dict[str, Any]:
+    where = f"{path}, line {number},"
     try:
-        record = json.loads(line, object_pairs_hook=_once, parse_constant=_refuse)
-    except (ValueError, RecursionError) as error:
-        raise LedgerError(f"{path}, line {number}, is not a record: {error}; continue the run with --resume") from error
-    if not isinstance(record, dict) or type(record.get("index")) is not int:
-        raise LedgerError(f"{path}, line {number}, is not a record of an image")
-    return record
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose keys differ; of two with one key, readers would see different ones."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("an object has the same key twice")
-    return found
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number in JSON")
+        record = parse_json(line, f"{where} is not a record:")
+    except ConfigError as error:
+        raise LedgerError(f"{error}; continue the run with --resume") from error
+    index = record.get("index") if isinstance(record, dict) else None
+    if not isinstance(index, int) or isinstance(index, bool):
+        raise LedgerError(f"{where} is not a record of an image")
+    return record  # type: ignore[no-any-return]
 
 
 def finite(value: float) -> float | None:

@@ -23,7 +23,7 @@ def writing(folder: Path) -> Iterator[None]:
 
     What killed writers left half written is removed. Afterwards nothing of the lock is left, nor a folder that it
     made and in which nothing was written.
-    Raises: LedgerError naming the process that writes there, or saying why the folder cannot be written.
+    Raises: LedgerError naming the process that writes there; OSError if the folder cannot be written.
     """
     made = not folder.exists()
     lock = FileLock(folder / LOCK)
@@ -34,8 +34,6 @@ def writing(folder: Path) -> Iterator[None]:
         raise LedgerError(
             f"{folder} is being written by {_holder(folder)}; wait until it has finished, or choose a new --out"
         ) from error
-    except OSError as error:
-        raise LedgerError(f"{folder} cannot be written: {error.strerror}; choose another --out") from error
     try:
         for scratch in folder.glob(f".*{SCRATCH}"):
             scratch.unlink(missing_ok=True)

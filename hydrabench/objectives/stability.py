@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import NonNegativeFloat, PositiveFloat
+from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hydrabench.config.fields import Noise
 from hydrabench.objectives.description import TRAINING, Objective, ObjectiveSettings, Workload
 from hydrabench.objectives.step import StepLoss, TrainingStep
 from hydrabench.objectives.trades import divergence
@@ -23,7 +24,7 @@ class StabilitySettings(ObjectiveSettings):
     """
 
     name: Literal["stability"]
-    sigma: PositiveFloat  # standard deviation of the noise in pixel units
+    sigma: Noise  # standard deviation of the noise in pixel units
     beta: NonNegativeFloat = 6.0
     variant: Literal["stability", "gaussian"] = "stability"
 

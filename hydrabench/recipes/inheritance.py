@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from hydrabench.documents import read_yaml
 from hydrabench.errors import ConfigError
 from hydrabench.files import shipped
 
@@ -65,10 +64,7 @@ def resolved_values(file: Path) -> dict[str, Any]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
+    values = read_yaml(file)
     if not isinstance(values, dict):
         raise ConfigError(f"{file} does not hold a recipe: expected keys and values, found {type(values).__name__}")
     return values

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from hydrabench.config import Normalization, PseudoLabelRecipe
 from hydrabench.config.parsing import TAGS, Problem, describe, place, problems
-from hydrabench.errors import ConfigError
+from hydrabench.documents import parse_yaml
+from hydrabench.errors import ConfigError, shortened
 from hydrabench.evaluators import with_default_threat
 from hydrabench.recipes.choice import evaluation_models, objective_models
 from hydrabench.recipes.inheritance import find_recipe, resolved_values
@@ -82,15 +82,12 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     *parents, last = key.strip().split(".")
     if not equals or not last:
-        raise ConfigError(f"--set {override!r}: write KEY=VALUE, for example --set train.epochs=3")
+        raise ConfigError(f"--set {shortened(override)}: write KEY=VALUE, for example --set train.epochs=3")
     for parent in parents:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
-            raise ConfigError(f"--set {override!r}: {parent!r} is a value, not a section")
-    try:
-        values[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r}: {text!r} is not a YAML value") from error
+            raise ConfigError(f"--set {shortened(override)}: {parent!r} is a value, not a section")
+    values[last] = parse_yaml(text, f"--set {shortened(override)}")
 
 
 def _describe(problem: Problem) -> str:

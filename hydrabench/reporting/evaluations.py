@@ -11,11 +11,12 @@ from typing import Any
 from pydantic import PositiveInt
 
 from hydrabench.config import parse
-from hydrabench.errors import ConfigError, LedgerError
+from hydrabench.errors import ConfigError, LedgerError, shortened
 from hydrabench.evaluators import EVALUATORS, Evaluator, Metric, recorded_settings
 from hydrabench.evaluators.registry import record_of
 from hydrabench.ledger import RunFolder, whole_ledger
 from hydrabench.reporting.statistics import summarize
+from hydrabench.selection import selected_indices
 from hydrabench.threat import Threat, parse_radius
 
 COMMANDS = ("attack", "certify")  # of the runs that are evaluations; the others train
@@ -70,7 +71,7 @@ class RunHeader:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One complete ledger. `records` are sorted by index: record i is about image i."""
+    """One complete ledger. `records` are sorted by index; of the first images, record i is about image i."""
 
     path: Path
     checkpoint: EvaluatedNetwork
@@ -125,7 +126,9 @@ def read_evaluation(run: RunFolder) -> Evaluation:
             f"{run.path} is not complete (status {run.header.get('status')!r}{gone}); "
             "continue it with --resume, or leave it out"
         )
-    if "indices" in run.header.get("dataset", {}):
+    if not isinstance(run.header.get("dataset"), dict):
+        raise LedgerError(f"{run.path / 'run.json'}: dataset is {shortened(run.header.get('dataset'))}; {_AGAIN}")
+    if "indices" in run.header["dataset"]:
         raise LedgerError(
             f"{run.path} holds images that were chosen one by one (--index), which are no sample of the data set; "
             "leave it out"
@@ -134,7 +137,7 @@ def read_evaluation(run: RunFolder) -> Evaluation:
     kind, images = header.settings["kind"], header.dataset
     run.require_intact()
     settings = recorded_settings(header.settings, header.protocol)
-    records = whole_ledger(run, range(images.n), record_of(settings))
+    records = whole_ledger(run, _indices(run), record_of(settings))
     evaluation = Evaluation(
         run.path, header.checkpoint, images, header.precision, kind, header.protocol, header.settings, records
     )
@@ -166,6 +169,14 @@ def _check_settings(settings: dict[str, Any]) -> None:
             raise ConfigError(f"{name}: is required")
     if "epsilon" in settings:
         parse_radius(settings["epsilon"], norm=norm)
+
+
+def _indices(run: RunFolder) -> Sequence[int]:
+    """The images that a run selects. Raises: LedgerError if `run.json` contradicts itself."""
+    try:
+        return selected_indices(run.header["dataset"])
+    except ValueError as error:
+        raise LedgerError(f"{run.path / 'run.json'}: {error}; {_AGAIN}") from error
 
 
 def _refuse_other_summary(run: RunFolder, evaluation: Evaluation) -> None:

@@ -8,13 +8,11 @@ and data set it is about, nor how it was made; the options of the import do.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +21,17 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from hydrabench.config import parse
 from hydrabench.config.fields import Density, Section
 from hydrabench.config.protocol import unless
-from hydrabench.errors import ConfigError, LedgerError
+from hydrabench.documents import read_text
+from hydrabench.errors import ConfigError, LedgerError, shortened
 from hydrabench.evaluators.smoothing_settings import DEFAULT_RADII
 from hydrabench.reporting.evaluations import IMPORTED, EvaluatedNetwork, Evaluation, ImageSelection
+from hydrabench.selection import selection_name
 
 COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
 ABSTAIN = -1
 EXACT_DIGITS = 9  # a radius with as many significant digits is as good as exact
 EXAMPLE = "logs/sigma_0.25,name=resnet110,dataset=cifar10,sigma=0.25"
-_TIME = re.compile(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)|(\d+(?:\.\d+)?)")
+_TIME = re.compile(r"(?:(\d{1,9}) days?, )?(\d{1,9}):(\d\d):(\d\d(?:\.\d+)?)|(\d{1,12}(?:\.\d+)?)")
 
 
 class Described(Section):
@@ -129,7 +129,7 @@ def read_table(text: str) -> Evaluation:
             None,
             None,
         ),
-        ImageSelection(described.dataset, described.split, len(lines), _chosen(indices)),
+        ImageSelection(described.dataset, described.split, len(lines), selection_name(indices)),
         IMPORTED,
         "smoothing",
         described.protocol,
@@ -152,8 +152,8 @@ def _described(text: str) -> tuple[Path, Described]:
 
 def _lines(path: Path) -> list[_Line]:
     try:
-        rows = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        rows = read_text(path).splitlines()
+    except (OSError, ConfigError) as error:
         raise LedgerError(f"{path} cannot be read as a table: {error}") from error
     head = rows[0].split("\t") if rows else []
     missing = [column for column in COLUMNS if column not in head]
@@ -181,16 +181,16 @@ def _line(path: Path, number: int, head: Sequence[str], row: str) -> _Line:
     texts = {name: field.strip() for name, field in zip(head, fields, strict=True)}
     values: dict[str, Any] = {}
     for name, least in (("idx", 0), ("label", 0), ("predict", ABSTAIN), ("correct", 0)):
-        if not re.fullmatch(r"-?\d+", texts[name]) or int(texts[name]) < least:
-            raise refuse(f"{name} is {texts[name]!r}, which should be a whole number from {least} on")
+        if not re.fullmatch(r"-?\d{1,12}", texts[name]) or int(texts[name]) < least:
+            raise refuse(f"{name} is {shortened(texts[name])}, which should be a whole number from {least} on")
         values[name] = int(texts[name])
-    mantissa = re.fullmatch(r"(\d+)(?:\.(\d*))?(?:[eE]([+-]?\d+))?", texts["radius"])
+    mantissa = re.fullmatch(r"(\d+)(?:\.(\d*))?(?:[eE]([+-]?\d{1,4}))?", texts["radius"])
     if mantissa is None:
-        raise refuse(f"radius is {texts['radius']!r}, which should be a number, at least 0")
+        raise refuse(f"radius is {shortened(texts['radius'])}, which should be a number, at least 0")
     whole, decimals, exponent = mantissa[1], mantissa[2] or "", int(mantissa[3] or 0)
     values["radius"] = float(texts["radius"])
     if not math.isfinite(values["radius"]):
-        raise refuse(f"radius is {texts['radius']!r}, which is not finite")
+        raise refuse(f"radius is {shortened(texts['radius'])}, which is not finite")
     elapsed = _TIME.fullmatch(texts["time"])
     if elapsed is None:
         raise refuse(f"time is {texts['time']!r}, which should be H:MM:SS or a number of seconds")
@@ -238,17 +238,6 @@ def least_radius(radius: float, digits: int, decimals: int) -> float:
         return radius
     unit = max(10.0 ** (math.floor(math.log10(radius)) - digits + 1), 10.0**-decimals)
     return max(0.0, radius - unit / 2)
-
-
-def _chosen(indices: Sequence[int]) -> str:
-    """Which images a sorted list of indices is: "" for the first ones, a step, or a hash of the list."""
-    n, steps = len(indices), {b - a for a, b in pairwise(indices)}
-    if indices[0] == 0 and steps <= {1}:
-        return ""
-    if len(steps) == 1:
-        return f"1 in {steps.pop()} from {indices[0]}"
-    digest = hashlib.sha256(",".join(map(str, indices)).encode()).hexdigest()[:8]
-    return f"{n} of {indices[0]}..{indices[-1]}, list {digest}"
 
 
 def _clock(seconds: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -17,7 +17,8 @@ Advance = Callable[[int, str], None]
 
 def say(message: str) -> None:
     """Tell the user one line, on stderr, so that stdout holds results only."""
-    print(message, file=sys.stderr, flush=True)
+    with suppress(OSError):  # a full or closed log does not end the work
+        print(message, file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -43,16 +44,23 @@ def tracking(title: str, *, total: int, done: int = 0, visible: bool = True) -> 
 def _bar(title: str, total: int, done: int) -> Iterator[Advance]:
     # On a narrow terminal the title and the note give way, never the numbers.
     columns = (
-        TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=3)),
+        TextColumn("{task.description}", markup=False, table_column=_flexible(3)),
         BarColumn(bar_width=10),
         MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=len(f"{total}/{total}"))),
         TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7)),
         TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7)),
-        TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=4)),
+        TextColumn(
+            "{task.fields[note]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=4)
+        ),
     )
     with Progress(*columns, console=Console(stderr=True), expand=True) as progress:
         task = progress.add_task(title, total=total, completed=done, note="")
         yield lambda pieces, note: progress.update(task, advance=pieces, note=note)
+
+
+def _flexible(ratio: int) -> Column:
+    """A column that is cut where there is too little room."""
+    return Column(no_wrap=True, overflow="ellipsis", ratio=ratio)
 
 
 def _log(title: str, total: int, done: int) -> Advance:

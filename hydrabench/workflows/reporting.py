@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hydrabench.errors import LedgerError, lookup
-from hydrabench.files import write_json, write_text
+from hydrabench.files import json_text, write_together
 from hydrabench.ledger import RunFolder, read_run, writing
 from hydrabench.reporting import (
     IMPORTS,
@@ -62,8 +62,7 @@ def write_report(
     if TABLES in formats:
         rendered += [(out / name, table_text(run)) for name, run in table_names(read_evaluations(runs)).items()]
     with writing(out):
-        for path, content in rendered:
-            (write_text if isinstance(content, str) else write_json)(path, content)
+        write_together({path: text if isinstance(text, str) else json_text(text) for path, text in rendered})
     return board
 
 

@@ -484,6 +484,7 @@ def test_wrong_usage_is_clicks_own_exit_code_2(hydrabench, here, recipe, dense, 
 
 
 def test_an_error_of_one_process_alone_is_printed_when_the_main_one_has_had_its_say(hydrabench, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     waited: list[float] = []
     monkeypatch.setattr(common.time, "sleep", waited.append)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import pwd
 
 import pytest
 import torch
 
 from hydrabench.data import load_images, parquet
+from hydrabench.errors import ConfigError
+from hydrabench.files import cache_folder
 
 
 @pytest.fixture
@@ -94,6 +97,18 @@ def test_images_are_decoded_every_time_where_nothing_can_be_kept(tmp_path, write
     raw = write_parquet(tmp_path / "cifar10" / "test-0.parquet", range(3))
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("HYDRABENCH_CACHE", str(tmp_path / "file"))
+    for _ in range(2):
+        assert torch.equal(load_images("cifar10", "test", tmp_path).images, channels_first(raw))
+    assert decoded == [3, 3]
+
+
+def test_without_a_home_folder_images_are_decoded_each_time(tmp_path, write_parquet, decoded, monkeypatch):
+    raw = write_parquet(tmp_path / "cifar10" / "test-0.parquet", range(3))
+    for name in ("HOME", "XDG_CACHE_HOME", "HYDRABENCH_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", lambda number: {}[number])
+    with pytest.raises(ConfigError, match="this user has no home folder to keep files in; set HYDRABENCH_CACHE to"):
+        cache_folder()
     for _ in range(2):
         assert torch.equal(load_images("cifar10", "test", tmp_path).images, channels_first(raw))
     assert decoded == [3, 3]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from pathlib import Path
 
@@ -69,18 +70,30 @@ def class_folders(tmp_path_factory) -> Path:
 
 
 def test_labels_are_positions_of_sorted_wordnet_ids_as_torchvision_has_them(class_folders):
-    found = load_images("imagenet", "test", class_folders)
+    found = load_images("imagenet", "train", class_folders)
     reference = ImageFolder(str(class_folders / "imagenet" / "val"))
     assert found.labels.tolist() == reference.targets == [0, 0, 1, 1, 2, 2, *range(3, 1000)]
-    assert [found.encoded.name(position) for position in range(8)] == [path for path, _ in reference.samples[:8]]
-    assert (found.name, found.split, found.num_classes, found.shape) == ("imagenet", "test", 1000, (3, 224, 224))
+    names = [Path(path).name for path, _ in reference.samples]
+    assert [Path(found.encoded.name(position)).name for position in range(8)] == names[:8]
+    assert (found.name, found.split, found.num_classes, found.shape) == ("imagenet", "train", 1000, (3, 224, 224))
+
+
+def test_validation_images_are_in_the_order_of_the_hashes_of_their_names_and_keep_their_labels(class_folders):
+    """In the order of the folders, the first 50 of ImageNet are one class."""
+    found = load_images("imagenet", "test", class_folders)
+    assert (found.split, len(found)) == ("test-shuffled", 1003)
+    names = [Path(name).name for name in found.file_names()]
+    assert names == sorted(names, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    assert found.labels.tolist() == [int(name[1:9]) // 7 for name in names]
+    assert len(set(found.labels[:50].tolist())) > 45
 
 
 def test_evaluation_sees_the_centre_as_torchvision_cuts_it(class_folders):
     found = load_images("imagenet", "test", class_folders)
     reference = ImageFolder(str(class_folders / "imagenet" / "val"), transform=REFERENCE)
-    chosen = torch.tensor([3, 0, 5, 700])
-    assert torch.equal(found.take(chosen), torch.stack([reference[int(index)][0] for index in chosen]))
+    names = [Path(name).name for name in found.file_names()]
+    chosen = torch.tensor([names.index(Path(path).name) for path, _ in reference.samples[:6]])
+    assert torch.equal(found.take(chosen), torch.stack([reference[index][0] for index in range(6)]))
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
@@ -92,7 +105,7 @@ def test_grey_and_cmyk_images_are_turned_into_rgb(tmp_path, mode):
 
 
 def test_blocks_are_decoded_as_they_are_needed(class_folders, monkeypatch):
-    found = load_images("imagenet", "test", class_folders)
+    found = load_images("imagenet", "train", class_folders)
     opened = []
     read = Files.read
     monkeypatch.setattr(Files, "read", lambda self, position: opened.append(position) or read(self, position))

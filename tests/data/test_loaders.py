@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from hydrabench.config import DataRecipe
 from hydrabench.data import ImageSet, TrainingBatches, augment, batches, load_images, pixels, validation_split
+from hydrabench.data.loaders import minibatch_sizes
 from hydrabench.runtime import stream
 
 CPU = torch.device("cpu")
@@ -111,3 +112,24 @@ def test_a_mixed_epoch_ends_with_the_shorter_set():
     found = list(minibatches.epoch(1))
     assert minibatches.per_epoch == len(found) == 2
     assert [y.tolist() for _, y in found] == [[0] * 4 + [1] * 4, [0] * 4 + [1] * 2]
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "sizes"),
+    [
+        (10, 4, [4, 4, 2]),
+        (9, 4, [4, 5]),
+        (1, 4, [1]),
+        (5, 4, [5]),
+        (8, 4, [4, 4]),
+        (3, 1, [1, 1, 1]),
+        (1102, 367, None),
+    ],
+)
+def test_a_single_image_that_is_left_over_joins_the_minibatch_before_it(count, size, sizes):
+    """Batch norm has no statistics of one vector: 1,102 = 3 · 367 + 1 ended in a traceback."""
+    assert minibatch_sizes(count, size) == (sizes or [367, 367, 368])
+    if count < 256:
+        found = [numbers(x) for x, _ in made(numbered(count), size=size).epoch(0)]
+        assert list(map(len, found)) == sizes
+        assert sorted(n for minibatch in found for n in minibatch) == list(range(count))

@@ -72,7 +72,7 @@ def test_a_folder_in_which_nothing_was_written_is_gone_afterwards(tmp_path):
     assert (tmp_path / "mine").is_dir()
 
 
-def test_a_folder_that_cannot_be_made_is_refused_in_one_line(tmp_path):
+def test_what_the_system_says_of_a_folder_that_cannot_be_made_is_left_to_the_command_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(LedgerError, match="file/run cannot be written: Not a directory; choose another --out"):
+    with pytest.raises(NotADirectoryError):
         writing(tmp_path / "file" / "run").__enter__()

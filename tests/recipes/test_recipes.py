@@ -136,7 +136,7 @@ def test_overrides_are_yaml_values_at_dotted_keys(tmp_path):
     [
         ("train.epochs", "--set 'train.epochs': write KEY=VALUE, for example --set train.epochs=3"),
         ("name.x=1", "--set 'name.x=1': 'name' is a value, not a section"),
-        ("train.epochs=[", "is not a YAML value"),
+        ("train.epochs=[", "is not YAML: "),
         ("train.epochz=1", "train.epochz: unknown key, did you mean 'epochs'"),
         ("train=3", r"train: expected keys and values \(got 3\)"),
         (

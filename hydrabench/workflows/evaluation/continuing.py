@@ -14,6 +14,7 @@ from hydrabench.errors import LedgerError
 from hydrabench.evaluators import EVALUATORS, EvaluationSettings
 from hydrabench.evaluators.registry import record_of
 from hydrabench.ledger import Record, RunFolder, check_record, find_run, fingerprint, open_run
+from hydrabench.selection import describe_selection, selected_indices
 from hydrabench.workflows.progress import say
 
 
@@ -31,7 +32,7 @@ class Selection:
 
     def describe(self, known: str, cuts: Sequence[int]) -> dict[str, Any]:
         """What `run.json` says of them. known: their fingerprint. cuts: see `blocks`."""
-        named = {"indices": list(self.indices)} if self.explicit else {}
+        named = {"indices": list(self.indices)} if self.explicit else describe_selection(self.indices)
         grown = {"cuts": list(cuts)} if cuts else {}
         described = {"name": self.images.name, "split": self.images.split, "n": len(self.indices)}
         return {**described, **named, "fingerprint": known, **grown}
@@ -95,10 +96,14 @@ def open_evaluation(
 
 def _kept(old: Mapping[str, Any], selection: Selection) -> int:
     """How many of the chosen images an earlier start of the run had chosen; all if it cannot grow to these."""
-    n, size = old.get("n"), len(selection.indices)
-    if not isinstance(n, int) or not 0 < n < size or selection.explicit != ("indices" in old):
+    size = len(selection.indices)
+    if selection.explicit != ("indices" in old):
         return size
-    return n if old.get("indices", list(selection.indices[:n])) == list(selection.indices[:n]) else size
+    try:
+        before = old["indices"] if selection.explicit else list(selected_indices(old))
+    except ValueError:
+        return size
+    return len(before) if before == list(selection.indices[: len(before)]) else size
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ writes the records in block order, so the ledger has the same lines however many
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hydrabench.bounds import watched
-from hydrabench.data import ImageSource, first_images, load_images
+from hydrabench.data import Choice, ImageSource, choose, load_images
 from hydrabench.errors import ConfigError, DataError
 from hydrabench.evaluators import EVALUATORS, EvaluationSettings, at
 from hydrabench.evaluators.description import require_precision
@@ -21,6 +21,7 @@ from hydrabench.evaluators.registry import record_of
 from hydrabench.ledger import Record, RunFolder, whole_ledger
 from hydrabench.reporting.statistics import summarize
 from hydrabench.runtime import World, environment, exact_arithmetic
+from hydrabench.threat import doubt
 from hydrabench.workflows.evaluation.continuing import Selection, open_evaluation
 from hydrabench.workflows.evaluation.judging import Judge
 from hydrabench.workflows.evaluation.loading import Subject, doubt_of_normalization
@@ -28,6 +29,8 @@ from hydrabench.workflows.evaluation.running_totals import RunningTotals
 from hydrabench.workflows.progress import say, tracking
 from hydrabench.workflows.run_options import RunOptions
 from hydrabench.workflows.writer import one_writer
+
+ALL = Choice()
 
 
 def evaluate(
@@ -37,6 +40,7 @@ def evaluate(
     *,
     options: RunOptions,
     n: int | None = None,
+    among: Choice = ALL,
     indices: Sequence[int] = (),
     resume: bool = False,
 ) -> dict[str, Any]:
@@ -47,6 +51,7 @@ def evaluate(
         settings: which evaluator, at which radius; see `hydrabench.evaluators`.
         out: the run folder.
         resume: go on with what it holds, also with more images than that was started with.
+        among: every so many-th image, or those of a file, of which `n` takes the first.
         indices: explicit images; reports refuse such a run, because they are no sample.
     Raises: HydrabenchError for bad input before anything is written, or for a bound or output that
         is not finite, or too little memory; the blocks done until then stay in the ledger.
@@ -55,9 +60,10 @@ def evaluate(
     EVALUATORS[settings.kind].require(subject.network, settings)
     require_precision(settings.kind, subject.precision, EVALUATORS)
     images = load_images(subject.checkpoint.header.dataset, "test", options.data_dir, download=options.download)
-    selection = Selection(images, _chosen(images, n, indices, settings), explicit=bool(indices))
-    if world.is_main and (doubt := doubt_of_normalization(subject, images)):
-        say(doubt)
+    chosen = _chosen(images, replace(among, n=n), indices, settings)
+    selection = Selection(images, chosen, explicit=bool(indices))
+    if world.is_main and (warned := doubt_of_normalization(subject, images)):
+        say(warned)
     judge = Judge(subject, settings, images, options)
     if subject.parent is not None:
         subject.parent.require_images(images, selection.indices)
@@ -83,8 +89,10 @@ def _fill(run: RunFolder, judge: Judge, world: World, blocks: Sequence[tuple[int
     title = f"{settings.protocol} {judge.subject.name}{at(settings)}"
     totals = RunningTotals(settings, run.records() if done else ())
     warning = judge.blocks.warning(settings.kind, total - done)
-    if warning and world.is_main:
-        say(warning)
+    values = dict(settings)
+    for note in (warning, doubt(values["norm"], values["epsilon"]) if "epsilon" in values else None):
+        if note and world.is_main:
+            say(note)
     if not judge.evaluator.repeatable(settings) and world.is_main:
         say(f"{settings.protocol} depends on how fast this machine is: another run may give other verdicts")
     with (
@@ -100,13 +108,13 @@ def _fill(run: RunFolder, judge: Judge, world: World, blocks: Sequence[tuple[int
 
 
 def _chosen(
-    images: ImageSource, n: int | None, indices: Sequence[int], settings: EvaluationSettings
+    images: ImageSource, choice: Choice, indices: Sequence[int], settings: EvaluationSettings
 ) -> tuple[int, ...]:
     """Which images to evaluate, in ascending order."""
     if not indices:
-        return tuple(range(first_images(images, n)))
-    if n is not None:
-        raise ConfigError("-n takes the first images, --index explicit ones; give one of the two")
+        return choose(images, choice)
+    if choice != ALL:
+        raise ConfigError("--index names the images one by one; leave -n, --skip and --ids out")
     if not EVALUATORS[settings.kind].by_image:
         raise ConfigError(
             f"{settings.kind} judges whole blocks of images, so no image has a verdict of its own; use -n"

@@ -6,25 +6,34 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from hydrabench.data import Choice
 from hydrabench.evaluators import EvaluationSettings
 from hydrabench.evaluators.smoothing_settings import radii_text
 from hydrabench.workflows.evaluation.loading import Subject
 
+ALL = Choice()
 LONGEST = 40  # characters of the indices in a folder name
 
 
 def default_folder(
-    subject: Subject, settings: EvaluationSettings, *, n: int | None = None, indices: Sequence[int] = ()
+    subject: Subject,
+    settings: EvaluationSettings,
+    *,
+    n: int | None = None,
+    among: Choice = ALL,
+    indices: Sequence[int] = (),
 ) -> Path:
     """runs/evaluations/CHECKPOINT/PROTOCOL-RADIUS, and the precision and the images if they are not float32 and all.
 
     Runs of images that were picked one by one lie under runs/images: a report on runs/evaluations would refuse them.
 
-    Args: n, indices: as for `evaluation.evaluate`.
+    Args: n, among, indices: as for `evaluation.evaluate`.
     """
     parts = [run_name(settings)]
     parts += [subject.precision] if subject.precision != "float32" else []
     parts += [f"n{n}"] if n is not None else []
+    parts += [f"skip{among.step}"] if among.step != 1 else []
+    parts += [f"ids-{among.ids.stem[:LONGEST]}"] if among.ids is not None else []
     parts += [f"index{_indices_text(sorted(set(indices)))}"] if indices else []
     return Path("runs") / ("images" if indices else "evaluations") / subject.name / "-".join(parts)
 

@@ -432,7 +432,7 @@ def test_one_image_alone_gets_the_record_it_has_among_others(subject, cpu, compa
 def test_explicit_images_are_checked(subject, cpu, tmp_path):
     for indices, n, settings, message in (
         ([3, 500], None, PGD, r"--index 500 is outside 0\.\.499, the test images of digits"),
-        ([3], 5, PGD, r"-n takes the first images, --index explicit ones; give one of the two"),
+        ([3], 5, PGD, r"--index names the images one by one; leave -n, --skip and --ids out"),
         ([3], None, AutoAttackSettings(epsilon="1/255"), r"autoattack judges whole blocks"),
     ):
         with pytest.raises((DataError, ConfigError), match=message):
