@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,24 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         scratch.chmod(0o644)
         scratch.replace(path)
+        _flush_names(path.parent)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def _flush_names(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk, where the system can do that."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def now() -> str:
+    """The present time, UTC, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def write_text(path: Path, text: str) -> None:

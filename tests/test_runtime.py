@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +18,31 @@ def test_a_stream_depends_on_its_whole_key_and_on_nothing_else():
     assert torch.equal(first, torch.rand(4, generator=stream(0, "pgd", 17)))
     others = [stream(1, "pgd", 17), stream(0, "smoothing", 17), stream(0, "pgd", 1, 7), stream(0, "pgd", "17", "")]
     assert all(not torch.equal(first, torch.rand(4, generator=other)) for other in others)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_stream_of_either_version_depends_on_its_key_alone(version):
+    first, again, other = (torch.rand(4, generator=stream(0, key, version=version)) for key in ("a", "a", "b"))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_keys_whose_seeds_agree_in_32_bits_have_streams_of_their_own():
+    """Found by search: torch's CPU generator takes the low 32 bits of a seed, and these two keys share them."""
+    keys = [("collision", 27447), ("collision", 69730)]
+    old = [torch.rand(1000, generator=stream(*key)) for key in keys]
+    assert torch.equal(*old)
+    new = [torch.rand(1000, generator=stream(*key, version=2)) for key in keys]
+    assert (new[0] != new[1]).float().mean() > 0.99
+
+
+def test_the_state_of_a_stream_is_that_of_the_mersenne_twister_as_numpy_has_it():
+    """Another implementation: 624 words of SHAKE-256, and the outputs that MT19937 gives for them."""
+    words = np.frombuffer(hashlib.shake_256(b"0\x1fpgd\x1f17").digest(2496), dtype="<u4")
+    numpys = np.random.RandomState()
+    numpys.set_state(("MT19937", words, 624))
+    drawn = torch.empty(2000, dtype=torch.int64).random_(0, 2**24, generator=stream(0, "pgd", 17, version=2))
+    assert drawn.tolist() == (numpys.randint(0, 2**32, 2000, dtype=np.uint32) % 2**24).tolist()
 
 
 def test_a_stream_leaves_the_global_generator_alone():

@@ -9,6 +9,7 @@ from hydrabench.cli.common import Commands
 from hydrabench.cli.evaluation import attack, certify
 from hydrabench.cli.reporting import report
 from hydrabench.cli.training import finetune, pipeline, prune, train
+from hydrabench.cli.verify import verify
 from hydrabench.cli.zoo import zoo
 
 
@@ -23,10 +24,11 @@ def main() -> None:
       hydrabench attack  --ckpt digits-crown-ibp-99 --attack pgd
       hydrabench certify --ckpt digits-crown-ibp-99 --method crown-ibp
       hydrabench report  runs/evaluations --out reports/mine
+      hydrabench verify  runs/evaluations/digits-crown-ibp-99/crown-ibp-v1-16_255
     """
 
 
-for command in (train, prune, finetune, attack, certify, report, pipeline, zoo):
+for command in (train, prune, finetune, attack, certify, report, verify, pipeline, zoo):
     main.add_command(command)
 
 __all__ = ["main"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from hydrabench.errors import NonFiniteError
 from hydrabench.evaluators.description import EvaluationSettings, Evaluator, clean_metric
-from hydrabench.ledger import AttackRecord, Record
+from hydrabench.ledger import AttackRecord
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -124,7 +124,7 @@ def require_finite(values: Tensor, indices: Sequence[int], what: str) -> None:
 CLEAN = Evaluator(
     settings=CleanSettings,
     evaluate=evaluate_clean,
-    record=Record,
+    record=AttackRecord,
     metrics=lambda lines, _settings: {"clean_accuracy": clean_metric(lines)},
     claims="clean",
     command="attack",

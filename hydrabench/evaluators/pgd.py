@@ -28,7 +28,10 @@ INPUT_GRADIENT = 2  # forward passes of one pass with its gradient to the image
 
 
 class PgdSettings(EvaluationSettings):
-    """Projected gradient descent: every loss in `losses`, `restarts` times each, until one breaks the image."""
+    """Projected gradient descent: every loss in `losses`, `restarts` times each, until one breaks the image.
+
+    version: of the protocol; how random streams are seeded, see `runtime.stream`.
+    """
 
     kind: Literal["pgd"] = "pgd"
     norm: Norm = "linf"
@@ -37,12 +40,13 @@ class PgdSettings(EvaluationSettings):
     restarts: PositiveInt = 1
     losses: tuple[Literal["ce", "margin"], ...] = Field(("ce", "margin"), min_length=1)
     seed: NonNegativeInt = 0
+    version: Literal[1, 2] = 2
 
     @property
     def protocol(self) -> str:
-        """`pgd-50@1` is 50 steps, one restart, both losses, seed 0; whatever differs is spelt out."""
+        """`pgd-50@2` is 50 steps, one restart, both losses, seed 0; whatever differs is spelt out."""
         losses = "" if self.losses == ("ce", "margin") else "-" + "+".join(self.losses)
-        return f"pgd-{self.steps}{unless(1, 'r', self.restarts)}{losses}{unless(0, 's', self.seed)}@1"
+        return f"pgd-{self.steps}{unless(1, 'r', self.restarts)}{losses}{unless(0, 's', self.seed)}@{self.version}"
 
 
 def evaluate_pgd(network: nn.Module, block: Block, settings: PgdSettings) -> list[AttackRecord]:
@@ -97,7 +101,8 @@ def _attack_once(network: nn.Module, block: Block, settings: PgdSettings, *, los
     step_size = default_step_size(epsilon, settings.steps)
     x, y = block.images, block.labels
     keys = [(settings.seed, "pgd", loss, restart, index) for index in block.indices]
-    noise = torch.cat([unit_noise((1, *x.shape[1:]), norm=norm, generator=stream(*key)) for key in keys])
+    streams = [stream(*key, version=settings.version) for key in keys]
+    noise = torch.cat([unit_noise((1, *x.shape[1:]), norm=norm, generator=one) for one in streams])
     points = project(x + epsilon * noise.to(x), x, epsilon, norm=norm)
     broke_at = torch.full_like(y, -1)
     smallest = torch.full((len(y),), torch.inf, dtype=x.dtype, device=x.device)

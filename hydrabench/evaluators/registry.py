@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from hydrabench.config import parse
-from hydrabench.errors import lookup
+from hydrabench.errors import ConfigError, lookup
 from hydrabench.evaluators.autoattack import AUTOATTACK
 from hydrabench.evaluators.clean import CLEAN
 from hydrabench.evaluators.description import EvaluationSettings, Evaluator
 from hydrabench.evaluators.pgd import PGD
 from hydrabench.evaluators.smoothing import SMOOTHING
 from hydrabench.evaluators.verification import ALPHA_CROWN, CASCADE, CROWN, CROWN_IBP, IBP, SYMBOLIC
+from hydrabench.ledger import Record
 
 EVALUATORS: dict[str, Evaluator] = {
     "clean": CLEAN,
@@ -36,6 +37,25 @@ def parse_settings(values: Mapping[str, Any], source: str = "") -> EvaluationSet
     """
     kind = str(values.get("kind"))
     return parse(lookup("evaluator", EVALUATORS, kind).settings, values, source or kind)
+
+
+def recorded_settings(values: Mapping[str, Any], protocol: str, source: str = "settings") -> EvaluationSettings:
+    """Read settings as `run.json` has them; those from before there was a `version` have it in the protocol id.
+
+    Raises: ConfigError naming, as part of `source`, what is wrong; also if the settings make another protocol.
+    """
+    model, _ = lookup("evaluator", EVALUATORS, str(values.get("kind"))).models(values)
+    number = protocol.rpartition("@")[2]
+    known = {"version": int(number)} if "version" in model.model_fields and number.isdecimal() else {}
+    settings = parse(model, {**known, **values}, source)
+    if settings.protocol != protocol:
+        raise ConfigError(f"{source} make the protocol {settings.protocol}, not {protocol}")
+    return settings
+
+
+def record_type(settings: Mapping[str, Any]) -> type[Record]:
+    """The class of a run's records. settings: as `run.json` has them. Raises: ConfigError for an unknown kind."""
+    return lookup("evaluator", EVALUATORS, str(settings.get("kind"))).models(settings)[1]
 
 
 def with_default_threat(entry: Any, threat: Mapping[str, Any]) -> Any:

@@ -92,7 +92,7 @@ def _sampling(block: Block, settings: ReuseSettings, sampling: Sampling) -> Samp
     """The noise of the settings. Raises: DataError if it is integer and an image is not an 8-bit image."""
     if settings.rigor == "discrete" and not are_grey_levels(block.images):
         raise DataError("integer noise needs 8-bit images, of whose pixels 255 times is whole; reuse a standard run")
-    return replace(sampling, source=replace(sampling.source, rigor=settings.rigor))
+    return replace(sampling, source=replace(sampling.source, rigor=settings.rigor, version=settings.version))
 
 
 def _about(block: Block, row: int) -> dict[str, Any]:
@@ -171,7 +171,7 @@ def _certify_directly(
     records: list[ReuseRecord],
 ) -> None:
     """Certify the images at `rows` without the parent, too, and keep the better certificate of each."""
-    names = ("sigma", "n0", "samples", "radii", "seed", "rigor", "label_aware")
+    names = ("sigma", "n0", "samples", "radii", "seed", "rigor", "label_aware", "version")
     alone = SmoothingSettings(
         mode="adaptive",
         alpha=shares(settings.alpha, direct=True).direct,

@@ -14,9 +14,9 @@ from hydrabench.evaluators.smoothing_settings import DEFAULT_RADII, SmoothingSet
 class ReuseSettings(SmoothingSettings):
     """Incremental smoothing, see `smoothing.reuse`; a recipe cannot contain it, because it needs a parent's run.
 
-    sigma, n0, samples (N), seed, rigor and label_aware are those of the parent's run, parent_mode its mode; alpha and
-    radii are the child's. reuse_samples: the most draws that both networks vote on. direct: certify the child directly
-    as well where that falls short of the parent, by mode adaptive and with a third of alpha.
+    sigma, n0, samples (N), seed, rigor, label_aware and version are those of the parent's run, parent_mode its mode;
+    alpha and radii are the child's. reuse_samples: the most draws that both networks vote on. direct: certify the child
+    directly as well where that falls short of the parent, by mode adaptive and with a third of alpha.
     """
 
     mode: Literal["reused"] = "reused"  # type: ignore[assignment]  # a mode of its own, which the others do not offer
@@ -38,7 +38,7 @@ class ReuseSettings(SmoothingSettings):
 
     @property
     def protocol(self) -> str:
-        """`smoothing-reuse@1` is a parent of `smoothing-cohen@1` and up to a tenth of its draws; others are spelt out.
+        """`smoothing-reuse@2` is a parent of `smoothing-cohen@2` and up to a tenth of its draws; others are spelt out.
 
         m: the most shared draws; a: the child's alpha; the other letters as in `SmoothingSettings.protocol`.
         """
@@ -49,7 +49,7 @@ class ReuseSettings(SmoothingSettings):
         spelt += unless(100, "n0_", self.n0) + unless(100_000, "n", self.samples)
         spelt += unless(default_reuse_samples(self.samples), "m", self.reuse_samples) + unless(0.001, "a", self.alpha)
         spelt += f"-r{radii_text(self.radii)}" if self.radii != DEFAULT_RADII else ""
-        return f"smoothing-reuse{spelt}{unless(0, 's', self.seed)}@1"
+        return f"smoothing-reuse{spelt}{unless(0, 's', self.seed)}@{self.version}"
 
 
 def default_reuse_samples(samples: int) -> int:

@@ -54,7 +54,7 @@ def evaluate_smoothed(
     require_eval_mode(network)
     started = perf_counter()
     sampling = sampling or Sampling()
-    sampling = replace(sampling, source=replace(sampling.source, rigor=settings.rigor))
+    sampling = replace(sampling, source=replace(sampling.source, rigor=settings.rigor, version=settings.version))
     if settings.rigor == "discrete" and not are_grey_levels(block.images):
         raise DataError("integer noise needs 8-bit images, of whose pixels 255 times is whole; use --rigor standard")
     about = [

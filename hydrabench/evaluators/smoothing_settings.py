@@ -33,7 +33,8 @@ class SmoothingSettings(EvaluationSettings):
 
     mode: when to stop drawing, see `smoothing.sequential`; "predict" predicts with abstention and certifies no
     radius. rigor: "discrete" draws integer noise, see `smoothing.discrete`. label_aware: stop after the selection
-    if it picked another class than the label, for which no radius counts.
+    if it picked another class than the label, for which no radius counts. version: of the protocol; how random streams
+    are seeded, see `runtime.stream`.
     """
 
     kind: Literal["smoothing"] = "smoothing"
@@ -46,6 +47,7 @@ class SmoothingSettings(EvaluationSettings):
     seed: NonNegativeInt = 0
     rigor: Literal["standard", "discrete"] = "standard"
     label_aware: bool = False
+    version: Literal[1, 2] = 2
 
     model_config = ConfigDict(allow_inf_nan=False)
     added: ClassVar[tuple[str, ...]] = ("mode", "rigor", "label_aware")
@@ -78,7 +80,7 @@ class SmoothingSettings(EvaluationSettings):
 
     @property
     def protocol(self) -> str:
-        """`smoothing-cohen@1` is N0 = 100, N = 100,000, alpha = 0.001, seed 0; whatever differs is spelt out.
+        """`smoothing-cohen@2` is N0 = 100, N = 100,000, alpha = 0.001, seed 0; whatever differs is spelt out.
 
         So are radii other than the default where the draws, and with them all numbers, depend on them.
         """
@@ -86,7 +88,7 @@ class SmoothingSettings(EvaluationSettings):
         spelt += "-label-aware" if self.label_aware else ""
         spelt += unless(100, "n0_", self.n0) + unless(100_000, "n", self.samples) + unless(0.001, "a", self.alpha)
         spelt += f"-r{radii_text(self.radii)}" if self.mode in SEQUENTIAL and self.radii != DEFAULT_RADII else ""
-        return f"smoothing-{self.mode}{spelt}{unless(0, 's', self.seed)}@1"
+        return f"smoothing-{self.mode}{spelt}{unless(0, 's', self.seed)}@{self.version}"
 
 
 def largest_radius(*, mode: Mode, sigma: float, samples: int, alpha: float) -> float:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, fields
-from itertools import pairwise
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ from pydantic import PositiveInt
 
 from hydrabench.config import parse
 from hydrabench.errors import ConfigError, LedgerError
-from hydrabench.evaluators import EVALUATORS, Evaluator, Metric
-from hydrabench.ledger import RunFolder
+from hydrabench.evaluators import EVALUATORS, Evaluator, Metric, record_type, recorded_settings
+from hydrabench.ledger import RunFolder, whole_ledger
 from hydrabench.reporting.statistics import summarize
 from hydrabench.threat import Threat, parse_radius
 
@@ -120,8 +119,9 @@ def read_evaluations(runs: Sequence[RunFolder]) -> list[Evaluation]:
 def read_evaluation(run: RunFolder) -> Evaluation:
     """Read one run of `attack` or `certify`. Raises: LedgerError as `read_evaluations` does."""
     if not run.is_complete:
+        gone = "".join(f", {name} is gone" for name in run.lost()) if run.header.get("status") == "complete" else ""
         raise LedgerError(
-            f"{run.path} is not complete (status {run.header.get('status')!r}); "
+            f"{run.path} is not complete (status {run.header.get('status')!r}{gone}); "
             "continue it with --resume, or leave it out"
         )
     if "indices" in run.header.get("dataset", {}):
@@ -131,7 +131,8 @@ def read_evaluation(run: RunFolder) -> Evaluation:
         )
     header = _checked_header(run)
     kind, images = header.settings["kind"], header.dataset
-    records = _whole_ledger(run, kind, images.n)
+    run.require_intact()
+    records = whole_ledger(run, range(images.n), record_type(header.settings))
     evaluation = Evaluation(
         run.path, header.checkpoint, images, header.precision, kind, header.protocol, header.settings, records
     )
@@ -145,6 +146,7 @@ def _checked_header(run: RunFolder) -> RunHeader:
     try:
         header = parse(RunHeader, run.header, source)
         _check_settings(header.settings)
+        recorded_settings(header.settings, header.protocol, f"{source}: settings")
     except ConfigError as error:
         place = "" if str(error).startswith(source) else f"{source}: settings."
         raise LedgerError(f"{place}{error}; {_AGAIN}") from error
@@ -162,32 +164,6 @@ def _check_settings(settings: dict[str, Any]) -> None:
             raise ConfigError(f"{name}: is required")
     if "epsilon" in settings:
         parse_radius(settings["epsilon"], norm=norm)
-
-
-def _whole_ledger(run: RunFolder, kind: str, n: int) -> tuple[dict[str, Any], ...]:
-    """Read the records, one for each of the first `n` images, and sort them."""
-    if not run.records_path.is_file():
-        raise LedgerError(f"{run.path} holds no records.jsonl; {_AGAIN}")
-    records = sorted(run.records(), key=lambda record: record["index"])
-    indices = [record["index"] for record in records]
-    twice = sorted({a for a, b in pairwise(indices) if a == b})
-    missing = sorted(set(range(n)) - set(indices))
-    for problem, images in (("holds more than one record of", twice), ("has no record of", missing)):
-        if images:
-            raise LedgerError(f"{run.path} {problem} {name_images(images)}, of {n} images; {_AGAIN}")
-    if len(records) != n:
-        raise LedgerError(f"{run.path} holds {len(records)} records but selects {n} images; {_AGAIN}")
-    # Fields with a default came later; ledgers from before them stay readable.
-    needed = [
-        field.name
-        for field in fields(EVALUATORS[kind].record)
-        if field.default is MISSING and field.default_factory is MISSING
-    ]
-    for record in records:
-        lacking = [name for name in needed if name not in record]
-        if lacking:
-            raise LedgerError(f"{run.path}: the record of image {record['index']} lacks {lacking[0]!r}; {_AGAIN}")
-    return tuple(records)
 
 
 def _refuse_other_summary(run: RunFolder, evaluation: Evaluation) -> None:
@@ -227,10 +203,3 @@ def refuse_mixed_inputs(evaluations: Sequence[Evaluation]) -> None:
                         f"{first.path} and {evaluation.path} hold different {what} for image {record['index']} of "
                         f"{images.name} {images.split}; evaluate both on the same data, or report them apart"
                     )
-
-
-def name_images(indices: Sequence[int], limit: int = 10) -> str:
-    """Write "image 3", "images 3, 5" or "images 3, 5, … and 7 more", in the order given."""
-    shown = ", ".join(map(str, indices[:limit]))
-    more = f" and {len(indices) - limit} more" if len(indices) > limit else ""
-    return f"image{'s' * (len(indices) != 1)} {shown}{more}"

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
 from hydrabench.errors import GateError
-from hydrabench.reporting.evaluations import Evaluation, name_images
+from hydrabench.ledger import name_images
+from hydrabench.reporting.evaluations import Evaluation
 from hydrabench.threat import Threat
 
 # A misclassified clean image is broken by the perturbation 0, which every ball of every norm contains;

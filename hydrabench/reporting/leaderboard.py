@@ -11,12 +11,11 @@ from typing import Any
 from hydrabench.errors import LedgerError
 from hydrabench.evaluators import EVALUATORS
 from hydrabench.evaluators.description import CONDITIONS
-from hydrabench.ledger import RunFolder
+from hydrabench.ledger import RunFolder, name_images
 from hydrabench.reporting.evaluations import (
     EvaluatedNetwork,
     Evaluation,
     ImageSelection,
-    name_images,
     read_evaluations,
     refuse_mixed_inputs,
 )
@@ -208,7 +207,9 @@ def _protocols(evaluations: Sequence[Evaluation], columns: Sequence[Column]) -> 
     shared = {metric.column_of for one in evaluations for metric in one.metrics().values() if metric.column_of}
     found = {_protocol_of(kind): (Protocol(_protocol_of(kind), kind, {}), evaluations[0]) for kind in sorted(shared)}
     for evaluation in evaluations:
-        settings = {key: value for key, value in evaluation.settings.items() if key not in ("kind", *CONDITIONS)}
+        # The id ends with the version, which the settings of the first ledgers lack.
+        fixed = evaluation.settings.keys() - {"kind", "version", *CONDITIONS}
+        settings = {key: value for key, value in evaluation.settings.items() if key in fixed}
         protocol = Protocol(evaluation.protocol, evaluation.kind, settings)
         known, first = found.setdefault(protocol.id, (protocol, evaluation))
         for key in sorted(known.settings.keys() & settings.keys()):

@@ -25,10 +25,12 @@ class NoiseSource:
 
     generator: "cpu" gives the same noise on every machine; "device" draws where the network is, which is faster on
     a GPU and depends on its model. rigor: "standard" is Gaussian noise in float32, "discrete" is `smoothing.discrete`.
+    version: how streams are seeded, see `runtime.stream`.
     """
 
     generator: Literal["cpu", "device"] = "cpu"
     rigor: Literal["standard", "discrete"] = "standard"
+    version: int = 2
 
     def describe(self, device: torch.device) -> str:
         """What `run.json` says: runs of different sources must not be continued by each other."""
@@ -40,9 +42,9 @@ class NoiseSource:
 class NoiseStream:
     """The noise of one image for one purpose, read in order.
 
-    Row i is row i % CHUNK of `runtime.stream(*key, i // CHUNK)`, on the CPU in float32. `normal_` fills whole
-    groups of 16 numbers in order, so a chunk may be drawn in pieces if an image has a multiple of 16 numbers;
-    otherwise, and on other devices, it is drawn as one and kept until it is used up.
+    Row i is row i % CHUNK of `runtime.stream(*key, i // CHUNK)` of the source's version, on the CPU in float32.
+    `normal_` fills whole groups of 16 numbers in order, so a chunk may be drawn in pieces if an image has a multiple of
+    16 numbers; otherwise, and on other devices, it is drawn as one and kept until it is used up.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class NoiseStream:
         self.chunk = CHUNK if on_cpu else DEVICE_CHUNK
         self.in_pieces = on_cpu and (source.rigor == "discrete" or shape.numel() % 16 == 0)
         self.fill: Fill = fill_discrete if source.rigor == "discrete" else fill_gaussian
+        self.version = source.version
         self.drawn = 0
         self.generator = torch.Generator(self.device)
         self.kept = torch.empty(0)
@@ -70,7 +73,7 @@ class NoiseStream:
 
     def _read_within_chunk(self, rows: Tensor, at: int) -> None:
         if at == 0:
-            self.generator = stream(*self.key, self.drawn // self.chunk, device=self.device)
+            self.generator = stream(*self.key, self.drawn // self.chunk, device=self.device, version=self.version)
             if not self.in_pieces:
                 self.kept = torch.empty(self.chunk, *self.shape, device=self.device)
                 self.fill(self.kept, self.sigma, self.generator)

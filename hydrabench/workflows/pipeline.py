@@ -27,6 +27,7 @@ from hydrabench.workflows.reporting import REPORT_FORMATS, write_report
 from hydrabench.workflows.run_options import RunOptions
 from hydrabench.workflows.training import commands as training
 from hydrabench.workflows.training.phase import check_phase
+from hydrabench.workflows.writer import one_writer
 
 
 def run_pipeline(recipe: Recipe, out: Path, *, options: RunOptions, resume: bool = False) -> Leaderboard:
@@ -42,6 +43,11 @@ def run_pipeline(recipe: Recipe, out: Path, *, options: RunOptions, resume: bool
     world = World()
     steps = plan(recipe)
     world.on_main(lambda: _check(recipe, steps, out, options, world, resume=resume))
+    with one_writer(out, world):
+        return _run(recipe, steps, out, options, world)
+
+
+def _run(recipe: Recipe, steps: Sequence[PlannedRun], out: Path, options: RunOptions, world: World) -> Leaderboard:
     finished = []
     for number, step in enumerate(steps, start=1):
         if world.is_main:
@@ -84,7 +90,7 @@ def _check(
     """Find what would stop the pipeline hours later."""
     if not recipe.evaluate:
         raise ConfigError(f"recipe {recipe.name} has no `evaluate:` entries; a pipeline ends in a leaderboard")
-    if out.exists() and any(out.iterdir()) and not resume:
+    if not resume and any(out.glob("[!.]*")):
         raise LedgerError(f"{out} already holds files; continue with --resume or choose a new --out")
     network, device = training.fresh_network(recipe).eval(), pick_device(options.device)
     for section in dict.fromkeys(step.section for step in steps):

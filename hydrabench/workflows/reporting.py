@@ -8,7 +8,7 @@ from typing import Any
 
 from hydrabench.errors import LedgerError, lookup
 from hydrabench.files import write_json, write_text
-from hydrabench.ledger import RunFolder, read_run
+from hydrabench.ledger import RunFolder, read_run, writing
 from hydrabench.reporting import (
     IMPORTS,
     Leaderboard,
@@ -61,8 +61,9 @@ def write_report(
     rendered = [(out / name, render(board)) for name, render in chosen]
     if TABLES in formats:
         rendered += [(out / name, table_text(run)) for name, run in table_names(read_evaluations(runs)).items()]
-    for path, content in rendered:
-        (write_text if isinstance(content, str) else write_json)(path, content)
+    with writing(out):
+        for path, content in rendered:
+            (write_text if isinstance(content, str) else write_json)(path, content)
     return board
 
 

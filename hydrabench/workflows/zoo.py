@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import tempfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,18 +20,15 @@ from hydrabench.checkpoints import (
     state_of,
 )
 from hydrabench.checkpoints.cache import cached_files, fetch_remote
+from hydrabench.data import load_images
 from hydrabench.errors import CheckpointError, ConfigError, GateError, LedgerError, lookup
-from hydrabench.evaluators import parse_settings
+from hydrabench.evaluators import parse_settings, record_type
 from hydrabench.files import shipped
-from hydrabench.ledger import read_run
-from hydrabench.workflows.evaluation.evaluate import evaluate
-from hydrabench.workflows.evaluation.loading import open_subject
+from hydrabench.ledger import parse_record
 from hydrabench.workflows.opening import megabytes, open_checkpoint
 from hydrabench.workflows.progress import say
 from hydrabench.workflows.run_options import RunOptions
-
-# Float kernels of other machines and versions may move a margin by this much, and a verdict with it.
-MARGIN_TOLERANCE = 1e-5
+from hydrabench.workflows.verifying import open_judge, recompute
 
 
 def list_entries(
@@ -117,8 +113,8 @@ def verify(names: Sequence[str], *, options: RunOptions) -> list[str]:
     Args:
         names: zoo ids; empty for all that have shipped ledgers.
     Returns: one line per protocol that agrees.
-    Raises: GateError listing the images whose verdict changed although their margin is not within
-        `MARGIN_TOLERANCE` of 0. CheckpointError for a name without a shipped ledger.
+    Raises: GateError listing the images whose record is not what computing it again gives, beyond the tolerances of
+        `ledger.records`. CheckpointError for a name without a shipped ledger.
     """
     entries = _with_ledgers(names)
     agreed, changed = [], []
@@ -127,12 +123,12 @@ def verify(names: Sequence[str], *, options: RunOptions) -> list[str]:
         for result in entry.results:
             differing = _compare(entry, result, options)
             label = f"{entry.id} {parse_settings(result.settings, entry.id).protocol}"
-            agreed.append(f"{label}: {result.n - len(differing)}/{result.n} verdicts as shipped")
+            agreed.append(f"{label}: {result.n - len(differing)}/{result.n} records as shipped")
             say(agreed[-1])
             changed += [f"{label} image {index}" for index in differing]
     if changed:
         more = f" and {len(changed) - 10} more" if len(changed) > 10 else ""
-        raise GateError(f"{len(changed)} verdicts differ from the shipped ledgers: {'; '.join(changed[:10])}{more}")
+        raise GateError(f"{len(changed)} records differ from the shipped ledgers: {'; '.join(changed[:10])}{more}")
     return agreed
 
 
@@ -153,14 +149,21 @@ def _with_ledgers(names: Sequence[str]) -> list[ZooEntry]:
 
 
 def _compare(entry: ZooEntry, result: ProtocolResult, options: RunOptions) -> list[int]:
-    """Evaluate again, in a scratch folder; return the indices of the images whose verdict is not the shipped one."""
-    before = _shipped_records(shipped("zoo") / result.ledger, result.n)
-    with tempfile.TemporaryDirectory() as scratch:
-        subject = open_subject(entry.id, options=options)
-        settings = parse_settings(result.settings, entry.id)
-        evaluate(subject, settings, Path(scratch) / "run", options=options, n=result.n)
-        after = list(read_run(Path(scratch) / "run").records())
-    return [old["index"] for old, new in zip(before, after, strict=True) if _differs(old, new)]
+    """Compute the shipped records again; return the indices of the images of which something else is found."""
+    lines, settings = (
+        _shipped_records(shipped("zoo") / result.ledger, result.n),
+        parse_settings(result.settings, entry.id),
+    )
+    kind = record_type(settings.plain())
+    try:
+        records = [parse_record({"seconds": 0.0, **line}, kind) for line in lines]
+    except ValueError as error:
+        raise LedgerError(
+            f"a record of the shipped ledger {result.ledger} {error}; install hydrabench again"
+        ) from error
+    images = load_images(entry.dataset, "test", options.data_dir, download=options.download)
+    found = recompute(open_judge(entry.id, settings, images, options), records, range(result.n))
+    return [one.index for one in found if one.differences]
 
 
 def _shipped_records(path: Path, n: int) -> list[dict[str, Any]]:
@@ -175,14 +178,3 @@ def _shipped_records(path: Path, n: int) -> list[dict[str, Any]]:
     if len(records) != n:
         raise LedgerError(f"the shipped ledger {path} has {len(records)} records, the manifest says {n}; install again")
     return records
-
-
-def _differs(old: dict[str, Any], new: dict[str, Any]) -> bool:
-    """Whether the image or its verdict changed, leaving out verdicts that rest on a margin next to 0."""
-    if (old["index"], old["input_sha"], old["label"]) != (new["index"], new["input_sha"], new["label"]):
-        return True
-    verdict, margin = ("verified", "lower") if "verified" in old else ("robust", "margin")
-    if old[verdict] == new[verdict]:
-        return False
-    margins = [record[margin] for record in (old, new) if record[margin] is not None]
-    return not any(abs(value) < MARGIN_TOLERANCE for value in margins)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from hydrabench.checkpoints import load_checkpoint
+from hydrabench.files import sha256_of
 from hydrabench.reporting import summarize
 
 EPOCH = ("--set", "train.epochs=1")
@@ -178,8 +179,8 @@ def test_a_contradiction_between_ledgers_exits_1_and_names_the_image(hydrabench,
         given = ("--ckpt", dense, "--epsilon", "1/255", "-n", 20, "--out", f"runs/{command}")
         assert hydrabench(command, kind, *given).exit_code == 0
     assert hydrabench("report", "runs", "--out", "before").exit_code == 0
-    index = alter(here / "runs" / "attack", "pgd", {"robust": False, "broken_by": "pgd-ce", "step": 1})
-    assert alter(here / "runs" / "certify", "ibp", {"verified": True}) == index
+    index = alter(here / "runs" / "attack", "pgd", {"robust": False, "broken_by": "pgd-ce", "step": 1, "margin": -0.1})
+    assert alter(here / "runs" / "certify", "ibp", {"verified": True, "lower": 0.1}) == index
     result = hydrabench("report", "runs", "--out", "after")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.startswith("error: ")
@@ -194,7 +195,8 @@ def alter(folder, kind, changes):
     chosen = next(record for record in records if record["prediction"] == record["label"])
     chosen |= changes
     (folder / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    summary = json.loads((folder / "summary.json").read_text()) | summarize(kind, records, None)
+    known = {**summarize(kind, records, None), "records_sha256": sha256_of(folder / "records.jsonl")}
+    summary = json.loads((folder / "summary.json").read_text()) | known
     (folder / "summary.json").write_text(json.dumps(summary))
     return chosen["index"]
 
@@ -208,7 +210,7 @@ def test_several_sigmas_make_one_run_each_and_one_summary_of_all(succeed, here, 
     given = ("certify", "--ckpt", dense, *FEW, "--mode", "adaptive", "--sigma", "0.12,0.25", "--radii", "auto", "-n", 2)
     found = json.loads(succeed(*given, "--out", "out", "--json"))
     # All 300 agree: 0.0005^(1/300) = 0.975, 1.96 deviations: 0.235 and 0.49.
-    names = ("r0-v1-sigma0.12", "r0+0.25-v1-sigma0.25")
+    names = ("r0-v2-sigma0.12", "r0+0.25-v2-sigma0.25")
     folders = [f"out/smoothing-adaptive-n0_5-n300-{name}" for name in names]
     assert list(found) == folders
     for folder, summary in found.items():
@@ -219,11 +221,11 @@ def test_several_sigmas_make_one_run_each_and_one_summary_of_all(succeed, here, 
 
 def test_a_folder_in_use_of_a_later_sigma_is_noticed_before_anything_runs(hydrabench, succeed, here, dense):
     given = ("certify", "--ckpt", dense, *FEW, "-n", 2, "--out", "out")
-    succeed(*given[:-1], "out/smoothing-cohen-n0_5-n300-v1-sigma0.25", "--sigma", "0.25")
+    succeed(*given[:-1], "out/smoothing-cohen-n0_5-n300-v2-sigma0.25", "--sigma", "0.25")
     refused = hydrabench(*given, "--sigma", "0.12,0.25")
     assert refused.exit_code == 1
     assert "sigma0.25 already holds a run; continue it with --resume or choose a new --out" in refused.output
-    assert [path.name for path in (here / "out").iterdir()] == ["smoothing-cohen-n0_5-n300-v1-sigma0.25"]
+    assert [path.name for path in (here / "out").iterdir()] == ["smoothing-cohen-n0_5-n300-v2-sigma0.25"]
     resumed = json.loads(succeed(*given, "--sigma", "0.12,0.25", "--resume", "--json"))
     assert [summary["n"] for summary in resumed.values()] == [2, 2]
 
@@ -247,7 +249,7 @@ def test_radii_are_printed_with_the_linf_radius_that_they_imply(succeed, dense):
 
 def test_prediction_reports_accuracy_and_abstentions(succeed, here, dense):
     lines = succeed("certify", "--ckpt", dense, *FEW, "--predict", "-n", 3, "--out", "runs/predict").splitlines()
-    assert lines[0].startswith("smoothing-predict-n0_5-n300@1 of")
+    assert lines[0].startswith("smoothing-predict-n0_5-n300@2 of")
     assert [line.split()[0] for line in lines[1:]] == ["smoothed_accuracy", "abstained"]
     succeed("report", "runs", "--out", "report")
     page = (here / "report" / "leaderboard.md").read_text()

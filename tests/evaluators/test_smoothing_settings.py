@@ -15,11 +15,11 @@ from hydrabench.smoothing import RULES, Plan
 
 
 def test_protocols_spell_out_what_differs():
-    assert SmoothingSettings().protocol == "smoothing-cohen@1"
-    assert SmoothingSettings(mode="adaptive").protocol == "smoothing-adaptive@1"
-    assert SmoothingSettings(mode="curtailed", rigor="discrete").protocol == "smoothing-curtailed-discrete@1"
+    assert SmoothingSettings().protocol == "smoothing-cohen@2"
+    assert SmoothingSettings(mode="adaptive").protocol == "smoothing-adaptive@2"
+    assert SmoothingSettings(mode="curtailed", rigor="discrete").protocol == "smoothing-curtailed-discrete@2"
     spelt = SmoothingSettings(mode="betting", label_aware=True, radii=(0.5,), samples=1000, seed=2)
-    assert spelt.protocol == "smoothing-betting-label-aware-n1000-r0.5-s2@1"
+    assert spelt.protocol == "smoothing-betting-label-aware-n1000-r0.5-s2@2"
 
 
 @pytest.mark.parametrize("mode", SEQUENTIAL)
@@ -56,7 +56,7 @@ def test_radii_are_written_shortly(radii, text):
 def test_old_settings_keep_their_plain_form():
     assert SmoothingSettings(samples=10).plain() == {
         "kind": "smoothing", "sigma": 0.25, "n0": 100, "samples": 10, "alpha": 0.001,
-        "radii": [0.0, 0.25, 0.5, 0.75], "seed": 0,
+        "radii": [0.0, 0.25, 0.5, 0.75], "seed": 0, "version": 2,
     }  # fmt: skip
     assert SmoothingSettings(mode="adaptive").plain()["mode"] == "adaptive"
 

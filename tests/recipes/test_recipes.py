@@ -170,9 +170,9 @@ def test_a_ramp_longer_than_the_phase_is_refused(tmp_path):
 
 
 def test_protocol_ids_name_exactly_how_a_number_is_made():
-    assert PgdSettings(epsilon="8/255").protocol == "pgd-50@1"
-    assert PgdSettings(epsilon="8/255", steps=20, restarts=5, losses=("ce",)).protocol == "pgd-20-r5-ce@1"
-    assert PgdSettings(epsilon="8/255", seed=3).protocol == "pgd-50-s3@1"
+    assert PgdSettings(epsilon="8/255").protocol == "pgd-50@2"
+    assert PgdSettings(epsilon="8/255", steps=20, restarts=5, losses=("ce",)).protocol == "pgd-20-r5-ce@2"
+    assert PgdSettings(epsilon="8/255", seed=3).protocol == "pgd-50-s3@2"
     assert AutoAttackSettings(epsilon="8/255").protocol == "aa-standard@1"
     assert VerifiedSettings(kind="crown-ibp", epsilon="8/255").protocol == "crown-ibp@1"
     assert VerifiedSettings(kind="cascade", epsilon="8/255").protocol == "cascade@1"
@@ -189,8 +189,8 @@ def test_protocol_ids_name_exactly_how_a_number_is_made():
     values = {"slopes": "all", "iterations": 50, "learning_rate": 0.5, "time_limit": 2.5}
     limited = VerifiedSettings(kind="cascade", epsilon="8/255", methods=("ibp", "alpha-crown"), **values)
     assert limited.protocol == "cascade-ibp+alpha-crown-all-i50-lr0.5-t2.5@1"
-    assert SmoothingSettings().protocol == "smoothing-cohen@1"
-    assert SmoothingSettings(samples=10_000, alpha=0.01).protocol == "smoothing-cohen-n10000-a0.01@1"
+    assert SmoothingSettings().protocol == "smoothing-cohen@2"
+    assert SmoothingSettings(samples=10_000, alpha=0.01).protocol == "smoothing-cohen-n10000-a0.01@2"
 
 
 def test_the_engine_is_written_down_only_where_it_is_not_ours():

@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Collection
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import pytest
 
 from hydrabench.evaluators import EVALUATORS
-from hydrabench.ledger import AttackRecord, Record, RunFolder, SmoothedRecord, VerifiedRecord, open_run
+from hydrabench.files import sha256_of
+from hydrabench.ledger import AttackRecord, Record, ReuseRecord, RunFolder, SmoothedRecord, VerifiedRecord, open_run
 from hydrabench.reporting import summarize
 
 N = 10
-PROTOCOLS = {
-    "clean": "clean@1",
-    "pgd": "pgd-50@1",
-    "autoattack": "aa-standard@1",
-    "ibp": "ibp@1",
-    "symbolic": "symbolic@1",
-    "crown-ibp": "crown-ibp@1",
-    "crown": "crown@1",
-    "cascade": "cascade@1",
-    "alpha-crown": "alpha-crown@1",
-    "smoothing": "smoothing-cohen@1",
-}
 
 
 def settings_of(kind: str, **changes: Any) -> dict[str, Any]:
@@ -39,21 +30,48 @@ def settings_of(kind: str, **changes: Any) -> dict[str, Any]:
     return base | changes
 
 
-def record_of(kind: str, index: int, *, right: bool, holds: bool, radius: float) -> Record:
+def protocol_of(asked: dict[str, Any]) -> str:
+    """The id of the first version of these settings, which do not name one."""
+    versioned = {"version": 1} if asked["kind"] in ("pgd", "smoothing") else {}
+    model, _ = EVALUATORS[asked["kind"]].models(asked)
+    return model.model_validate(versioned | asked).protocol
+
+
+def replace_ledger(run: RunFolder, text: str) -> None:
+    """Write another ledger, and its hash into the summary."""
+    run.records_path.write_text(text)
+    summary = run.summary() | {"records_sha256": sha256_of(run.records_path)}
+    (run.path / "summary.json").write_text(json.dumps(summary))
+
+
+def sha_of(name: object) -> str:
+    """What stands for the hash of an image."""
+    return hashlib.sha256(str(name).encode()).hexdigest()
+
+
+def record_of(asked: dict[str, Any], index: int, *, right: bool, holds: bool, radius: float) -> Record:
     """Image `index` has label index % 3; a wrong prediction is the next class."""
+    kind = asked["kind"]
     prediction = index % 3 if right else (index + 1) % 3
-    base = (index, f"sha-{index}", index % 3, prediction, 0.01)
+    base = (index, sha_of(index), index % 3, prediction, 0.01)
     if kind in ("ibp", "symbolic", "crown-ibp", "crown", "alpha-crown", "cascade"):
         return VerifiedRecord(*base, verified=holds, lower=0.1 if holds else -0.1)
     if kind == "smoothing":
         abstain = radius == 0
         base = (*base[:3], -1 if abstain else prediction, 0.01)
-        return SmoothedRecord(
-            *base, selected=prediction, count=9, samples=10, p_lower=0.6, radius=radius, abstain=abstain
-        )
+        p_lower = 0.4 if abstain else NormalDist(0, asked["sigma"]).cdf(radius)
+        votes: dict[str, Any] = {"selected": prediction, "count": 9, "samples": 10, "mode": asked.get("mode", "cohen")}
+        certificate: dict[str, Any] = {"p_lower": p_lower, "radius": radius, "abstain": abstain}
+        if asked.get("mode") == "reused":
+            return ReuseRecord(*base, **votes, **certificate, certificate="direct")
+        return SmoothedRecord(*base, **votes, **certificate)
     robust = holds and right
     return AttackRecord(
-        *base, robust=robust, broken_by=None if robust else "ce" if right else "clean", step=3, margin=0.1
+        *base,
+        robust=robust,
+        broken_by=None if robust else "ce" if right else "clean",
+        step=None if robust else 3,
+        margin=0.1 if robust else -0.1,
     )
 
 
@@ -90,7 +108,7 @@ def write_run(
     full = {
         "command": "attack" if kind in ("clean", "pgd", "autoattack") else "certify",
         "settings": asked,
-        "protocol": PROTOCOLS[kind],
+        "protocol": protocol_of(asked),
         "checkpoint": checkpoint,
         "dataset": {"name": "digits", "split": "test", "n": N, "block_size": 100},
         "precision": "float32",
@@ -100,7 +118,7 @@ def write_run(
     run = open_run(path, full, resume=False)
     records = [
         record_of(
-            kind, i, right=i not in wrong, holds=i not in fails and i not in wrong, radius=0 if i in fails else radius
+            asked, i, right=i not in wrong, holds=i not in fails and i not in wrong, radius=0 if i in fails else radius
         )
         for i in range(full["dataset"]["n"])
     ]
@@ -113,3 +131,13 @@ def write_run(
 @pytest.fixture(name="write_run", scope="session")
 def write_run_fixture() -> Callable[..., RunFolder]:
     return write_run
+
+
+@pytest.fixture(name="replace_ledger", scope="session")
+def replace_ledger_fixture() -> Callable[[RunFolder, str], None]:
+    return replace_ledger
+
+
+@pytest.fixture(name="sha_of", scope="session")
+def sha_of_fixture() -> Callable[[object], str]:
+    return sha_of

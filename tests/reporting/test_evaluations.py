@@ -9,8 +9,8 @@ import pytest
 
 from hydrabench.errors import LedgerError
 from hydrabench.evaluators import EVALUATORS
-from hydrabench.ledger import read_run
-from hydrabench.reporting.evaluations import ImageSelection, name_images, read_evaluation, read_evaluations
+from hydrabench.ledger import name_images, read_run
+from hydrabench.reporting.evaluations import ImageSelection, read_evaluation, read_evaluations
 
 
 def refusal(*runs):
@@ -66,22 +66,24 @@ def test_records_beyond_the_selection_are_refused(tmp_path, write_run):
     assert f"{run.path} holds 11 records but selects 10 images" in refusal(run)
 
 
-def test_a_folder_without_a_ledger_is_refused(tmp_path, write_run):
+@pytest.mark.parametrize("name", ["records.jsonl", "summary.json"])
+def test_a_finished_run_of_which_a_file_is_gone_is_refused(tmp_path, write_run, name):
     run = write_run(tmp_path / "run", "pgd")
-    run.records_path.unlink()
-    assert f"{run.path} holds no records.jsonl" in refusal(run)
+    (run.path / name).unlink()
+    assert f"{run.path} is not complete (status 'complete', {name} is gone); continue it with --resume" in refusal(run)
 
 
-def test_a_record_without_its_verdict_is_refused(tmp_path, write_run):
+def test_a_ledger_that_was_altered_is_refused(tmp_path, write_run):
     run = write_run(tmp_path / "run", "pgd")
-    run.records_path.write_text(run.records_path.read_text().replace('"robust"', '"robustt"', 1))
-    assert f"{run.path}: the record of image 0 lacks 'robust'" in refusal(run)
+    run.records_path.write_text(run.records_path.read_text().replace('"seconds": 0.01', '"seconds": 0.02', 1))
+    assert f"{run.records_path} has SHA-256" in refusal(run)
+    assert "its summary.json says" in refusal(run)
 
 
-def test_a_missing_summary_is_refused(tmp_path, write_run):
-    run = write_run(tmp_path / "run", "ibp")
-    (run.path / "summary.json").unlink()
-    assert f"{run.path / 'summary.json'} does not exist" in refusal(run)
+def test_a_record_without_its_verdict_is_refused(tmp_path, write_run, replace_ledger):
+    run = write_run(tmp_path / "run", "pgd")
+    replace_ledger(run, run.records_path.read_text().replace('"robust"', '"robustt"', 1))
+    assert f"{run.path}: the record of image 0 lacks 'robust'; has a field 'robustt'" in refusal(run)
 
 
 @pytest.mark.parametrize("said", [0.9, None, "high"])
@@ -99,10 +101,10 @@ def test_a_summary_without_metrics_is_refused(tmp_path, write_run):
 
 
 @pytest.mark.parametrize("key", ["input_sha", "label"])
-def test_mixed_inputs_are_refused_naming_both_runs_and_the_image(tmp_path, write_run, key):
+def test_mixed_inputs_are_refused_naming_both_runs_and_the_image(tmp_path, write_run, sha_of, key):
     """Even between different checkpoints: their columns would compare different images."""
     first = write_run(tmp_path / "a", "pgd")
-    other = {"input_sha": "sha-x", "label": 99}[key]
+    other = {"input_sha": sha_of("x"), "label": 99}[key]
 
     def alter(records):
         return [replace(record, **{key: other}) if record.index == 6 else record for record in records]
@@ -112,12 +114,12 @@ def test_mixed_inputs_are_refused_naming_both_runs_and_the_image(tmp_path, write
     assert f"{first.path} and {second.path} hold different {what} for image 6 of digits test" in refusal(second, first)
 
 
-def test_the_same_index_of_another_split_is_another_image(tmp_path, write_run):
+def test_the_same_index_of_another_split_is_another_image(tmp_path, write_run, sha_of):
     first = write_run(tmp_path / "a", "pgd")
     other = {"dataset": {"name": "digits", "split": "validation", "n": 10}}
 
     def alter(records):
-        return [replace(record, input_sha=f"other-{record.index}") for record in records]
+        return [replace(record, input_sha=sha_of(f"other-{record.index}")) for record in records]
 
     assert len(read_evaluations([first, write_run(tmp_path / "b", "pgd", header=other, edit=alter)])) == 2
 
@@ -157,16 +159,16 @@ def test_long_lists_of_images_are_cut_and_counted():
     assert name_images(range(12)) == "images 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"
 
 
-def test_old_smoothing_records_without_the_later_fields_are_readable(tmp_path, write_run):
+def test_old_smoothing_records_without_the_later_fields_are_readable(tmp_path, write_run, replace_ledger):
     """As ledgers had them before there were other modes than Cohen's."""
     run = write_run(tmp_path / "run", "smoothing")
     old = ("index", "input_sha", "label", "prediction", "seconds", "selected", "count", "samples", "p_lower", "radius",
            "abstain")  # fmt: skip
     lines = [{key: record[key] for key in old} for record in run.records()]
-    run.records_path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    replace_ledger(run, "".join(json.dumps(line) + "\n" for line in lines))
     assert len(read_evaluation(run).records) == 10
     lines[3].pop("p_lower")
-    run.records_path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    replace_ledger(run, "".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(LedgerError, match=r"the record of image 3 lacks 'p_lower'"):
         read_evaluation(run)
 
@@ -178,9 +180,9 @@ def test_images_chosen_one_by_one_are_no_sample(tmp_path, write_run):
         read_evaluation(run)
 
 
-def test_a_ledger_from_before_cascades_is_read(tmp_path, write_run):
+def test_a_ledger_from_before_cascades_is_read(tmp_path, write_run, replace_ledger):
     run = write_run(tmp_path / "run", "ibp")
-    run.records_path.write_text(run.records_path.read_text().replace(', "method": null', ""))
+    replace_ledger(run, run.records_path.read_text().replace(', "method": null', ""))
     assert all("method" not in record for record in read_evaluations([read_run(run.path)])[0].records)
 
 

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from typing import get_args
+from typing import Any, get_args
 
 import pandas as pd
 import pytest
@@ -175,15 +175,18 @@ def test_the_legend_names_the_methods_of_a_cascade_and_no_limit_that_was_not_set
     changes = {"a": {"kind": "cascade"}, "b": {"kind": "alpha-crown", "iterations": 3, "time_limit": None}}
     lines = dict(protocol_lines(build_leaderboard([write_run(tmp_path / k, **v) for k, v in changes.items()])))
     assert lines["cascade@1"].endswith("by the first of ibp, crown-ibp, crown that proves it")
-    assert lines["alpha-crown@1"].endswith("; iterations 3")
+    assert lines["alpha-crown-i3@1"].endswith("; iterations 3")
 
 
 def test_headings_name_the_mode_of_smoothing_and_leave_the_rest_of_the_protocol_to_the_legend(tmp_path, write_run):
-    modes = {"cohen": "cohen", "adaptive": "adaptive-label-aware-n5000", "reused": "reuse-of-betting"}
-    runs = [
-        write_run(tmp_path / id_, "smoothing", mode=mode, header={"protocol": f"smoothing-{id_}@1"})
-        for mode, id_ in modes.items()
-    ]
+    modes = {"": "cohen", "adaptive": "adaptive-label-aware-n5000", "reuse": "reuse-of-betting"}
+    asked: dict[str, dict[str, Any]] = {
+        "": {},
+        "adaptive": {"mode": "adaptive", "label_aware": True, "samples": 5000},
+        "reuse": {"mode": "reused", "parent_mode": "betting", "reuse_samples": 10_000},
+    }
+    radii = [0.0, 0.25, 0.5, 0.75]
+    runs = [write_run(tmp_path / f"run-{mode}", "smoothing", radii=radii, **asked[mode]) for mode in modes]
     found = {
         column.protocol: text for column, text in headings(build_leaderboard(runs)).items() if column.radius == 0.25
     }
@@ -195,11 +198,10 @@ def test_headings_name_the_mode_of_smoothing_and_leave_the_rest_of_the_protocol_
 
 
 def test_columns_that_would_be_called_the_same_get_their_protocol(tmp_path, write_run):
-    more = {"protocol": "smoothing-cohen-n1000@1"}
     board = build_leaderboard(
         [
             write_run(tmp_path / "a", "smoothing", radii=[0.5]),
-            write_run(tmp_path / "b", "smoothing", radii=[0.5, 1.0], samples=1000, header=more),
+            write_run(tmp_path / "b", "smoothing", radii=[0.5, 1.0], samples=1000),
         ]
     )
     assert list(headings(board).values()) == [
@@ -214,11 +216,11 @@ def test_columns_that_would_be_called_the_same_get_their_protocol(tmp_path, writ
 def test_a_method_with_two_protocols_names_them_even_where_radii_or_images_differ(tmp_path, write_run):
     runs = [
         write_run(tmp_path / "a", "cascade", epsilon="2/255"),
-        write_run(tmp_path / "b", "cascade", epsilon="8/255", header={"protocol": "cascade-ibp+crown-ibp@1"}),
+        write_run(tmp_path / "b", "cascade", epsilon="8/255", methods=["ibp", "crown-ibp"]),
         write_run(tmp_path / "c", "ibp", epsilon="2/255"),
         write_run(tmp_path / "d", "ibp", epsilon="8/255"),
         write_run(tmp_path / "e", "smoothing", radii=[0.5], sigma=0.12),
-        write_run(tmp_path / "f", "smoothing", radii=[0.5], header={"protocol": "smoothing-cohen-n1000@1"}),
+        write_run(tmp_path / "f", "smoothing", radii=[0.5], samples=1000),
     ]
     named = [text for text in headings(build_leaderboard(runs)).values() if "[" in text]
     assert named == ["cascade L∞ 2/255 [cascade@1]", "cascade L∞ 8/255 [cascade-ibp+crown-ibp@1]"]
@@ -260,6 +262,5 @@ def test_every_mode_of_smoothing_is_explained_in_its_own_words():
 
 def test_mean_radii_of_runs_that_stop_early_come_with_a_warning(tmp_path, write_run):
     for mode, warned in (("cohen", False), ("adaptive", True)):
-        header = {"protocol": f"smoothing-{mode}@1"}
-        run = write_run(tmp_path / mode, "smoothing", mode=mode, header=header)
+        run = write_run(tmp_path / mode, "smoothing", mode=mode)
         assert any("compare it only under one protocol" in note for note in notes(build_leaderboard([run]))) == warned

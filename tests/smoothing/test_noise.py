@@ -36,11 +36,13 @@ def test_noise_read_in_pieces_is_the_noise_read_at_once(source, shape):
         assert torch.equal(read(source, shape, pieces), whole)
 
 
+@pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_gaussian_noise_is_that_of_the_shipped_ledgers(shape):
+def test_gaussian_noise_is_that_of_earlier_ledgers(shape, version):
     """Row i is row i % 1000 of one `normal_` over 1000 rows, on the generator of chunk i // 1000."""
-    chunks = [torch.empty(CHUNK, *shape).normal_(0.0, 0.25, generator=stream(0, "estimate", 3, c)) for c in (0, 1)]
-    assert torch.equal(read(GAUSSIAN, shape, [300, 1200]), torch.cat(chunks)[:1500])
+    generators = [stream(0, "estimate", 3, chunk, version=version) for chunk in (0, 1)]
+    chunks = [torch.empty(CHUNK, *shape).normal_(0.0, 0.25, generator=generator) for generator in generators]
+    assert torch.equal(read(NoiseSource(version=version), shape, [300, 1200]), torch.cat(chunks)[:1500])
 
 
 def test_on_the_cpu_both_sources_are_one():

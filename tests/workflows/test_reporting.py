@@ -27,22 +27,23 @@ def write_run(path, kind, *, holds=(True, True, False), command=None, finish=Tru
     header = {
         "command": command or ("attack" if kind == "pgd" else "certify"),
         "settings": settings,
-        "protocol": f"{kind}@1",
+        "protocol": "pgd-50@1" if kind == "pgd" else f"{kind}@1",
         "checkpoint": CHECKPOINT,
         "dataset": {"name": "digits", "split": "test", "n": 3},
         "precision": "float32",
     }
     run = open_run(path, header, resume=False)
-    bases = [(index, f"sha-{index}", 1, 1, 0.5) for index in range(3)]
+    bases = [(index, f"{index}" * 64, 1, 1, 0.5) for index in range(3)]
     if kind == "pgd":
         run.append(
             [
-                AttackRecord(*b, robust=h, broken_by=None, step=None, margin=None)
+                AttackRecord(*b, robust=h, broken_by=None if h else "pgd-ce", step=None, margin=None)
                 for b, h in zip(bases, holds, strict=True)
             ]
         )
     else:
-        run.append([VerifiedRecord(*b, verified=h, lower=0.1) for b, h in zip(bases, holds, strict=True)])
+        lower = [0.1 if h else -0.1 for h in holds]
+        run.append([VerifiedRecord(*b, verified=low > 0, lower=low) for b, low in zip(bases, lower, strict=True)])
     if finish:
         run.finish(summarize(kind, list(run.records()), None))
     return run

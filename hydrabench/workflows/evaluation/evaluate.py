@@ -13,18 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from hydrabench.bounds import watched
-from hydrabench.data import ImageSource, block_indices, first_images, load_images
+from hydrabench.data import ImageSource, first_images, load_images
 from hydrabench.errors import ConfigError, DataError
-from hydrabench.evaluators import EVALUATORS, EvaluationSettings, at
+from hydrabench.evaluators import EVALUATORS, EvaluationSettings, at, record_type
 from hydrabench.evaluators.description import require_precision
-from hydrabench.ledger import Record, RunFolder, open_run
+from hydrabench.ledger import Record, RunFolder, whole_ledger
 from hydrabench.reporting.statistics import summarize
-from hydrabench.runtime import World, exact_arithmetic
+from hydrabench.runtime import World, environment, exact_arithmetic
+from hydrabench.workflows.evaluation.continuing import Selection, open_evaluation
 from hydrabench.workflows.evaluation.judging import Judge
 from hydrabench.workflows.evaluation.loading import Subject
 from hydrabench.workflows.evaluation.running_totals import RunningTotals
 from hydrabench.workflows.progress import say, tracking
 from hydrabench.workflows.run_options import RunOptions
+from hydrabench.workflows.writer import one_writer
 
 
 def evaluate(
@@ -43,7 +45,7 @@ def evaluate(
         subject: the network to judge.
         settings: which evaluator, at which radius; see `hydrabench.evaluators`.
         out: the run folder.
-        resume: go on with what it holds.
+        resume: go on with what it holds, also with more images than that was started with.
         indices: explicit images; reports refuse such a run, because they are no sample.
     Raises: HydrabenchError for bad input before anything is written, or for a bound or output that
         is not finite, or too little memory; the blocks done until then stay in the ledger.
@@ -52,20 +54,23 @@ def evaluate(
     EVALUATORS[settings.kind].require(subject.network, settings)
     require_precision(settings.kind, subject.precision, EVALUATORS)
     images = load_images(subject.checkpoint.header.dataset, "test", options.data_dir, download=options.download)
-    chosen = _chosen(images, n, indices, settings)
+    selection = Selection(images, _chosen(images, n, indices, settings), explicit=bool(indices))
     judge = Judge(subject, settings, images, options)
-    blocks = [tuple(chosen[i] for i in block) for block in block_indices(len(chosen), judge.blocks.size)]
     if subject.parent is not None:
-        subject.parent.require_images(images, chosen)
-    judge.check(blocks[0])
-    header = {**judge.header(world), "dataset": _describe_selection(images, chosen, explicit=bool(indices))}
-    run, whole = world.on_main(lambda: _open(out, header, blocks, resume=resume))
-    if run.is_complete:
-        if world.is_main:
-            say(f"{out} is complete already")
-        return run.summary()
-    _fill(run, judge, world, blocks, whole)
-    return world.on_main(lambda: _conclude(run, settings, images))
+        subject.parent.require_images(images, selection.indices)
+    judge.check(selection.blocks(judge.blocks.size)[0])
+    with one_writer(out, world):
+        opened = world.on_main(
+            lambda: open_evaluation(
+                out, judge.header(world), selection, environment=environment(subject.device), resume=resume
+            )
+        )
+        if opened.run.is_complete:
+            if world.is_main:
+                say(f"{out} is complete already")
+            return opened.run.summary()
+        _fill(opened.run, judge, world, opened.blocks, opened.whole)
+        return world.on_main(lambda: _conclude(opened.run, settings, selection))
 
 
 def _fill(run: RunFolder, judge: Judge, world: World, blocks: Sequence[tuple[int, ...]], whole: int) -> None:
@@ -111,20 +116,6 @@ def _chosen(
     return tuple(sorted(set(indices)))
 
 
-def _describe_selection(images: ImageSource, chosen: Sequence[int], *, explicit: bool) -> dict[str, Any]:
-    """What `run.json` says of the images."""
-    described = {"name": images.name, "split": images.split, "n": len(chosen)}
-    return {**described, "indices": list(chosen)} if explicit else described
-
-
-def _open(
-    out: Path, header: dict[str, Any], blocks: Sequence[tuple[int, ...]], *, resume: bool
-) -> tuple[RunFolder, int]:
-    """Start or continue the run and return how many whole blocks its ledger holds."""
-    run = open_run(out, header, resume=resume)
-    return run, len(blocks) if run.is_complete else run.keep_whole_blocks(blocks)
-
-
 def _rounds(world: World, judge: Judge, blocks: list[tuple[int, tuple[int, ...]]]) -> Iterator[list[Record]]:
     """Yield the records of `world.size` blocks at a time, in block order, on every process."""
     for start in range(0, len(blocks), world.size):
@@ -132,8 +123,12 @@ def _rounds(world: World, judge: Judge, blocks: list[tuple[int, tuple[int, ...]]
         yield [record for records in world.share(work) for record in records]
 
 
-def _conclude(run: RunFolder, settings: EvaluationSettings, images: ImageSource) -> dict[str, Any]:
-    """Summarise the whole ledger, read back from the disk."""
-    summary = summarize(settings.kind, list(run.records()), settings)
-    run.finish({**summary, **EVALUATORS[settings.kind].more(settings, images.shape)})
+def _conclude(run: RunFolder, settings: EvaluationSettings, selection: Selection) -> dict[str, Any]:
+    """Summarise the whole ledger, read back from the disk.
+
+    Raises: LedgerError if an image has no record or several, or a record cannot be.
+    """
+    records = whole_ledger(run, selection.indices, record_type(run.header["settings"]))
+    more = EVALUATORS[settings.kind].more(settings, selection.images.shape)
+    run.finish({**summarize(settings.kind, records, settings), **more})
     return run.summary()

@@ -11,7 +11,7 @@ from hydrabench.data import Block, ImageSource, load_block
 from hydrabench.errors import MemoryShortageError, is_out_of_memory
 from hydrabench.evaluators import EVALUATORS, Computing, EvaluationSettings
 from hydrabench.ledger import Record
-from hydrabench.runtime import World, environment
+from hydrabench.runtime import World
 from hydrabench.workflows.evaluation.loading import STORED_IN, Subject
 from hydrabench.workflows.run_options import RunOptions
 
@@ -30,14 +30,13 @@ class Judge:
         self.indices: tuple[int, ...] = ()  # what is evaluated right now
 
     def header(self, world: World) -> dict[str, Any]:
-        """What `run.json` says of the evaluation, but for the images."""
+        """What `run.json` says of the evaluation, but for the images and the environment."""
         return {
             "command": self.evaluator.command,
             "settings": self.settings.plain(),
             "protocol": self.settings.protocol,
             "checkpoint": self.subject.describe(),
             "precision": self.subject.precision,
-            "environment": environment(self.subject.device),
             "block_size": self.blocks.size,
             "world_size": world.size,
             **self.ready.header,

@@ -14,7 +14,7 @@ from hydrabench.checkpoints import Checkpoint
 from hydrabench.config import parse
 from hydrabench.data import ImageSource, load_block
 from hydrabench.errors import CheckpointError, ConfigError, HydrabenchError, LedgerError
-from hydrabench.evaluators import ReuseSettings, SmoothingSettings
+from hydrabench.evaluators import ReuseSettings, SmoothingSettings, recorded_settings
 from hydrabench.evaluators.reuse_settings import default_reuse_samples
 from hydrabench.files import sha256_of
 from hydrabench.ledger import RunFolder, read_run
@@ -112,6 +112,7 @@ def open_parent(path: Path, ref: str | None, *, device: torch.device, dtype: tor
     """
     run = read_run(path)
     settings = _parent_settings(run)
+    run.require_intact()
     about = run.header["checkpoint"]
     try:
         checkpoint = open_checkpoint(ref or about["name"])
@@ -146,7 +147,9 @@ def _parent_settings(run: RunFolder) -> SmoothingSettings:
             f"{run.path} has mode {mode}, whose ledger holds no bound of its own; reuse a run of mode cohen, "
             "curtailed, adaptive or betting"
         )
-    return parse(SmoothingSettings, run.header["settings"], str(run.path / "run.json"))
+    settings = recorded_settings(run.header["settings"], run.header["protocol"], str(run.path / "run.json"))
+    assert isinstance(settings, SmoothingSettings)
+    return settings
 
 
 def reuse_settings(parent: Parent, values: Mapping[str, Any]) -> ReuseSettings:

@@ -24,6 +24,7 @@ from hydrabench.threat import linf_box, parse_radius
 from hydrabench.workflows.evaluation.loading import Subject
 from hydrabench.workflows.progress import say
 from hydrabench.workflows.run_options import RunOptions
+from hydrabench.workflows.writer import one_writer
 
 TIMEOUT = 300.0  # seconds that a verifier gets for each image, unless told otherwise
 
@@ -63,13 +64,14 @@ def export_vnnlib(
         raise ConfigError(f"--export-vnnlib writes L∞ balls, {settings.protocol} bounds none; {remedy}")
     if not timeout > 0:
         raise ConfigError(f"--vnnlib-timeout is a number of seconds above 0, got {timeout:g}")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise LedgerError(f"{folder} already holds something; choose a new folder for --export-vnnlib, or leave it out")
+    _require_new(folder)
     images = load_images(subject.checkpoint.header.dataset, "test", options.data_dir, download=options.download)
     count = first_images(images, n)
     epsilon = float(parse_radius(values["epsilon"]))
-    export = World().on_main(lambda: _write(subject, images, folder, count=count, epsilon=epsilon, timeout=timeout))
-    if World().is_main:
+    world = World()
+    with one_writer(folder, world):
+        export = world.on_main(lambda: _write(subject, images, folder, count=count, epsilon=epsilon, timeout=timeout))
+    if world.is_main:
         say(
             f"{folder}: {len(export.written)} instances for {count} images; the network misclassifies the other "
             f"{len(export.left_out)}"
@@ -80,6 +82,7 @@ def export_vnnlib(
 def _write(
     subject: Subject, images: ImageSource, folder: Path, *, count: int, epsilon: float, timeout: float
 ) -> Export:
+    _require_new(folder)  # again: now no other process writes there
     name = subject.name.replace("/", "_")
     onnx = f"onnx/{name}.onnx"
     network = copy.deepcopy(subject.network).to("cpu", torch.float32)
@@ -103,6 +106,11 @@ def _write(
             written.append(indices[row])
     write_text(folder / "instances.csv", rows.getvalue())
     return Export(tuple(written), tuple(sorted(set(range(count)).difference(written))))
+
+
+def _require_new(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.glob("[!.]*"))):
+        raise LedgerError(f"{folder} already holds something; choose a new folder for --export-vnnlib, or leave it out")
 
 
 def _logits(subject: Subject, block: Block) -> Tensor:

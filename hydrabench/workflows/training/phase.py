@@ -13,7 +13,7 @@ from hydrabench.bounds import keep_widths, program_of
 from hydrabench.checkpoints import Header, PhaseLabel, PluginFile, load_state, save_checkpoint, state_of
 from hydrabench.data import DATASETS, ImageSource, TrainingBatches, TrainingImages, load_training_images, pixels
 from hydrabench.errors import ConfigError, lookup
-from hydrabench.ledger import RunFolder, open_run
+from hydrabench.ledger import RunFolder
 from hydrabench.masking import (
     SCORE_INITS,
     Phase,
@@ -32,8 +32,9 @@ from hydrabench.runtime import TRAINING_PRECISIONS, World, environment, pick_dev
 from hydrabench.workflows.progress import say
 from hydrabench.workflows.run_options import RunOptions
 from hydrabench.workflows.training.loop import DivergedError, Loop, PhaseJob, Trained
-from hydrabench.workflows.training.resume import METRICS_FILE, STATE_FILE
+from hydrabench.workflows.training.resume import METRICS_FILE, STATE_FILE, note_environment, open_training
 from hydrabench.workflows.training.tensorboard import require_tensorboard
+from hydrabench.workflows.writer import one_writer
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 
@@ -73,8 +74,16 @@ class Start:
 def run_phase(
     recipe: Recipe, phase: PhaseRecipe, start: Start, out: Path, resume: bool, options: RunOptions
 ) -> dict[str, Any]:
-    """Run one phase in its folder, unless it is complete already; return its summary."""
-    world, device = World(), pick_device(options.device)
+    """Run one phase in its folder, which no other process may write meanwhile, or find it done."""
+    world = World()
+    with one_writer(out, world):
+        return _run_phase(recipe, phase, start, out, resume, options, world)
+
+
+def _run_phase(
+    recipe: Recipe, phase: PhaseRecipe, start: Start, out: Path, resume: bool, options: RunOptions, world: World
+) -> dict[str, Any]:
+    device = pick_device(options.device)
     check_phase(recipe, _section(start), start.network, device=device, options=options, world=world)
     images = _images(recipe, options, world)
     batches = TrainingBatches(
@@ -87,10 +96,9 @@ def run_phase(
     )
     header = _run_header(recipe, start, options) | {
         "dataset": {"name": recipe.data.name, **images.counts()},
-        "environment": environment(device),
         "world_size": world.size,
     }
-    run = world.on_main(lambda: open_run(out, header, resume=resume))
+    run = world.on_main(lambda: open_training(out, header, images, resume=resume))
     if run.is_complete:
         if world.is_main:
             (out / STATE_FILE).unlink(missing_ok=True)  # left if the process was killed right after finishing
@@ -111,7 +119,9 @@ def run_phase(
         world=world,
     )
     try:
-        trained = Loop(job, out).run()
+        loop = Loop(job, out)
+        world.on_main(lambda: note_environment(run, environment(device), loop.done.epochs))
+        trained = loop.run()
     except DivergedError as error:
         if error.trained and world.is_main:
             _write_network(run, recipe, start, error.trained)

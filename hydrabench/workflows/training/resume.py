@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,8 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hydrabench.data import TrainingImages
+from hydrabench.data.identity import training_fingerprint
 from hydrabench.errors import LedgerError
 from hydrabench.files import replacing, write_text
+from hydrabench.ledger import RunFolder, open_run
+from hydrabench.workflows.progress import say
 
 STATE_FILE, METRICS_FILE = "resume.pt", "metrics.csv"
 
@@ -55,6 +59,28 @@ class Progressed:
     def of(cls, values: dict[str, Any]) -> Progressed:
         """Read what `asdict` wrote."""
         return cls(**{**values, "sums": Sums(**values["sums"])})
+
+
+def open_training(out: Path, header: Mapping[str, Any], images: TrainingImages, *, resume: bool) -> RunFolder:
+    """Start or continue a training run; of one that was finished and lost a file, all is made again.
+
+    Args: header: what `run.json` says, but for the fingerprints of the images and the environment.
+    Raises: LedgerError as `open_run`, also if the images are not those it was started with.
+    """
+    dataset = {**header["dataset"], "fingerprint": training_fingerprint(images)}
+    run = open_run(out, {**header, "dataset": dataset}, resume=resume)
+    if run.is_complete:
+        run.require_intact()
+    elif run.header["status"] == "complete":
+        say(f"{out} was complete, but {' and '.join(run.lost())} is gone; it is trained again")
+        run.reopen()
+    return run
+
+
+def note_environment(run: RunFolder, environment: Mapping[str, str], epochs: int) -> None:
+    """Write down with what the epochs after the first `epochs` are made, and say what is new."""
+    if changes := run.note_environment(environment, first_epoch=epochs):
+        say(f"{run.path} goes on with {', '.join(changes)}; its run.json says which epochs each made")
 
 
 def write_state(folder: Path, state: dict[str, Any], done: Progressed) -> None:

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from hydrabench.checkpoints import load_checkpoint, resolve
 from hydrabench.cli import main
 from hydrabench.errors import CheckpointError
+from hydrabench.files import sha256_of
 from hydrabench.workflows.evaluation.reuse import open_parent
 
 COMMON = ("certify", "--method", "smoothing", "--json", "--device", "cpu")
@@ -52,6 +53,9 @@ def edited(run, folder, edit=None, *, header=None):
         records = lines(folder)
         edit(records)
         (folder / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        summary = json.loads((folder / "summary.json").read_text())
+        summary |= {"records_sha256": sha256_of(folder / "records.jsonl")}
+        (folder / "summary.json").write_text(json.dumps(summary))
     if header is not None:
         values = json.loads((folder / "run.json").read_text())
         header(values)
@@ -65,7 +69,7 @@ def test_a_pruned_network_is_certified_on_its_parents_images_with_fewer_passes(p
     assert summary["n"] == 12
     assert summary["metrics"]["certified_accuracy@0"]["count"] >= 10
     header = json.loads((out / "run.json").read_text())
-    assert header["protocol"] == "smoothing-reuse-n0_20-n1500-m400-r0+0.1-s3@1"
+    assert header["protocol"] == "smoothing-reuse-n0_20-n1500-m400-r0+0.1-s3@2"
     assert header["settings"]["mode"] == "reused"
     assert header["settings"]["parent_mode"] == "cohen"
     assert header["checkpoint"]["name"] == "digits-trades-90"
@@ -89,7 +93,7 @@ def test_reports_keep_reused_certificates_in_columns_of_their_own(parent, tmp_pa
     assert result.exit_code == 0, result.output
     board = json.loads(result.stdout)
     protocols = {column["protocol"] for column in board["columns"]}
-    assert protocols == {"smoothing-cohen-n0_20-n1500-s3@1", "smoothing-reuse-direct-n0_20-n1500-r0+0.1-s3@1"}
+    assert protocols == {"smoothing-cohen-n0_20-n1500-s3@2", "smoothing-reuse-direct-n0_20-n1500-r0+0.1-s3@2"}
     assert "derived from the certificate of a parent network" in (tmp_path / "report/leaderboard.md").read_text()
 
 

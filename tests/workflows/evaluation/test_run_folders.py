@@ -37,7 +37,7 @@ def test_different_ways_of_making_a_number_have_different_default_folders():
     several += [SmoothingSettings(mode="adaptive"), SmoothingSettings(mode="adaptive", radii=(0.5,))]
     folders = [default_folder(subject(), settings) for settings in several]
     assert len(set(folders)) == len(several)
-    assert run_name(PgdSettings(epsilon="8/255")) == "pgd-50-v1-8_255"
+    assert run_name(PgdSettings(epsilon="8/255")) == "pgd-50-v2-8_255"
     assert all(folder.parent == Path("runs/evaluations/zoo-entry") for folder in folders)
 
 

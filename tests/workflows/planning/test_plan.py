@@ -105,7 +105,7 @@ def test_costs_add_up(make_recipe, known_rate):
     train = planned["runs"][0]
     assert (train["images"], train["steps"], train["epochs"]) == (1038, 15, 3)  # 80 % of 1297, five batches of 256
     assert [(entry["protocol"], len(entry["runs"])) for entry in planned["evaluations"]] == [
-        ("pgd-3@1", 3),
+        ("pgd-3@2", 3),
         ("crown-ibp@1", 3),
     ]
 

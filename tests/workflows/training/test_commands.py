@@ -72,7 +72,10 @@ def test_a_finished_phase_leaves_exactly_four_files(line, phase):
     run, summary = (json.loads((folder / name).read_text()) for name in ("run.json", "summary.json"))
     assert (run["status"], run["phase"]) == ("complete", phase)
     assert run["command"] == {"lwm": "finetune"}.get(phase, phase)
+    fingerprint = run["dataset"].pop("fingerprint")
     assert run["dataset"] == {"name": "digits", "train": 1038, "validation": 259}
+    assert len(fingerprint) == 64
+    assert [made["first_epoch"] for made in run["environments"]] == [0]
     assert summary["checkpoint_sha256"] == sha(folder)
     assert summary["metrics"] == {"validation_robust_accuracy": {"value": header(folder).selection.value}}
 

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from hydrabench.errors import LedgerError
+from hydrabench.files import sha256_of
 from hydrabench.ledger import RUN_SCHEMA, AttackRecord, find_run, open_run, read_run
 
 HEADER = {"command": "attack", "settings": {"epsilon": "8/255", "steps": 50}, "started": "ignored", "world_size": 1}
@@ -38,7 +39,9 @@ def test_a_run_is_written_and_read_back(tmp_path):
         "step": None,
         "margin": 0.25,
     }
-    assert again.summary() == {"schema": "hydrabench.summary/1", "n": 3, "metrics": {}}
+    digest = sha256_of(again.records_path)
+    expected = {"schema": "hydrabench.summary/1", "n": 3, "metrics": {}, "records_sha256": digest}
+    assert again.summary() == expected
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path):
@@ -81,13 +84,6 @@ def test_resuming_with_other_settings_names_every_one_that_changed(tmp_path):
     expected = 'settings.epsilon was "8/255" and is now "2/255"; settings.restarts was null and is now 3; keep the'
     with pytest.raises(LedgerError, match=expected):
         open_run(tmp_path, changed, resume=True)
-
-
-def test_resuming_removes_what_a_killed_process_left_half_written(tmp_path):
-    open_run(tmp_path, HEADER, resume=False)
-    (tmp_path / ".resume.pt.x1.partial").write_text("half")
-    open_run(tmp_path, HEADER, resume=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
 def test_resuming_what_has_not_started_starts_it(tmp_path):
@@ -138,3 +134,100 @@ def test_a_folder_without_a_run_and_an_unknown_schema_are_refused(tmp_path):
 def test_a_summary_that_is_not_there_says_how_to_get_it(tmp_path):
     with pytest.raises(LedgerError, match=r"summary\.json does not exist; the run has not finished"):
         open_run(tmp_path, HEADER, resume=False).summary()
+
+
+# What a finished run left ----------------------------------------------------------------------
+
+
+def finished(folder):
+    run = open_run(folder, HEADER | {"dataset": {"n": 1, "fingerprint": "f"}}, resume=False)
+    run.append([record(0)])
+    run.finish({"n": 1, "metrics": {}})
+    return read_run(folder)
+
+
+@pytest.mark.parametrize("name", ["summary.json", "records.jsonl"])
+def test_a_finished_run_that_lost_a_file_is_not_complete(tmp_path, name):
+    run = finished(tmp_path)
+    assert run.is_complete
+    (tmp_path / name).unlink()
+    assert not run.is_complete
+    assert run.lost() == [name]
+
+
+def test_a_finished_training_run_without_its_checkpoint_is_not_complete(tmp_path):
+    run = open_run(tmp_path, HEADER, resume=False)
+    (tmp_path / "checkpoint.safetensors").write_text("tensors")
+    run.finish({"n": 1, "metrics": {}, "checkpoint_sha256": sha256_of(tmp_path / "checkpoint.safetensors")})
+    run.require_intact()
+    (tmp_path / "checkpoint.safetensors").write_text("others")
+    with pytest.raises(LedgerError, match=r"checkpoint\.safetensors has SHA-256 .*, its summary\.json says"):
+        run.require_intact()
+    (tmp_path / "checkpoint.safetensors").unlink()
+    assert (run.is_complete, run.lost()) == (False, ["checkpoint.safetensors"])
+
+
+def test_a_ledger_that_is_not_the_one_in_the_summary_is_refused(tmp_path):
+    run = finished(tmp_path)
+    run.require_intact()
+    with run.records_path.open("a") as file:
+        file.write("\n")
+    with pytest.raises(
+        LedgerError, match=r"records\.jsonl has SHA-256 .*…, its summary\.json says .*; one was altered"
+    ):
+        run.require_intact()
+
+
+def test_a_summary_whose_hash_was_taken_out_is_refused(tmp_path):
+    run = finished(tmp_path)
+    summary = run.summary()
+    del summary["records_sha256"]
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(LedgerError, match=r"summary\.json was altered: it holds no hash"):
+        run.require_intact()
+
+
+# With what a run was made ----------------------------------------------------------------------
+
+
+def test_the_environments_say_which_records_each_made(tmp_path):
+    run = open_run(tmp_path, HEADER, resume=False)
+    first, later = {"torch": "2.8", "device": "cpu"}, {"torch": "2.9", "device": "cuda", "gpu": "H100"}
+    assert run.note_environment(first, first_record=0) == []
+    assert run.note_environment(first, first_record=4) == []
+    assert run.note_environment(later, first_record=7) == [
+        "device cuda instead of cpu",
+        "gpu H100 instead of None",
+        "torch 2.9 instead of 2.8",
+    ]
+    assert read_run(tmp_path).header["environments"] == [{"first_record": 0, **first}, {"first_record": 7, **later}]
+
+
+def test_the_environment_of_an_older_run_is_its_first(tmp_path):
+    run = open_run(tmp_path, HEADER | {"environment": {"torch": "2.7"}}, resume=False)
+    assert run.note_environment({"torch": "2.8"}, first_epoch=3) == ["torch 2.8 instead of 2.7"]
+    assert run.header["environments"] == [{"first_epoch": 0, "torch": "2.7"}, {"first_epoch": 3, "torch": "2.8"}]
+
+
+def test_a_run_about_other_images_is_not_continued_but_one_that_does_not_say_is(tmp_path):
+    open_run(tmp_path / "a", HEADER | {"dataset": {"n": 1, "fingerprint": "f"}}, resume=False)
+    with pytest.raises(LedgerError, match=r"cannot resume .*: dataset\.images are not those it was started with"):
+        open_run(tmp_path / "a", HEADER | {"dataset": {"n": 1, "fingerprint": "g"}}, resume=True)
+    open_run(tmp_path / "b", HEADER | {"dataset": {"n": 1}}, resume=False)
+    open_run(tmp_path / "b", HEADER | {"dataset": {"n": 1, "fingerprint": "g"}}, resume=True)
+
+
+def test_a_ledger_with_records_beyond_the_selection_is_not_continued(tmp_path):
+    run = open_run(tmp_path, HEADER, resume=False)
+    run.append([record(index) for index in range(6)])
+    with pytest.raises(LedgerError, match="holds more records than this command selects"):
+        run.keep_whole_blocks(BLOCKS)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"schema": 1, "schema": 2}', '{"a": NaN}', "[" * 100_000, f'{{"a": {"9" * 5000}}}'], ids=range(4)
+)
+def test_json_that_readers_would_not_agree_on_is_refused(tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(LedgerError, match=r"run\.json is not readable as JSON"):
+        read_run(tmp_path)

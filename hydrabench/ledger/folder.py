@@ -10,125 +10,22 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from hydrabench.errors import LedgerError
-from hydrabench.files import SCRATCH, write_json
+from hydrabench.files import now, sha256_of, write_json
+from hydrabench.ledger.records import Record
 from hydrabench.plugins import loaded, require
 
 RUN_SCHEMA = "hydrabench.run/1"
 SUMMARY_SCHEMA = "hydrabench.summary/1"
 # What may differ between the first start of a run and its continuation.
-VOLATILE = frozenset({"started", "ended", "status", "environment", "world_size", "micro_batch"})
-
-
-@dataclass(frozen=True)
-class Record:
-    """What every evaluator says about one image.
-
-    index: position in the data set's split. input_sha: SHA-256 of the [0, 1] float32 pixels.
-    label, prediction: classes; the prediction is that of the evaluated classifier on the clean image
-    (of the smoothed classifier for smoothing, -1 if it abstains). seconds: never compared.
-    """
-
-    index: int
-    input_sha: str
-    label: int
-    prediction: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class AttackRecord(Record):
-    """`robust` if no attack changed the prediction; otherwise which one did, after how many steps.
-
-    broken_by: "clean" if the clean image is misclassified already, else the attack's name. step: the
-    iterations done when it broke, None where the attack does not tell. margin: smallest margin seen.
-    """
-
-    robust: bool
-    broken_by: str | None
-    step: int | None
-    margin: float | None
-
-
-@dataclass(frozen=True)
-class VerifiedRecord(Record):
-    """`verified` if `lower`, the lower bound of the margin over the whole ball, is positive.
-
-    A cascade bounds images that are misclassified, or that one step of an attack breaks, by intervals alone.
-    method: which method of a cascade proved it; None if none did, and where only one was asked. rechecked: whether
-    rounding could have turned the verdict in float32, or lifted the bound of a misclassified image above 0, so that
-    `lower` is what float64 gave.
-    """
-
-    verified: bool
-    lower: float
-    method: str | None = None
-    rechecked: bool = False
-
-
-@dataclass(frozen=True)
-class SmoothedRecord(Record):
-    """A certificate of the smoothed classifier: `count` of `samples` noisy copies fell on the selected class.
-
-    selected: class chosen by the selection samples (with the most votes, for `predict`). p_lower: lower
-    confidence bound of its probability, less what integer noise costs. radius: certified L2 radius in pixel
-    units, 0 if abstained. Ledgers from before the other fields hold Cohen's mode.
-
-    mode: when sampling stopped, as in the settings. selection, counts: votes of all classes among the selection
-    and the estimation samples. looks: [draws, count] each time the rule looked. alpha_spent: failure probability
-    used up by them. skipped: nothing was estimated, because the selection picked another class than the label.
-    radius_linf: the L∞ radius that the L2 one implies, radius / sqrt(C * H * W). p_value: of `predict` only.
-    """
-
-    selected: int
-    count: int
-    samples: int
-    p_lower: float
-    radius: float
-    abstain: bool
-    mode: str = "cohen"
-    selection: list[int] = field(default_factory=list)
-    counts: list[int] = field(default_factory=list)
-    looks: list[list[int]] = field(default_factory=list)
-    alpha_spent: float | None = None
-    skipped: bool = False
-    radius_linf: float | None = None
-    p_value: float | None = None
-
-
-@dataclass(frozen=True)
-class ReuseRecord(SmoothedRecord):
-    """A certificate derived from that of a parent network, see `smoothing.reuse`; mode is "reused".
-
-    `samples` noisy copies were shown to both networks, `count` of them fell on `selected`, the parent's class, for
-    both; counts: the same for all classes. looks: [draws, lost] each time; lost: votes of the parent for `selected`
-    that the child did not give; disagreements: all draws on which the two differ.
-    parent_looks: [draws, count] of the parent's ledger; parent_p_lower: its bound at level alpha_parent; alpha_lost
-    goes to the lost votes and alpha_direct to certifying directly (0: never done). passes: forward passes spent, the
-    parent's and those of a direct certificate included. certificate: "reused", "direct" if that one is better (the
-    fields of `SmoothedRecord` then mean what they mean there), or "none": the parent abstains, so nothing was drawn.
-    """
-
-    parent_looks: list[list[int]] = field(default_factory=list)
-    parent_p_lower: float = 0.0
-    alpha_parent: float = 0.0
-    alpha_lost: float = 0.0
-    alpha_direct: float = 0.0
-    lost: int = 0
-    disagreements: int = 0
-    passes: int = 0
-    certificate: str = "none"
-
-
-def now() -> str:
-    """The present time, UTC, to the second."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+VOLATILE = frozenset({"started", "ended", "status", "environment", "environments", "world_size", "micro_batch"})
+# What a finished run holds besides its summary, by the key under which the summary has its SHA-256.
+PRODUCTS = {"records_sha256": "records.jsonl", "checkpoint_sha256": "checkpoint.safetensors"}
 
 
 class RunFolder:
@@ -145,8 +42,30 @@ class RunFolder:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the run ended well."""
-        return bool(self.header.get("status") == "complete")
+        """Whether the run ended well, and what it left is still there."""
+        return self.header.get("status") == "complete" and not self.lost()
+
+    def lost(self) -> list[str]:
+        """The files that a finished run should hold and does not."""
+        if not (self.path / "summary.json").is_file():
+            return ["summary.json"]
+        summary = self.summary()
+        return [name for key, name in PRODUCTS.items() if key in summary and not (self.path / name).is_file()]
+
+    def require_intact(self) -> None:
+        """Compare what a finished run left with the hashes in its summary.
+
+        Raises: LedgerError naming the file that was altered, or that has no hash although its run wrote one.
+        """
+        summary = self.summary()
+        if "fingerprint" in self.header.get("dataset", {}) and not PRODUCTS.keys() & summary.keys():
+            raise LedgerError(f"{self.path / 'summary.json'} was altered: it holds no hash of what the run made")
+        for key, name in PRODUCTS.items():
+            if key in summary and (found := sha256_of(self.path / name)) != summary[key]:
+                raise LedgerError(
+                    f"{self.path / name} has SHA-256 {found[:16]}…, its summary.json says {str(summary[key])[:16]}…; "
+                    "one was altered, run the same command again into a new --out"
+                )
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Yield the records in file order. Raises: LedgerError if a line is not a record."""
@@ -165,12 +84,15 @@ class RunFolder:
             file.flush()
             os.fsync(file.fileno())
 
-    def keep_whole_blocks(self, blocks: Sequence[Sequence[int]]) -> int:
+    def keep_whole_blocks(
+        self, blocks: Sequence[Sequence[int]], check: Callable[[dict[str, Any]], object] = lambda _: None
+    ) -> int:
         """Cut the ledger back to its whole blocks and return how many there are.
 
         Args:
             blocks: the data-set indices of each block, in the order in which they are written.
-        Raises: LedgerError if the ledger holds other images than these.
+            check: called with every record that is kept; raises a LedgerError to refuse it.
+        Raises: LedgerError if the ledger holds other images than these, or more.
         """
         if not self.records_path.exists():
             return 0
@@ -179,18 +101,54 @@ class RunFolder:
         whole, used = 0, 0
         while whole < len(blocks) and used + len(blocks[whole]) <= len(lines):
             for line, index in zip(lines[used : used + len(blocks[whole])], blocks[whole], strict=True):
-                if _parse(line.decode(), self.records_path, used + 1)["index"] != index:
+                record = _parse(line.decode(), self.records_path, used + 1)
+                if record["index"] != index:
                     raise LedgerError(
                         f"{self.records_path} holds other images than this command selects; choose a new --out"
                     )
+                check(record)
             used += len(blocks[whole])
             whole += 1
-        with self.records_path.open("r+b") as file:
-            file.truncate(sum(map(len, lines[:used])))
+        if whole == len(blocks) and len(lines) > used:
+            raise LedgerError(f"{self.records_path} holds more records than this command selects; choose a new --out")
+        if (kept := sum(map(len, lines[:used]))) < len(raw):
+            with self.records_path.open("r+b") as file:
+                file.truncate(kept)
+                os.fsync(file.fileno())
         return whole
 
+    def note_environment(self, environment: Mapping[str, Any], **first: int) -> list[str]:
+        """Write down with what the run goes on from here, if that is not what it was made with so far.
+
+        Args:
+            environment: versions and hardware. first: what it makes first, such as first_record=300.
+        Returns: what differs from before, such as "torch 2.8.0 instead of 2.7.1".
+        """
+        of_old = [self.header["environment"]] if "environment" in self.header else []
+        known = self.header.setdefault("environments", [dict.fromkeys(first, 0) | old for old in of_old])
+        before = {key: value for key, value in known[-1].items() if key not in first} if known else {}
+        if before == environment:
+            return []
+        known.append({**first, **environment})
+        write_json(self.path / "run.json", self.header)
+        names = sorted(before.keys() | environment.keys()) if before else []
+        return [
+            f"{name} {environment.get(name)} instead of {before.get(name)}"
+            for name in names
+            if before.get(name) != environment.get(name)
+        ]
+
+    def reopen(self, **changed: Any) -> None:
+        """Let a run go on, finished or not, with other values in its header; it has no summary until it ends again."""
+        self.header = {key: value for key, value in self.header.items() if key != "ended"} | changed
+        self.header["status"] = "running"
+        write_json(self.path / "run.json", self.header)
+        (self.path / "summary.json").unlink(missing_ok=True)
+
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Write `summary.json` and mark the run complete."""
+        """Write `summary.json`, with the hash of the ledger if there is one, and mark the run complete."""
+        if self.records_path.exists():
+            summary = {**summary, "records_sha256": sha256_of(self.records_path)}
         write_json(self.path / "summary.json", {"schema": SUMMARY_SCHEMA, **summary})
         self.header |= {"status": "complete", "ended": now()}
         write_json(self.path / "run.json", self.header)
@@ -205,7 +163,8 @@ def open_run(path: Path, header: Mapping[str, Any], *, resume: bool) -> RunFolde
 
     Args:
         path: the run folder; made if it does not exist.
-        header: everything that `run.json` says; all but `VOLATILE` must be unchanged on resume.
+        header: everything that `run.json` says; all but `VOLATILE` must be unchanged on resume, and fingerprints
+            where the run has none, as runs from before there were some.
         resume: continue what `path` holds; a folder that holds nothing yet is simply started.
     Raises: LedgerError if `path` holds a run and `resume` is false, or holds a different run.
     """
@@ -222,8 +181,6 @@ def open_run(path: Path, header: Mapping[str, Any], *, resume: bool) -> RunFolde
         raise LedgerError(
             f"cannot resume {path}: {'; '.join(changed)}; keep the values it was started with, or choose a new --out"
         )
-    for scratch in path.glob(f".*{SCRATCH}"):
-        scratch.unlink(missing_ok=True)
     return found
 
 
@@ -263,13 +220,15 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "
     """Say which values of two headers differ, with their dotted paths."""
     found = []
     for key in sorted(set(old) | set(new)):
-        if not prefix and key in VOLATILE:
+        if key == "fingerprint" or (not prefix and key in VOLATILE):
             continue
         before, after = old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
             found += _differences(before, after, f"{prefix}{key}.")
         elif before != after:
             found.append(f"{prefix}{key} was {_short(before)} and is now {_short(after)}")
+    if not found and old.get("fingerprint") not in (None, new.get("fingerprint")):
+        found.append(f"{prefix}images are not those it was started with")
     return found
 
 
@@ -280,10 +239,10 @@ def _short(value: Any) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once, parse_constant=_refuse)
     except FileNotFoundError as error:
         raise LedgerError(f"{path} does not exist; the run has not finished, continue it with --resume") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise LedgerError(f"{path} is not readable as JSON: {error}") from error
     if not isinstance(value, dict):
         raise LedgerError(f"{path} does not hold a JSON object")
@@ -292,12 +251,24 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _parse(line: str, path: Path, number: int) -> dict[str, Any]:
     try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
+        record = json.loads(line, object_pairs_hook=_once, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
         raise LedgerError(f"{path}, line {number}, is not a record: {error}; continue the run with --resume") from error
-    if not isinstance(record, dict) or not isinstance(record.get("index"), int):
+    if not isinstance(record, dict) or type(record.get("index")) is not int:
         raise LedgerError(f"{path}, line {number}, is not a record of an image")
     return record
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys differ; of two with one key, readers would see different ones."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("an object has the same key twice")
+    return found
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number in JSON")
 
 
 def finite(value: float) -> float | None:

@@ -1,0 +1,42 @@
+"""Run folders: who writes them, what they hold, what must hold of it. Nothing here knows about tensors."""
+
+from hydrabench.ledger.checking import check_record, fingerprint, name_images, parse_record, read_record, whole_ledger
+from hydrabench.ledger.folder import (
+    RUN_SCHEMA,
+    SUMMARY_SCHEMA,
+    RunFolder,
+    find_run,
+    finite,
+    open_run,
+    read_run,
+)
+from hydrabench.ledger.records import (
+    AttackRecord,
+    Record,
+    ReuseRecord,
+    SmoothedRecord,
+    VerifiedRecord,
+)
+from hydrabench.ledger.writer import writing
+
+__all__ = [
+    "RUN_SCHEMA",
+    "SUMMARY_SCHEMA",
+    "AttackRecord",
+    "Record",
+    "ReuseRecord",
+    "RunFolder",
+    "SmoothedRecord",
+    "VerifiedRecord",
+    "check_record",
+    "find_run",
+    "fingerprint",
+    "finite",
+    "name_images",
+    "open_run",
+    "parse_record",
+    "read_record",
+    "read_run",
+    "whole_ledger",
+    "writing",
+]

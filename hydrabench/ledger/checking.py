@@ -1,0 +1,106 @@
+"""A ledger is checked before anybody relies on it: every record on its own terms, every image exactly once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from itertools import pairwise
+from typing import Any, cast
+
+from pydantic import TypeAdapter, ValidationError
+
+from hydrabench.errors import LedgerError
+from hydrabench.ledger.folder import RunFolder
+from hydrabench.ledger.records import Record
+
+_AGAIN = "run the same command again into a new --out"
+
+
+def fingerprint(identities: Iterable[tuple[str, int]]) -> str:
+    """Hash which images a run is about.
+
+    Args: identities: `input_sha` and label of each image, in order.
+    Returns: SHA-256 of the lines "input_sha label", in hexadecimal.
+    """
+    digest = hashlib.sha256()
+    for sha, label in identities:
+        digest.update(f"{sha} {label}\n".encode())
+    return digest.hexdigest()
+
+
+@cache
+def _reader(kind: Any) -> TypeAdapter[Record]:
+    return TypeAdapter(kind)
+
+
+def parse_record(values: Mapping[str, Any], kind: type[Record]) -> Record:
+    """Turn one line of a ledger into a record of a `kind`, going by its fields and their types alone.
+
+    Raises: ValueError with all that is wrong with it, as a sentence whose subject is the record.
+    """
+    try:
+        return _reader(cast("Any", kind)).validate_json(json.dumps(values))
+    except ValidationError as error:
+        raise ValueError("; ".join(map(_sentence, error.errors()))) from error
+
+
+def read_record(values: Mapping[str, Any], settings: Mapping[str, Any], kind: type[Record]) -> Record:
+    """Turn one line of a ledger into a record that can be, by `settings` as `run.json` has them.
+
+    Raises: as `parse_record`.
+    """
+    record = parse_record(values, kind)
+    if found := list(record.problems(settings)):
+        raise ValueError("; ".join(found))
+    return record
+
+
+def _sentence(problem: Mapping[str, Any]) -> str:
+    """One of pydantic's complaints, with the record as its subject."""
+    place = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "missing":
+        return f"lacks {place!r}"
+    if problem["type"] == "unexpected_keyword_argument":
+        return f"has a field {place!r}, which this version does not know"
+    return f"has {place} {json.dumps(problem['input'])[:40]}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+
+
+def check_record(run: RunFolder, values: Mapping[str, Any], kind: type[Record]) -> Record:
+    """Read one record of a run. Raises: LedgerError naming the run, the image and all that is wrong."""
+    try:
+        return read_record(values, run.header["settings"], kind)
+    except ValueError as error:
+        raise LedgerError(f"{run.path}: the record of image {values['index']} {error}; {_AGAIN}") from error
+
+
+def whole_ledger(run: RunFolder, chosen: Sequence[int], kind: type[Record]) -> tuple[dict[str, Any], ...]:
+    """Read the records of a run, one for each image of `chosen`, sorted by index.
+
+    Raises: LedgerError naming the images that are missing or occur twice, or a record with what is wrong with it.
+    """
+    if not run.records_path.is_file():
+        raise LedgerError(f"{run.path} holds no records.jsonl; {_AGAIN}")
+    records = sorted(run.records(), key=lambda record: record["index"])
+    indices = [record["index"] for record in records]
+    twice = sorted({a for a, b in pairwise(indices) if a == b})
+    missing = sorted(set(chosen) - set(indices))
+    for problem, images in (("holds more than one record of", twice), ("has no record of", missing)):
+        if images:
+            raise LedgerError(f"{run.path} {problem} {name_images(images)}, of {len(chosen)} images; {_AGAIN}")
+    if len(records) != len(chosen):
+        raise LedgerError(f"{run.path} holds {len(records)} records but selects {len(chosen)} images; {_AGAIN}")
+    for record in records:
+        check_record(run, record, kind)
+    known = run.header.get("dataset", {}).get("fingerprint")
+    if known is not None and known != fingerprint((record["input_sha"], record["label"]) for record in records):
+        raise LedgerError(f"{run.path}: its records are about other images than its run.json says; {_AGAIN}")
+    return tuple(records)
+
+
+def name_images(indices: Sequence[int], limit: int = 10) -> str:
+    """Write "image 3", "images 3, 5" or "images 3, 5, … and 7 more", in the order given."""
+    shown = ", ".join(map(str, indices[:limit]))
+    more = f" and {len(indices) - limit} more" if len(indices) > limit else ""
+    return f"image{'s' * (len(indices) != 1)} {shown}{more}"

@@ -1,0 +1,131 @@
+"""How an evaluation starts, goes on or grows: which records are kept, and that they are about the same images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from hydrabench.data import ImageSource, block_indices
+from hydrabench.data.identity import identities
+from hydrabench.errors import LedgerError
+from hydrabench.evaluators import EVALUATORS, record_type
+from hydrabench.ledger import RunFolder, check_record, find_run, fingerprint, open_run
+from hydrabench.workflows.progress import say
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which images are evaluated: data-set indices in ascending order, `explicit` if they were named one by one."""
+
+    images: ImageSource
+    indices: tuple[int, ...]
+    explicit: bool = False
+
+    def first(self, n: int) -> Selection:
+        """The first `n` of them."""
+        return Selection(self.images, self.indices[:n], self.explicit)
+
+    def describe(self, known: str, cuts: Sequence[int]) -> dict[str, Any]:
+        """What `run.json` says of them. known: their fingerprint. cuts: see `blocks`."""
+        named = {"indices": list(self.indices)} if self.explicit else {}
+        grown = {"cuts": list(cuts)} if cuts else {}
+        described = {"name": self.images.name, "split": self.images.split, "n": len(self.indices)}
+        return {**described, **named, "fingerprint": known, **grown}
+
+    def blocks(self, size: int, cuts: Sequence[int] = ()) -> list[tuple[int, ...]]:
+        """Cut them into blocks of `size`, beginning anew at each of `cuts`, positions in ascending order."""
+        ends = [*cuts, len(self.indices)]
+        parts = [self.indices[start:end] for start, end in zip([0, *cuts], ends, strict=True)]
+        return [tuple(part[i] for i in block) for part in parts for block in block_indices(len(part), size)]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A run whose first `whole` blocks are in its ledger."""
+
+    run: RunFolder
+    blocks: list[tuple[int, ...]]
+    whole: int
+
+
+def open_evaluation(
+    out: Path,
+    header: Mapping[str, Any],
+    selection: Selection,
+    *,
+    environment: Mapping[str, Any],
+    resume: bool,
+) -> Opened:
+    """Start the run in `out`, or continue what it holds, also with more images than it was started with.
+
+    Args:
+        header: what `run.json` says, but for images and environment.
+        environment: versions and hardware.
+    Raises: LedgerError if `out` holds another run, records of other images, or records that cannot be.
+    """
+    known = identities(selection.images, selection.indices)
+    found = find_run(out, resume=resume)
+    old = found.header.get("dataset", {}) if found else {}
+    kept = selection.first(_kept(old, selection))
+    cuts = old.get("cuts", [])
+    size = len(kept.indices)
+    run = open_run(out, {**header, "dataset": kept.describe(fingerprint(known[:size]), cuts)}, resume=resume)
+    if run.is_complete:
+        run.require_intact()
+    check = _Check(run, dict(zip(selection.indices, known, strict=True)))
+    blocks = kept.blocks(header["block_size"], cuts)
+    whole = run.keep_whole_blocks(blocks, check)
+    if size < len(selection.indices):
+        blocks = _grow(run, selection, sum(map(len, blocks[:whole])), fingerprint(known))
+        whole = run.keep_whole_blocks(blocks)
+        say(f"{out} grows from {size} to {len(selection.indices)} images; {sum(map(len, blocks[:whole]))} are kept")
+    elif run.header["status"] == "complete" and run.lost():
+        say(f"{out} was complete, but {' and '.join(run.lost())} is gone; what is missing is made again")
+    if not run.is_complete:
+        changes = run.note_environment(environment, first_record=sum(map(len, blocks[:whole])))
+        if changes:
+            say(f"{out} goes on with {', '.join(changes)}; its run.json says which records each made")
+    return Opened(run, blocks, whole)
+
+
+def _kept(old: Mapping[str, Any], selection: Selection) -> int:
+    """How many of the chosen images an earlier start of the run had chosen; all if it cannot grow to these."""
+    n, size = old.get("n"), len(selection.indices)
+    if not isinstance(n, int) or not 0 < n < size or selection.explicit != ("indices" in old):
+        return size
+    return n if old.get("indices", list(selection.indices[:n])) == list(selection.indices[:n]) else size
+
+
+@dataclass(frozen=True)
+class _Check:
+    """Checks a record that is kept; `known` has the hash of the pixels and the label by index."""
+
+    run: RunFolder
+    known: Mapping[int, tuple[str, int]]
+
+    def __call__(self, values: Mapping[str, Any]) -> None:
+        """Raises: LedgerError if the record cannot be, or is about another image."""
+        record = check_record(self.run, values, record_type(self.run.header["settings"]))
+        if (record.input_sha, record.label) != self.known[record.index]:
+            raise LedgerError(
+                f"{self.run.path} has a record of image {record.index} with other pixels or another label than here; "
+                "use the data it was started with, or choose a new --out"
+            )
+
+
+def _grow(run: RunFolder, selection: Selection, done: int, known: str) -> list[tuple[int, ...]]:
+    """Give a run more images and return its blocks, which begin anew after the `done` ones.
+
+    Of AutoAttack, whose attacks see a block as one batch, a part of a block is not kept.
+    """
+    size = run.header["block_size"]
+    cuts = [cut for cut in run.header["dataset"].get("cuts", []) if cut < done]
+    blocks = selection.blocks(size, cuts)
+    if done not in {0, *accumulate(map(len, blocks))} and EVALUATORS[run.header["settings"]["kind"]].by_image:
+        cuts.append(done)
+        blocks = selection.blocks(size, cuts)
+    run.reopen(dataset=selection.describe(known, cuts))
+    return blocks

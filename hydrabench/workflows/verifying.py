@@ -1,0 +1,162 @@
+"""The command `verify`: a sample of a run's records, computed again and compared with what the run says."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hydrabench.checkpoints import read_zoo
+from hydrabench.data import ImageSource, load_images
+from hydrabench.errors import CheckpointError, ConfigError, LedgerError
+from hydrabench.evaluators import EvaluationSettings, record_type, recorded_settings
+from hydrabench.files import sha256_of
+from hydrabench.ledger import Record, RunFolder, check_record, read_run, whole_ledger
+from hydrabench.runtime import exact_arithmetic
+from hydrabench.workflows.evaluation.continuing import Selection
+from hydrabench.workflows.evaluation.judging import Judge
+from hydrabench.workflows.evaluation.loading import Subject, open_subject, with_parent
+from hydrabench.workflows.progress import tracking
+from hydrabench.workflows.run_options import RunOptions
+
+SAMPLE = 50
+SEARCHED = 4  # how many folders above a run may hold its checkpoint
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One record that was computed again; no `differences` if it says the same."""
+
+    index: int
+    differences: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"image {self.index}: {'; '.join(self.differences) or 'as recorded'}"
+
+
+def verify_run(
+    path: Path,
+    *,
+    options: RunOptions,
+    sample: int = SAMPLE,
+    seed: int = 0,
+    ref: str | None = None,
+    reuse: Path | None = None,
+    parent: str | None = None,
+) -> list[Finding]:
+    """Compute a random sample of a run's records again, with the same settings, images and random streams.
+
+    Verdicts are compared exactly, numbers up to the tolerances of `ledger.records`. The whole ledger is checked first,
+    as `report` does.
+
+    Args:
+        path: a finished run of `attack` or `certify`.
+        sample: how many records, >= 1; all if there are no more. seed: of the sample.
+        ref: the checkpoint; None: what the run names, found by its hash.
+        reuse: the parent's run, of a run of `certify --reuse`. parent: its checkpoint; None: what that run names.
+    Raises: LedgerError if the run cannot be used or was altered; CheckpointError if its checkpoint is not to be found,
+        or is another.
+    """
+    if sample < 1:
+        raise ConfigError(f"--sample {sample}: give 1 or more records")
+    run = read_run(path)
+    if run.header.get("command") not in ("attack", "certify") or not run.is_complete:
+        raise LedgerError(f"{path} is no finished run of attack or certify; verify checks the records of such a run")
+    run.require_intact()
+    header = run.header
+    settings = recorded_settings(header["settings"], header["protocol"], f"{path / 'run.json'}: settings")
+    dataset = header["dataset"]
+    chosen = dataset.get("indices", range(dataset["n"]))
+    kind = record_type(header["settings"])
+    records = [check_record(run, record, kind) for record in whole_ledger(run, chosen, kind)]
+    options = replace(options, computing=_as_recorded(header))
+    subject = open_subject(ref or _find_checkpoint(run), options=options, precision=header["precision"])
+    if subject.checkpoint.sha256 != header["checkpoint"]["sha256"]:
+        raise CheckpointError(
+            f"{ref} has SHA-256 {subject.checkpoint.sha256[:16]}…, {path} was made with "
+            f"{header['checkpoint']['sha256'][:16]}…; name that checkpoint with --ckpt"
+        )
+    subject = _with_parent(subject, run, reuse, parent)
+    images = load_images(dataset["name"], dataset["split"], options.data_dir, download=options.download)
+    picked = random.Random(seed).sample(records, min(sample, len(records)))
+    judge = Judge(subject, settings, images, options)
+    _require_same_noise(run, judge)
+    return recompute(judge, sorted(picked, key=lambda record: record.index), chosen)
+
+
+def recompute(judge: Judge, records: Sequence[Record], chosen: Sequence[int]) -> list[Finding]:
+    """Compute some records again and compare them.
+
+    Args: records: in ascending order of their images. chosen: all images of their run.
+    """
+    size, wanted = judge.blocks.size, {record.index: record for record in records}
+    selection = Selection(judge.images, tuple(wanted if judge.evaluator.by_image else chosen))
+    blocks = [(n, block) for n, block in enumerate(selection.blocks(size)) if not wanted.keys().isdisjoint(block)]
+    title = f"verify {judge.settings.protocol} {judge.subject.name}"
+    found = []
+    with exact_arithmetic(), tracking(title, total=len(records)) as advance:
+        for block in blocks:
+            again = [record for record in judge.records([block]) if record.index in wanted]
+            found += [Finding(new.index, tuple(wanted[new.index].differences(new))) for new in again]
+            advance(len(again), f"{sum(bool(one.differences) for one in found)} differ")
+    return found
+
+
+def open_judge(ref: str, settings: EvaluationSettings, images: ImageSource, options: RunOptions) -> Judge:
+    """A checkpoint and settings, ready to compute records."""
+    return Judge(open_subject(ref, options=options), settings, images, options)
+
+
+def _as_recorded(header: dict[str, Any]) -> dict[str, Any]:
+    """How the run computed its forward passes, and where it drew its noise."""
+    flags = {name: bool(header.get(name, False)) for name in ("compile", "channels_last", "fold_batch_norm")}
+    return {**flags, "noise": "cpu" if header.get("noise", "cpu") == "cpu" else "device"}
+
+
+def _require_same_noise(run: RunFolder, judge: Judge) -> None:
+    there, here = run.header.get("noise"), judge.ready.header.get("noise")
+    if there not in (None, here):
+        raise LedgerError(f"the noise of {run.path} was drawn on {there}, here it would be {here}; verify it there")
+
+
+def _with_parent(subject: Subject, run: RunFolder, reuse: Path | None, parent: str | None) -> Subject:
+    """Add the parent's run where certificates were reused. Raises: LedgerError if it is not given, or another."""
+    known = run.header.get("reused")
+    if known is None:
+        if reuse is not None:
+            raise ConfigError(f"{run.path} reuses no certificates; leave --reuse out")
+        return subject
+    if reuse is None:
+        raise LedgerError(f"{run.path} reuses the certificates of {known['checkpoint']}; name that run with --reuse")
+    subject = with_parent(subject, reuse, parent)
+    assert subject.parent is not None
+    if subject.parent.describe()["records_sha256"] != known["records_sha256"]:
+        raise LedgerError(f"{reuse} is not the run whose certificates {run.path} reuses: its records have another hash")
+    return subject
+
+
+def _find_checkpoint(run: RunFolder) -> str:
+    """A path or zoo id of the run's checkpoint, known by its hash. Raises: CheckpointError if there is none."""
+    about = run.header["checkpoint"]
+    for name, entry in read_zoo().items():
+        if entry.sha256 == about["sha256"]:
+            return name
+    for path in _candidates(run.path, about["name"]):
+        if path.is_file() and sha256_of(path) == about["sha256"]:
+            return str(path)
+    raise CheckpointError(
+        f"the checkpoint of {run.path}, {about['name']} with SHA-256 {about['sha256'][:16]}…, is not to be found; "
+        "name it with --ckpt"
+    )
+
+
+def _candidates(run: Path, name: str) -> Iterator[Path]:
+    """Where a checkpoint of that name may lie: here, or in the folders above the run."""
+    names = dict.fromkeys((name, Path(name).name))
+    for folder in (Path(), *run.resolve().parents[:SEARCHED]):
+        for one in names:
+            yield folder / one / "checkpoint.safetensors"
+            yield folder / f"{one}.safetensors"
+            yield folder / one

@@ -1,0 +1,45 @@
+"""Settings read back from run.json, those of the first ledgers included."""
+
+from __future__ import annotations
+
+import pytest
+
+from hydrabench.errors import ConfigError
+from hydrabench.evaluators import (
+    AutoAttackSettings,
+    CleanSettings,
+    PgdSettings,
+    ReuseSettings,
+    SmoothingSettings,
+    VerifiedSettings,
+    recorded_settings,
+)
+
+SETTINGS = [
+    CleanSettings(),
+    PgdSettings(epsilon="8/255", seed=3),
+    AutoAttackSettings(epsilon="1/255"),
+    VerifiedSettings(kind="cascade", epsilon="8/255", methods=("ibp", "crown")),
+    SmoothingSettings(mode="adaptive", samples=500),
+    ReuseSettings(parent_mode="cohen", reuse_samples=10, samples=100, radii=(0.0,)),
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: settings.protocol)
+def test_settings_are_read_as_they_were_written(settings):
+    assert recorded_settings(settings.plain(), settings.protocol) == settings
+
+
+@pytest.mark.parametrize("settings", [SETTINGS[1], SETTINGS[4]], ids=lambda settings: settings.protocol)
+def test_settings_from_before_there_was_a_version_have_that_of_their_protocol_id(settings):
+    old = {key: value for key, value in settings.plain().items() if key != "version"}
+    found = recorded_settings(old, settings.protocol.replace("@2", "@1"))
+    assert (found.version, found.protocol) == (1, settings.protocol.replace("@2", "@1"))
+    assert found.model_copy(update={"version": 2}) == settings
+
+
+@pytest.mark.parametrize("protocol", ["pgd-50@2", "pgd-20@1", "pgd-20@3", "pgd", "crown@1"])
+def test_settings_of_another_protocol_than_the_id_says_are_refused(protocol):
+    settings = PgdSettings(epsilon="8/255", steps=20)
+    with pytest.raises(ConfigError, match=rf"run.json: settings make the protocol pgd-20@2, not {protocol}"):
+        recorded_settings(settings.plain(), protocol, "run.json: settings")
