@@ -97,7 +97,7 @@ def _run(source: bytes, path: Path, module: ModuleType) -> None:
         exec(compile(source, str(path), "exec"), module.__dict__)
     except SyntaxError as error:
         raise ConfigError(f"plugin {path}, line {error.lineno}: {error.msg}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         message = " ".join(str(error).split())
         raise ConfigError(

@@ -27,6 +27,11 @@ class ObjectiveSettings(Section):
 
     name: str
 
+    @property
+    def full_radius(self) -> float:
+        """The radius at the end of the ramp, in pixel units; 0 for an objective without one."""
+        return float(getattr(self, "epsilon", 0))
+
 
 @dataclass(frozen=True)
 class Workload:

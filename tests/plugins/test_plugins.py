@@ -41,6 +41,7 @@ def test_a_plugin_adds_to_the_registries_once_and_is_remembered_with_its_hash(wr
     [
         ("x = (", r"mine\.py, line 1: '\(' was never closed"),
         ("\n\nraise RuntimeError('oh\\nno')", r"mine\.py, line 3: RuntimeError: oh no$"),
+        ("raise SystemExit(3)", r"mine\.py, line 1: SystemExit: 3$"),
         ("import nothing_of_this_name", r"mine\.py, line 1: ModuleNotFoundError: No module named 'nothing_of"),
         (
             "x = 1",

@@ -71,7 +71,7 @@ def step_seconds(trainee: Trainee, shape: tuple[int, int, int], classes: int, de
 
     def step(number: int, ramp: float) -> None:
         optimizer.zero_grad()
-        epsilon = ramp * float(getattr(settings, "epsilon", 0))
+        epsilon = ramp * settings.full_radius
         random = torch.Generator().manual_seed(number)
         given = TrainingStep(epsilon, ramp, random, memory=memory, ramp_epochs=recipe.epsilon_ramp_epochs)
         with exact_arithmetic(), shared_masks(network):

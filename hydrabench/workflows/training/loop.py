@@ -64,7 +64,7 @@ class PhaseJob:
     @property
     def epsilon(self) -> float:
         """Final training radius, 0 for an objective without one."""
-        return float(getattr(self.objective, "epsilon", 0))
+        return self.objective.full_radius
 
 
 @dataclass(frozen=True)

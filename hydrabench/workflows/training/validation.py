@@ -29,7 +29,6 @@ def validate(
     in float32 without TF32, and left in eval mode.
     """
     verdict = OBJECTIVES[objective.name]
-    epsilon = float(getattr(objective, "epsilon", 0))
     clean, verdicts = 0, 0
     network.eval()
     work = list(enumerate(batches(len(images), _batch_size(images))))[world.rank :: world.size]
@@ -39,7 +38,7 @@ def validate(
             x, y = pixels(images.take(chosen)), images.labels[chosen]
             clean += int((network(x).argmax(1) == y).sum())
             if verdict.metric != "clean_accuracy":
-                step = TrainingStep(epsilon, 1.0, stream(seed, "validation", number))
+                step = TrainingStep(objective.full_radius, 1.0, stream(seed, "validation", number))
                 verdicts += int(verdict.verdicts(network, x, y, objective, step).sum())
     clean, verdicts = (int(count) for count in world.total([clean, verdicts]))
     counts = {"clean_accuracy": clean} | ({} if verdict.metric == "clean_accuracy" else {verdict.metric: verdicts})
