@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -40,6 +40,8 @@ class ContrastSettings(EvaluationSettings):
 @dataclass(frozen=True)
 class ContrastRecord(Record):
     """corrupted_prediction: the class on the image of low contrast."""
+
+    exact: ClassVar[tuple[str, ...]] = ("prediction", "corrupted_prediction")  # what `hydrabench verify` compares
 
     corrupted_prediction: int
 
