@@ -24,7 +24,7 @@ from hydrabench.evaluators.pgd import PgdSettings
 from hydrabench.evaluators.registry import (
     EVALUATORS,
     parse_settings,
-    record_type,
+    record_of,
     recorded_settings,
     with_default_threat,
 )
@@ -50,7 +50,7 @@ __all__ = [
     "VerifiedSettings",
     "at",
     "parse_settings",
-    "record_type",
+    "record_of",
     "recorded_settings",
     "said",
     "with_default_threat",

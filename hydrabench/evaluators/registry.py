@@ -53,9 +53,9 @@ def recorded_settings(values: Mapping[str, Any], protocol: str, source: str = "s
     return settings
 
 
-def record_type(settings: Mapping[str, Any]) -> type[Record]:
-    """The class of a run's records. settings: as `run.json` has them. Raises: ConfigError for an unknown kind."""
-    return lookup("evaluator", EVALUATORS, str(settings.get("kind"))).models(settings)[1]
+def record_of(settings: EvaluationSettings) -> type[Record]:
+    """The class of the records that a run with these settings writes."""
+    return EVALUATORS[settings.kind].models(settings.plain())[1]
 
 
 def with_default_threat(entry: Any, threat: Mapping[str, Any]) -> Any:

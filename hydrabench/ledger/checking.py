@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -16,6 +15,7 @@ from hydrabench.ledger.folder import RunFolder
 from hydrabench.ledger.records import Record
 
 _AGAIN = "run the same command again into a new --out"
+_READERS: dict[type[Record], TypeAdapter[Record]] = {}
 
 
 def fingerprint(identities: Iterable[tuple[str, int]]) -> str:
@@ -30,24 +30,21 @@ def fingerprint(identities: Iterable[tuple[str, int]]) -> str:
     return digest.hexdigest()
 
 
-@cache
-def _reader(kind: Any) -> TypeAdapter[Record]:
-    return TypeAdapter(kind)
-
-
 def parse_record(values: Mapping[str, Any], kind: type[Record]) -> Record:
-    """Turn one line of a ledger into a record of a `kind`, going by its fields and their types alone.
+    """Turn one line of a ledger into a record of class `kind`, going by its fields and their types alone.
 
     Raises: ValueError with all that is wrong with it, as a sentence whose subject is the record.
     """
+    if kind not in _READERS:
+        _READERS[kind] = TypeAdapter(kind)
     try:
-        return _reader(cast("Any", kind)).validate_json(json.dumps(values))
+        return _READERS[kind].validate_json(json.dumps(values))
     except ValidationError as error:
         raise ValueError("; ".join(map(_sentence, error.errors()))) from error
 
 
-def read_record(values: Mapping[str, Any], settings: Mapping[str, Any], kind: type[Record]) -> Record:
-    """Turn one line of a ledger into a record that can be, by `settings` as `run.json` has them.
+def read_record(values: Mapping[str, Any], kind: type[Record], settings: Mapping[str, Any]) -> Record:
+    """Turn one line of a ledger into a record that can be, under settings as `run.json` has them.
 
     Raises: as `parse_record`.
     """
@@ -70,13 +67,13 @@ def _sentence(problem: Mapping[str, Any]) -> str:
 def check_record(run: RunFolder, values: Mapping[str, Any], kind: type[Record]) -> Record:
     """Read one record of a run. Raises: LedgerError naming the run, the image and all that is wrong."""
     try:
-        return read_record(values, run.header["settings"], kind)
+        return read_record(values, kind, run.header["settings"])
     except ValueError as error:
         raise LedgerError(f"{run.path}: the record of image {values['index']} {error}; {_AGAIN}") from error
 
 
 def whole_ledger(run: RunFolder, chosen: Sequence[int], kind: type[Record]) -> tuple[dict[str, Any], ...]:
-    """Read the records of a run, one for each image of `chosen`, sorted by index.
+    """Read the records of a run, of class `kind` and one for each image of `chosen`, sorted by index.
 
     Raises: LedgerError naming the images that are missing or occur twice, or a record with what is wrong with it.
     """

@@ -12,7 +12,7 @@ from pydantic import PositiveInt
 
 from hydrabench.config import parse
 from hydrabench.errors import ConfigError, LedgerError
-from hydrabench.evaluators import EVALUATORS, Evaluator, Metric, record_type, recorded_settings
+from hydrabench.evaluators import EVALUATORS, Evaluator, Metric, record_of, recorded_settings
 from hydrabench.ledger import RunFolder, whole_ledger
 from hydrabench.reporting.statistics import summarize
 from hydrabench.threat import Threat, parse_radius
@@ -132,7 +132,8 @@ def read_evaluation(run: RunFolder) -> Evaluation:
     header = _checked_header(run)
     kind, images = header.settings["kind"], header.dataset
     run.require_intact()
-    records = whole_ledger(run, range(images.n), record_type(header.settings))
+    settings = recorded_settings(header.settings, header.protocol)
+    records = whole_ledger(run, range(images.n), record_of(settings))
     evaluation = Evaluation(
         run.path, header.checkpoint, images, header.precision, kind, header.protocol, header.settings, records
     )

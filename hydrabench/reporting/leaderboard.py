@@ -208,8 +208,8 @@ def _protocols(evaluations: Sequence[Evaluation], columns: Sequence[Column]) -> 
     found = {_protocol_of(kind): (Protocol(_protocol_of(kind), kind, {}), evaluations[0]) for kind in sorted(shared)}
     for evaluation in evaluations:
         # The id ends with the version, which the settings of the first ledgers lack.
-        fixed = evaluation.settings.keys() - {"kind", "version", *CONDITIONS}
-        settings = {key: value for key, value in evaluation.settings.items() if key in fixed}
+        given = ("kind", "version", *CONDITIONS)
+        settings = {key: value for key, value in evaluation.settings.items() if key not in given}
         protocol = Protocol(evaluation.protocol, evaluation.kind, settings)
         known, first = found.setdefault(protocol.id, (protocol, evaluation))
         for key in sorted(known.settings.keys() & settings.keys()):

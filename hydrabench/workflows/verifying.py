@@ -11,7 +11,7 @@ from typing import Any
 from hydrabench.checkpoints import read_zoo
 from hydrabench.data import ImageSource, load_images
 from hydrabench.errors import CheckpointError, ConfigError, LedgerError
-from hydrabench.evaluators import EvaluationSettings, record_type, recorded_settings
+from hydrabench.evaluators import EvaluationSettings, record_of, recorded_settings
 from hydrabench.files import sha256_of
 from hydrabench.ledger import Record, RunFolder, check_record, read_run, whole_ledger
 from hydrabench.runtime import exact_arithmetic
@@ -69,7 +69,7 @@ def verify_run(
     settings = recorded_settings(header["settings"], header["protocol"], f"{path / 'run.json'}: settings")
     dataset = header["dataset"]
     chosen = dataset.get("indices", range(dataset["n"]))
-    kind = record_type(header["settings"])
+    kind = record_of(settings)
     records = [check_record(run, record, kind) for record in whole_ledger(run, chosen, kind)]
     options = replace(options, computing=_as_recorded(header))
     subject = open_subject(ref or _find_checkpoint(run), options=options, precision=header["precision"])

@@ -22,7 +22,7 @@ from hydrabench.checkpoints import (
 from hydrabench.checkpoints.cache import cached_files, fetch_remote
 from hydrabench.data import load_images
 from hydrabench.errors import CheckpointError, ConfigError, GateError, LedgerError, lookup
-from hydrabench.evaluators import parse_settings, record_type
+from hydrabench.evaluators import parse_settings, record_of
 from hydrabench.files import shipped
 from hydrabench.ledger import parse_record
 from hydrabench.workflows.opening import megabytes, open_checkpoint
@@ -150,17 +150,12 @@ def _with_ledgers(names: Sequence[str]) -> list[ZooEntry]:
 
 def _compare(entry: ZooEntry, result: ProtocolResult, options: RunOptions) -> list[int]:
     """Compute the shipped records again; return the indices of the images of which something else is found."""
-    lines, settings = (
-        _shipped_records(shipped("zoo") / result.ledger, result.n),
-        parse_settings(result.settings, entry.id),
-    )
-    kind = record_type(settings.plain())
+    lines = _shipped_records(shipped("zoo") / result.ledger, result.n)
+    settings = parse_settings(result.settings, entry.id)
     try:
-        records = [parse_record({"seconds": 0.0, **line}, kind) for line in lines]
+        records = [parse_record({"seconds": 0.0, **line}, record_of(settings)) for line in lines]
     except ValueError as error:
-        raise LedgerError(
-            f"a record of the shipped ledger {result.ledger} {error}; install hydrabench again"
-        ) from error
+        raise LedgerError(f"a record of the shipped ledger {result.ledger} {error}; install again") from error
     images = load_images(entry.dataset, "test", options.data_dir, download=options.download)
     found = recompute(open_judge(entry.id, settings, images, options), records, range(result.n))
     return [one.index for one in found if one.differences]

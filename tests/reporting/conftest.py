@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from hydrabench.evaluators import EVALUATORS
+from hydrabench.evaluators import EVALUATORS, ReuseSettings
 from hydrabench.files import sha256_of
 from hydrabench.ledger import AttackRecord, Record, ReuseRecord, RunFolder, SmoothedRecord, VerifiedRecord, open_run
 from hydrabench.reporting import summarize
@@ -33,8 +33,9 @@ def settings_of(kind: str, **changes: Any) -> dict[str, Any]:
 def protocol_of(asked: dict[str, Any]) -> str:
     """The id of the first version of these settings, which do not name one."""
     versioned = {"version": 1} if asked["kind"] in ("pgd", "smoothing") else {}
-    model, _ = EVALUATORS[asked["kind"]].models(asked)
-    return model.model_validate(versioned | asked).protocol
+    model: Any = ReuseSettings if asked.get("mode") == "reused" else EVALUATORS[asked["kind"]].settings
+    settings = model.model_validate(versioned | asked)
+    return str(settings.protocol)
 
 
 def replace_ledger(run: RunFolder, text: str) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 from hydrabench.data import ImageSource, block_indices
 from hydrabench.data.identity import identities
 from hydrabench.errors import LedgerError
-from hydrabench.evaluators import EVALUATORS, record_type
-from hydrabench.ledger import RunFolder, check_record, find_run, fingerprint, open_run
+from hydrabench.evaluators import EVALUATORS, EvaluationSettings, record_of
+from hydrabench.ledger import Record, RunFolder, check_record, find_run, fingerprint, open_run
 from hydrabench.workflows.progress import say
 
 
@@ -55,6 +55,7 @@ def open_evaluation(
     out: Path,
     header: Mapping[str, Any],
     selection: Selection,
+    settings: EvaluationSettings,
     *,
     environment: Mapping[str, Any],
     resume: bool,
@@ -63,7 +64,7 @@ def open_evaluation(
 
     Args:
         header: what `run.json` says, but for images and environment.
-        environment: versions and hardware.
+        settings: of the evaluation. environment: versions and hardware.
     Raises: LedgerError if `out` holds another run, records of other images, or records that cannot be.
     """
     known = identities(selection.images, selection.indices)
@@ -75,11 +76,11 @@ def open_evaluation(
     run = open_run(out, {**header, "dataset": kept.describe(fingerprint(known[:size]), cuts)}, resume=resume)
     if run.is_complete:
         run.require_intact()
-    check = _Check(run, dict(zip(selection.indices, known, strict=True)))
+    check = _Check(run, record_of(settings), dict(zip(selection.indices, known, strict=True)))
     blocks = kept.blocks(header["block_size"], cuts)
     whole = run.keep_whole_blocks(blocks, check)
     if size < len(selection.indices):
-        blocks = _grow(run, selection, sum(map(len, blocks[:whole])), fingerprint(known))
+        blocks = _grow(run, selection, settings, done=sum(map(len, blocks[:whole])), known=fingerprint(known))
         whole = run.keep_whole_blocks(blocks)
         say(f"{out} grows from {size} to {len(selection.indices)} images; {sum(map(len, blocks[:whole]))} are kept")
     elif run.header["status"] == "complete" and run.lost():
@@ -104,11 +105,12 @@ class _Check:
     """Checks a record that is kept; `known` has the hash of the pixels and the label by index."""
 
     run: RunFolder
+    kind: type[Record]
     known: Mapping[int, tuple[str, int]]
 
     def __call__(self, values: Mapping[str, Any]) -> None:
         """Raises: LedgerError if the record cannot be, or is about another image."""
-        record = check_record(self.run, values, record_type(self.run.header["settings"]))
+        record = check_record(self.run, values, self.kind)
         if (record.input_sha, record.label) != self.known[record.index]:
             raise LedgerError(
                 f"{self.run.path} has a record of image {record.index} with other pixels or another label than here; "
@@ -116,15 +118,17 @@ class _Check:
             )
 
 
-def _grow(run: RunFolder, selection: Selection, done: int, known: str) -> list[tuple[int, ...]]:
+def _grow(
+    run: RunFolder, selection: Selection, settings: EvaluationSettings, *, done: int, known: str
+) -> list[tuple[int, ...]]:
     """Give a run more images and return its blocks, which begin anew after the `done` ones.
 
-    Of AutoAttack, whose attacks see a block as one batch, a part of a block is not kept.
+    Of an evaluator that judges a block as one, such as AutoAttack, a part of a block is not kept.
     """
     size = run.header["block_size"]
     cuts = [cut for cut in run.header["dataset"].get("cuts", []) if cut < done]
     blocks = selection.blocks(size, cuts)
-    if done not in {0, *accumulate(map(len, blocks))} and EVALUATORS[run.header["settings"]["kind"]].by_image:
+    if done not in {0, *accumulate(map(len, blocks))} and EVALUATORS[settings.kind].by_image:
         cuts.append(done)
         blocks = selection.blocks(size, cuts)
     run.reopen(dataset=selection.describe(known, cuts))

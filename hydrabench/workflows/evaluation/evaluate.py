@@ -15,7 +15,7 @@ from typing import Any
 from hydrabench.bounds import watched
 from hydrabench.data import ImageSource, first_images, load_images
 from hydrabench.errors import ConfigError, DataError
-from hydrabench.evaluators import EVALUATORS, EvaluationSettings, at, record_type
+from hydrabench.evaluators import EVALUATORS, EvaluationSettings, at, record_of
 from hydrabench.evaluators.description import require_precision
 from hydrabench.ledger import Record, RunFolder, whole_ledger
 from hydrabench.reporting.statistics import summarize
@@ -62,7 +62,7 @@ def evaluate(
     with one_writer(out, world):
         opened = world.on_main(
             lambda: open_evaluation(
-                out, judge.header(world), selection, environment=environment(subject.device), resume=resume
+                out, judge.header(world), selection, settings, environment=environment(subject.device), resume=resume
             )
         )
         if opened.run.is_complete:
@@ -128,7 +128,6 @@ def _conclude(run: RunFolder, settings: EvaluationSettings, selection: Selection
 
     Raises: LedgerError if an image has no record or several, or a record cannot be.
     """
-    records = whole_ledger(run, selection.indices, record_type(run.header["settings"]))
-    more = EVALUATORS[settings.kind].more(settings, selection.images.shape)
-    run.finish({**summarize(settings.kind, records, settings), **more})
+    summary = summarize(settings.kind, whole_ledger(run, selection.indices, record_of(settings)), settings)
+    run.finish({**summary, **EVALUATORS[settings.kind].more(settings, selection.images.shape)})
     return run.summary()
