@@ -7,58 +7,49 @@ Source: Hendrycks and Dietterich (2019), arXiv:1903.12261; the factors are those
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
 
-from hydrabench.data import Block
 from hydrabench.evaluators import EVALUATORS, EvaluationSettings, Evaluator, Metric
 from hydrabench.evaluators.clean import clean_logits
-from hydrabench.evaluators.description import Line, clean_metric
+from hydrabench.evaluators.description import clean_metric
 from hydrabench.ledger import Record
 
 FACTORS = (0.4, 0.3, 0.2, 0.1, 0.05)  # what is left of the contrast, by severity
 
 
 class ContrastSettings(EvaluationSettings):
-    """An `evaluate:` entry of a recipe, or what `--set` says."""
+    """An `evaluate:` entry of a recipe, or what `--set` says. Another severity is another protocol."""
 
     kind: Literal["contrast"] = "contrast"
     severity: int = Field(1, ge=1, le=len(FACTORS))
-
-    @property
-    def protocol(self) -> str:
-        """The protocol id: another severity is another number."""
-        return f"contrast-{self.severity}@1"
+    protocol = property(lambda self: f"contrast-{self.severity}@1")
 
 
 @dataclass(frozen=True)
 class ContrastRecord(Record):
-    """corrupted_prediction: the class on the image of low contrast."""
+    """corrupted_prediction: the class on the image of low contrast. exact: what `hydrabench verify` compares."""
 
+    exact: ClassVar[tuple[str, ...]] = ("prediction", "corrupted_prediction")
     corrupted_prediction: int
 
 
-def evaluate_contrast(network: nn.Module, block: Block, settings: ContrastSettings) -> list[ContrastRecord]:
+def evaluate_contrast(network, block, settings):
     """Move every pixel towards the mean of its channel, and classify."""
     started, mean = perf_counter(), block.images.mean((2, 3), keepdim=True)
     corrupted = mean + FACTORS[settings.severity - 1] * (block.images - mean)
     with torch.no_grad():
-        predictions, corrupted_predictions = clean_logits(network, block).argmax(1), network(corrupted).argmax(1)
-    seconds, columns = (perf_counter() - started) / len(block.indices), (block.labels, predictions)
-    about = zip(block.indices, block.shas, *(one.tolist() for one in columns), strict=True)
-    return [
-        ContrastRecord(*each, seconds, corrupted)
-        for each, corrupted in zip(about, corrupted_predictions.tolist(), strict=True)
-    ]
+        columns = block.labels, clean_logits(network, block).argmax(1), network(corrupted).argmax(1)
+    rows = zip(block.indices, block.shas, *(column.tolist() for column in columns), strict=True)
+    seconds = (perf_counter() - started) / len(block.indices)
+    return [ContrastRecord(index, sha, label, clean, seconds, low) for index, sha, label, clean, low in rows]
 
 
-def metrics(lines: Sequence[Line], _settings: Any) -> dict[str, Metric]:
+def metrics(lines, _settings):
     """Accuracy on the images as they are, and on the corrupted ones."""
     right = tuple(line["corrupted_prediction"] == line["label"] for line in lines)
     return {"clean_accuracy": clean_metric(lines), "corruption_accuracy": Metric(right)}

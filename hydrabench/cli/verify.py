@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from hydrabench.cli.common import FOLDER, REF_HELP, machine_options, plugin_option, read_run_options
+from hydrabench.cli.common import FOLDER, REF_HELP, machine_options, read_run_options
 from hydrabench.errors import GateError
 
 
@@ -19,7 +19,6 @@ from hydrabench.errors import GateError
 @click.option("--ckpt", "ref", help=f"{REF_HELP}  [default: what the run names, found by its hash]")
 @click.option("--reuse", type=FOLDER, help="The parent's run, if RUN was made with --reuse.")
 @click.option("--parent", help="Then the parent's checkpoint.  [default: the name in its run]")
-@plugin_option
 @machine_options
 def verify(run: Path, as_json: bool, **given: Any) -> None:
     """Compute a random sample of RUN's records again and say what is different; for reviewers.

@@ -21,7 +21,13 @@ from hydrabench.evaluators.description import (
     said,
 )
 from hydrabench.evaluators.pgd import PgdSettings
-from hydrabench.evaluators.registry import EVALUATORS, parse_settings, recorded_settings, with_default_threat
+from hydrabench.evaluators.registry import (
+    EVALUATORS,
+    parse_settings,
+    record_of,
+    recorded_settings,
+    with_default_threat,
+)
 from hydrabench.evaluators.reuse_settings import ReuseSettings
 from hydrabench.evaluators.smoothing_settings import SmoothingSettings
 from hydrabench.evaluators.verified_settings import AlphaCrownSettings, VerifiedSettings
@@ -44,6 +50,7 @@ __all__ = [
     "VerifiedSettings",
     "at",
     "parse_settings",
+    "record_of",
     "recorded_settings",
     "said",
     "with_default_threat",

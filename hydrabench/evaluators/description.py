@@ -146,6 +146,7 @@ class Evaluator:
     evaluate: (network, block, settings) -> one record for each image, in order. The network is in eval mode, on the
         device and in the precision of the images; a record's `seconds` is its share of the block's time.
     record: what every line of a ledger has.
+    variant: (settings as JSON) -> model and record of a variant that has its own, None if it has not.
     metrics: (lines of a ledger, settings) -> metric by name.
     claims: "upper" bounds the true robust accuracy from above, and its records say `robust`; "lower" from below, by
         records that say `verified`; "smoothed" speaks about the smoothed classifier; "clean" about no ball.
@@ -177,6 +178,7 @@ class Evaluator:
     meaning: str | Callable[[Any], str]
     passes: Callable[[Any, Sizes], float] | None
     options: tuple[Option, ...] = ()
+    variant: Callable[[Line], tuple[type[EvaluationSettings], type[Record]] | None] = lambda _values: None
     piece: Callable[[Any], tuple[Any, int]] | None = None
     blocks: Callable[[Any, nn.Module, tuple[int, int, int]], Blocks] = fixed_blocks
     require: Callable[[nn.Module, Any], None] = nothing
@@ -198,6 +200,10 @@ class Evaluator:
     def read(self, values: Mapping[str, Any]) -> Any:
         """The settings of a ledger, as JSON has them and not checked again; what it leaves out has its default."""
         return self.settings.model_construct(**values)
+
+    def models(self, values: Mapping[str, Any]) -> tuple[type[EvaluationSettings], type[Record]]:
+        """The model of settings that a ledger has, and the class of its records."""
+        return self.variant(values) or (self.settings, self.record)
 
     def conditions(self) -> tuple[str, ...]:
         """Which of `CONDITIONS` its settings have."""

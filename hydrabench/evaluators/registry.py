@@ -11,10 +11,9 @@ from hydrabench.evaluators.autoattack import AUTOATTACK
 from hydrabench.evaluators.clean import CLEAN
 from hydrabench.evaluators.description import EvaluationSettings, Evaluator
 from hydrabench.evaluators.pgd import PGD
-from hydrabench.evaluators.reuse_settings import ReuseSettings
 from hydrabench.evaluators.smoothing import SMOOTHING
 from hydrabench.evaluators.verification import ALPHA_CROWN, CASCADE, CROWN, CROWN_IBP, IBP, SYMBOLIC
-from hydrabench.ledger import Record, ReuseRecord
+from hydrabench.ledger import Record
 
 EVALUATORS: dict[str, Evaluator] = {
     "clean": CLEAN,
@@ -45,11 +44,10 @@ def recorded_settings(values: Mapping[str, Any], protocol: str, source: str = "s
 
     Raises: ConfigError naming, as part of `source`, what is wrong; also if the settings make another protocol.
     """
-    kind = str(values.get("kind"))
-    model = ReuseSettings if values.get("mode") == "reused" else lookup("evaluator", EVALUATORS, kind).settings
+    model, _ = lookup("evaluator", EVALUATORS, str(values.get("kind"))).models(values)
     number = protocol.rpartition("@")[2]
     known = {"version": int(number)} if "version" in model.model_fields and number.isdecimal() else {}
-    settings: EvaluationSettings = parse(model, {**known, **values}, source)
+    settings = parse(model, {**known, **values}, source)
     if settings.protocol != protocol:
         raise ConfigError(f"{source} make the protocol {settings.protocol}, not {protocol}")
     return settings
@@ -57,7 +55,7 @@ def recorded_settings(values: Mapping[str, Any], protocol: str, source: str = "s
 
 def record_of(settings: EvaluationSettings) -> type[Record]:
     """The class of the records that a run with these settings writes."""
-    return ReuseRecord if isinstance(settings, ReuseSettings) else EVALUATORS[settings.kind].record
+    return EVALUATORS[settings.kind].models(settings.plain())[1]
 
 
 def with_default_threat(entry: Any, threat: Mapping[str, Any]) -> Any:

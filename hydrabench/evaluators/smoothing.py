@@ -11,8 +11,9 @@ from hydrabench.errors import ConfigError, lookup
 from hydrabench.evaluators.blocks import Blocks
 from hydrabench.evaluators.description import Computing, Evaluator, Line, Metric, Option, Ready, is_correct
 from hydrabench.evaluators.pgd import SEED
+from hydrabench.evaluators.reuse_settings import ReuseSettings
 from hydrabench.evaluators.smoothing_settings import SmoothingSettings
-from hydrabench.ledger import SmoothedRecord
+from hydrabench.ledger import ReuseRecord, SmoothedRecord
 
 if TYPE_CHECKING:
     import torch
@@ -223,6 +224,7 @@ SMOOTHING = Evaluator(
     passes=lambda settings, _sizes: settings.n0 + settings.samples,
     piece=_piece,
     options=OPTIONS,
+    variant=lambda values: (ReuseSettings, ReuseRecord) if values.get("mode") == "reused" else None,
     blocks=_blocks,
     prepare=_prepare,
     reduced_precision=True,

@@ -12,8 +12,7 @@ from pydantic import PositiveInt
 
 from hydrabench.config import parse
 from hydrabench.errors import ConfigError, LedgerError, shortened
-from hydrabench.evaluators import EVALUATORS, Evaluator, Metric, recorded_settings
-from hydrabench.evaluators.registry import record_of
+from hydrabench.evaluators import EVALUATORS, Evaluator, Metric, record_of, recorded_settings
 from hydrabench.ledger import RunFolder, whole_ledger
 from hydrabench.reporting.statistics import summarize
 from hydrabench.selection import selected_indices

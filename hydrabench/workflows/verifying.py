@@ -11,8 +11,7 @@ from typing import Any
 from hydrabench.checkpoints import read_zoo
 from hydrabench.data import ImageSource, load_images
 from hydrabench.errors import CheckpointError, ConfigError, LedgerError
-from hydrabench.evaluators import EvaluationSettings, recorded_settings
-from hydrabench.evaluators.registry import record_of
+from hydrabench.evaluators import EvaluationSettings, record_of, recorded_settings
 from hydrabench.files import sha256_of
 from hydrabench.ledger import Record, RunFolder, check_record, read_run, whole_ledger
 from hydrabench.runtime import exact_arithmetic

@@ -22,8 +22,7 @@ from hydrabench.checkpoints import (
 from hydrabench.checkpoints.cache import cached_files, fetch_remote
 from hydrabench.data import load_images
 from hydrabench.errors import CheckpointError, ConfigError, GateError, LedgerError, lookup
-from hydrabench.evaluators import parse_settings
-from hydrabench.evaluators.registry import record_of
+from hydrabench.evaluators import parse_settings, record_of
 from hydrabench.files import shipped
 from hydrabench.ledger import parse_record
 from hydrabench.workflows.opening import NOTHING, megabytes, open_checkpoint

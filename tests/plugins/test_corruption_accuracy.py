@@ -36,6 +36,9 @@ def test_it_is_run_reported_and_asked_for_by_name(tmp_path, monkeypatch, forget)
     found = [json.loads((tmp_path / f"runs/{one}/summary.json").read_text())["metrics"] for one in (1, 5)]
     assert found[0]["clean_accuracy"] == found[1]["clean_accuracy"]
     assert found[0]["corruption_accuracy"]["value"] > found[1]["corruption_accuracy"]["value"]
+    assert "10 records of runs/5 are what computing them again gives" in run(
+        "verify", "runs/5", "--plugin", FILE, "--sample", 10
+    )
     run("report", "runs", "--plugin", FILE, "--out", "report")
     text = (tmp_path / "report/leaderboard.md").read_text()
     assert "| clean | contrast severity 1 | contrast severity 5 |" in text

@@ -11,8 +11,7 @@ from typing import Any
 from hydrabench.data import ImageSource, block_indices
 from hydrabench.data.identity import identities
 from hydrabench.errors import LedgerError
-from hydrabench.evaluators import EVALUATORS, EvaluationSettings
-from hydrabench.evaluators.registry import record_of
+from hydrabench.evaluators import EVALUATORS, EvaluationSettings, record_of
 from hydrabench.ledger import Record, RunFolder, check_record, find_run, fingerprint, open_run
 from hydrabench.selection import describe_selection, selected_indices
 from hydrabench.workflows.progress import say

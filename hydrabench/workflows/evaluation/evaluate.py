@@ -15,9 +15,8 @@ from typing import Any
 from hydrabench.bounds import watched
 from hydrabench.data import Choice, ImageSource, choose, load_images
 from hydrabench.errors import ConfigError, DataError
-from hydrabench.evaluators import EVALUATORS, EvaluationSettings, at
+from hydrabench.evaluators import EVALUATORS, EvaluationSettings, at, record_of
 from hydrabench.evaluators.description import require_precision
-from hydrabench.evaluators.registry import record_of
 from hydrabench.ledger import Record, RunFolder, whole_ledger
 from hydrabench.reporting.statistics import summarize
 from hydrabench.runtime import World, environment, exact_arithmetic
