@@ -1,6 +1,10 @@
 """Checkpoint files and the zoo."""
 
-from hydrabench.checkpoints.exports import EXPORTS, export_original, export_state_dict
+from hydrabench.checkpoints.foreign.exports import EXPORTS, export_original, export_state_dict
+from hydrabench.checkpoints.foreign.importing import import_checkpoint
+from hydrabench.checkpoints.foreign.normalization import better_normalization, parse_normalization
+from hydrabench.checkpoints.foreign.onnx_file import export_onnx
+from hydrabench.checkpoints.foreign.torch_files import is_torch_file
 from hydrabench.checkpoints.format import (
     Checkpoint,
     export_checkpoint,
@@ -8,13 +12,10 @@ from hydrabench.checkpoints.format import (
     load_state,
     save_checkpoint,
     state_of,
+    stored_state,
 )
 from hydrabench.checkpoints.header import Header, Layout, PhaseLabel, PluginFile, Selection
-from hydrabench.checkpoints.hydra import import_checkpoint
-from hydrabench.checkpoints.legacy import infer_density, legacy_kept_count
 from hydrabench.checkpoints.manifest import ProtocolResult, PublishedNumber, ZooEntry, json_schema
-from hydrabench.checkpoints.onnx_file import export_onnx
-from hydrabench.checkpoints.torch_files import is_torch_file
 from hydrabench.checkpoints.zoo import (
     checkpoint_name,
     fetch,
@@ -36,6 +37,7 @@ __all__ = [
     "PublishedNumber",
     "Selection",
     "ZooEntry",
+    "better_normalization",
     "checkpoint_name",
     "export_checkpoint",
     "export_onnx",
@@ -44,16 +46,16 @@ __all__ = [
     "fetch",
     "find_entry",
     "import_checkpoint",
-    "infer_density",
     "is_torch_file",
     "json_schema",
-    "legacy_kept_count",
     "load_checkpoint",
     "load_state",
     "open_ref",
+    "parse_normalization",
     "read_manifest",
     "read_zoo",
     "resolve",
     "save_checkpoint",
     "state_of",
+    "stored_state",
 ]

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from hydrabench.checkpoints.download import MOST_BYTES
+from hydrabench.checkpoints.header import shown
 from hydrabench.errors import CheckpointError
 from hydrabench.files import replacing
 
@@ -17,8 +19,6 @@ Role = Literal["dense", "masked"]
 # The original's own naming: the dense twin of NAME.pth.tar is NAME_dense.pth.tar, and importers look for it there.
 NAMES: dict[Role, str] = {"dense": "checkpoint_dense", "masked": "checkpoint"}
 SUFFIXES = (".pth.tar", ".safetensors", ".pth", ".pt")
-# The largest released network with its scores and optimizer takes half a gigabyte; more is a mistake or an attack.
-MOST_BYTES = 4 << 30
 
 
 def weights_suffix(name: str) -> str | None:
@@ -48,7 +48,7 @@ def unpack_weights(path: Path, folder: Path) -> dict[Role, Path]:
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise CheckpointError(f"what came is not a whole zip file ({error})") from error
     if not found:
-        held = ", ".join(sorted(member.filename for member in members)[:5]) or "nothing"
+        held = ", ".join(sorted(shown(member.filename) for member in members)[:5]) or "nothing"
         raise CheckpointError(f"the zip file holds no weights ({', '.join(SUFFIXES)}); it holds {held}")
     return found
 
@@ -64,11 +64,11 @@ def _safe(member: zipfile.ZipInfo) -> zipfile.ZipInfo:
         or stat.S_ISLNK(member.external_attr >> 16)
     ):
         raise CheckpointError(
-            f"the zip file holds {member.filename!r}, which leads out of its folder; nothing was unpacked"
+            f"the zip file holds {shown(member.filename)!r}, which leads out of its folder; nothing was unpacked"
         )
     if member.file_size > MOST_BYTES:
         raise CheckpointError(
-            f"the zip file's {member.filename!r} has {member.file_size} bytes, at most {MOST_BYTES} are allowed"
+            f"the zip file's {shown(member.filename)!r} has {member.file_size} bytes, at most {MOST_BYTES} are allowed"
         )
     return member
 
@@ -83,6 +83,6 @@ def _choose(members: Sequence[zipfile.ZipInfo], role: Role) -> zipfile.ZipInfo |
             fitting.append(member)
     best = [member for member in fitting if PurePosixPath(member.filename).name.startswith("model_best")]
     if len(fitting) > 1 and len(best) != 1:
-        names = ", ".join(member.filename for member in fitting)
+        names = ", ".join(shown(member.filename) for member in fitting[:4])
         raise CheckpointError(f"the zip file holds {len(fitting)} {role} checkpoints ({names}), and none stands out")
     return best[0] if len(fitting) > 1 else next(iter(fitting), None)

@@ -1,25 +1,28 @@
 """Checkpoints from the web: fetched once, kept in the user's cache, their hashes in the user's lock file.
 
 In the cache (see `hydrabench.files.cache_folder`), `zoo/ID/` holds the files of a checkpoint, and `zoo.lock.json` says
-what every file was when it was first fetched: a checkpoint whose hash nobody published is trusted on first use, and
-may not change after that.
+what every file was when it was first fetched: a checkpoint whose hash nobody published is trusted on first use, once it
+has loaded as a network of the manifest's architecture, and may not change after that.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, ValidationError
 
 from hydrabench.checkpoints.archive import unpack_weights, weights_suffix
-from hydrabench.checkpoints.fetch import TIMEOUT, Expected, Progress, download
+from hydrabench.checkpoints.download import TIMEOUT, Expected, Progress, download
+from hydrabench.checkpoints.foreign.importing import import_checkpoint
+from hydrabench.checkpoints.foreign.torch_files import is_torch_file
+from hydrabench.checkpoints.format import Checkpoint, load_checkpoint
 from hydrabench.checkpoints.manifest import Identity, Sha256, ZooEntry
 from hydrabench.config.fields import Section
-from hydrabench.errors import CheckpointError
+from hydrabench.errors import CheckpointError, ConfigError
 from hydrabench.files import CACHE_VARIABLE, cache_folder, sha256_of, write_text
 
 try:
@@ -70,7 +73,7 @@ def fetch_remote(
     Args:
         entry: an entry with a `url`.
         offline: use the cache only.
-        timeout, progress: as for `hydrabench.checkpoints.fetch.download`.
+        timeout, progress: as for `hydrabench.checkpoints.download.download`.
     Raises: CheckpointError if no address gives the checkpoint, its bytes are not the expected ones, or the
         cache cannot be used.
     """
@@ -102,6 +105,7 @@ def _fetch(entry: ZooEntry, *, timeout: float, progress: Progress | None) -> lis
         else:
             download(entry.addresses, folder / "archive.zip", timeout=timeout, progress=progress)
             files = _unpack(entry, folder, known)
+        _require_network(entry, files)
     except CheckpointError as error:
         raise CheckpointError(
             f"zoo checkpoint {entry.id} could not be fetched: {error}. Try again later, "
@@ -109,6 +113,32 @@ def _fetch(entry: ZooEntry, *, timeout: float, progress: Progress | None) -> lis
         ) from error
     _record(entry.id, {path.name: LockedFile(sha256=sha256_of(path), bytes=path.stat().st_size) for path in files})
     return cached_files(entry, check=False)
+
+
+def _require_network(entry: ZooEntry, files: Sequence[Path]) -> None:
+    """Refuse what is no network of the manifest's, before its hash is trusted, and take it away again.
+
+    Raises: CheckpointError with what is wrong with it.
+    """
+    try:
+        for path in files:
+            read_entry(entry, path)
+    except (CheckpointError, ConfigError) as error:
+        for path in files:
+            path.unlink()
+        raise CheckpointError(f"what came is no {entry.arch} for {entry.dataset}: {error}") from error
+
+
+def read_entry(entry: ZooEntry, path: Path, **given: Any) -> Checkpoint:
+    """Read a file of an entry; what it does not say, and is not given, is as in the manifest.
+
+    Args: given: `arch`, `dataset`, `density`, `normalization`; None where they are not given.
+    """
+    if not is_torch_file(path):
+        return load_checkpoint(path)
+    said: dict[str, Any] = {"arch": entry.arch, "dataset": entry.dataset, "density": entry.density}
+    said["normalization"] = entry.normalization or "none"
+    return import_checkpoint(path, **(said | {key: value for key, value in given.items() if value is not None}))
 
 
 def _unpack(entry: ZooEntry, folder: Path, known: dict[str, Expected]) -> list[Path]:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from math import prod
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -38,6 +38,7 @@ from hydrabench.errors import CheckpointError
 
 Bytes = NDArray[np.uint8]
 Words = NDArray[Any]  # the elements of a tensor as unsigned integers of the same size, (N,)
+MOST_TABLE = 1 << 24  # bytes of a table; that of a thousand tensors takes a hundred thousand
 STREAMS = ("values", "unary", "remainders", "table")
 # name of a dtype -> the dtype, and the unsigned integer of its size
 DTYPES: dict[str, tuple[torch.dtype, type[np.unsignedinteger[Any]]]] = {
@@ -112,15 +113,20 @@ def pack(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: torch.from_numpy(stream) for name, stream in streams.items()}
 
 
-def unpack(streams: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def unpack(
+    streams: Mapping[str, Tensor], check: Callable[[Mapping[str, tuple[int, ...]]], None] | None = None
+) -> dict[str, Tensor]:
     """Return the state that was packed.
 
     Args:
         streams: what `pack` returned.
+        check: is given the shapes by name before anything of these sizes is allocated, and raises if they cannot be.
     Raises: CheckpointError if anything is missing, cut short, changed, or of an unknown version.
     """
     found = _check_streams(streams)
     table = _read_table(found["table"])
+    if check is not None:
+        check({entry.name: entry.shape for entry in table.tensors})
     kept = _read_values(found["values"], table)
     digest = hashlib.sha256()
     state: dict[str, Tensor] = {}
@@ -199,7 +205,7 @@ def _check_streams(streams: Mapping[str, Tensor]) -> dict[str, Bytes]:
 
 def _read_table(stream: Bytes) -> Table:
     try:
-        table = TypeAdapter(Table).validate_json(_inflate(stream, "its table"))
+        table = TypeAdapter(Table).validate_json(_inflate(stream, "its table", limit=MOST_TABLE))
     except ValidationError as error:
         raise CheckpointError(
             f"the compact data has a table this version cannot read: {described(error, most=4)}"
@@ -226,6 +232,8 @@ def _read_values(stream: Bytes, table: Table) -> dict[str, Words]:
         count = sum(entry.kept for entry in table.tensors if entry.dtype == dtype)
         if len(lengths) != np.dtype(word).itemsize or max(lengths) > count:
             raise _damaged(f"its {count} {dtype} values cannot have planes of {lengths} bytes")
+        if count > 1032 * max(1, stream.size):  # deflate shortens by no more
+            raise _damaged(f"its {count} {dtype} values cannot lie in {stream.size} bytes")
         data = np.empty((count, len(lengths)), np.uint8)
         for place, length in enumerate(lengths):
             plane, rest = np.split(rest, [length])

@@ -1,21 +1,26 @@
 """Checkpoint files: safetensors in the dense, the masked and the compact layout, read strictly, written whole.
 
-Keys are those of the bare architecture; a normalisation in front of it lives in the header only.
+Keys are those of the bare architecture; a normalisation in front of it lives in the header only. A file is read once,
+and its hash is that of the bytes that were read. The sizes that it claims are compared with the architecture's,
+which is built without memory first, before anything of these sizes is allocated.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hydrabench.checkpoints.compact import pack, positive_zeros, unpack
-from hydrabench.checkpoints.header import Header, Layout, read_header
+from hydrabench.checkpoints.header import Header, Layout, read_header, shown
 from hydrabench.errors import CheckpointError, ConfigError
 from hydrabench.files import replacing, sha256_of
 from hydrabench.masking import attach_masks, bake_masks, freeze_masks, kept_counts, prunable_layers, score_masks
@@ -23,17 +28,25 @@ from hydrabench.models import build_model, inner_network
 from hydrabench.plugins import require
 
 METADATA_KEY = "hydrabench"
+MASK = ".mask"
+MOST_BYTES = 16 << 30  # of a file; the largest network of the registry with scores and optimizer takes two
 _ORIGINAL, _SCORES = ".parametrizations.weight.original", ".parametrizations.weight.0.scores"
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint in memory. `network` is masked if the layout is, and carries its normalisation."""
+    """A checkpoint in memory. `network` is masked if the layout is, and carries its normalisation.
+
+    sha256: of the bytes that were read; of two files, where a second one decided what the network is.
+    notes: what a reader took off or filled in, one line each.
+    """
 
     path: Path
     sha256: str
     header: Header
     network: nn.Module
+    notes: tuple[str, ...] = ()
 
     def baked(self) -> nn.Module:
         """Return the network with plain layers, pruned weights being zero (the masks are gone afterwards)."""
@@ -47,6 +60,15 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
         key.replace(_ORIGINAL, ".weight").replace(_SCORES, ".scores"): tensor.detach().cpu().contiguous()
         for key, tensor in inner_network(model).state_dict().items()
     }
+
+
+def stored_state(model: nn.Module) -> dict[str, Tensor]:
+    """What a file holds of a network: `state_of` it and, if it is masked, its masks as `NAME.mask`.
+
+    Masks are stored because scores alone do not tell them: which of two equal scores is kept is up to the device.
+    """
+    masks = score_masks(inner_network(model))
+    return {**state_of(model), **{f"{name}{MASK}": mask.mask.detach().cpu().bool() for name, mask in masks.items()}}
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Tensor], header: Header) -> str:
@@ -66,47 +88,139 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises: CheckpointError if the file is missing, damaged, of another kind, does not fit its
         architecture or density, or holds a value that is not finite; ConfigError if it needs a plugin.
     """
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}")
-    header, state = _read(path)
-    require([plugin.plain() for plugin in header.plugins], str(path))
+    data = read_file(path)
+    header, state = _read(path, data)
+    state, masks = split_masks(state)
+    model = build_network(header, state, str(path))
     try:
-        normalization = (header.normalization.mean, header.normalization.std) if header.normalization else None
-        model = build_model(header.arch, header.shape, header.num_classes, normalization=normalization)
-        if header.layout == "masked":
-            attach_masks(model, header.density, kept=header.kept)
         counts = kept_counts(model, header.density, header.kept)
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from error
     load_state(model, state, str(path))
-    if header.layout != "masked":
+    if header.layout == "masked":
+        freeze_masks(model)  # of files without masks, the scores say what is kept
+        restore_masks(model, masks, str(path))
+    else:
         _check_density(model, header, counts, path)
-    return Checkpoint(path, sha256_of(path), header, model.eval())
+    return Checkpoint(path, hashlib.sha256(data).hexdigest(), header, model.eval())
+
+
+def read_file(path: Path) -> bytes:
+    """Return the bytes of a checkpoint file. Raises: CheckpointError if it is missing, or cannot be read."""
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}")
+    try:
+        size = path.stat().st_size
+        if size > MOST_BYTES:
+            most = MOST_BYTES >> 30
+            raise CheckpointError(f"{path} has {size / 1e9:.0f} GB; no checkpoint has more than {most}, so it is none")
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error.strerror}); see to it that you may, or copy it"
+        ) from error
+    except MemoryError as error:
+        raise CheckpointError(f"{path} has {size / 1e9:.0f} GB, more than the memory that is left") from error
+
+
+def build_network(header: Header, state: Mapping[str, Tensor] | None, source: str) -> nn.Module:
+    """Build the network of a header, with masks if its layout has them, after comparing its sizes with `state`'s.
+
+    Raises: CheckpointError if the header names no network, or one that `state` does not fit.
+    """
+    if state is not None:
+        _require_shapes(expected_shapes(header, source), _shapes(state), source)
+    normalization = (header.normalization.mean, header.normalization.std) if header.normalization else None
+    try:
+        model = build_model(header.arch, header.shape, header.num_classes, normalization=normalization)
+        if header.layout == "masked" and state is not None:
+            attach_masks(model, header.density, kept=header.kept)
+    except ConfigError as error:
+        raise CheckpointError(f"{source}: {error}") from error
+    except (RuntimeError, OverflowError, MemoryError) as error:
+        raise CheckpointError(
+            f"{source}: no {header.arch} can be built for images of shape {header.shape} and {header.num_classes} "
+            "classes; its header is wrong"
+        ) from error
+    return model
+
+
+def expected_shapes(header: Header, source: str) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of the tensors, masks left out, that a file with this header has. Allocates nothing."""
+    with torch.device("meta"):
+        network = inner_network(build_network(header, None, source))
+    shapes = _shapes(network.state_dict())
+    if header.layout == "masked":
+        layers = prunable_layers(network)
+        shapes |= {f"{name}.scores": tuple(layer.weight.shape) for name, layer in layers.items()}
+    return shapes
+
+
+def split_masks(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return a state without its masks, and the masks by layer."""
+    masks = {key.removesuffix(MASK): tensor for key, tensor in state.items() if key.endswith(MASK)}
+    return {key: tensor for key, tensor in state.items() if not key.endswith(MASK)}, masks
+
+
+def restore_masks(network: nn.Module, masks: Mapping[str, Tensor], source: str) -> None:
+    """Give the masks of a network the values that a file holds; without any, they stay as they are.
+
+    Raises: CheckpointError if they are not those of the network's layers, or keep other numbers of weights.
+    """
+    own = score_masks(inner_network(network))
+    if not masks:
+        return
+    if set(masks) != set(own):
+        raise CheckpointError(
+            f"{source} has masks of {shown(', '.join(sorted(masks)), 400)}; its masked layers are {', '.join(own)}"
+        )
+    for name, mask in own.items():
+        stored = masks[name]
+        if stored.dtype != torch.bool or stored.shape != mask.mask.shape:
+            raise CheckpointError(f"{source}: {name}{MASK} is no mask of {name}.weight; write the file again")
+        if int(stored.count_nonzero()) != mask.kept:
+            raise CheckpointError(
+                f"{source}: the mask of layer {name} keeps {int(stored.count_nonzero())} weights, its header says "
+                f"{mask.kept}; write the file again"
+            )
+        mask.restore(stored)
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Copy the tensors of a file into a network of the same layout, strictly, and renew its masks.
+    """Copy the tensors of a file into a network of the same layout, strictly.
 
+    Masks that follow the scores are renewed; constant ones stay as they are.
     Raises: CheckpointError naming missing, unexpected and misshapen tensors, or values that are not finite.
     """
     network = inner_network(model)
     wanted = state_of(model)
-    problems = [f"missing {key}" for key in wanted if key not in state]
-    problems += [f"unexpected {key}" for key in state if key not in wanted]
-    problems += [
-        f"{key} has shape {tuple(state[key].shape)}, expected {tuple(tensor.shape)}"
-        for key, tensor in wanted.items()
-        if key in state and state[key].shape != tensor.shape
-    ]
-    if problems:
-        shown = "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
-        raise CheckpointError(f"{source} does not fit the architecture it names: {shown}")
-    broken = [key for key, tensor in state.items() if not torch.isfinite(tensor).all()]
+    _require_shapes(_shapes(wanted), _shapes(state), source)
+    converted = {key: tensor.to(wanted[key].dtype) for key, tensor in state.items() if not tensor.is_complex()}
+    broken = [key for key in state if key not in converted or not torch.isfinite(converted[key]).all()]
     if broken:
         raise CheckpointError(f"{source} holds values that are not finite (NaN or infinity) in {', '.join(broken[:4])}")
     names = dict(zip(network.state_dict(), wanted, strict=True))
-    network.load_state_dict({key: state[name] for key, name in names.items()})
-    freeze_masks(network)
+    network.load_state_dict({key: converted[name] for key, name in names.items()})
+    if any(mask.selecting for mask in score_masks(network).values()):
+        freeze_masks(network)
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(tensor.shape) for key, tensor in state.items()}
+
+
+def _require_shapes(wanted: Shapes, found: Shapes, source: str) -> None:
+    """Refuse tensors that are not those of an architecture."""
+    problems = [f"missing {key}" for key in wanted if key not in found]
+    problems += [f"unexpected {shown(key)}" for key in found if key not in wanted]
+    problems += [
+        f"{key} has shape {found[key]}, expected {shape}"
+        for key, shape in wanted.items()
+        if key in found and found[key] != shape
+    ]
+    if problems:
+        listed = "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
+        raise CheckpointError(f"{source} does not fit the architecture it names: {listed}")
 
 
 def export_checkpoint(checkpoint: Checkpoint, path: Path, layout: Layout) -> str:
@@ -121,27 +235,27 @@ def export_checkpoint(checkpoint: Checkpoint, path: Path, layout: Layout) -> str
     elif not score_masks(model):
         attach_masks(model, checkpoint.header.density, kept=checkpoint.header.kept)
     header = checkpoint.header.model_copy(update={"layout": layout})
-    return save_checkpoint(path, state_of(model), header)
+    return save_checkpoint(path, stored_state(model), header)
 
 
-def _read(path: Path) -> tuple[Header, dict[str, Tensor]]:
+def _read(path: Path, data: bytes) -> tuple[Header, dict[str, Tensor]]:
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError) as error:
+        state = load_tensors(data)  # refuses sizes and offsets that do not add up to those of the file
+        metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__") or {}
+    except (SafetensorError, ValueError, KeyError, RecursionError) as error:
         raise CheckpointError(
-            f"{path} is not a whole safetensors file ({error}); fetch or write it again, "
+            f"{path} is not a whole safetensors file ({shown(str(error), 200)}); fetch or write it again, "
             "or, if it is a .pt or .pth file, convert it first"
         ) from error
     if METADATA_KEY not in metadata:
         raise CheckpointError(f"{path} is a safetensors file without a hydrabench header; it names no architecture")
     header = read_header(metadata[METADATA_KEY], str(path))
+    require([plugin.plain() for plugin in header.plugins], str(path))
     if header.layout == "compact":
         try:
-            state = unpack(state)
+            state = unpack(state, lambda shapes: _require_shapes(expected_shapes(header, str(path)), shapes, str(path)))
         except CheckpointError as error:
-            raise CheckpointError(f"{path}: {error}") from error
+            raise CheckpointError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
     return header, state
 
 

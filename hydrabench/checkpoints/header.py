@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, ValidationError, field_validator
 
@@ -12,6 +12,11 @@ from hydrabench.errors import CheckpointError
 
 Layout = Literal["dense", "masked", "compact"]
 PhaseLabel = Literal["train", "prune", "finetune", "lwm"]
+
+
+# Sizes beyond any image or number of classes overflow before they could be compared with those of the tensors.
+Side = Annotated[int, Field(gt=0, le=1 << 16)]
+Classes = Annotated[int, Field(gt=0, lt=1 << 31)]
 
 
 class Selection(Section):
@@ -40,7 +45,7 @@ class Header(Section):
     kept: these budgets, as the number of weights that each layer keeps; None: n - floor((1 - density) n). It
     is written only where it is needed, so that other files do not change.
     layout: "dense" holds the plain torch.nn keys, pruned weights being zero; "masked" also holds
-    `NAME.scores` beside each `NAME.weight`, whose pruned entries keep their values; "compact" holds the
+    `NAME.scores` and `NAME.mask` beside each `NAME.weight`, whose pruned entries keep their values; "compact" holds the
     dense tensors without their zeros (see compact.py).
     plugins: those that were loaded; without them the file is not opened.
     parent: SHA-256 of the checkpoint that this one started from.
@@ -53,8 +58,8 @@ class Header(Section):
     phase: PhaseLabel | Literal["imported"]
     arch: str
     dataset: str
-    shape: tuple[int, int, int]
-    num_classes: PositiveInt
+    shape: tuple[Side, Side, Side]
+    num_classes: Classes
     normalization: Normalization | None
     density: Density
     objective: dict[str, Any] | None
@@ -86,11 +91,16 @@ class Header(Section):
         return {key: values[key] for key in ("norm", "epsilon", "sigma") if key in values}
 
 
+def shown(text: object, most: int = 80) -> str:
+    """What a file or a server says, fit to print: one line, at most so many characters, no control characters."""
+    words = text if isinstance(text, str) else type(text).__name__
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(words[: 4 * most].split()))[:most]
+
+
 def read_header(text: str, source: str) -> Header:
     """Check and return a header. Raises: CheckpointError naming `source` and what is wrong."""
     try:
         return Header.model_validate_json(text)
     except ValidationError as error:
-        raise CheckpointError(
-            f"{source} has a header this version cannot read: {described(error, list(Header.model_fields))}"
-        ) from error
+        problems = shown(described(error, list(Header.model_fields)), 400)
+        raise CheckpointError(f"{source} has a header this version cannot read: {problems}") from error

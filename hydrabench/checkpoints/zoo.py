@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 
-from hydrabench.checkpoints.cache import fetch_remote
-from hydrabench.checkpoints.fetch import Progress
+from hydrabench.checkpoints.cache import fetch_remote, read_entry
+from hydrabench.checkpoints.download import Progress
+from hydrabench.checkpoints.foreign.importing import Given, import_checkpoint
+from hydrabench.checkpoints.foreign.torch_files import is_torch_file
 from hydrabench.checkpoints.format import Checkpoint, load_checkpoint
-from hydrabench.checkpoints.hydra import import_checkpoint
 from hydrabench.checkpoints.manifest import RELEASED, SHIPPED, ProtocolResult, ZooEntry, read_entries
-from hydrabench.checkpoints.torch_files import is_torch_file
 from hydrabench.errors import CheckpointError, ConfigError
 from hydrabench.files import sha256_of, shipped
 
@@ -82,13 +83,16 @@ def resolve(ref: str, *, progress: Progress | None = None) -> Path:
     Raises: CheckpointError if it is none of them, or cannot be fetched.
     """
     path = Path(ref)
-    if path.is_dir():
-        path = path / "checkpoint.safetensors"
-        if not path.is_file():
-            raise CheckpointError(f"the folder {ref} holds no checkpoint.safetensors; has its run finished?")
-        return path
-    if path.is_file():
-        return path
+    try:
+        if path.is_dir():
+            path = path / "checkpoint.safetensors"
+            if not path.is_file():
+                raise CheckpointError(f"the folder {ref} holds no checkpoint.safetensors; has its run finished?")
+            return path
+        if path.is_file():
+            return path
+    except OSError as error:
+        raise CheckpointError(f"no checkpoint at {ref[:200]} ({error.strerror})") from error
     if path.suffix or path.is_absolute() or ref.startswith("."):
         raise CheckpointError(f"no checkpoint at {ref}")
     return fetch(find_entry(ref), progress=progress)
@@ -111,22 +115,22 @@ def open_ref(
     arch: str | None = None,
     dataset: str | None = None,
     density: float | None = None,
+    normalization: Given = None,
     progress: Progress | None = None,
 ) -> Checkpoint:
-    """Resolve and load: one of our files, or one of the original HYDRA code's.
+    """Resolve and load: one of our files, or one of others.
 
     Args:
         ref, progress: see `resolve`.
-        arch, dataset, density: of a file of the original, see `import_checkpoint`; for a zoo id they are
+        arch, dataset, density, normalization: of a file of others, see `import_checkpoint`; for a zoo id they are
             taken from the manifest if they are not given. Our files say them themselves.
     Raises: CheckpointError or ConfigError as `resolve`, `load_checkpoint` and `import_checkpoint` do.
     """
     path = resolve(ref, progress=progress)
     if is_torch_file(path):
-        entry = None if Path(ref).exists() else read_zoo()[ref]
-        if entry:
-            arch, dataset, density = arch or entry.arch, dataset or entry.dataset, density or entry.density
-        return import_checkpoint(path, arch=arch, dataset=dataset, density=density)
-    if (arch, dataset, density) != (None, None, None):
-        raise ConfigError(f"{ref} says its architecture, data set and density itself; leave these options out")
+        read = import_checkpoint if Path(ref).exists() else partial(read_entry, read_zoo()[ref])
+        return read(path, arch=arch, dataset=dataset, density=density, normalization=normalization)
+    given = {"--arch": arch, "--dataset": dataset, "--source-density": density, "--normalization": normalization}
+    if superfluous := [option for option, value in given.items() if value is not None]:
+        raise ConfigError(f"{ref} is a file of ours and says that itself; leave {', '.join(superfluous)} out")
     return load_checkpoint(path)

@@ -25,7 +25,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 GRACE_SECONDS = 2.0
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 FOLDER = click.Path(path_type=Path, file_okay=False)
-REF_HELP = "Checkpoint: a file (ours, or a .pth.tar of HYDRA's), a run folder, or a zoo id (`hydrabench zoo list`)."
+REF_HELP = "Checkpoint: a file (ours, or a .pth.tar or .pt of others), a run folder, or an id of `hydrabench zoo list`."
 
 
 class Commands(click.Group):
@@ -143,6 +143,16 @@ folder_options = options(
     click.option("--out", type=FOLDER, help="Run folder; the default is one of its own under runs/."),
     click.option("--resume", is_flag=True, help="Go on with an interrupted run in the same folder."),
 )
+foreign_options = options(
+    click.option("--arch", help="Of a file of others (.pth.tar, .pt): its network.  [default: what the file says]"),
+    click.option("--dataset", help="Of such a file: its data set.  [default: what the file says]"),
+    click.option("--source-density", type=float, help="Of such a file: HYDRA's --k.  [default: from its zeros]"),
+    click.option(
+        "--normalization",
+        help="Of such a file: none, cifar10, imagenet, or MEAN/STD, e.g. 0.49,0.48,0.44/0.2,0.19,0.2.  "
+        "[default: what the file says; HYDRA's: none, imagenet for ImageNet]",
+    ),
+)
 image_options = options(
     click.option("-n", "--images", "n", type=int, help="Only the first N test images.  [default: all]"),
     click.option(
@@ -172,6 +182,17 @@ def read_run_options(given: dict[str, Any]) -> RunOptions:
 
         use_threads(given["threads"])
     return RunOptions(given["device"], given["data_dir"], given["download"])
+
+
+def read_foreign(given: dict[str, Any]) -> dict[str, Any]:
+    """What `foreign_options` say of a checkpoint, taken out of the options of a command."""
+    texts = {name: given.pop(name) for name in ("arch", "dataset", "normalization")}
+    described = {**texts, "density": given.pop("source_density")}
+    if texts["normalization"] is not None:
+        from hydrabench.checkpoints import parse_normalization
+
+        described["normalization"] = parse_normalization(texts["normalization"])
+    return {name: value for name, value in described.items() if value is not None}
 
 
 def read_training_options(given: dict[str, Any]) -> RunOptions:

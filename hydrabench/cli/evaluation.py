@@ -12,9 +12,11 @@ from hydrabench.cli.common import (
     FOLDER,
     REF_HELP,
     folder_options,
+    foreign_options,
     image_options,
     machine_options,
     print_summary,
+    read_foreign,
     read_run_options,
 )
 from hydrabench.cli.evaluators import EvaluatorCommand, computing_of, require_distinct, require_options, settings_of
@@ -25,7 +27,10 @@ if TYPE_CHECKING:
     from hydrabench.workflows.evaluation.loading import Subject
     from hydrabench.workflows.run_options import RunOptions
 
-MACHINE = {"Machine": ("device", "threads", "data_dir", "download")}
+MACHINE = {
+    "A checkpoint file of others": ("arch", "dataset", "source_density", "normalization"),
+    "Machine": ("device", "threads", "data_dir", "download"),
+}
 settings_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A setting that has no option of its own."
 )
@@ -35,6 +40,7 @@ settings_option = click.option(
 @click.option("--ckpt", "ref", required=True, help=REF_HELP)
 @click.option("--attack", default="pgd", show_default=True)
 @settings_option
+@foreign_options
 @image_options
 @folder_options
 @machine_options
@@ -45,6 +51,7 @@ def attack(ref: str, attack: str, **given: Any) -> None:
     Examples
       hydrabench attack --ckpt digits-trades-95
       hydrabench attack --ckpt runs/final --attack autoattack --epsilon 8/255 -n 200
+      hydrabench attack --ckpt model_best.pth.tar --dataset svhn --source-density 0.1 --epsilon 8/255
       torchrun --nproc-per-node 2 -m hydrabench attack --ckpt runs/final --out runs/pgd
     """
     _evaluate(ref, "attack", attack, given)
@@ -58,6 +65,7 @@ def attack(ref: str, attack: str, **given: Any) -> None:
 @click.option("--ckpt", "ref", required=True, help=REF_HELP)
 @click.option("--method", default="crown-ibp", show_default=True)
 @settings_option
+@foreign_options
 @image_options
 @click.option("--index", "indices", multiple=True, help="Only these test images, e.g. 17 or 3,17; reports refuse them.")
 @click.option("--export-vnnlib", type=FOLDER, help="New folder for ONNX and VNN-LIB files of the same images, too.")
@@ -110,9 +118,10 @@ def _evaluate(ref: str, choice: str, kind: str, given: dict[str, Any]) -> None:
     from hydrabench.workflows.evaluation import reuse
     from hydrabench.workflows.evaluation.loading import open_subject, settings_for, with_parent
 
+    described = read_foreign(given)
     runs = settings_of(kind, given)
     run_options = replace(read_run_options(given), computing=computing_of(kind, given))
-    subject = open_subject(ref, options=run_options, precision=given["precision"])
+    subject = open_subject(ref, options=run_options, precision=given["precision"], described=described)
     if given.get("reuse") is not None:
         subject = with_parent(subject, given["reuse"], given["parent"])
         assert subject.parent is not None

@@ -12,9 +12,11 @@ from hydrabench.cli.common import (
     REF_HELP,
     density_override,
     folder_options,
+    foreign_options,
     is_main_process,
     machine_options,
     print_summary,
+    read_foreign,
     read_recipe,
     read_training_options,
     recipe_options,
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 @click.command()
 @recipe_options
 @click.option("--ckpt", "ref", help=f"Start from its weights instead of fresh ones. {REF_HELP}")
+@foreign_options
 @folder_options
 @training_options
 @machine_options
@@ -55,7 +58,8 @@ def train(
     from hydrabench.workflows.training import commands as training
 
     folder = out or Path("runs") / recipe.name / "train"
-    summary = training.train(recipe, folder, options=read_training_options(given), ref=ref, resume=resume)
+    described, options = read_foreign(given), read_training_options(given)
+    summary = training.train(recipe, folder, options=options, ref=ref, described=described, resume=resume)
     print_summary(summary, given["as_json"])
 
 
@@ -63,6 +67,7 @@ def train(
 @recipe_options
 @click.option("--ckpt", "ref", required=True, help=REF_HELP)
 @click.option("--density", type=float, help="Fraction of weights kept, in (0, 1]; 0.01 prunes 99%.")
+@foreign_options
 @folder_options
 @training_options
 @machine_options
@@ -85,9 +90,9 @@ def prune(
     from hydrabench.workflows.training import commands as training
 
     folder = out or Path("runs") / recipe.name / f"prune-{_kept(recipe.prune)}"
-    print_summary(
-        training.prune(recipe, ref, folder, options=read_training_options(given), resume=resume), given["as_json"]
-    )
+    described, options = read_foreign(given), read_training_options(given)
+    summary = training.prune(recipe, ref, folder, options=options, described=described, resume=resume)
+    print_summary(summary, given["as_json"])
 
 
 @click.command()
@@ -95,6 +100,7 @@ def prune(
 @click.option("--ckpt", "ref", required=True, help=REF_HELP)
 @click.option("--lwm", is_flag=True, help="Baseline: keep the weights of largest magnitude; needs --density.")
 @click.option("--density", type=float, help="With --lwm: fraction of weights kept, in (0, 1].")
+@foreign_options
 @folder_options
 @training_options
 @machine_options
@@ -120,7 +126,8 @@ def finetune(
 
     source = Path(ref).name.removesuffix(".safetensors")
     folder = out or Path("runs") / recipe.name / (f"lwm-{_kept(recipe.finetune)}" if lwm else "finetune") / source
-    summary = training.finetune(recipe, ref, folder, options=read_training_options(given), lwm=lwm, resume=resume)
+    described, options = read_foreign(given), read_training_options(given)
+    summary = training.finetune(recipe, ref, folder, options=options, lwm=lwm, described=described, resume=resume)
     print_summary(summary, given["as_json"])
 
 

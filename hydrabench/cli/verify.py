@@ -8,7 +8,15 @@ from typing import Any
 
 import click
 
-from hydrabench.cli.common import FOLDER, REF_HELP, machine_options, plugin_option, read_run_options
+from hydrabench.cli.common import (
+    FOLDER,
+    REF_HELP,
+    foreign_options,
+    machine_options,
+    plugin_option,
+    read_foreign,
+    read_run_options,
+)
 from hydrabench.errors import GateError
 
 
@@ -19,6 +27,7 @@ from hydrabench.errors import GateError
 @click.option("--ckpt", "ref", help=f"{REF_HELP}  [default: what the run names, found by its hash]")
 @click.option("--reuse", type=FOLDER, help="The parent's run, if RUN was made with --reuse.")
 @click.option("--parent", help="Then the parent's checkpoint.  [default: the name in its run]")
+@foreign_options
 @plugin_option
 @machine_options
 def verify(run: Path, as_json: bool, **given: Any) -> None:
@@ -36,8 +45,9 @@ def verify(run: Path, as_json: bool, **given: Any) -> None:
     """
     from hydrabench.workflows.verifying import verify_run
 
+    described = read_foreign(given)
     asked = {name: given[name] for name in ("sample", "seed", "ref", "reuse", "parent")}
-    found = verify_run(run, options=read_run_options(given), **asked)
+    found = verify_run(run, options=read_run_options(given), described=described, **asked)
     differing = [one for one in found if one.differences]
     if as_json:
         records = [{"index": one.index, "differences": one.differences} for one in found]

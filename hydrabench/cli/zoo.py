@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from hydrabench.cli.common import machine_options, plugin_option, read_run_options
+from hydrabench.cli.common import foreign_options, machine_options, plugin_option, read_foreign, read_run_options
 
 
 @click.group()
@@ -118,30 +118,29 @@ def zoo_verify(names: tuple[str, ...], **given: Any) -> None:
     help="dense, masked, compact: .safetensors. hydra: the original code's .pth.tar. state-dict: .pt. onnx: .onnx.",
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="File to write.")
-@click.option("--arch", help="If REF is a file of the original: its network.  [default: what the file says]")
-@click.option("--dataset", help="If REF is one: its data set.  [default: cifar10 or imagenet, by channels and classes]")
-@click.option("--density", type=float, help="If REF is one: the k it was pruned with.  [default: from its zeros]")
+@foreign_options
 @plugin_option
-def zoo_export(ref: str, layout: str, out: Path, **described: Any) -> None:
+def zoo_export(ref: str, layout: str, out: Path, **given: Any) -> None:
     """Write the checkpoint REF (file, run folder or zoo id) in another format.
 
-    REF may be a .pth.tar file of the original HYDRA code, or RobustBench's of it. A masked one does not say
-    its density, which is taken from the file NAME_dense.pth.tar beside it, or from --density. With --format hydra,
-    the file is masked if REF is, else dense; its entry `k` is the --k that the original needs for it.
-    hydra and state-dict files hold no input normalisation for other code to use; an onnx file has it in its graph,
-    from `images` in [0, 1], in batches of any size, to `logits`. --format onnx needs `pip install 'hydrabench[onnx]'`.
+    REF may be a .pth.tar file of the original HYDRA code, RobustBench's of it, or a state dict of others. A masked one
+    does not say its density, which is taken from the file NAME_dense.pth.tar beside it, or from --source-density.
+    With --format hydra, the file is masked if REF is, else dense; its entry `k` is the --k that the original needs.
+    hydra and state-dict files hold the input normalisation for us to read back, not for other code to use; an onnx
+    file has it in its graph, from `images` in [0, 1], in batches of any size, to `logits`. --format onnx needs
+    `pip install 'hydrabench[onnx]'`.
 
     \b
     Examples
       hydrabench zoo export digits-trades-95 --format masked --out digits-trades-95.safetensors
-      hydrabench zoo export model_best.pth.tar --density 0.1 --format masked --out hydra-90.safetensors
-      hydrabench zoo export cifar10_wrn28.pt --arch wrn_28_10 --format dense --out hydra-90.safetensors
+      hydrabench zoo export model_best.pth.tar --dataset svhn --source-density 0.1 --format masked --out a.safetensors
+      hydrabench zoo export w.pt --arch wrn_28_10 --dataset cifar10 --normalization none --format dense --out b
       hydrabench zoo export runs/pruned --format hydra --out model_best.pth.tar
       hydrabench zoo export digits-crown-ibp-95 --format onnx --out digits-crown-ibp-95.onnx
     """
     from hydrabench.workflows import zoo as workflow
 
-    sha256 = workflow.export_entry(ref, out, layout, **described)
+    sha256 = workflow.export_entry(ref, out, layout, described=read_foreign(given))
     size = out.stat().st_size
     click.echo(f"{out}: {size / 1000:.1f} kB, SHA-256 {sha256}")
     if layout == "compact":

@@ -60,6 +60,11 @@ class ScoreMask(nn.Module):
         self.selecting = False
         self.mask = self._selected(self.scores.detach())
 
+    def restore(self, mask: Tensor) -> None:
+        """Take a mask that was stored, 0/1 or boolean, the shape of the weight, instead of selecting one."""
+        self.selecting = False
+        self.mask = mask.to(self.mask)
+
     def _selected(self, scores: Tensor) -> Tensor:
         if self.budget is not None:
             self.budget.distribute()
@@ -176,7 +181,7 @@ def set_phase(network: nn.Module, phase: Phase, *, freeze_batch_norm: bool = Fal
         mask.scores.requires_grad_(pruning)
         if pruning:
             mask.select()
-    if not pruning:
+    if not pruning and any(mask.selecting for mask in score_masks(network).values()):
         freeze_masks(network)
 
 

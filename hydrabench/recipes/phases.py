@@ -32,7 +32,7 @@ class PhaseRecipe(Section):
     optimizer: Literal["sgd", "adam", "rmsprop"] = "sgd"
     lr: PositiveFloat
     weight_decay: NonNegativeFloat = 1e-4
-    momentum: float = Field(0.9, ge=0, lt=1)  # of sgd; the others ignore it
+    momentum: float = Field(0.9, ge=0, lt=1)  # of sgd and rmsprop; adam ignores it
     nesterov: bool = False  # of sgd
     schedule: Literal["cosine", "constant", "step", "cosine-epoch"] = "cosine"
     warmup_epochs: NonNegativeInt = 0  # the first epochs, over which the learning rate grows linearly to lr

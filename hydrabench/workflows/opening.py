@@ -4,20 +4,38 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from types import MappingProxyType
+from typing import Any
 
-from hydrabench.checkpoints import Checkpoint, open_ref
-from hydrabench.checkpoints.fetch import Progress
+from hydrabench.checkpoints import Checkpoint, is_torch_file, open_ref, resolve
+from hydrabench.checkpoints.download import Progress
+from hydrabench.runtime import World
 from hydrabench.workflows.progress import LOG_SECONDS, Advance, say, tracking
 
+NOTHING: Mapping[str, Any] = MappingProxyType({})  # said of a checkpoint that says everything itself
 
-def open_checkpoint(
-    ref: str, *, arch: str | None = None, dataset: str | None = None, density: float | None = None
-) -> Checkpoint:
-    """Open a checkpoint as `hydrabench.checkpoints.open_ref` does, and show how far a download has come."""
+
+def open_checkpoint(ref: str, **described: Any) -> Checkpoint:
+    """Open a checkpoint as `hydrabench.checkpoints.open_ref` does, and show how far a download has come.
+
+    Args:
+        described: `arch`, `dataset`, `density` and `normalization` of a file of others, as far as they were given.
+    What was taken off around its tensors is said on stderr.
+    """
     with megabytes(ref) as progress:
-        return open_ref(ref, arch=arch, dataset=dataset, density=density, progress=progress)
+        checkpoint = open_ref(ref, **described, progress=progress)
+    for note in checkpoint.notes if World().is_main else ():
+        say(note)
+    return checkpoint
+
+
+def open_expected(ref: str, expected: Mapping[str, Any], **described: Any) -> Checkpoint:
+    """Open a checkpoint as `open_checkpoint` does; what a file of others does not say is as in `expected`."""
+    with megabytes(ref) as progress:
+        path = resolve(ref, progress=progress)
+    return open_checkpoint(ref, **({**expected, **described} if is_torch_file(path) else described))
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from hydrabench.runtime import exact_arithmetic
 from hydrabench.workflows.evaluation.continuing import Selection
 from hydrabench.workflows.evaluation.judging import Judge
 from hydrabench.workflows.evaluation.loading import Subject, open_subject, with_parent
+from hydrabench.workflows.opening import NOTHING
 from hydrabench.workflows.progress import tracking
 from hydrabench.workflows.run_options import RunOptions
 
@@ -46,6 +47,7 @@ def verify_run(
     ref: str | None = None,
     reuse: Path | None = None,
     parent: str | None = None,
+    described: Mapping[str, Any] = NOTHING,
 ) -> list[Finding]:
     """Compute a random sample of a run's records again, with the same settings, images and random streams.
 
@@ -57,6 +59,7 @@ def verify_run(
         sample: how many records, >= 1; all if there are no more. seed: of the sample.
         ref: the checkpoint; None: what the run names, found by its hash.
         reuse: the parent's run, of a run of `certify --reuse`. parent: its checkpoint; None: what that run names.
+        described: what a checkpoint of others does not say of itself, see `open_checkpoint`.
     Raises: LedgerError if the run cannot be used or was altered; CheckpointError if its checkpoint is not to be found,
         or is another.
     """
@@ -73,7 +76,9 @@ def verify_run(
     kind = record_of(settings)
     records = [check_record(run, record, kind) for record in whole_ledger(run, chosen, kind)]
     options = replace(options, computing=_as_recorded(header))
-    subject = open_subject(ref or _find_checkpoint(run), options=options, precision=header["precision"])
+    subject = open_subject(
+        ref or _find_checkpoint(run), options=options, precision=header["precision"], described=described
+    )
     if subject.checkpoint.sha256 != header["checkpoint"]["sha256"]:
         raise CheckpointError(
             f"{ref} has SHA-256 {subject.checkpoint.sha256[:16]}…, {path} was made with "

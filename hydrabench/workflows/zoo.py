@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from hydrabench.evaluators import parse_settings
 from hydrabench.evaluators.registry import record_of
 from hydrabench.files import shipped
 from hydrabench.ledger import parse_record
-from hydrabench.workflows.opening import megabytes, open_checkpoint
+from hydrabench.workflows.opening import NOTHING, megabytes, open_checkpoint
 from hydrabench.workflows.progress import say
 from hydrabench.workflows.run_options import RunOptions
 from hydrabench.workflows.verifying import open_judge, recompute
@@ -82,25 +82,17 @@ def fetch_entry(name: str, *, offline: bool = False) -> Path:
     return path
 
 
-def export_entry(
-    ref: str,
-    out: Path,
-    layout: str,
-    *,
-    arch: str | None = None,
-    dataset: str | None = None,
-    density: float | None = None,
-) -> str:
+def export_entry(ref: str, out: Path, layout: str, *, described: Mapping[str, Any] = NOTHING) -> str:
     """Write the checkpoint `ref` to `out` in a format of `EXPORTS` and return the SHA-256 of the file.
 
     Args:
-        arch, dataset, density: what a file of the original HYDRA code does not say, see `import_checkpoint`.
+        described: what a file of others does not say of itself, see `open_checkpoint`.
     Raises: LedgerError if `out` exists; ConfigError or CheckpointError if `ref` cannot be read or written so.
     """
     export = lookup("format", EXPORTS, layout)
     if out.exists():
         raise LedgerError(f"{out} exists already; choose another --out")
-    return export(open_checkpoint(ref, arch=arch, dataset=dataset, density=density), out)
+    return export(open_checkpoint(ref, **described), out)
 
 
 def dense_bytes(path: Path) -> int:

@@ -20,12 +20,21 @@ from hydrabench.checkpoints import (
     resolve,
     save_checkpoint,
     state_of,
+    stored_state,
 )
 from hydrabench.checkpoints.format import METADATA_KEY
 from hydrabench.checkpoints.header import read_header
 from hydrabench.errors import CheckpointError, ConfigError
-from hydrabench.files import shipped
-from hydrabench.masking import attach_masks, bake_masks, global_density, kept_count, layer_densities, score_masks
+from hydrabench.files import sha256_of, shipped
+from hydrabench.masking import (
+    attach_masks,
+    bake_masks,
+    global_density,
+    kept_count,
+    layer_densities,
+    score_masks,
+    set_phase,
+)
 from hydrabench.models import build_model
 
 # One of every builder, small enough to be built many times; tests/models has the large ones.
@@ -259,3 +268,50 @@ def test_a_header_keeps_the_settings_of_an_objective_as_they_are():
     assert read_header(header(objective=values).to_json(), "a file").objective == values
     with pytest.raises(CheckpointError, match="objective: needs a name"):
         read_header(header().to_json().replace('"name":"trades"', '"nome":"trades"'), "a file")
+
+
+def test_a_mask_is_stored_and_not_selected_again(tmp_path):
+    """All scores are equal, so that only the file tells which weights are kept."""
+    network = write(tmp_path / "c", density=0.1, layout="masked")
+    for mask in score_masks(network).values():
+        mask.scores.data.fill_(1.0)
+        mask.freeze()
+        mask.restore(mask.mask.flip(0))
+    chosen = {name: mask.mask.clone() for name, mask in score_masks(network).items()}
+    assert any(not torch.equal(mask, score_masks(write(tmp_path / "d", density=0.1, layout="masked"))[name].mask)
+               for name, mask in chosen.items())  # fmt: skip
+    save_checkpoint(tmp_path / "c", stored_state(network), header(density=0.1, layout="masked"))
+    again = load_checkpoint(tmp_path / "c").network
+    set_phase(again, "finetune")
+    assert all(torch.equal(mask.mask, chosen[name]) for name, mask in score_masks(again).items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"7_mask": None}, r"has masks of 0, 2, 5; its masked layers are 0, 2, 5, 7"),
+        ({"7_mask": torch.ones(10, 100)}, r"7\.mask is no mask of 7\.weight"),
+        ({"7_mask": torch.ones(3, dtype=torch.bool)}, r"7\.mask is no mask of 7\.weight"),
+        ({"7_mask": torch.ones(10, 100, dtype=torch.bool)}, r"layer 7 keeps 1000 weights, its header says 100"),
+    ],
+)
+def test_masks_that_are_not_those_of_the_network_are_refused(tmp_path, changes, message):
+    network = write(tmp_path / "c", density=0.1, layout="masked")
+    save_checkpoint(tmp_path / "c", stored_state(network), header(density=0.1, layout="masked"))
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(damaged(tmp_path / "c", **changes))
+
+
+def test_the_hash_is_that_of_the_bytes_that_were_read(tmp_path, monkeypatch):
+    """The file is replaced while it is being loaded."""
+    write(tmp_path / "c", density=0.1)
+    right = sha256_of(tmp_path / "c")
+    read = Path.read_bytes
+
+    def read_and_replace(path):
+        data = read(path)
+        path.write_bytes(b"another file")
+        return data
+
+    monkeypatch.setattr(Path, "read_bytes", read_and_replace)
+    assert load_checkpoint(tmp_path / "c").sha256 == right

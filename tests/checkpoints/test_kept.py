@@ -16,6 +16,7 @@ from hydrabench.checkpoints import (
     load_checkpoint,
     save_checkpoint,
     state_of,
+    stored_state,
 )
 from hydrabench.errors import CheckpointError
 from hydrabench.masking import attach_masks, kept_counts, layer_densities, score_masks
@@ -43,7 +44,7 @@ def write(path):
     attach_masks(subject, 0.05, scope="global", scores=scores)
     kept = {name: mask.kept for name, mask in score_masks(subject).items()}
     assert kept != kept_counts(network(), 0.05)
-    save_checkpoint(path, state_of(subject), header(kept=kept))
+    save_checkpoint(path, stored_state(subject), header(kept=kept))
     return state_of(subject), kept
 
 

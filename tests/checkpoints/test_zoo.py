@@ -226,6 +226,7 @@ def test_a_reference_to_the_web_is_the_cached_file(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "hydrabench.checkpoints.cache.download", lambda addresses, target, **_: target.write_bytes(content)
     )
+    monkeypatch.setattr("hydrabench.checkpoints.cache._require_network", lambda entry, files: None)
     write(tmp_path / "zoo", LOCAL)
     write(tmp_path / "zoo", REMOTE, name=RELEASED)
     path = resolve("hydra/x-99")

@@ -191,7 +191,7 @@ def drop_header(path):
     [
         (truncate, r"dense\.safetensors is not a whole safetensors file .*; fetch or write it again"),
         (replace_by_text, r"dense\.safetensors is not a whole safetensors file"),
-        (replace_by_pickle, r"dense\.safetensors is no.*; fetch or write it again"),
+        (replace_by_pickle, r"dense\.safetensors (names no architecture; give it, .* --arch|does not fit the archit)"),
         (drop_header, r"is a safetensors file without a hydrabench header; it names no architecture"),
     ],
 )

@@ -127,6 +127,20 @@ def test_mart_worked_by_hand():
     assert far > mart.loss(network, x, y, lighter, TrainingStep(0.1, 1.0, stream("test"))).total
 
 
+def test_mart_of_the_parts_of_a_batch_adds_up_to_that_of_the_batch():
+    load_plugin(EXTEND / "mart.py")
+    mart = OBJECTIVES["mart"]
+    settings = mart.settings(name="mart", epsilon="8/255", steps=2)
+    network = build_model("cifar_model", (1, 8, 8), 10, generator=stream("weights"))
+    x, y = torch.rand(6, 1, 8, 8, generator=stream("images")), torch.arange(6)
+    whole = mart.loss(network, x, y, settings, TrainingStep(8 / 255, 1.0, stream("step"))).total
+    total = torch.zeros(())
+    for rows in (slice(0, 2), slice(2, 6)):
+        step = TrainingStep(8 / 255, 1.0, stream("step"), rows=rows, whole=6)
+        total = total + mart.loss(network, x[rows], y[rows], settings, step).total * len(y[rows]) / 6
+    torch.testing.assert_close(total, whole)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

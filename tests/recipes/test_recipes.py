@@ -274,7 +274,7 @@ def test_a_value_that_is_wrong_for_its_heirs_only_is_named_once_with_them(tmp_pa
 
 def test_normalisation_needs_positive_deviations(tmp_path):
     model = {"arch": "cifar_model", "normalization": {"mean": [0.5], "std": [0.0]}}
-    with pytest.raises(ConfigError, match=r"model\.normalization: needs one mean and one positive std per channel"):
+    with pytest.raises(ConfigError, match=r"model\.normalization: needs one finite mean and one finite positive std"):
         load_recipe(write(tmp_path, model=model))
 
 

@@ -23,7 +23,7 @@ from hydrabench.reporting.statistics import summarize
 from hydrabench.runtime import World, environment, exact_arithmetic
 from hydrabench.workflows.evaluation.continuing import Selection, open_evaluation
 from hydrabench.workflows.evaluation.judging import Judge
-from hydrabench.workflows.evaluation.loading import Subject
+from hydrabench.workflows.evaluation.loading import Subject, doubt_of_normalization
 from hydrabench.workflows.evaluation.running_totals import RunningTotals
 from hydrabench.workflows.progress import say, tracking
 from hydrabench.workflows.run_options import RunOptions
@@ -56,6 +56,8 @@ def evaluate(
     require_precision(settings.kind, subject.precision, EVALUATORS)
     images = load_images(subject.checkpoint.header.dataset, "test", options.data_dir, download=options.download)
     selection = Selection(images, _chosen(images, n, indices, settings), explicit=bool(indices))
+    if world.is_main and (doubt := doubt_of_normalization(subject, images)):
+        say(doubt)
     judge = Judge(subject, settings, images, options)
     if subject.parent is not None:
         subject.parent.require_images(images, selection.indices)

@@ -10,14 +10,15 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from hydrabench.checkpoints import Checkpoint, checkpoint_name
+from hydrabench.checkpoints import Checkpoint, better_normalization, checkpoint_name
+from hydrabench.data import ImageSource, pixels
 from hydrabench.errors import ConfigError, lookup
 from hydrabench.evaluators import EVALUATORS, EvaluationSettings, parse_settings, with_default_threat
 from hydrabench.masking import prunable_layers, used_parameters
 from hydrabench.runtime import PRECISIONS, pick_device
 from hydrabench.threat import Norm
 from hydrabench.workflows.evaluation.reuse import Parent, open_parent
-from hydrabench.workflows.opening import open_checkpoint
+from hydrabench.workflows.opening import NOTHING, open_checkpoint
 from hydrabench.workflows.run_options import RunOptions
 
 # Of weights and images; in bfloat16 only the forward passes of smoothing are computed, see `smoothing.forward`.
@@ -42,6 +43,8 @@ class Subject:
         """What `run.json` says of the checkpoint."""
         header = self.checkpoint.header
         parameters = used_parameters(self.network)
+        front = header.normalization if header.phase == "imported" else None  # there, an option may decide it
+        normalization = {"normalization": front.model_dump(mode="json")} if front else {}
         return {
             "name": self.name,
             "sha256": self.checkpoint.sha256,
@@ -54,19 +57,44 @@ class Subject:
             "nonzero_parameters": sum(int(parameter.count_nonzero()) for parameter in parameters),
             "prunable_layers": len(prunable_layers(self.network)),
             "bytes": self.checkpoint.path.stat().st_size,
+            **normalization,
         }
 
 
-def open_subject(ref: str, *, options: RunOptions, precision: str = "float32", name: str | None = None) -> Subject:
+def open_subject(
+    ref: str,
+    *,
+    options: RunOptions,
+    precision: str = "float32",
+    name: str | None = None,
+    described: Mapping[str, Any] = NOTHING,
+) -> Subject:
     """Load a checkpoint for evaluation.
 
+    Args:
+        described: what a file of others does not say of itself, see `open_checkpoint`.
     Raises: CheckpointError or ConfigError if it, the device or the precision is not to be had.
     """
     dtype = lookup("precision", STORED_IN, precision)
     device = pick_device(options.device)
-    checkpoint = open_checkpoint(ref)
+    checkpoint = open_checkpoint(ref, **described)
     network = checkpoint.baked().to(device=device, dtype=dtype).eval().requires_grad_(False)
     return Subject(name or checkpoint_name(ref), checkpoint, network, device, precision)
+
+
+def doubt_of_normalization(subject: Subject, images: ImageSource) -> str | None:
+    """Say so if an imported network is far more accurate on one batch of images under another normalisation."""
+    if subject.checkpoint.header.phase != "imported":
+        return None
+    few = torch.arange(min(len(images), 256 if images.shape[1] <= 64 else 64))
+    x, y = pixels(images.take(few)).to(subject.device, STORED_IN[subject.precision]), images.labels[few]
+    better = better_normalization(subject.network, x, y.to(subject.device))
+    if better is None:
+        return None
+    return (
+        f"warning: {subject.name} is right on {100 * better.instead_of:.1f}% of {len(y)} images as it is, and on "
+        f"{100 * better.accuracy:.1f}% under --normalization {better.name}; was it trained on images normalised so?"
+    )
 
 
 def with_parent(subject: Subject, run: Path, ref: str | None) -> Subject:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from hydrabench.checkpoints import Checkpoint
-from hydrabench.config import parse
+from hydrabench.config import Normalization, parse
 from hydrabench.data import ImageSource, load_block
 from hydrabench.errors import CheckpointError, ConfigError, HydrabenchError, LedgerError
 from hydrabench.evaluators import ReuseSettings, SmoothingSettings, recorded_settings
@@ -19,7 +19,7 @@ from hydrabench.evaluators.reuse_settings import default_reuse_samples
 from hydrabench.files import sha256_of
 from hydrabench.ledger import RunFolder, read_run
 from hydrabench.smoothing.forward import Forward
-from hydrabench.workflows.opening import open_checkpoint
+from hydrabench.workflows.opening import open_expected
 
 TAKEN = ("n0", "samples", "label_aware", "mode")  # from the parent's run; options for them are refused
 SHARED = ("sigma", "seed", "rigor")  # may be given, but must be the parent's
@@ -114,8 +114,11 @@ def open_parent(path: Path, ref: str | None, *, device: torch.device, dtype: tor
     settings = _parent_settings(run)
     run.require_intact()
     about = run.header["checkpoint"]
+    front = about.get("normalization")
+    expected: dict[str, Any] = {"arch": about["arch"], "dataset": about["dataset"]}
+    expected["normalization"] = Normalization.model_validate(front) if front else "none"
     try:
-        checkpoint = open_checkpoint(ref or about["name"])
+        checkpoint = open_expected(ref or about["name"], expected)
     except HydrabenchError as error:
         if ref:
             raise

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hydrabench.bounds.vnnlib import robustness_property
-from hydrabench.checkpoints.onnx_file import export_onnx
+from hydrabench.checkpoints import export_onnx
 from hydrabench.data import Block, ImageSource, block_indices, first_images, load_block, load_images
 from hydrabench.errors import ConfigError, LedgerError
 from hydrabench.evaluators import EvaluationSettings

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from hydrabench.checkpoints import Checkpoint, is_torch_file, open_ref, resolve
+from hydrabench.checkpoints import Checkpoint
 from hydrabench.config import Normalization
 from hydrabench.data import DATASETS
 from hydrabench.errors import CheckpointError, ConfigError, lookup
@@ -15,13 +16,19 @@ from hydrabench.masking import attach_masks, bake_masks, overall_density, score_
 from hydrabench.models import build_model
 from hydrabench.recipes import Recipe
 from hydrabench.runtime import stream
-from hydrabench.workflows.opening import megabytes
+from hydrabench.workflows.opening import NOTHING, open_expected
 from hydrabench.workflows.run_options import RunOptions
 from hydrabench.workflows.training.phase import Masks, Start, run_phase
 
 
 def train(
-    recipe: Recipe, out: Path, *, options: RunOptions, ref: str | None = None, resume: bool = False
+    recipe: Recipe,
+    out: Path,
+    *,
+    options: RunOptions,
+    ref: str | None = None,
+    described: Mapping[str, Any] = NOTHING,
+    resume: bool = False,
 ) -> dict[str, Any]:
     """Train all weights, from scratch or from those of `ref`; writes `out/checkpoint.safetensors`, dense.
 
@@ -39,7 +46,7 @@ def train(
             f"train.initialization {section.initialization} draws new weights, and those of {ref} would be lost; add "
             "--set train.initialization=default, or leave --ckpt out"
         )
-    source = _open_source(recipe, ref) if ref else None
+    source = _open_source(recipe, ref, described) if ref else None
     if source and source.header.density < 1:
         raise CheckpointError(
             f"{ref} is pruned, and `train` would fill its zeros; use `hydrabench finetune` to keep them"
@@ -64,8 +71,16 @@ def fresh_network(recipe: Recipe) -> nn.Module:
     )
 
 
-def prune(recipe: Recipe, ref: str, out: Path, *, options: RunOptions, resume: bool = False) -> dict[str, Any]:
-    """Learn which weights to keep, starting from `ref`; writes a checkpoint in the masked layout.
+def prune(
+    recipe: Recipe,
+    ref: str,
+    out: Path,
+    *,
+    options: RunOptions,
+    described: Mapping[str, Any] = NOTHING,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Learn which weights to keep, starting from `ref`; writes a checkpoint in the masked layout, and its dense twin.
 
     Raises: ConfigError if the recipe has no `prune:` section, no density is given, or it does not fit the
         layers.
@@ -74,7 +89,7 @@ def prune(recipe: Recipe, ref: str, out: Path, *, options: RunOptions, resume: b
         raise ConfigError(f"recipe {recipe.name} has no `prune:` section; add one with epochs and lr")
     if recipe.prune.density is None:
         raise ConfigError("no density given: add --density 0.1 to keep a tenth of the weights of every layer")
-    source = _open_source(recipe, ref)
+    source = _open_source(recipe, ref, described)
     network = source.baked()
     section = recipe.prune
     density = overall_density(network, recipe.prune.density, section.scope)
@@ -84,18 +99,25 @@ def prune(recipe: Recipe, ref: str, out: Path, *, options: RunOptions, resume: b
 
 
 def finetune(
-    recipe: Recipe, ref: str, out: Path, *, options: RunOptions, lwm: bool = False, resume: bool = False
+    recipe: Recipe,
+    ref: str,
+    out: Path,
+    *,
+    options: RunOptions,
+    lwm: bool = False,
+    described: Mapping[str, Any] = NOTHING,
+    resume: bool = False,
 ) -> dict[str, Any]:
     """Train the kept weights of a pruned checkpoint, or with `lwm` those of largest magnitude of any.
 
     Magnitudes are those of the scaled scores, with which pruning starts by default: layer by layer they rank as
     the weights do; under a global budget, a weight counts relative to its layer's largest and fan-in.
-    Writes a checkpoint in the dense layout: the masks are baked in.
+    Writes a checkpoint in the dense layout, the masks baked in, and its masked twin, which has their scores.
     Raises: ConfigError or CheckpointError if there is nothing that says which weights to keep.
     """
     if recipe.finetune is None:
         raise ConfigError(f"recipe {recipe.name} has no `finetune:` section; add one with epochs and lr")
-    source = _open_source(recipe, ref)
+    source = _open_source(recipe, ref, described)
     density = recipe.finetune.density
     if lwm and density is None:
         raise ConfigError("--lwm needs --density, the fraction of weights kept by magnitude, for example 0.1")
@@ -116,12 +138,14 @@ def finetune(
     return run_phase(recipe, recipe.finetune, start, out, resume, options)
 
 
-def _open_source(recipe: Recipe, ref: str) -> Checkpoint:
-    """Load the checkpoint a phase starts from. Raises: CheckpointError if it is not of the recipe's network."""
-    with megabytes(ref) as progress:
-        path = resolve(ref, progress=progress)
-    of_original = is_torch_file(path)  # such a file does not say all of this itself
-    source = open_ref(ref, arch=recipe.model.arch, dataset=recipe.data.name) if of_original else open_ref(ref)
+def _open_source(recipe: Recipe, ref: str, described: Mapping[str, Any]) -> Checkpoint:
+    """Load the checkpoint a phase starts from; what a file of others does not say is as in the recipe.
+
+    Raises: CheckpointError if it is not of the recipe's network.
+    """
+    model = recipe.model
+    expected = {"arch": model.arch, "dataset": recipe.data.name, "normalization": model.normalization or "none"}
+    source = open_expected(ref, expected, **described)
     header = source.header
     if (header.arch, header.dataset) != (recipe.model.arch, recipe.data.name):
         raise CheckpointError(

@@ -26,7 +26,7 @@ def build_optimizer(network: nn.Module, recipe: PhaseRecipe) -> torch.optim.Opti
         case "adam":
             return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay)
         case "rmsprop":
-            return torch.optim.RMSprop(parameters, lr=lr, weight_decay=weight_decay)
+            return torch.optim.RMSprop(parameters, lr=lr, momentum=recipe.momentum, weight_decay=weight_decay)
         case "sgd":
             return torch.optim.SGD(
                 parameters, lr=lr, momentum=recipe.momentum, weight_decay=weight_decay, nesterov=recipe.nesterov

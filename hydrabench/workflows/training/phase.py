@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hydrabench.bounds import keep_widths, program_of
-from hydrabench.checkpoints import Header, PhaseLabel, PluginFile, load_state, save_checkpoint, state_of
+from hydrabench.checkpoints import Header, PhaseLabel, PluginFile, load_state, save_checkpoint, stored_state
 from hydrabench.data import DATASETS, ImageSource, TrainingBatches, TrainingImages, load_training_images, pixels
 from hydrabench.errors import ConfigError, lookup
 from hydrabench.ledger import RunFolder
@@ -37,6 +37,7 @@ from hydrabench.workflows.training.tensorboard import require_tensorboard
 from hydrabench.workflows.writer import one_writer
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
+OTHER_FILE = "checkpoint_{layout}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -224,7 +225,11 @@ def _conclude(run: RunFolder, recipe: Recipe, start: Start, trained: Trained) ->
 def _write_network(
     run: RunFolder, recipe: Recipe, start: Start, trained: Trained
 ) -> tuple[str, dict[str, dict[str, int]]]:
-    """Write the checkpoint of the best epoch; return its SHA-256 and what the masks of its layers keep."""
+    """Write the checkpoint of the best epoch; return its SHA-256 and what the masks of its layers keep.
+
+    A masked network is written in both layouts: with its scores and masks, and with pruned weights at zero. The one
+    that the next step starts from is `CHECKPOINT_FILE`, the other lies beside it under its layout's name.
+    """
     dataset = DATASETS[recipe.data.name]
     load_state(start.network, trained.tensors, "the best epoch")
     budgets = _budgets(start.network)
@@ -249,9 +254,14 @@ def _write_network(
         kept=None if even else counts,
         plugins=tuple(PluginFile.model_validate(plugin) for plugin in loaded()),
     )
-    if header.layout == "dense":
-        bake_masks(start.network)
-    return save_checkpoint(run.path / CHECKPOINT_FILE, state_of(start.network), header), budgets
+    hashes = {}
+    for layout in ("masked", "dense") if budgets else ("dense",):  # in this order: masks are gone once they are baked
+        if layout == "dense":
+            bake_masks(start.network)
+        name = CHECKPOINT_FILE if layout == header.layout else OTHER_FILE.format(layout=layout)
+        described = header.model_copy(update={"layout": layout})
+        hashes[layout] = save_checkpoint(run.path / name, stored_state(start.network), described)
+    return hashes[header.layout], budgets
 
 
 def _budgets(network: nn.Module) -> dict[str, dict[str, int]]:

@@ -24,6 +24,7 @@ from hydrabench.errors import (
 )
 from hydrabench.files import sha256_of
 from hydrabench.ledger import RunFolder
+from hydrabench.masking import score_masks
 from hydrabench.objectives import OBJECTIVES
 from hydrabench.workflows.run_options import RunOptions
 from hydrabench.workflows.training import commands as training
@@ -64,11 +65,33 @@ def largest(values: torch.Tensor, count: int) -> torch.Tensor:
 # What a phase writes ---------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("phase", ["prune", "finetune", "lwm"])
+def test_both_layouts_of_a_phase_are_the_same_network(line, phase):
+    folder = getattr(line, phase)
+    main, (twin,) = load_checkpoint(folder / "checkpoint.safetensors"), folder.glob("checkpoint_*.safetensors")
+    other = load_checkpoint(twin)
+    assert {main.header.layout, other.header.layout} == {"masked", "dense"}
+    assert main.header.model_copy(update={"layout": other.header.layout}) == other.header
+    assert any(score_masks(found.network) for found in (main, other))
+    found = state_of(other.baked())
+    assert all(torch.equal(tensor, found[key]) for key, tensor in state_of(main.baked()).items())
+
+
+def test_finetuning_keeps_the_scores_and_masks_of_the_pruned_network(line):
+    pruned = load_checkpoint(line.prune / "checkpoint.safetensors").network
+    final = load_checkpoint(line.finetune / "checkpoint_masked.safetensors").network
+    for name, mask in score_masks(final).items():
+        assert torch.equal(mask.scores, score_masks(pruned)[name].scores)
+        assert torch.equal(mask.mask, score_masks(pruned)[name].mask)
+
+
 @pytest.mark.parametrize("phase", ["train", "prune", "finetune", "lwm"])
-def test_a_finished_phase_leaves_exactly_four_files(line, phase):
+def test_a_finished_phase_leaves_exactly_these_files(line, phase):
+    """A masked network in both layouts, as the original does with --save-dense."""
     folder = getattr(line, phase)
     names = {path.name for path in folder.iterdir()}
-    assert names == {"run.json", "checkpoint.safetensors", "metrics.csv", "summary.json"}
+    twin = {"train": set(), "prune": {"checkpoint_dense.safetensors"}}.get(phase, {"checkpoint_masked.safetensors"})
+    assert names == {"run.json", "checkpoint.safetensors", "metrics.csv", "summary.json"} | twin
     run, summary = (json.loads((folder / name).read_text()) for name in ("run.json", "summary.json"))
     assert (run["status"], run["phase"]) == ("complete", phase)
     assert run["command"] == {"lwm": "finetune"}.get(phase, phase)
@@ -106,7 +129,7 @@ def test_a_dense_checkpoint_holds_the_plain_keys_and_a_masked_one_scores_beside_
     plain = {f"{layer}.{key}" for layer in KEPT for key in ("weight", "bias")} | norms
     plain |= {f"{layer}.num_batches_tracked" for layer in BATCH_NORMS}
     assert set(tensors(line.train)) == set(tensors(line.finetune)) == set(tensors(line.lwm)) == plain
-    assert set(tensors(line.prune)) == plain | {f"{layer}.scores" for layer in KEPT}
+    assert set(tensors(line.prune)) == plain | {f"{layer}.{part}" for layer in KEPT for part in ("scores", "mask")}
 
 
 def test_metrics_have_one_row_per_epoch_with_schedule_losses_and_accuracies(line):

@@ -37,12 +37,14 @@ def recipe(**values) -> TrainRecipe:
         ({"momentum": 0.5, "nesterov": True}, 1 - 0.1 * (2 + 0.5 * 2) - 0.1 * (2 + 0.5 * 3)),
         ({"momentum": 0, "weight_decay": 0.5}, (1 - 0.1 * 2.5) - 0.1 * (2 + 0.5 * 0.75)),
         ({"optimizer": "adam"}, 1 - 0.1 - 0.1),
-        ({"optimizer": "rmsprop"}, 1 - 0.1 / 0.01**0.5 - 0.1 / (0.99 * 0.01 + 0.01) ** 0.5),
+        ({"optimizer": "rmsprop", "momentum": 0}, 1 - 0.1 / 0.01**0.5 - 0.1 / (0.99 * 0.01 + 0.01) ** 0.5),
+        ({"optimizer": "rmsprop", "momentum": 0.5}, 1 - 0.1 * 10 - 0.1 * (0.5 * 10 + 1 / 0.0199**0.5)),
     ],
 )
 def test_two_steps_with_a_gradient_of_two_worked_by_hand(values, expected):
     """From weight 1. SGD: w - lr (g + decay · w), with velocity v = m v + g, or Nesterov's g + m v. Adam's corrected
-    moments of a constant gradient are g and g². RMSprop's mean square is 0.01 g² and then 0.99 · 0.01 g² + 0.01 g²."""
+    moments of a constant gradient are g and g². RMSprop's mean square is 0.01 g² and then 0.99 · 0.01 g² + 0.01 g²; its
+    velocity is that of SGD, of the quotients."""
     assert step(recipe(**values), [2.0, 2.0]) == pytest.approx(expected, rel=1e-5)
 
 

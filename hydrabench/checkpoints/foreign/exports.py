@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from hydrabench.checkpoints.foreign.importing import unused_layers
+from hydrabench.checkpoints.foreign.kept import hydra_density, settled
+from hydrabench.checkpoints.foreign.onnx_file import export_onnx
+from hydrabench.checkpoints.foreign.state_dicts import HEADER_ENTRY, POPUP, renamed
+from hydrabench.checkpoints.foreign.torch_files import write_torch_file
 from hydrabench.checkpoints.format import Checkpoint, export_checkpoint, state_of
-from hydrabench.checkpoints.hydra import HEADER_ENTRY, POPUP, renamed, unused_layers
-from hydrabench.checkpoints.legacy import legacy_density, settled
-from hydrabench.checkpoints.onnx_file import export_onnx
-from hydrabench.checkpoints.torch_files import write_torch_file
 from hydrabench.errors import CheckpointError
 from hydrabench.masking import bake_masks, scaled_scores, score_masks
 from hydrabench.models import inner_network
@@ -30,7 +32,7 @@ def export_original(checkpoint: Checkpoint, path: Path) -> str:
     state = state_of(network)
     density: float | None = checkpoint.header.density
     if masks:
-        density = legacy_density([(mask.mask.numel(), mask.kept) for mask in masks.values()], checkpoint.header.density)
+        density = hydra_density([(mask.mask.numel(), mask.kept) for mask in masks.values()], checkpoint.header.density)
         if density is None:
             raise CheckpointError(
                 f"{checkpoint.path}: at no k near {checkpoint.header.density} does HYDRA's rounding keep the weights "
@@ -52,9 +54,16 @@ def export_original(checkpoint: Checkpoint, path: Path) -> str:
 
 
 def export_state_dict(checkpoint: Checkpoint, path: Path) -> str:
-    """Write the plain state dict of the network, masks baked in and without its normalisation; return the SHA-256."""
+    """Write the plain state dict of the network, masks baked in; return the SHA-256.
+
+    Its tensors are those of the bare architecture. Our header, and with it the normalisation, is in the dictionary's
+    `_metadata`, where torch keeps versions of modules: `load_state_dict` passes over it, `import_checkpoint` reads it.
+    """
     bake_masks(checkpoint.network)
-    return write_torch_file(path, state_of(checkpoint.network))
+    state = OrderedDict(state_of(checkpoint.network))
+    header = checkpoint.header.model_copy(update={"layout": "dense"})
+    state._metadata = OrderedDict({HEADER_ENTRY: header.to_json()})  # type: ignore[attr-defined]
+    return write_torch_file(path, state)
 
 
 # format -> (checkpoint, file to write) -> its SHA-256. Writing dense weights bakes the checkpoint's masks in.

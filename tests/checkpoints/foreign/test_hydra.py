@@ -23,14 +23,12 @@ from hydrabench.checkpoints import (
     export_original,
     export_state_dict,
     import_checkpoint,
-    infer_density,
-    legacy_kept_count,
     load_checkpoint,
     open_ref,
     state_of,
     zoo,
 )
-from hydrabench.checkpoints.legacy import exact_density, settled
+from hydrabench.checkpoints.foreign.kept import hydra_kept_count, infer_density, settled
 from hydrabench.cli import main
 from hydrabench.cli.zoo import zoo_export
 from hydrabench.errors import CheckpointError, ConfigError
@@ -176,6 +174,11 @@ def write(path: Path, state: dict, arch: str | None, *, prefix: str = "", new_fo
     return path
 
 
+def imported(path: Path, **given) -> Checkpoint:
+    """Import a file of a network for CIFAR-10, which no such file says, or for what is given."""
+    return import_checkpoint(path, **{"dataset": "cifar10", **given})
+
+
 def tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     return state_of(checkpoint.network)
 
@@ -207,14 +210,14 @@ def unused(key: str) -> bool:
     ],
 )
 def test_the_original_rounds_in_floating_point(n, k, kept, exact):
-    assert legacy_kept_count(n, k) == kept
+    assert hydra_kept_count(n, k) == kept
     assert kept_count(n, k) == exact
 
 
 @pytest.mark.parametrize("density", [0, -0.1, 1.5, 99])
 def test_a_density_outside_its_range_is_explained(density):
     with pytest.raises(ConfigError, match=r"outside \(0, 1\]; to prune 99% of the weights write 0.01"):
-        legacy_kept_count(10, density)
+        hydra_kept_count(10, density)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +235,7 @@ def test_kept_counts_are_those_of_the_original(arch, kept):
     with torch.device("meta"):
         layers = prunable_layers(build_model(arch, (3, 32, 32), 10))
     for density, count in zip((0.1, 0.05, 0.01), kept, strict=True):
-        assert sum(legacy_kept_count(layer.weight.numel(), density) for layer in layers.values()) == count
+        assert sum(hydra_kept_count(layer.weight.numel(), density) for layer in layers.values()) == count
 
 
 @pytest.mark.parametrize("arch", MODELS)
@@ -240,9 +243,9 @@ def test_at_the_released_densities_both_rules_agree_in_every_layer(arch):
     with torch.device("meta"):
         layers = prunable_layers(build_model(arch, (3, 64, 64), 10))
     for density in (1.0, 0.1, 0.05, 0.01):
-        counts = [(n, legacy_kept_count(n, density)) for n in (layer.weight.numel() for layer in layers.values())]
+        counts = [(n, hydra_kept_count(n, density)) for n in (layer.weight.numel() for layer in layers.values())]
         assert counts
-        assert exact_density(counts, density) == density
+        assert all(kept == kept_count(n, density) for n, kept in counts)
 
 
 @settings(deadline=None, max_examples=60)
@@ -251,10 +254,10 @@ def test_at_the_released_densities_both_rules_agree_in_every_layer(arch):
     k=st.integers(1, 1000).map(lambda thousandths: thousandths / 1000),
 )
 def test_the_inferred_density_explains_every_layer_and_is_no_longer_than_the_true_one(sizes, k):
-    layers = [LayerDensity(f"{i}", n, legacy_kept_count(n, k)) for i, n in enumerate(sizes)]
+    layers = [LayerDensity(f"{i}", n, hydra_kept_count(n, k)) for i, n in enumerate(sizes)]
     found = infer_density(layers)
     assert found is not None
-    assert all(legacy_kept_count(layer.weights, found) == layer.nonzero for layer in layers)
+    assert all(hydra_kept_count(layer.weights, found) == layer.nonzero for layer in layers)
     assert len(repr(found)) <= len(repr(k))
 
 
@@ -273,7 +276,7 @@ def test_zeros_that_no_single_density_leaves_are_seen():
 def test_a_masked_file_keeps_exactly_what_the_original_would(tmp_path, arch, prefix):
     state = masked_state(arch)
     path = write(tmp_path / "model_best.pth.tar", state, arch, prefix=prefix)
-    checkpoint = import_checkpoint(path, density=0.1)
+    checkpoint = imported(path, density=0.1)
     header = checkpoint.header
     assert (header.layout, header.phase, header.arch, header.density) == ("masked", "imported", arch, 0.1)
     assert (header.dataset, header.shape, header.num_classes) == ("cifar10", (3, 32, 32), 10)
@@ -307,35 +310,36 @@ def test_a_masked_file_keeps_exactly_what_the_original_would(tmp_path, arch, pre
 )
 def test_a_dense_file_tells_its_density_by_its_zeros(tmp_path, arch, k, new_format):
     state = dense_state(arch, k)
-    checkpoint = import_checkpoint(write(tmp_path / "d.pth.tar", state, arch, new_format=new_format))
+    checkpoint = imported(write(tmp_path / "d.pth.tar", state, arch, new_format=new_format))
     assert checkpoint.header.layout == "dense"
     assert checkpoint.header.density == pytest.approx(k, rel=1e-15)
     assert same(tensors(checkpoint), state)
-    assert same(tensors(import_checkpoint(checkpoint.path, density=k)), state)
+    assert same(tensors(imported(checkpoint.path, density=k)), state)
 
 
 def test_where_the_original_keeps_one_more_so_do_we_and_a_saved_copy(tmp_path):
     """classifier.4 has 2560 weights: at 0.9 the original prunes int(255.99999999999994), not 256."""
     state = masked_state("vgg2_bn")
-    masked = import_checkpoint(write(tmp_path / "m.pth.tar", state, "vgg2_bn"), density=0.9)
-    assert masked.header.density == math.nextafter(0.9, 1)
+    masked = imported(write(tmp_path / "m.pth.tar", state, "vgg2_bn"), density=0.9)
+    assert (masked.header.density, masked.header.kept["classifier.4"]) == (0.9, 2560 - 255)
     assert score_masks(masked.network)["classifier.4"].kept == 2560 - 255
     export_checkpoint(masked, tmp_path / "masked", "masked")
     again = load_checkpoint(tmp_path / "masked")
     expected = dense_state("vgg2_bn", 0.9)
     assert same(tensors(Checkpoint(again.path, "", again.header, again.baked())), expected)
-    dense = import_checkpoint(write(tmp_path / "d.pth.tar", expected, "vgg2_bn"))
+    dense = imported(write(tmp_path / "d.pth.tar", expected, "vgg2_bn"))
     export_checkpoint(dense, tmp_path / "dense", "dense")
     assert same(tensors(load_checkpoint(tmp_path / "dense")), expected)
 
 
-def test_a_density_that_rounds_differently_from_layer_to_layer_is_refused_in_masks_and_fits_dense(tmp_path):
+def test_a_density_that_rounds_differently_from_layer_to_layer_is_told_layer_by_layer(tmp_path):
     """At 0.07 the original keeps 71 of 1000 weights, but in no other layer of cifar_model one too many."""
-    masked = write(tmp_path / "m.pth.tar", masked_state("cifar_model"), "cifar_model")
-    with pytest.raises(CheckpointError, match=r"rounding keeps one weight too many in some layers .* the dense file"):
-        import_checkpoint(masked, density=0.07)
+    masked = imported(write(tmp_path / "m.pth.tar", masked_state("cifar_model"), "cifar_model"), density=0.07)
+    assert masked.header.kept == {"0": 54, "2": 574, "5": 14336, "7": 71}
+    export_checkpoint(masked, tmp_path / "masked", "masked")
+    assert same(tensors(load_checkpoint(tmp_path / "masked")), tensors(masked))
     state = dense_state("cifar_model", 0.07)
-    dense = import_checkpoint(write(tmp_path / "d.pth.tar", state, "cifar_model"), density=0.07)
+    dense = imported(write(tmp_path / "d.pth.tar", state, "cifar_model"), density=0.07)
     export_checkpoint(dense, tmp_path / "dense", "dense")
     assert same(tensors(load_checkpoint(tmp_path / "dense")), state)
 
@@ -346,7 +350,7 @@ def test_of_equal_scores_at_the_boundary_the_later_ones_are_kept(tmp_path):
     state["7.popup_scores"] = torch.ones(10, 100)
     state["7.popup_scores"][:, ::2] = -1
     state["5.popup_scores"] = torch.zeros(100, 2048)
-    checkpoint = import_checkpoint(write(tmp_path / "m.pth.tar", state, "cifar_model"), density=0.1)
+    checkpoint = imported(write(tmp_path / "m.pth.tar", state, "cifar_model"), density=0.1)
     export_checkpoint(checkpoint, tmp_path / "copy", "masked")
     for again in (checkpoint, load_checkpoint(tmp_path / "copy")):
         masks = score_masks(again.network)
@@ -378,21 +382,23 @@ def test_settled_scores_select_their_mask_whoever_sorts(values, data):
 def test_a_masked_file_takes_its_density_from_its_dense_twin(tmp_path, masked, dense):
     write(tmp_path / masked, masked_state("vgg2_bn"), "vgg2_bn")
     write(tmp_path / dense, dense_state("vgg2_bn", 0.05), "vgg2_bn", prefix="module.")
-    checkpoint = import_checkpoint(tmp_path / masked)
+    checkpoint = imported(tmp_path / masked)
     assert (checkpoint.header.layout, checkpoint.header.density) == ("masked", 0.05)
-    twin = import_checkpoint(tmp_path / dense)
+    twin = imported(tmp_path / dense)
     x = torch.rand(2, 3, 32, 32)
     assert torch.equal(checkpoint.network(x), twin.network(x))
 
 
 def test_a_masked_file_alone_does_not_say_what_it_keeps(tmp_path):
     path = write(tmp_path / "model_best.pth.tar", masked_state("vgg2_bn"), "vgg2_bn")
-    with pytest.raises(CheckpointError, match=r"give --density .* or put model_best_dense\.pth\.tar beside it") as e:
-        import_checkpoint(path)
+    with pytest.raises(
+        CheckpointError, match=r"give --source-density .* or put model_best_dense\.pth\.tar beside it"
+    ) as e:
+        imported(path)
     assert "\n" not in str(e.value)
     write(tmp_path / "model_best_dense.pth.tar", masked_state("vgg2_bn"), "vgg2_bn")
     with pytest.raises(CheckpointError, match=r"model_best_dense\.pth\.tar is masked, too"):
-        import_checkpoint(path)
+        imported(path)
 
 
 @pytest.mark.parametrize("bare", [False, True])
@@ -401,8 +407,10 @@ def test_robustbenchs_layout_names_no_architecture(tmp_path, bare):
     path = tmp_path / "cifar10_wrn28.pt"
     torch.save(state if bare else {"state_dict": {f"module.{key}": tensor for key, tensor in state.items()}}, path)
     with pytest.raises(CheckpointError, match="names no architecture; give it, for example --arch wrn_28_10"):
-        import_checkpoint(path)
-    assert same(tensors(import_checkpoint(path, arch="wrn_28_1")), state)
+        imported(path)
+    with pytest.raises(CheckpointError, match=r"does not say how its network normalises images; give --normalization"):
+        imported(path, arch="wrn_28_1")
+    assert same(tensors(imported(path, arch="wrn_28_1", normalization="none")), state)
 
 
 @pytest.mark.parametrize("change", ["zeroed", "filled"])
@@ -410,7 +418,7 @@ def test_what_the_unused_block_holds_does_not_disturb_the_inference(tmp_path, ch
     state = dense_state("wrn_28_1", 0.01)
     for key in filter(unused, list(state)):
         state[key] = torch.zeros_like(state[key]) if change == "zeroed" else torch.ones_like(state[key])
-    checkpoint = import_checkpoint(write(tmp_path / "d.pth.tar", state, "wrn_28_1"))
+    checkpoint = imported(write(tmp_path / "d.pth.tar", state, "wrn_28_1"))
     assert checkpoint.header.density == 0.01
     assert same(tensors(checkpoint), state)
     assert not any(unused(layer.name) for layer in layer_densities(checkpoint.network))
@@ -422,7 +430,7 @@ def test_what_the_unused_block_holds_does_not_disturb_the_inference(tmp_path, ch
 def refused(path: Path, message: str, **options) -> None:
     """Importing is refused in one line that starts or goes on with the file and says `message`."""
     with pytest.raises(CheckpointError, match=message) as error:
-        import_checkpoint(path, **options)
+        imported(path, **options)
     assert "\n" not in str(error.value)
     assert path.name in str(error.value)
 
@@ -430,19 +438,22 @@ def refused(path: Path, message: str, **options) -> None:
 def test_a_density_that_does_not_fit_the_zeros_is_refused_with_the_one_that_does(tmp_path):
     path = write(tmp_path / "d.pth.tar", dense_state("vgg2_bn", 0.1), "vgg2_bn")
     refused(path, r"0.05 does not fit the zeros .* features\.0 has 173 .* instead of 87; .* fit 0\.1", density=0.05)
+    assert imported(path).header.density == 0.1
     refused(path, r"0.2 does not fit the zeros .* 17224 that are not zero; its zeros fit 0\.1", density=0.2)
     with pytest.raises(ConfigError, match="density 10 is outside"):
-        import_checkpoint(path, density=10)
+        imported(path, density=10)
 
 
-def test_a_kept_weight_that_training_left_at_zero_asks_for_the_density(tmp_path):
+def test_a_kept_weight_may_be_zero(tmp_path):
     """classifier.2 keeps 6554 of 65536 at 0.1; one zero more is what no density explains in all layers."""
     state = dense_state("vgg2_bn", 0.1)
     weight = state["classifier.2.weight"]
     weight[tuple(weight.nonzero()[0])] = 0
     path = write(tmp_path / "d.pth.tar", state, "vgg2_bn")
-    refused(path, r"do not come from one density: .* keeps \d+ of \d+ weights, .*; give --density if you know it")
-    assert same(tensors(import_checkpoint(path, density=0.1)), state)
+    found = imported(path)
+    assert same(tensors(found), state)
+    assert (found.header.density, found.header.kept["classifier.2"]) == (0.1, 6553)
+    assert imported(path, density=0.1).header.kept is None
 
 
 def test_a_state_dict_of_another_network_is_refused_by_name(tmp_path):
@@ -460,22 +471,22 @@ def test_a_state_dict_of_another_network_is_refused_by_name(tmp_path):
     refused(write(path, state, "vgg2_bn"), r"missing classifier\.4\.scores", density=0.1)
 
 
-def test_the_data_set_follows_from_channels_and_classes_where_they_tell_it(tmp_path):
+def test_the_data_set_is_asked_for_where_the_file_does_not_tell_it(tmp_path):
     path = write(tmp_path / "d.pth.tar", dense_state("cifar_model", 1.0), "cifar_model")
-    assert import_checkpoint(path).header.dataset == "cifar10"
-    assert import_checkpoint(path, dataset="svhn").header.dataset == "svhn"
+    refused(path, "3 channels and has 10 classes, .* give --dataset, one of cifar10, svhn$", dataset=None)
+    assert imported(path, dataset="svhn").header.dataset == "svhn"
     refused(path, "takes 3 channels and has 10 classes; cifar100 has 3 channels and 100 classes", dataset="cifar100")
     with pytest.raises(ConfigError, match="unknown data set 'cfar10'; did you mean 'cifar10'"):
-        import_checkpoint(path, dataset="cfar10")
+        imported(path, dataset="cfar10")
     path = write(tmp_path / "mnist.pth.tar", dense_state("mnist_model", 1.0), "mnist_model")
-    refused(path, r"takes 1 channels and has 10 classes; say which data set it is for: --dataset, one of .*mnist")
-    assert import_checkpoint(path, dataset="mnist").header.shape == (1, 28, 28)
+    refused(path, r"takes 1 channels and has 10 classes, .* give --dataset, one of digits, mnist$", dataset=None)
+    assert imported(path, dataset="mnist").header.shape == (1, 28, 28)
     refused(path, r"5\.weight has shape \(100, 1568\), expected", dataset="digits")
 
 
 def test_networks_for_imagenet_get_the_normalisation_that_they_were_trained_with(tmp_path):
     state = dense_state("ResNet18", 0.05)
-    checkpoint = import_checkpoint(write(tmp_path / "d.pth.tar", state, "ResNet18", prefix="module."))
+    checkpoint = imported(write(tmp_path / "d.pth.tar", state, "ResNet18", prefix="module."), dataset=None)
     assert (checkpoint.header.dataset, checkpoint.header.density) == ("imagenet", 0.05)
     assert same(tensors(checkpoint), state)
     x = torch.rand(1, 3, 64, 64)
@@ -507,7 +518,7 @@ def test_code_in_a_file_is_named_and_not_run(tmp_path, wrap, new_format):
         path.write_bytes(pickle.dumps(Command(proof), protocol=2))
     else:
         torch.save(Command(proof) if wrap == "whole" else values, path, _use_new_zipfile_serialization=new_format)
-    for load in (lambda: import_checkpoint(path, density=0.1), lambda: open_ref(str(path))):
+    for load in (lambda: imported(path, density=0.1), lambda: open_ref(str(path), density=0.1)):
         with pytest.raises(CheckpointError, match=r"only be loaded by running code \(\w+\.system\), which is refused"):
             load()
     assert not proof.exists()
@@ -561,7 +572,7 @@ def test_other_files_are_refused_for_what_they_are(tmp_path, content, message):
         ({"state_dict": {"0.weight": 3}}, "state_dict"),
         ({"state_dict": {}}, "state_dict"),
         ({}, "dict"),
-        ({0: torch.ones(3)}, "0"),
+        ({0: torch.ones(3)}, "int"),
         ({"state_dict": {"0.weight": torch.eye(3).to_sparse()}}, "state_dict"),
     ],
 )
@@ -582,7 +593,7 @@ def test_a_missing_file_and_values_that_are_not_finite_are_named(tmp_path):
 
 def ours(tmp_path: Path, arch: str, density: float, layout: str, name: str = "ours") -> Checkpoint:
     """A checkpoint in our own layout, of an imported network."""
-    source = import_checkpoint(write(tmp_path / "x.pth.tar", masked_state(arch, 3), arch), density=1.0)
+    source = imported(write(tmp_path / "x.pth.tar", masked_state(arch, 3), arch), density=1.0)
     network = source.baked()
     attach_masks(network, density)
     for mask in score_masks(network).values():  # scores that do not follow the weights
@@ -607,7 +618,7 @@ def test_to_the_original_and_back_nothing_changes(tmp_path, arch, layout, densit
     values = torch.load(tmp_path / "h.pth.tar", weights_only=True)
     del values["hydrabench"]
     torch.save(values, tmp_path / "bare.pth.tar")
-    bare = import_checkpoint(tmp_path / "bare.pth.tar", density=values["k"] if layout == "masked" else None)
+    bare = imported(tmp_path / "bare.pth.tar", density=values["k"] if layout == "masked" else None)
     assert same(tensors(bare), tensors(before))
     # 0.9 in our dense file is 0.9 by the exact rule; by the original's it needs a little less
     assert bare.header.density == pytest.approx(density, abs=2e-5)
@@ -619,9 +630,9 @@ def test_to_the_original_and_back_nothing_changes(tmp_path, arch, layout, densit
 
 
 def test_a_resnet_makes_the_round_trip_too(tmp_path):
-    before = import_checkpoint(write(tmp_path / "x.pth.tar", masked_state("resnet18"), "resnet18"), density=0.01)
+    before = imported(write(tmp_path / "x.pth.tar", masked_state("resnet18"), "resnet18"), density=0.01)
     export_original(before, tmp_path / "h.pth.tar")
-    assert same(tensors(import_checkpoint(tmp_path / "h.pth.tar")), tensors(before))
+    assert same(tensors(imported(tmp_path / "h.pth.tar")), tensors(before))
     for name in ("conv1", "layer3.0.shortcut.0", "linear"):
         mask = score_masks(before.network)[name]
         assert torch.equal(mask.mask, original_mask(mask.scores.detach(), 0.01))
@@ -656,7 +667,7 @@ def test_equal_scores_are_exported_so_that_the_original_keeps_the_same_ones(tmp_
     chosen = {name: mask.mask.clone() for name, mask in score_masks(before.network).items()}
     export_original(before, tmp_path / "h.pth.tar")
     state = torch.load(tmp_path / "h.pth.tar", weights_only=True)["state_dict"]
-    after = import_checkpoint(tmp_path / "h.pth.tar")
+    after = imported(tmp_path / "h.pth.tar")
     for name, mask in score_masks(after.network).items():
         assert torch.equal(mask.mask, chosen[name])
         assert torch.equal(original_mask(state[f"{name}.popup_scores"], 0.1), chosen[name])
@@ -672,9 +683,9 @@ def test_masks_that_no_k_of_the_original_selects_are_not_exported(tmp_path):
 
 def test_what_is_given_must_not_contradict_our_header(tmp_path):
     export_original(ours(tmp_path, "cifar_model", 0.1, "masked"), tmp_path / "h.pth.tar")
-    refused(tmp_path / "h.pth.tar", "has density 0.1, not 0.05; leave it out", density=0.05)
+    refused(tmp_path / "h.pth.tar", "has density 0.1, not 0.05; it says so itself", density=0.05)
     refused(tmp_path / "h.pth.tar", "has dataset cifar10, not svhn", dataset="svhn")
-    assert import_checkpoint(tmp_path / "h.pth.tar", density=0.1, arch="cifar_model").header.density == 0.1
+    assert imported(tmp_path / "h.pth.tar", density=0.1, arch="cifar_model").header.density == 0.1
 
 
 def test_a_state_dict_is_plain_and_loads_without_us(tmp_path):
@@ -685,8 +696,8 @@ def test_a_state_dict_is_plain_and_loads_without_us(tmp_path):
     plain: nn.Module = build_model("vgg2_bn", (3, 32, 32), 10).eval()
     plain.load_state_dict(torch.load(tmp_path / "plain.pt", weights_only=True))
     assert torch.equal(plain(x), logits)
-    again = import_checkpoint(tmp_path / "plain.pt", arch="vgg2_bn")
-    assert again.header.density == 0.1
+    again = import_checkpoint(tmp_path / "plain.pt")
+    assert again.header == before.header.model_copy(update={"layout": "dense"})
 
 
 # references, and the command --------------------------------------------------------------------
@@ -694,16 +705,16 @@ def test_a_state_dict_is_plain_and_loads_without_us(tmp_path):
 
 def test_a_reference_may_be_a_file_of_the_original_under_any_name(tmp_path):
     path = write(tmp_path / "weights", dense_state("cifar_model", 0.1), "cifar_model", new_format=False)
-    assert open_ref(str(path)).header.phase == "imported"
-    export_checkpoint(open_ref(str(path)), tmp_path / "named.pt", "dense")
+    assert open_ref(str(path), dataset="svhn").header.phase == "imported"
+    export_checkpoint(open_ref(str(path), dataset="svhn"), tmp_path / "named.pt", "dense")
     assert open_ref(str(tmp_path / "named.pt")).header.density == 0.1  # one of ours under a name of theirs
-    with pytest.raises(ConfigError, match="says its architecture, data set and density itself"):
+    with pytest.raises(ConfigError, match="is a file of ours and says that itself; leave --source-density out"):
         open_ref(str(tmp_path / "named.pt"), density=0.1)
 
 
 def test_an_imported_network_is_evaluated_with_an_unknown_objective_and_no_default_radius(tmp_path):
     path = write(tmp_path / "model_best_dense.pth.tar", dense_state("cifar_model", 0.1), "cifar_model")
-    subject = open_subject(str(path), options=RunOptions("cpu", None, False))
+    subject = open_subject(str(path), options=RunOptions("cpu", None, False), described={"dataset": "cifar10"})
     assert subject.describe()["objective"] == "unknown"
     assert subject.describe()["phase"] == "imported"
     assert subject.checkpoint.header.default_threat() == {}
@@ -735,11 +746,11 @@ def run(*arguments: object):
 def test_export_converts_a_masked_file_to_every_format_that_is_read_again(tmp_path, layout):
     path = write(tmp_path / "model_best.pth.tar", masked_state("vgg2_bn"), None)
     out = tmp_path / "new" / "file"
-    result = run(path, "--format", layout, "--out", out, "--arch", "vgg2_bn", "--dataset", "svhn", "--density", 0.1)
+    described = ["--arch", "vgg2_bn", "--dataset", "svhn", "--source-density", 0.1, "--normalization", "none"]
+    result = run(path, "--format", layout, "--out", out, *described)
     assert result.exit_code == 0, result.output
-    again = open_ref(str(out), arch="vgg2_bn") if layout == "state-dict" else open_ref(str(out))
-    assert again.header.density == 0.1
-    assert again.header.dataset == ("cifar10" if layout == "state-dict" else "svhn")
+    again = open_ref(str(out))
+    assert (again.header.density, again.header.dataset) == (0.1, "svhn")
     expected = dense_state("vgg2_bn", 0.1)
     found = state_of(again.baked())
     assert found.keys() == expected.keys()
@@ -750,9 +761,9 @@ def test_export_offers_every_format_and_says_in_one_line_what_is_missing(tmp_pat
     path = write(tmp_path / "model_best.pth.tar", masked_state("vgg2_bn"), "vgg2_bn")
     (choice,) = (option for option in zoo_export.params if option.name == "layout")
     assert set(choice.type.choices) == set(EXPORTS)
-    result = run(path, "--format", "dense", "--out", tmp_path / "x")
+    result = run(path, "--format", "dense", "--out", tmp_path / "x", "--dataset", "svhn")
     assert result.exit_code == 1
     assert result.output.startswith("error: ")
-    assert "give --density" in result.output
+    assert "give --source-density" in result.output
     assert result.output.count("\n") == 1
     assert not (tmp_path / "x").exists()
