@@ -43,11 +43,11 @@ def verify(run: Path, as_json: bool, **given: Any) -> None:
       hydrabench verify runs/evaluations/digits-trades-95/pgd-50-v2-16_255
       hydrabench verify runs/smoothing --sample 5 --ckpt runs/final
     """
-    from hydrabench.workflows.verifying import verify_run
+    from hydrabench.workflows.verifying import Network, verify_run
 
-    described = read_foreign(given)
-    asked = {name: given[name] for name in ("sample", "seed", "ref", "reuse", "parent")}
-    found = verify_run(run, options=read_run_options(given), described=described, **asked)
+    network = Network(given["ref"], read_foreign(given), given["reuse"], given["parent"])
+    options, sample, seed = read_run_options(given), given["sample"], given["seed"]
+    found = verify_run(run, options=options, sample=sample, seed=seed, network=network)
     differing = [one for one in found if one.differences]
     if as_json:
         records = [{"index": one.index, "differences": one.differences} for one in found]
