@@ -8,7 +8,15 @@ from typing import Any
 
 import click
 
-from hydrabench.cli.common import FOLDER, REF_HELP, machine_options, read_run_options
+from hydrabench.cli.common import (
+    FOLDER,
+    REF_HELP,
+    foreign_options,
+    machine_options,
+    plugin_option,
+    read_foreign,
+    read_run_options,
+)
 from hydrabench.errors import GateError
 
 
@@ -19,6 +27,8 @@ from hydrabench.errors import GateError
 @click.option("--ckpt", "ref", help=f"{REF_HELP}  [default: what the run names, found by its hash]")
 @click.option("--reuse", type=FOLDER, help="The parent's run, if RUN was made with --reuse.")
 @click.option("--parent", help="Then the parent's checkpoint.  [default: the name in its run]")
+@foreign_options
+@plugin_option
 @machine_options
 def verify(run: Path, as_json: bool, **given: Any) -> None:
     """Compute a random sample of RUN's records again and say what is different; for reviewers.
@@ -33,10 +43,11 @@ def verify(run: Path, as_json: bool, **given: Any) -> None:
       hydrabench verify runs/evaluations/digits-trades-95/pgd-50-v2-16_255
       hydrabench verify runs/smoothing --sample 5 --ckpt runs/final
     """
-    from hydrabench.workflows.verifying import verify_run
+    from hydrabench.workflows.verifying import Network, verify_run
 
-    asked = {name: given[name] for name in ("sample", "seed", "ref", "reuse", "parent")}
-    found = verify_run(run, options=read_run_options(given), **asked)
+    network = Network(given["ref"], read_foreign(given), given["reuse"], given["parent"])
+    options, sample, seed = read_run_options(given), given["sample"], given["seed"]
+    found = verify_run(run, options=options, sample=sample, seed=seed, network=network)
     differing = [one for one in found if one.differences]
     if as_json:
         records = [{"index": one.index, "differences": one.differences} for one in found]

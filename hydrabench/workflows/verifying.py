@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +36,23 @@ class Finding:
         return f"image {self.index}: {'; '.join(self.differences) or 'as recorded'}"
 
 
+@dataclass(frozen=True)
+class Network:
+    """Where the networks of a run are, beyond what the run says.
+
+    ref: the checkpoint; None: what the run names, found by its hash. described: what a file of others does not say of
+    itself, see `open_checkpoint`. reuse: the parent's run, of a run of `certify --reuse`. parent: its checkpoint; None:
+    what that run names.
+    """
+
+    ref: str | None = None
+    described: Mapping[str, Any] = field(default_factory=dict)
+    reuse: Path | None = None
+    parent: str | None = None
+
+
 def verify_run(
-    path: Path,
-    *,
-    options: RunOptions,
-    sample: int = SAMPLE,
-    seed: int = 0,
-    ref: str | None = None,
-    reuse: Path | None = None,
-    parent: str | None = None,
+    path: Path, *, options: RunOptions, sample: int = SAMPLE, seed: int = 0, network: Network | None = None
 ) -> list[Finding]:
     """Compute a random sample of a run's records again, with the same settings, images and random streams.
 
@@ -54,33 +62,24 @@ def verify_run(
     Args:
         path: a finished run of `attack` or `certify`.
         sample: how many records, >= 1; all if there are no more. seed: of the sample.
-        ref: the checkpoint; None: what the run names, found by its hash.
-        reuse: the parent's run, of a run of `certify --reuse`. parent: its checkpoint; None: what that run names.
     Raises: LedgerError if the run cannot be used or was altered; CheckpointError if its checkpoint is not to be found,
         or is another.
     """
     if sample < 1:
         raise ConfigError(f"--sample {sample}: give 1 or more records")
     run = read_run(path)
-    if run.header.get("command") not in ("attack", "certify") or not run.is_complete:
+    header = run.header
+    if header.get("command") not in ("attack", "certify") or not run.is_complete:
         raise LedgerError(f"{path} is no finished run of attack or certify; verify checks the records of such a run")
     run.require_intact()
-    header = run.header
     settings = recorded_settings(header["settings"], header["protocol"], f"{path / 'run.json'}: settings")
-    dataset = header["dataset"]
+    kind, dataset = record_of(settings), header["dataset"]
     chosen = dataset.get("indices", range(dataset["n"]))
-    kind = record_of(settings)
     records = [check_record(run, record, kind) for record in whole_ledger(run, chosen, kind)]
-    options = replace(options, computing=_as_recorded(header))
-    subject = open_subject(ref or _find_checkpoint(run), options=options, precision=header["precision"])
-    if subject.checkpoint.sha256 != header["checkpoint"]["sha256"]:
-        raise CheckpointError(
-            f"{ref} has SHA-256 {subject.checkpoint.sha256[:16]}…, {path} was made with "
-            f"{header['checkpoint']['sha256'][:16]}…; name that checkpoint with --ckpt"
-        )
-    subject = _with_parent(subject, run, reuse, parent)
-    images = load_images(dataset["name"], dataset["split"], options.data_dir, download=options.download)
     picked = random.Random(seed).sample(records, min(sample, len(records)))
+    options = replace(options, computing=_as_recorded(header))
+    subject = _open_network(run, network or Network(), options)
+    images = load_images(dataset["name"], dataset["split"], options.data_dir, download=options.download)
     judge = Judge(subject, settings, images, options)
     _require_same_noise(run, judge)
     return recompute(judge, sorted(picked, key=lambda record: record.index), chosen)
@@ -121,19 +120,29 @@ def _require_same_noise(run: RunFolder, judge: Judge) -> None:
         raise LedgerError(f"the noise of {run.path} was drawn on {there}, here it would be {here}; verify it there")
 
 
-def _with_parent(subject: Subject, run: RunFolder, reuse: Path | None, parent: str | None) -> Subject:
-    """Add the parent's run where certificates were reused. Raises: LedgerError if it is not given, or another."""
-    known = run.header.get("reused")
-    if known is None:
-        if reuse is not None:
-            raise ConfigError(f"{run.path} reuses no certificates; leave --reuse out")
+def _open_network(run: RunFolder, network: Network, options: RunOptions) -> Subject:
+    """Load the run's checkpoint, and with it the parent's run where certificates were reused.
+
+    Raises: CheckpointError or LedgerError if one is not given or to be found, or is another.
+    """
+    known, about = run.header.get("reused"), run.header["checkpoint"]
+    ref = network.ref or _find_checkpoint(run)
+    subject = open_subject(ref, options=options, precision=run.header["precision"], described=network.described)
+    if subject.checkpoint.sha256 != about["sha256"]:
+        raise CheckpointError(
+            f"{ref} has SHA-256 {subject.checkpoint.sha256[:16]}…, {run.path} was made with {about['sha256'][:16]}…; "
+            "name that checkpoint with --ckpt"
+        )
+    if known is None and network.reuse is None:
         return subject
-    if reuse is None:
+    if known is None:
+        raise ConfigError(f"{run.path} reuses no certificates; leave --reuse out")
+    if network.reuse is None:
         raise LedgerError(f"{run.path} reuses the certificates of {known['checkpoint']}; name that run with --reuse")
-    subject = with_parent(subject, reuse, parent)
+    subject = with_parent(subject, network.reuse, network.parent)
     assert subject.parent is not None
     if subject.parent.describe()["records_sha256"] != known["records_sha256"]:
-        raise LedgerError(f"{reuse} is not the run whose certificates {run.path} reuses: its records have another hash")
+        raise LedgerError(f"{network.reuse} is not the run whose certificates {run.path} reuses: its records differ")
     return subject
 
 
