@@ -15,6 +15,7 @@ import torch
 from attack import attacked, margins
 from torch import nn
 from torch.nn import functional as F
+from torchvision.ops import StochasticDepth
 
 from hydrabench.bounds import (
     BOUNDS,
@@ -176,6 +177,7 @@ EXAMPLES: dict[type[Operation], list[Middle]] = {
     Identity: [
         lambda: nn.Sequential(nn.Identity(), nn.Dropout(), nn.Dropout2d()),
         lambda: Call(lambda self, x: torch.relu(F.dropout(x, training=False).contiguous())),
+        lambda: Call(lambda self, x: self.drop(x), drop=StochasticDepth(0.5, "row")),
     ],
     Reshape: [
         lambda: nn.Sequential(nn.Unflatten(1, (2, 2)), nn.Flatten(2, 3), nn.ReLU()),

@@ -266,6 +266,12 @@ FUNCTIONS: dict[Any, Reader] = {
     torch.cat: _join,
     torch.concat: _join,
     F.dropout: simple(lambda p, training, inplace: dropout(training=training), p=0.5, training=True, inplace=False),  # noqa: ARG005
+    "torchvision.ops.stochastic_depth.stochastic_depth": simple(
+        lambda p, mode, training: dropout(training=training),  # noqa: ARG005
+        p=REQUIRED,
+        mode=REQUIRED,
+        training=True,
+    ),
     F.pad: _pad,
     F.interpolate: _upsample,
     F.pixel_shuffle: simple(pixel_shuffle, upscale_factor=REQUIRED),
