@@ -110,7 +110,7 @@ def _entries(shape: torch.Size, window: Window | None) -> int:
 
 
 def _behind(operation: object, window: Window | None, shape: torch.Size) -> Window | None:
-    """The window in what an operation takes, or None if rows are whole there; as `back_patches` of the operations has it."""
+    """The window in what an operation takes, or None if rows are whole there, as in `back_patches`."""
     if window is None or not isinstance(operation, Convolution | Scale | Identity | Elementwise | Add):
         return None
     grown = window
