@@ -12,6 +12,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+from activation_examples import ACTIVATIONS
 from attack import attacked, margins
 from torch import nn
 from torch.nn import functional as F
@@ -214,6 +215,7 @@ EXAMPLES: dict[type[Operation], list[Middle]] = {
         lambda: nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(4, 2, 3), nn.ReLU()),
         lambda: Call(lambda self, x: F.interpolate(x, size=(5, 7), mode="nearest-exact")),
     ],
+    **ACTIVATIONS,
 }
 
 
