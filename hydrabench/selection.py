@@ -2,6 +2,7 @@
 
 `dataset` in `run.json` holds the number `n` of images and, unless they are the first ones, which they are: `first` and
 `step` for every step-th image, or `images`, the list of a file; and `chosen`, the name of the selection in a column.
+Images that were named one by one are `indices`, which have no name and no column.
 Imported tables get their name from the same function, so that the same images are the same column.
 """
 
@@ -38,7 +39,7 @@ def describe_selection(indices: Sequence[int]) -> dict[str, Any]:
 
 
 def selected_indices(dataset: Mapping[str, Any]) -> Sequence[int]:
-    """Return the indices that `dataset` of a `run.json` is about, in ascending order.
+    """Return the indices that `dataset` of a `run.json` is about, in ascending order; also those named one by one.
 
     Raises: ValueError that says what is wrong with it.
     """
@@ -49,12 +50,14 @@ def selected_indices(dataset: Mapping[str, Any]) -> Sequence[int]:
     if not (_is_whole(first) and _is_whole(step) and first >= 0 and 0 < step <= MOST_IMAGES):
         raise ValueError(f"dataset.first is {first!r} and dataset.step {step!r}, which select no images")
     indices: Sequence[int] = range(first, first + n * step, step)
-    if "images" in dataset:
-        indices = dataset["images"]
+    for key in {"images", "indices"} & set(dataset):
+        indices = dataset[key]
         if not isinstance(indices, list) or len(indices) != n or not all(map(_is_whole, indices)):
-            raise ValueError(f"dataset.images is no list of {n} whole numbers")
+            raise ValueError(f"dataset.{key} is no list of {n} whole numbers")
         if indices[0] < 0 or any(before >= after for before, after in pairwise(indices)):
-            raise ValueError("dataset.images does not ascend")
+            raise ValueError(f"dataset.{key} does not ascend")
+    if "indices" in dataset:
+        return indices
     if dataset.get("chosen", "") != (name := selection_name(indices)):
         raise ValueError(f"dataset.chosen is {dataset.get('chosen', '')!r} for images that are called {name!r}")
     return indices

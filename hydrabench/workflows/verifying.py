@@ -15,6 +15,7 @@ from hydrabench.evaluators import EvaluationSettings, record_of, recorded_settin
 from hydrabench.files import sha256_of
 from hydrabench.ledger import Record, RunFolder, check_record, read_run, whole_ledger
 from hydrabench.runtime import exact_arithmetic
+from hydrabench.selection import selected_indices
 from hydrabench.workflows.evaluation.continuing import Selection
 from hydrabench.workflows.evaluation.judging import Judge
 from hydrabench.workflows.evaluation.loading import Subject, open_subject, with_parent
@@ -74,12 +75,15 @@ def verify_run(
     run.require_intact()
     settings = recorded_settings(header["settings"], header["protocol"], f"{path / 'run.json'}: settings")
     kind, dataset = record_of(settings), header["dataset"]
-    chosen = dataset.get("indices", range(dataset["n"]))
+    try:
+        chosen = selected_indices(dataset)
+    except ValueError as error:
+        raise LedgerError(f"{path / 'run.json'}: {error}; make the run again") from error
     records = [check_record(run, record, kind) for record in whole_ledger(run, chosen, kind)]
     picked = random.Random(seed).sample(records, min(sample, len(records)))
     options = replace(options, computing=_as_recorded(header))
     subject = _open_network(run, network or Network(), options)
-    images = load_images(dataset["name"], dataset["split"], options.data_dir, download=options.download)
+    images = load_images(dataset["name"], "test", options.data_dir, download=options.download)
     judge = Judge(subject, settings, images, options)
     _require_same_noise(run, judge)
     return recompute(judge, sorted(picked, key=lambda record: record.index), chosen)

@@ -99,7 +99,7 @@ def _kept(old: Mapping[str, Any], selection: Selection) -> int:
     if selection.explicit != ("indices" in old):
         return size
     try:
-        before = old["indices"] if selection.explicit else list(selected_indices(old))
+        before = list(selected_indices(old))
     except ValueError:
         return size
     return len(before) if before == list(selection.indices[: len(before)]) else size
