@@ -19,6 +19,7 @@ from hydrabench.selection import selected_indices
 from hydrabench.workflows.evaluation.continuing import Selection
 from hydrabench.workflows.evaluation.judging import Judge
 from hydrabench.workflows.evaluation.loading import Subject, open_subject, with_parent
+from hydrabench.workflows.evaluation.opening import ModelRequest, open_model
 from hydrabench.workflows.progress import tracking
 from hydrabench.workflows.run_options import RunOptions
 
@@ -41,12 +42,13 @@ class Finding:
 class Network:
     """Where the networks of a run are, beyond what the run says.
 
-    ref: the checkpoint; None: what the run names, found by its hash. described: what a file of others does not say of
-    itself, see `open_checkpoint`. reuse: the parent's run, of a run of `certify --reuse`. parent: its checkpoint; None:
-    what that run names.
+    ref: the checkpoint; None: what the run names, found by its hash. model: the network, of a run of --model.
+    described: what a file of others does not say of itself, see `open_checkpoint`. reuse: the parent's run, of a run of
+    `certify --reuse`. parent: its checkpoint; None: what that run names.
     """
 
     ref: str | None = None
+    model: ModelRequest | None = None
     described: Mapping[str, Any] = field(default_factory=dict)
     reuse: Path | None = None
     parent: str | None = None
@@ -129,14 +131,8 @@ def _open_network(run: RunFolder, network: Network, options: RunOptions) -> Subj
 
     Raises: CheckpointError or LedgerError if one is not given or to be found, or is another.
     """
-    known, about = run.header.get("reused"), run.header["checkpoint"]
-    ref = network.ref or _find_checkpoint(run)
-    subject = open_subject(ref, options=options, precision=run.header["precision"], described=network.described)
-    if subject.checkpoint.sha256 != about["sha256"]:
-        raise CheckpointError(
-            f"{ref} has SHA-256 {subject.checkpoint.sha256[:16]}…, {run.path} was made with {about['sha256'][:16]}…; "
-            "name that checkpoint with --ckpt"
-        )
+    known = run.header.get("reused")
+    subject = _open_subject(run, network, options)
     if known is None and network.reuse is None:
         return subject
     if known is None:
@@ -147,6 +143,28 @@ def _open_network(run: RunFolder, network: Network, options: RunOptions) -> Subj
     assert subject.parent is not None
     if subject.parent.describe()["records_sha256"] != known["records_sha256"]:
         raise LedgerError(f"{network.reuse} is not the run whose certificates {run.path} reuses: its records differ")
+    return subject
+
+
+def _open_subject(run: RunFolder, network: Network, options: RunOptions) -> Subject:
+    """Load what the run judged: what --model names, or a checkpoint. Raises: CheckpointError if it is another."""
+    about, precision = run.header["checkpoint"], run.header["precision"]
+    if network.model is not None:
+        request = replace(network.model, dataset=network.model.dataset or run.header["dataset"]["name"])
+        subject, option, ref = open_model(request, options=options, precision=precision), "--model", request.spec
+    elif about.get("external") and network.ref is None:
+        raise CheckpointError(
+            f"{run.path} is about {about['arch']}, which hydrabench did not build; name it as then with --model, "
+            "--weights, --normalization"
+        )
+    else:
+        option, ref = "--ckpt", network.ref or _find_checkpoint(run)
+        subject = open_subject(ref, options=options, precision=precision, described=network.described)
+    if subject.checkpoint.sha256 != about["sha256"]:
+        raise CheckpointError(
+            f"{ref} has SHA-256 {subject.checkpoint.sha256[:16]}…, {run.path} was made with {about['sha256'][:16]}…; "
+            f"name that network with {option}"
+        )
     return subject
 
 
