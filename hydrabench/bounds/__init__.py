@@ -4,11 +4,10 @@
 the channels that pruning has cut off; `interval` sends boxes forward through it, `crown` linear functions backward. A
 `problem` is a program, a `ball` and the margins to bound. `symbolic` and `full` bound neurons by functions of their
 own, which `backward` carries to the input and `rows` keeps short. `margins` has a function for each method, `cascade`
-tries one after the other. `lirpa` asks auto_LiRPA instead, and `alpha` lets it optimise the slopes; `bridges` holds
-what it needs of newer torch, `agreement` the check of the release that is installed. `rounding` says how far rounding
-can lift a bound, `sound` has bounds that hold in spite of it, and of what the network rounds itself. `costs` says
-beforehand how long bounds may take, `watching` meanwhile how far they are. `initialization` draws weights from which a
-deep network can be trained with interval bounds.
+tries one after the other. `alpha` optimises the slopes of CROWN, which `slopes` holds. `lirpa` asks auto_LiRPA for a
+second opinion. `rounding` says how far rounding can lift a bound, `sound` has bounds that hold in spite of it, and of
+what the network rounds itself. `costs` says beforehand how long bounds may take, `watching` meanwhile how far they are.
+`initialization` draws weights from which a deep network can be trained with interval bounds.
 """
 
 from hydrabench.bounds.alpha import Search, alpha_crown_margins
@@ -17,7 +16,7 @@ from hydrabench.bounds.costs import image_seconds, search_seconds
 from hydrabench.bounds.graph import Node, Program, program_of, read
 from hydrabench.bounds.initialization import keep_widths
 from hydrabench.bounds.interval import interval_bounds
-from hydrabench.bounds.lirpa import bounded_module, lirpa_margins, require_auto_lirpa
+from hydrabench.bounds.lirpa import bounded_module, lirpa_alpha_margins, lirpa_margins, require_auto_lirpa
 from hydrabench.bounds.margins import (
     MarginBound,
     class_margins,
@@ -62,6 +61,7 @@ __all__ = [
     "interval_bounds",
     "interval_margins",
     "keep_widths",
+    "lirpa_alpha_margins",
     "lirpa_margins",
     "prepared",
     "program_of",

@@ -70,7 +70,7 @@ SECTIONS = {
 FOR_METHODS = {
     **dict.fromkeys(("epsilon", "norm"), METHODS[:-1]),
     "methods": ("cascade",),
-    "engine": ("ibp", "crown-ibp", "crown"),
+    "engine": ("ibp", "crown-ibp", "crown", "alpha-crown"),
     **dict.fromkeys(SECTIONS["alpha-crown"], ("alpha-crown", "cascade")),
     **{name: ("smoothing",) for title, names in SECTIONS.items() if "Smoothing" in title for name in names},
 }
@@ -78,12 +78,12 @@ bound_options = options(
     click.option("--epsilon", help="Radius in pixel units, e.g. 2/255.  [default: the checkpoint's training radius]"),
     click.option("--norm", help="linf or l2.  [default: the checkpoint's, else linf]"),
     click.option("--methods", help="Cascade: in order; alpha-crown last.  [default: ibp,crown-ibp,crown]"),
-    click.option("--engine", help="hydrabench, or auto_lirpa for ibp, crown-ibp, crown.  [default: hydrabench]"),
+    click.option("--engine", help="hydrabench, or auto_lirpa: a second opinion in L∞.  [default: hydrabench]"),
     click.option("--rigor", help=RIGOR),
     click.option("--slopes", help="Optimise those of the output, or all (slower).  [default: output]"),
     click.option("--iterations", type=int, help="Iterations of the search.  [default: 100]"),
     click.option("--learning-rate", type=float, help="Learning rate of the search.  [default: 0.1]"),
-    click.option("--time-limit", type=float, help="Seconds for each image; no longer reproducible."),
+    click.option("--time-limit", type=float, help="Seconds for each image. Results then depend on the machine."),
     click.option("--export-vnnlib", type=FOLDER, help="New folder for ONNX and VNN-LIB files of the same images, too."),
     click.option("--vnnlib-timeout", type=float, help="Seconds for each of them in its instances.csv.  [default: 300]"),
 )

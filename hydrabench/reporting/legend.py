@@ -33,7 +33,7 @@ MEANINGS = {
     "crown-ibp": "every margin provably positive in the whole ball, by CROWN over interval bounds",
     "crown": "every margin provably positive in the whole ball, by CROWN for every neuron",
     "cascade": "every margin provably positive in the whole ball, by the first of several methods that proves it",
-    "alpha-crown": "every margin provably positive in the whole ball, by CROWN with optimised slopes (auto_LiRPA)",
+    "alpha-crown": "every margin provably positive in the whole ball, by CROWN with optimised slopes",
     "smoothing": "right and certified at L2 radius r by randomized smoothing (Cohen et al. 2019), without abstaining",
 }
 _CERTIFIED = "right and certified at L2 radius r by randomized smoothing"

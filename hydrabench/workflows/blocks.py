@@ -5,20 +5,18 @@ Sizes depend on the network and the settings alone, never on the clock, so that 
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 
 from torch import nn
 
 from hydrabench.bounds import Search, image_seconds, search_seconds
 from hydrabench.config import AlphaCrownSettings, EvaluationSettings, SmoothingSettings, VerifiedSettings
-from hydrabench.errors import UnsupportedLayerError
 
 BLOCK_SIZE = 100  # AutoAttack's streams are keyed by block
 # The draws of one image fill batches if all are made; looks at a few draws of many images fill them together.
 FIXED_SIZE_BLOCK, SEQUENTIAL_BLOCK = 1, 32
 SLOW_BOUNDS = ("symbolic", "crown", "alpha-crown", "cascade")  # up to hours an image on a deep network
-SEARCHED_BLOCK = 10  # where auto_LiRPA is asked, of which little is known beforehand
+SEARCHED_BLOCK = 10  # of alpha-crown, and where auto_LiRPA is asked, of which little is known beforehand
 MINUTE = 60.0  # processor seconds that a block of slow bounds may take, unless one image takes more
 
 
@@ -26,7 +24,7 @@ MINUTE = 60.0  # processor seconds that a block of slow bounds may take, unless 
 class Blocks:
     """size: images of a block. seconds: what one image may take of one core, 0 where that is not known beforehand.
 
-    searched: how much of that is a search of auto_LiRPA's, a rough figure and no upper limit.
+    searched: how much of that is alpha-crown's, a rough figure and no upper limit.
     """
 
     size: int
@@ -41,7 +39,7 @@ class Blocks:
         of_all = f", {duration(self.seconds * images)} for {images}" if several else ""
         rest = "less if few neurons are undecided"
         if self.searched:
-            rest = "several times that with slopes all or if auto_LiRPA has to do without patches"
+            rest = "many times that with slopes all"
         return (
             f"{kind} may take {'about' if self.searched else 'up to'} {duration(self.seconds)} of processor time for "
             f"an image of this network{of_all}, and {rest}; cheaper are --method ibp or crown-ibp, seconds for an "
@@ -59,11 +57,11 @@ def blocks_for(settings: EvaluationSettings, network: nn.Module, shape: tuple[in
         return Blocks(FIXED_SIZE_BLOCK if settings.mode in ("cohen", "predict") else SEQUENTIAL_BLOCK)
     if settings.kind not in SLOW_BOUNDS:
         return Blocks(BLOCK_SIZE)
+    if not isinstance(settings, VerifiedSettings | AlphaCrownSettings) or settings.engine != "hydrabench":
+        return Blocks(SEARCHED_BLOCK)
     if isinstance(settings, AlphaCrownSettings):
         searched = _search_seconds(settings, network, shape)
         return Blocks(SEARCHED_BLOCK, searched, searched)
-    if not isinstance(settings, VerifiedSettings) or settings.engine != "hydrabench":
-        return Blocks(SEARCHED_BLOCK)
     methods = settings.methods if settings.kind == "cascade" else (settings.kind,)
     seconds = image_seconds(network, shape, methods)
     most = SEARCHED_BLOCK if settings.searches else BLOCK_SIZE
@@ -74,11 +72,8 @@ def blocks_for(settings: EvaluationSettings, network: nn.Module, shape: tuple[in
 def _search_seconds(
     settings: VerifiedSettings | AlphaCrownSettings, network: nn.Module, shape: tuple[int, int, int]
 ) -> float:
-    """What alpha-crown takes for an image; 0 for layers that only auto_LiRPA knows."""
     search = Search(settings.slopes, settings.iterations, settings.learning_rate, settings.time_limit)
-    with suppress(UnsupportedLayerError):
-        return search_seconds(network, shape, search)
-    return 0.0
+    return search_seconds(network, shape, search)
 
 
 def duration(seconds: float) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from hydrabench.bounds import BOUNDS, program_of, read, require_auto_lirpa
-from hydrabench.config import EvaluationSettings
+from hydrabench.bounds import program_of, read, require_auto_lirpa
+from hydrabench.config import AlphaCrownSettings, EvaluationSettings, VerifiedSettings
 from hydrabench.errors import ConfigError
 from hydrabench.evaluators import require_pyautoattack
 from hydrabench.runtime import PRECISIONS
@@ -23,7 +23,7 @@ def require_rules(network: nn.Module, settings: EvaluationSettings) -> None:
     """
     if getattr(settings, "needs_auto_lirpa", False):
         require_auto_lirpa()
-    if settings.kind in BOUNDS and getattr(settings, "engine", None) != "auto_lirpa":
+    if isinstance(settings, VerifiedSettings | AlphaCrownSettings) and settings.engine != "auto_lirpa":
         read(program_of(network))
     elif settings.kind == "autoattack":
         require_pyautoattack()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
-from importlib.util import find_spec
 from typing import get_args
 
 import pytest
@@ -35,8 +34,6 @@ SETTINGS = {
     "alpha-crown": AlphaCrownSettings(epsilon="0.01", iterations=3),
     "smoothing": SmoothingSettings(samples=200),
 }
-WITHOUT = pytest.mark.skipif(find_spec("auto_LiRPA") is None, reason="auto_LiRPA is not installed")
-KINDS = [pytest.param(kind, marks=WITHOUT) if kind == "alpha-crown" else kind for kind in EVALUATORS]
 
 
 def problem(dtype=torch.float32):
@@ -58,7 +55,7 @@ def test_every_kind_of_settings_has_an_evaluator():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVALUATORS)
 def test_records_come_in_order_one_per_image_and_fit_into_a_ledger(kind, dtype):
     network, block = problem(dtype)
     records = EVALUATORS[kind](network, block, SETTINGS[kind])
@@ -72,7 +69,7 @@ def test_records_come_in_order_one_per_image_and_fit_into_a_ledger(kind, dtype):
         assert record.seconds > 0
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVALUATORS)
 def test_records_are_repeatable_and_nothing_is_left_behind(kind):
     network, block = problem()
     images, state = block.images.clone(), torch.get_rng_state()
@@ -86,7 +83,7 @@ def test_records_are_repeatable_and_nothing_is_left_behind(kind):
     assert not network.training
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVALUATORS)
 def test_train_mode_is_refused(kind):
     network, block = problem()
     with pytest.raises(ValueError, match="eval mode"):

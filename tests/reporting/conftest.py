@@ -22,7 +22,7 @@ PROTOCOLS = {
     "crown-ibp": "crown-ibp@1",
     "crown": "crown@1",
     "cascade": "cascade@1",
-    "alpha-crown": "alpha-crown@1",
+    "alpha-crown": "alpha-crown@2",
     "smoothing": "smoothing-cohen@1",
 }
 
