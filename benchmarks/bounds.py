@@ -32,7 +32,6 @@ from torch.nn import functional as F
 from hydrabench.bounds import (
     Node,
     class_margins,
-    crown,
     crown_ibp_margins,
     interval_margins,
     lirpa,
@@ -40,10 +39,8 @@ from hydrabench.bounds import (
     program_of,
     read,
 )
-from hydrabench.bounds.graph import shapes_of
-from hydrabench.bounds.interval import Place
-from hydrabench.bounds.operations import Convolution, Relu
-from hydrabench.bounds.transposed import plain
+from hydrabench.bounds.program.operations import Linear
+from hydrabench.bounds.program.program import shapes_of
 from hydrabench.errors import HydrabenchError
 from hydrabench.models import MODELS
 from hydrabench.models.resnet import BasicBlock
@@ -100,16 +97,13 @@ def train(network: nn.Module, images: Images, device: torch.device) -> None:
 
 
 def transposed_pass(nodes: Sequence[Node], shapes: Sequence[torch.Size], rows: Tensor) -> Tensor:
-    """Carry (P, 1, K) to the pixels through the transposed linear operations alone."""
+    """Carry (P, K) to the pixels through the transposed linear operations alone."""
     waiting = {len(nodes): rows}
     for number in range(len(nodes), 0, -1):
         node, value = nodes[number - 1], waiting.pop(number)
-        if not isinstance(node.operation, Relu):
-            place = Place(torch.Size((len(rows), *shapes[node.inputs[0]])), None)
-            if isinstance(node.operation, Convolution):
-                value = plain(node.operation, value.squeeze(1), place.shape[2:]).unsqueeze(1)
-            else:
-                value, _ = crown.RULES[type(node.operation)](node.operation, value, place)
+        if isinstance(node.operation, Linear):
+            taken = [torch.Size((len(rows), *shapes[source])) for source in node.inputs]
+            value = node.operation.back(value, taken)[0]  # both values of a sum get the same
         for source in node.inputs:
             waiting[source] = waiting[source] + value if source in waiting else value
     return waiting[0]
@@ -163,8 +157,8 @@ def works_of(network: nn.Module, x: Tensor, y: Tensor) -> tuple[dict[str, Work],
     shapes = shapes_of(nodes, x)
     margins = class_margins(network, x, y, EPSILON, beta=0.0)
     is_open = (margins <= 0) & (torch.arange(CLASSES, device=y.device) != y.unsqueeze(1))
-    left = torch.eye(CLASSES, device=y.device)[is_open.nonzero()[:, 1]].unsqueeze(1)
-    every = rows.flatten(0, 1).unsqueeze(1)
+    left = torch.eye(CLASSES, device=y.device)[is_open.nonzero()[:, 1]]
+    every = rows.flatten(0, 1)
 
     def floor(rows: Tensor) -> None:
         network(x), network(x), transposed_pass(nodes, shapes, rows) if len(rows) else None

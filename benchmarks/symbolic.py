@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hydrabench.bounds import program_of, read, symbolic_class_margins
-from hydrabench.bounds.operations import Relu
+from hydrabench.bounds.program.relu import Relu
 from hydrabench.models import build_model
 from hydrabench.threat import linf_box
 

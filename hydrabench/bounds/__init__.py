@@ -13,11 +13,10 @@ what the network rounds itself. `costs` says beforehand how long bounds may take
 from hydrabench.bounds.alpha import Search, alpha_crown_margins
 from hydrabench.bounds.cascade import Proofs, cascade, cascade_margins
 from hydrabench.bounds.costs import image_seconds, search_seconds
-from hydrabench.bounds.graph import Node, Program, program_of, read
 from hydrabench.bounds.initialization import keep_widths
 from hydrabench.bounds.interval import interval_bounds
 from hydrabench.bounds.lirpa import bounded_module, lirpa_alpha_margins, lirpa_margins, require_auto_lirpa
-from hydrabench.bounds.margins import (
+from hydrabench.bounds.methods import (
     MarginBound,
     class_margins,
     crown_ibp_margins,
@@ -26,10 +25,11 @@ from hydrabench.bounds.margins import (
     symbolic_margins,
 )
 from hydrabench.bounds.prepared import Prepared, prepared
+from hydrabench.bounds.program.program import Node, Program, program_of, read
+from hydrabench.bounds.progress import Moment, watched
 from hydrabench.bounds.rounding import FACTORS, rounding_bound
 from hydrabench.bounds.sound import deployed_margins, sound_margins
 from hydrabench.bounds.symbolic import symbolic_class_margins
-from hydrabench.bounds.watching import Moment, watched
 
 BOUNDS: dict[str, MarginBound] = {
     "ibp": interval_margins,

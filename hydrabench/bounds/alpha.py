@@ -1,34 +1,43 @@
-"""alpha-CROWN: CROWN whose slopes below unstable neurons are optimised, for each image and each margin.
+"""alpha-CROWN: CROWN whose slopes at unstable neurons are optimised, for each image and each margin.
 
-CROWN's bound holds for any slopes in [0, 1] of the lines below unstable ReLUs. Its gradient with respect to them comes
-from the same pass backward; Adam follows it, and the best bound of all iterates is kept.
+CROWN's bound holds for any slopes in [0, 1] of the lines below unstable ReLUs, and of lines below and above any other
+function of one number. Its gradient with respect to them comes from the same pass backward; Adam follows it, and the
+best bound of all iterates is kept. Lines around other operations, such as max pooling, stay CROWN's.
 Source: Xu et al. (2021), arXiv:2011.13824, section 3.1; defaults of alpha-beta-CROWN.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from time import perf_counter
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from hydrabench.bounds import crown
-from hydrabench.bounds.backward import in_chunks, neuron_rows, progress, scattered, substituted, wanted_neurons
 from hydrabench.bounds.ball import Ball, intersection
-from hydrabench.bounds.crown import MEMORY
-from hydrabench.bounds.full import Lines
-from hydrabench.bounds.graph import Node
-from hydrabench.bounds.interval import Interval, Place, Propagation
-from hydrabench.bounds.operations import Relu
+from hydrabench.bounds.box import Interval
+from hydrabench.bounds.crown import MEMORY, lower_bounds
+from hydrabench.bounds.intermediate import IntermediateBounds
+from hydrabench.bounds.interval import Propagation
+from hydrabench.bounds.neurons import (
+    bounded_values,
+    in_chunks,
+    neuron_rows,
+    progress,
+    scattered,
+    substituted,
+    wanted_neurons,
+)
+from hydrabench.bounds.patches import Rows
 from hydrabench.bounds.prepared import Prepared
-from hydrabench.bounds.problem import Problem, flat, pose, solved
-from hydrabench.bounds.rows import Rows
-from hydrabench.bounds.slopes import Slopes
-from hydrabench.bounds.symbolic import exact_values
+from hydrabench.bounds.program.operations import Elementwise, Relaxed
+from hydrabench.bounds.program.program import Node
+from hydrabench.bounds.relaxations import Lines
+from hydrabench.bounds.slopes import Slopes, has_slopes
+from hydrabench.bounds.specification import Problem, flat, pose, solved
 from hydrabench.threat import Norm
 
 DECAY = 0.98  # of the learning rate, each iteration
@@ -70,9 +79,9 @@ def alpha_crown_margins(
     image, up to rounding. With a time limit it depends on the machine and on the batch, and cannot be reproduced. The
     limit is looked at after each iteration; CROWN's own pass is always finished.
 
-    Args: as for `margins.interval_margins`, and `search`. Not in `torch.inference_mode`, which knows no gradients.
+    Args: as for `methods.interval_margins`, and `search`. Not in `torch.inference_mode`, which knows no gradients.
     Returns: (B,), in logit units, without gradients.
-    Raises: what `margins.interval_margins` raises.
+    Raises: what `methods.interval_margins` raises.
     """
     with torch.no_grad():
         problem = pose(network, x, y, epsilon, norm=norm)
@@ -81,14 +90,14 @@ def alpha_crown_margins(
 
 def _searched(problem: Problem, *, search: Search, memory: int) -> Tensor:
     deadline = None if search.time_limit is None else perf_counter() + search.time_limit * len(problem.y)
-    lines = Lines(problem.body, problem.ball)
-    passed = lines.propagate(tighten=True)
-    lower = _crown_rows(problem, lines, passed)
+    bounds = IntermediateBounds(problem.body, problem.ball)
+    passed = bounds.propagate(tighten=True)
+    lower = _crown_rows(problem, bounds, passed)
     images = (lower <= 0).any(1).nonzero().squeeze(1)
-    before = {number: box.images(images) for number, box in passed.before_relu.items()}
+    before = {number: box.images(images) for number, box in passed.before.items()}
     left = problem.images(images)
     climb = _Climb(problem.body, left.ball, passed.shapes, before, search)
-    if not len(images) or not climb.has_slopes():
+    if not len(images) or not any(climb.unstable()):
         return lower
     if search.slopes == "all":
         climb.tighten_neurons(deadline)
@@ -103,11 +112,10 @@ def _searched(problem: Problem, *, search: Search, memory: int) -> Tensor:
     return lower.index_copy(0, images, found)
 
 
-def _crown_rows(problem: Problem, lines: Lines, passed: Propagation) -> Tensor:
+def _crown_rows(problem: Problem, bounds: IntermediateBounds, passed: Propagation) -> Tensor:
     if problem.ball.norm == "linf":
-        return crown.lower_bounds(problem.body, problem.ball.box, passed, problem.rows, problem.offset)
-    rows = flat(problem.rows)
-    return lines.lower(len(problem.body), rows, problem.offset.flatten()).view(problem.offset.shape)
+        return lower_bounds(problem.body, problem.ball.box, passed, problem.rows, problem.offset)
+    return bounds.lower(len(problem.body), flat(problem.rows), problem.offset.flatten()).view(problem.offset.shape)
 
 
 def _parts(count: int, most: int) -> Iterator[slice]:
@@ -125,7 +133,7 @@ class _Climb:
     """The search for slopes of functions of a program's values.
 
     before: bounds of the values in front of operations that are not linear, by number; all of the images of `ball`.
-    shapes: of all values, batch axis included.
+    shapes: of all values, batch axis included. fixed: lines that nobody chooses, by number of the node.
     """
 
     nodes: Sequence[Node]
@@ -133,16 +141,22 @@ class _Climb:
     shapes: list[torch.Size]
     before: dict[int, Interval]
     search: Search
+    fixed: dict[int, Lines] = field(default_factory=dict)
 
-    def has_slopes(self) -> bool:
-        """Whether anything can be optimised."""
-        return any(_most_unstable(self.before[node.inputs[0]]) for node in self.nodes if _is_relu(node))
+    def unstable(self) -> list[int]:
+        """How many neurons have slopes to choose, layer by layer: the most that an image has."""
+        found = []
+        for node in self.nodes:
+            if has_slopes(node.operation):
+                box = self.before[node.inputs[0]]
+                (mask,) = cast(Relaxed, node.operation).undecided(box.lower(), box.upper())
+                found.append(int(mask.flatten(1).sum(1).max()))
+        return found
 
     def row_bytes(self) -> int:
         """What a search holds for one function of the last value."""
         every, sloped = KEPT
-        entries = every * sum(shape[1:].numel() for shape in self.shapes)
-        entries += sloped * sum(_most_unstable(self.before[node.inputs[0]]) for node in self.nodes if _is_relu(node))
+        entries = every * sum(shape[1:].numel() for shape in self.shapes) + sloped * sum(self.unstable())
         return entries * self.ball.x.element_size()
 
     def best(
@@ -172,45 +186,56 @@ class _Climb:
             found = self._bounds(number, rows, offset, slopes)
             best[left] = torch.maximum(best[left], found.detach())  # NaN stays NaN, which an evaluator refuses
             if step < self.search.iterations and found.requires_grad:
-                gradients = torch.autograd.grad(found, [mine.below for mine in slopes.values()], torch.ones_like(found))
+                gradients = torch.autograd.grad(
+                    found, [mine.chosen for mine in slopes.values()], torch.ones_like(found)
+                )
                 for mine, gradient in zip(slopes.values(), gradients, strict=True):
                     mine.climb(gradient, rate, step)
             rate *= DECAY
         return best
 
     @torch.enable_grad()
+    @torch.enable_grad()
     def _bounds(self, number: int, rows: Rows, offset: Tensor, slopes: dict[int, Slopes]) -> Tensor:
         """Bounds of functions with these slopes, (R,), differentiable; a missing slope is filled in as CROWN has it."""
         found, linear, relaxed = substituted(self.nodes, number, rows, self.shapes, partial(self._relax, slopes))
         return self.ball.lowest(found, offset + linear + relaxed)
 
-    def _relax(self, slopes: dict[int, Slopes], position: int, rows: Rows) -> tuple[Rows, Tensor]:
+    def _relax(self, slopes: dict[int, Slopes], position: int, rows: Rows) -> tuple[Sequence[Rows], Tensor]:
         node = self.nodes[position - 1]
-        box = self.before[node.inputs[0]]
-        if not _is_relu(node):  # its lines stay as they are
-            here = Place(self.shapes[node.inputs[0]], box.images(rows.image))
-            whole = rows.whole(self.shapes[position]).coefficients
-            found, gain = crown.RULES[type(node.operation)](node.operation, whole.unsqueeze(1), here)
-            return Rows(found.squeeze(1), rows.image), whole.new_zeros(len(whole)) if gain is None else gain.squeeze(1)
-        if position not in slopes:
-            slopes[position] = Slopes.of(rows, box)
-        return slopes[position].passed(rows)
+        boxes = [self.before[source] for source in node.inputs]
+        if has_slopes(node.operation):
+            if position not in slopes:
+                slopes[position] = Slopes.of(cast(Elementwise, node.operation), rows, boxes[0])
+            found, gain = slopes[position].passed(rows)
+            return [found], gain
+        if position not in self.fixed:
+            operation = cast(Relaxed, node.operation)
+            self.fixed[position] = operation.lines(*(end for box in boxes for end in (box.lower(), box.upper())))
+        # Each function is taken for an image with one function, so that all are carried together.
+        whole = rows.whole(self.shapes[position]).coefficients.unsqueeze(1)
+        shapes = [torch.Size((len(whole), *box.center.shape[1:])) for box in boxes]
+        parts, gain = self.fixed[position].images(rows.image).back(whole, shapes)
+        return [Rows(part.squeeze(1), rows.image) for part in parts], gain.squeeze(1)
 
     def tighten_neurons(self, deadline: float | None) -> None:
         """Replace `before` by what the search finds for the unstable neurons, the first layer first."""
-        exact = self.ball.known(self.nodes) or exact_values(self.nodes)
-        readers: dict[int, int] = {}
-        for position, node in enumerate(self.nodes, start=1):
-            source = node.inputs[0]
-            # What a ReLU returns is between its bounds already.
-            if node.operation.relaxed and source not in exact and not _is_relu(self.nodes[source - 1]):
-                readers.setdefault(source, position)
-        layers = sorted(readers)
+        layers = bounded_values(self.nodes, self.ball.known(self.nodes))
         for layer, number in enumerate(layers):
-            wanted = wanted_neurons(self.nodes, readers[number], self.before[number])
+            wanted = self._wanted(number)
             if wanted.any():
                 end = _share(deadline, 1 / (len(layers) + 1 - layer))
                 self.before[number] = self._tightened(number, wanted, end)
+
+    def _wanted(self, number: int) -> Tensor:
+        """Mask of the neurons of a value that an operation which is not linear leaves unstable."""
+        found = torch.zeros_like(self.before[number].center, dtype=torch.bool)
+        for position, node in enumerate(self.nodes, start=1):
+            if isinstance(node.operation, Relaxed) and number in node.inputs:
+                masks = wanted_neurons(self.nodes, position, [self.before[source] for source in node.inputs])
+                for source, mask in zip(node.inputs, masks, strict=True):
+                    found = found | mask if source == number else found
+        return found
 
     def _tightened(self, number: int, wanted: Tensor, deadline: float | None) -> Interval:
         box, left = self.before[number], int(wanted.sum())
@@ -224,6 +249,7 @@ class _Climb:
 
         ends = in_chunks(wanted, self.shapes[: number + 1], work, progress("alpha-crown", self.nodes, number))
         corners = zip((box.lower(), box.upper()), ends, strict=True)
+        self.fixed.clear()  # lines that were drawn for the box before
         return intersection(box, Interval.between(*(scattered(wanted, old, new) for old, new in corners)))
 
     def _neuron_bounds(self, number: int, image: Tensor, neuron: Tensor, deadline: float | None) -> Tensor:
@@ -241,15 +267,6 @@ class _Climb:
 
         best = self.best(source, rows, offset * sign, known, deadline, settled)
         return torch.stack([best[:count], -best[count:]])
-
-
-def _is_relu(node: Node) -> bool:
-    return isinstance(node.operation, Relu)
-
-
-def _most_unstable(box: Interval) -> int:
-    """The largest number of unstable neurons that an image has."""
-    return int(((box.lower() < 0) & (box.upper() > 0)).flatten(1).sum(1).max())
 
 
 def _some(rows: Rows, kept: Tensor) -> Rows:

@@ -9,10 +9,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from hydrabench.bounds.graph import Node
-from hydrabench.bounds.interval import Interval
-from hydrabench.bounds.operations import AdaptiveAveragePool, Add, AveragePool, Convolution, Dense, Scale, per_channel
-from hydrabench.bounds.rows import Rows, row_products
+from hydrabench.bounds.box import Interval
+from hydrabench.bounds.patches import Rows, row_products
+from hydrabench.bounds.program.operations import Linear
+from hydrabench.bounds.program.program import Node
 from hydrabench.threat import Norm, linf_box
 
 
@@ -84,21 +84,16 @@ def squared_rows(nodes: Sequence[Node], x: Tensor) -> dict[int, Tensor]:
     squares, untouched = {0: torch.ones_like(x[:1])}, {0}
     for number, node in enumerate(nodes, start=1):
         source, operation = node.inputs[0], node.operation
-        if operation.relaxed or isinstance(operation, Add | AveragePool | AdaptiveAveragePool) or source not in squares:
+        if not isinstance(operation, Linear) or len(node.inputs) > 1 or source not in squares:
             continue
-        if isinstance(operation, Convolution | Dense):
-            if source in untouched:
-                weight = operation.weight.square()
-                inner = squares[source]
-                squares[number] = (
-                    operation.linear(inner, weight) if isinstance(operation, Convolution) else inner @ weight.T
-                )
+        squared = operation.squared()
+        if squared is None:
             continue
-        if isinstance(operation, Scale):
-            squares[number] = squares[source] * per_channel(operation.scale.square(), squares[source].ndim)
-        else:
-            squares[number] = operation.apply(squares[source])
-        untouched |= {number} if source in untouched else set()
+        if operation.moves:
+            untouched |= {number} if source in untouched else set()
+        elif source not in untouched:
+            continue
+        squares[number] = squared.apply(squares[source])
     return squares
 
 

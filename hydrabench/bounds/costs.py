@@ -13,11 +13,13 @@ import torch
 from torch import nn
 
 from hydrabench.bounds.alpha import Search
-from hydrabench.bounds.compaction import compacted
-from hydrabench.bounds.graph import Node, program_of, read, shapes_of
-from hydrabench.bounds.operations import Add, Convolution, Dense, Identity, Relu, Scale
-from hydrabench.bounds.rows import Window
-from hydrabench.bounds.symbolic import exact_values
+from hydrabench.bounds.neurons import bounded_values
+from hydrabench.bounds.patches import Window
+from hydrabench.bounds.program.dead_channels import compacted
+from hydrabench.bounds.program.linear import Add, Convolution, Dense, Scale
+from hydrabench.bounds.program.operations import Elementwise
+from hydrabench.bounds.program.program import Node, program_of, read, shapes_of
+from hydrabench.bounds.program.structure import Identity
 
 SIGNS = {"symbolic": 1, "crown": 2}  # rows of a neuron; the other methods take next to nothing
 PRODUCTS = 80e9  # multiplications and additions of a convolution in a second
@@ -74,13 +76,6 @@ def _whole_row(nodes: Sequence[Node], shapes: Sequence[torch.Size], number: int)
     return sum(shapes[position].numel() for position in reached - {0, number})
 
 
-def bounded_values(nodes: Sequence[Node]) -> list[int]:
-    """The values whose neurons get passes of their own: those in front of a ReLU or max pooling, but for exact ones."""
-    exact = exact_values(nodes)
-    sources = dict.fromkeys(node.inputs[0] for node in nodes if node.operation.relaxed)
-    return [n for n in sources if n not in exact and not isinstance(nodes[n - 1].operation, Relu)]
-
-
 def neuron_seconds(nodes: Sequence[Node], shapes: Sequence[torch.Size], number: int) -> float:
     """Processor seconds of a row of one neuron of value `number` on its way back to the input.
 
@@ -111,9 +106,11 @@ def _entries(shape: torch.Size, window: Window | None) -> int:
 
 def _behind(operation: object, window: Window | None, shape: torch.Size) -> Window | None:
     """The window in what an operation takes, or None if rows are whole there; as `rows.carried_back` has it."""
-    if window is None or not isinstance(operation, Convolution | Scale | Identity | Relu | Add):
+    if window is None or not isinstance(operation, Convolution | Scale | Identity | Elementwise | Add):
         return None
-    grown = window.behind(operation) if isinstance(operation, Convolution) else window
+    grown = window
+    if isinstance(operation, Convolution):
+        grown = window.behind(operation.weight.shape[2:], operation.stride, operation.padding, operation.dilation)
     return None if prod(grown.size) >= prod(shape[1:]) else grown
 
 

@@ -1,8 +1,9 @@
 """CROWN: linear lower bounds, carried from the outputs back to the input.
 
-A row of coefficients A and an offset d with A·value + d <= specification hold at every value in turn;
-affine operations are substituted exactly, a ReLU by a line below it where A is positive and a line
-above it where A is negative.
+A row of coefficients A and an offset d with A·value + d <= specification hold at every value in turn; affine operations
+are substituted exactly, any other by a line below it where A is positive and a line above it where A is negative.
+`carried_back` is the one way back through a program, for rows in any form: dense ones here, patches in `neurons`, and
+float64 ones with rounding in `sound`.
 Source: Zhang et al. (2018), arXiv:1811.00866, theorem 3.2; with interval bounds before the ReLUs it is
 CROWN-IBP, Zhang et al. (2019), arXiv:1906.06316, section 3.
 """
@@ -12,94 +13,60 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, TypeGuard
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from hydrabench.bounds.graph import Node
-from hydrabench.bounds.interval import Interval, Place, Propagation, channels_last, concretize
-from hydrabench.bounds.operations import (
-    AdaptiveAveragePool,
-    Add,
-    AveragePool,
-    Convolution,
-    Dense,
-    Flatten,
-    Identity,
-    MaxPool,
-    Operation,
-    Relu,
-    Scale,
-    per_channel,
-)
-from hydrabench.bounds.pooling import adaptive_pool, average_pool, max_pool
-from hydrabench.bounds.products import BLOCK, relax_, relaxed
-from hydrabench.bounds.transposed import has_grid, pixel_grid, transposed
+from hydrabench.bounds.box import Interval
+from hydrabench.bounds.interval import Propagation, concretize
+from hydrabench.bounds.kernels import BLOCK
+from hydrabench.bounds.program.operations import Elementwise, Linear, Relaxed
+from hydrabench.bounds.program.program import Node
+from hydrabench.errors import UnsupportedLayerError
 
-GUARD = 1e-8  # keeps the slope of a neuron with l = u = 0 finite
 MEMORY = 2**30  # bytes that a pass may take at once, besides its arguments; larger ones are cut into parts
 LIVE = 5  # tensors of the size of the largest coefficients that a pass holds at once: a ReLU's and a shortcut's
 
-# A rule takes coefficients (B, S, *output shape) to coefficients (B, S, *input shape) and what the offset gains.
-Rule = Callable[[Any, Tensor, Place], tuple[Tensor, Tensor | None]]
+Carried = TypeVar("Carried")
 
 
-def relaxation(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Lines around max(z, 0) for z in [lower, upper].
+def carried_back(
+    nodes: Sequence[Node],
+    number: int,
+    rows: Carried,
+    substitute: Callable[[int, Carried, dict[int, Carried]], Sequence[Carried | None]],
+    add: Callable[[int, Carried, Carried], Carried],
+    *,
+    stop: int = 0,
+) -> Carried:
+    """Carry functions of value `number` back to value `stop`, through every node between.
 
-    Returns: slope of the line below, which passes through 0; slope and offset of the line above. The
-        slope below is adaptive: 1 where the slope above exceeds one half, otherwise 0.
-    Source: reference/hydra.md, section 1.7; Zhang et al. (2018), arXiv:1811.00866, section 3.3.
+    Args:
+        rows: the functions, in whatever form. substitute: from the number of a node, functions of its result and those
+            that are waiting, by value, to functions of each value that the node takes; None for none.
+        add: the sum of two functions of a value, given by its number.
     """
-    below = lower.clamp(max=0)
-    above = torch.maximum(upper.clamp(min=0), below + GUARD)
-    slope = above / (above - below)
-    return (slope > 0.5).to(slope.dtype), slope, -below * slope
+    waiting = {number: rows}
+    for position in range(number, stop, -1):
+        if position not in waiting:
+            continue  # a prefix of a program may compute values for what comes after it
+        rows = waiting.pop(position)
+        found = substitute(position, rows, waiting)
+        for source, part in zip(nodes[position - 1].inputs, found, strict=True):
+            if part is not None:
+                waiting[source] = add(source, waiting[source], part) if source in waiting else part
+    return waiting[stop]
 
 
-def _relu(_operation: Relu, rows: Tensor, place: Place) -> tuple[Tensor, Tensor]:
-    assert place.box is not None, "propagate(keep=True) remembers the bounds before every ReLU"
-    return relaxed(rows, *relaxation(place.box.lower(), place.box.upper()))
+def linear(node: Node) -> Linear:
+    """The operation of a node that is not `Relaxed`.
 
-
-def _convolution(operation: Convolution, rows: Tensor, place: Place) -> tuple[Tensor, Tensor | None]:
-    gain = None if operation.bias is None else rows.sum((3, 4)) @ operation.bias
-    images = transposed(operation, rows.flatten(0, 1), place.shape[2:])
-    return torch.unflatten(images, 0, rows.shape[:2]), gain
-
-
-def _dense(operation: Dense, rows: Tensor, _place: Place) -> tuple[Tensor, Tensor | None]:
-    gain = None if operation.bias is None else (rows @ operation.bias).reshape(*rows.shape[:2], -1).sum(2)
-    return rows @ operation.weight, gain
-
-
-def _scale(operation: Scale, rows: Tensor, _place: Place) -> tuple[Tensor, Tensor]:
-    gain = rows.reshape(*rows.shape[:3], -1).sum(3) @ operation.shift.expand(rows.shape[2])
-    return rows * per_channel(operation.scale, rows.ndim - 1), gain
-
-
-def _flatten(_operation: Flatten, rows: Tensor, place: Place) -> tuple[Tensor, None]:
-    return rows.reshape(*rows.shape[:2], *place.shape[1:]), None
-
-
-def _same(_operation: Identity | Add, rows: Tensor, _place: Place) -> tuple[Tensor, None]:
-    """What both values of a sum get, too."""
-    return rows, None
-
-
-RULES: dict[type[Operation], Rule] = {
-    Convolution: _convolution,
-    Dense: _dense,
-    Scale: _scale,
-    Relu: _relu,
-    MaxPool: max_pool,
-    AveragePool: average_pool,
-    AdaptiveAveragePool: adaptive_pool,
-    Add: _same,
-    Flatten: _flatten,
-    Identity: _same,
-}
+    Raises: UnsupportedLayerError if it is not `Linear` either.
+    """
+    if not isinstance(node.operation, Linear):
+        raise UnsupportedLayerError(f"cannot bound {type(node.operation).__name__}: it is neither linear nor relaxed")
+    return node.operation
 
 
 def lower_bounds(
@@ -108,7 +75,7 @@ def lower_bounds(
     """Lower bounds of linear functions of a program's last value, over a box of inputs.
 
     Args:
-        nodes: what `graph.read` returned, or the first of them.
+        nodes: what `program.read` returned, or the first of them.
         box: bounds of the input, value 0.
         passed: what `interval.propagate` returned for these nodes and this box, with `keep`.
         rows: coefficients of the functions, (B, S, *shape of the last value).
@@ -188,7 +155,7 @@ def runs(owners: Sequence[int]) -> list[Run]:
 
 @dataclass(frozen=True, eq=False)
 class _Pass:
-    """One way back through a program, for images whose boxes are known."""
+    """One way back through a program with dense rows, for images whose boxes are known."""
 
     nodes: Sequence[Node]
     box: Interval
@@ -199,64 +166,65 @@ class _Pass:
         return _joined([self._part(*part) for part in functions.parts(most)])
 
     def _part(self, rows: Tensor, offset: Tensor, runs: list[Run]) -> Tensor:
-        waiting = {len(self.nodes): rows}  # coefficients of values whose operations are still to be substituted
-        lent = {len(self.nodes)}  # values whose coefficients somebody else reads, too
-        for number in range(len(self.nodes), 0, -1):
-            if number not in waiting:
-                continue  # a prefix of a program may compute values for what comes after it
-            node, rows = self.nodes[number - 1], waiting.pop(number)
-            if number == 1 and not waiting and _sorts_pixels(node.operation, rows, self.box):
-                return _at_pixels(node.operation, self.box, rows, offset, runs)
-            found, gain = self._substituted(node, rows, runs, ours=number not in lent)
-            offset = offset if gain is None else offset + gain
-            shared = len(node.inputs) > 1 or (number in lent and isinstance(node.operation, Identity | Flatten))
-            for source in node.inputs:
-                if source in waiting:
-                    waiting[source] = waiting[source] + found
-                    lent.discard(source)
-                else:
-                    waiting[source] = found
-                    lent |= {source} if shared else set()
-        return _concretized(waiting[0], offset, self.box, runs)
+        given, gained = _memory(rows), [offset]
 
-    def _substituted(self, node: Node, rows: Tensor, runs: list[Run], *, ours: bool) -> tuple[Tensor, Tensor | None]:
-        """Carry (R, *value) through one operation; `ours`: nobody else reads `rows`."""
-        place, rule = self.passed.place(node.inputs[0]), RULES[type(node.operation)]
-        if not node.operation.relaxed:
-            found, gain = rule(node.operation, rows.unsqueeze(0), place)
-            return found.squeeze(0), None if gain is None else gain.squeeze(0)
-        assert place.box is not None, "propagate(keep=True) remembers the bounds before such an operation"
-        if isinstance(node.operation, Relu) and not torch.is_grad_enabled():
-            return _relu_by_blocks(rows, place.box, runs, ours=ours)
-        parts = [rule(node.operation, run.of(rows), Place(place.shape, place.box.images(run.images))) for run in runs]
-        gains = [gain.flatten() for _, gain in parts if gain is not None]
-        return _joined([found.flatten(0, 1) for found, _ in parts]), _joined(gains)
+        def substitute(position: int, rows: Tensor, waiting: dict[int, Tensor]) -> Sequence[Tensor | None]:
+            node = self.nodes[position - 1]
+            shapes = [self.passed.shapes[source] for source in node.inputs]
+            found: Sequence[Tensor | None]
+            gain: Tensor | None
+            if isinstance(node.operation, Relaxed):
+                # Coefficients that somebody else reads, too, are never written over.
+                spent = _memory(rows) not in {given, *map(_memory, waiting.values())}
+                found, gain = self._relaxed(node, node.operation, rows, runs, spent=spent)
+            else:
+                found, gain = linear(node).back(rows, shapes), linear(node).gain(rows, shapes)
+            if gain is not None:
+                gained.append(gained.pop() + gain)
+            return found
+
+        rows = carried_back(self.nodes, len(self.nodes), rows, substitute, lambda _, one, other: one + other)
+        return _concretized(rows, gained.pop(), self.box, runs)
+
+    def _relaxed(
+        self, node: Node, operation: Relaxed, rows: Tensor, runs: list[Run], *, spent: bool
+    ) -> tuple[Sequence[Tensor], Tensor]:
+        """Carry (R, *result) along the lines around an operation that is not linear."""
+        boxes = [self.passed.before[source] for source in node.inputs]
+        if isinstance(operation, Elementwise) and not torch.is_grad_enabled():
+            return _by_blocks(operation, rows, boxes[0], runs, spent=spent)
+        parts = []
+        for run in runs:
+            here = [box.images(run.images) for box in boxes]
+            lines = operation.lines(*(corner for box in here for corner in (box.lower(), box.upper())))
+            found, gain = lines.back(run.of(rows), [box.center.shape for box in here])
+            parts.append((gain.flatten(), *(part.flatten(0, 1) for part in found)))
+        gain, *coefficients = (_joined([*pieces]) for pieces in zip(*parts, strict=True))
+        return coefficients, gain
 
 
-def _relu_by_blocks(rows: Tensor, box: Interval, runs: list[Run], *, ours: bool) -> tuple[Tensor, Tensor]:
-    """The rule of a ReLU for few images at a time, written over `rows` if they are `ours`."""
+def _by_blocks(
+    operation: Elementwise, rows: Tensor, box: Interval, runs: list[Run], *, spent: bool
+) -> tuple[Sequence[Tensor], Tensor]:
+    """The same for few images at a time, which stay in a CPU's cache, written over `rows` if they are `spent`."""
     on_cpu = rows.device.type == "cpu"
     layout = torch.channels_last if rows.ndim == 4 and on_cpu else torch.contiguous_format
-    found = rows if ours and rows.is_contiguous(memory_format=layout) else torch.empty_like(rows, memory_format=layout)
+    own = spent and rows.is_contiguous(memory_format=layout)
+    found = rows if own else torch.empty_like(rows, memory_format=layout)
     most = BLOCK // (rows[0].numel() * rows.element_size()) if on_cpu else len(rows)
     gains = []
     for block in (block for run in runs for block in run.cut(most)):
         part, here = block.of(found), box.images(block.images)
         if found is not rows:
             part.copy_(block.of(rows))
-        gains.append(relax_(part, *relaxation(here.lower(), here.upper())).flatten())
-    return found, torch.cat(gains)
+        _, gain = operation.lines(here.lower(), here.upper()).back(part, [here.center.shape], spent=True)
+        gains.append(gain.flatten())
+    return (found,), torch.cat(gains)
 
 
-def _sorts_pixels(operation: Operation, rows: Tensor, box: Interval) -> TypeGuard[Convolution]:
-    return isinstance(operation, Convolution) and has_grid(operation, rows, box.center.shape[2:])
-
-
-def _at_pixels(operation: Convolution, box: Interval, rows: Tensor, offset: Tensor, runs: list[Run]) -> Tensor:
-    """Lower bounds of functions of the first convolution: the few pixels are sorted instead of the many rows."""
-    offset = offset if operation.bias is None else offset + rows.sum((2, 3)) @ operation.bias
-    grid, pixels = pixel_grid(operation, channels_last(rows), box)
-    return _concretized(grid, offset, pixels, runs)
+def _memory(rows: Tensor) -> int:
+    """Where coefficients lie; two that have this in common may be views of the same."""
+    return rows.untyped_storage().data_ptr()
 
 
 def _concretized(rows: Tensor, offset: Tensor, box: Interval, runs: list[Run]) -> Tensor:

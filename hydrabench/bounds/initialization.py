@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hydrabench.bounds.graph import program_of
-from hydrabench.bounds.layers import batch_scale, reader
-from hydrabench.bounds.operations import Add, Operation
-from hydrabench.bounds.tracing import Step
+from hydrabench.bounds.program.convert import batch_scale, reader
+from hydrabench.bounds.program.linear import Add
+from hydrabench.bounds.program.operations import Operation
+from hydrabench.bounds.program.program import program_of
+from hydrabench.bounds.program.tracing import Step
 
 
 @torch.no_grad()
@@ -31,7 +32,7 @@ def keep_widths(network: nn.Module, x: Tensor, generator: torch.Generator) -> No
     `x`: its weight is the standard deviation, its bias the mean. Running statistics stay as they are.
 
     Args:
-        network: made of the layers in `layers.LAYERS`, without masks.
+        network: made of the layers in `program.convert.LAYERS`, without masks.
         x: images, (B, C, H, W), in [0, 1], on the network's device; only batch norm looks at them.
         generator: on the CPU; gives the weights, layer by layer in the order in which they are applied.
     Raises: UnsupportedLayerError for a layer without a rule.

@@ -16,9 +16,10 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from hydrabench.bounds.compaction import compacted
-from hydrabench.bounds.graph import Node, program_of, read
-from hydrabench.bounds.operations import Operation, Weighted
+from hydrabench.bounds.program.dead_channels import compacted
+from hydrabench.bounds.program.linear import Weighted
+from hydrabench.bounds.program.operations import Operation
+from hydrabench.bounds.program.program import Node, program_of, read
 
 Result = TypeVar("Result")
 
@@ -122,7 +123,7 @@ def prepared(network: nn.Module) -> Prepared:
     no gradients with respect to its parameters.
 
     Args:
-        network: made of the layers in `layers.LAYERS`, in eval mode.
+        network: made of the layers in `program.convert.LAYERS`, in eval mode.
     Raises: UnsupportedLayerError for a layer without a rule, ValueError if a part of it is in training mode.
     """
     training = [path for path, module in network.named_modules() if module.training]
@@ -134,9 +135,9 @@ def prepared(network: nn.Module) -> Prepared:
 
 
 def nodes_of(network: nn.Module | Prepared, clean: Tensor | None = None) -> list[Node]:
-    """What `graph.read` says of a network, now or when it was prepared; `clean` is for batch norm in training mode.
+    """What `program.read` says of a network, now or when it was prepared; `clean` is for batch norm in training mode.
 
-    Raises: as `graph.read` and `Prepared.require_unchanged`.
+    Raises: as `program.read` and `Prepared.require_unchanged`.
     """
     if isinstance(network, nn.Module):
         return read(program_of(network), clean)

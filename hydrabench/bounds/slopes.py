@@ -1,7 +1,7 @@
-"""Free slopes of the lines below unstable ReLUs: their step of a pass backward, its gradient, and Adam's update.
+"""Free slopes of the lines around unstable neurons: their step of a pass backward, its gradient, and Adam's update.
 
-Every function has slopes of its own, at the unstable neurons that it sees; a stable ReLU is linear and has none. What a
-search keeps of a step is of the size of the unstable neurons, not of the layer.
+Every function has slopes of its own, at the unstable neurons that it sees. What a search keeps of a step is of the size
+of the unstable neurons, not of the layer.
 """
 
 from __future__ import annotations
@@ -13,109 +13,152 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hydrabench.bounds.crown import relaxation
-from hydrabench.bounds.interval import Interval
-from hydrabench.bounds.rows import Rows
+from hydrabench.bounds.box import Interval
+from hydrabench.bounds.patches import Rows
+from hydrabench.bounds.program.operations import Elementwise
+from hydrabench.bounds.program.relu import Relu
 
 MOMENTS = (0.9, 0.999)  # decays of Adam's two averages
 TINY = 1e-8  # Adam's epsilon
+BY_FUNCTION = ("index", "free", "lower", "upper", "above", "high", "on")  # of which some have one row for all
+
+
+def has_slopes(operation: object) -> bool:
+    """Whether slopes around an operation can be chosen here: not where it differs from channel to channel."""
+    return isinstance(operation, Elementwise) and not any(isinstance(v, Tensor) for v in vars(operation).values())
 
 
 @dataclass(eq=False)
 class Slopes:
-    """Slopes below the unstable neurons that each of R functions sees of a value, and what stays as it is there.
+    """Slopes at the unstable neurons that each of R functions sees of a value, and what stays as it is there.
 
-    U is the largest number of unstable neurons that one of them sees; the places left over are stable neurons.
-    below: the slopes, (R, U), in [0, 1]. index: which entries of the flattened value they belong to, (R or 1, U).
-    free: whether the neuron is unstable; above, offset: the line above; all (R or 1, U). on: neurons that are passed as
-    they are, (R or 1, *value). channels_last: whether values are flattened in that order.
-    mean, square: Adam's averages of the gradient and of its square, (R, U).
+    U is the largest number of neurons with lines that one of them sees; the places left over are stable neurons.
+    operation: which the lines are around. chosen: the slopes, (R, 1, U) of the lines below a ReLU, which pass through 0
+    for a slope in [0, 1] (above, the chord is the best line), or (R, 2, U) of the lines below and above any other
+    operation, whose constants are its `extremes`. index: which entries of the flattened value they belong to. free:
+    1 where a neuron is unstable, else 0. lower, upper: bounds of the value. above, high: slope and constant of CROWN's
+    line above; all (R or 1, U). on: neurons that are passed as they are, (R or 1, entries). channels_last: whether
+    values are flattened in that order. mean, square: Adam's averages of the gradient and of its square.
     """
 
-    below: Tensor
+    operation: Elementwise
+    chosen: Tensor
     index: Tensor
     free: Tensor
+    lower: Tensor
+    upper: Tensor
     above: Tensor
-    offset: Tensor
+    high: Tensor
     on: Tensor
     channels_last: bool
     mean: Tensor = field(init=False)
     square: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        self.mean, self.square = torch.zeros_like(self.below), torch.zeros_like(self.below)
+        self.mean, self.square = torch.zeros_like(self.chosen), torch.zeros_like(self.chosen)
 
     @classmethod
-    def of(cls, rows: Rows, box: Interval) -> Slopes:
-        """CROWN's slopes for functions of max(z, 0), with z in a box, (B, *value)."""
+    def of(cls, operation: Elementwise, rows: Rows, box: Interval) -> Slopes:
+        """CROWN's slopes for functions of the result of an operation of z, with z in a box, (B, *value)."""
         lower, upper = box.lower(), box.upper()
-        lines = relaxation(lower, upper)
-        unstable = ((lower < 0) & (upper > 0)).to(lower.dtype)
+        lines = operation.lines(lower, upper)
+        (below,), (above,) = lines.below, lines.above
+        low, high = (torch.zeros_like(lower) if part is None else part for part in (lines.low, lines.high))
+        same = (below == above) & (low == 0) & (high == 0)
+        on, off = same & (above == 1), same & (above == 0)
         last = _is_channels_last(rows.coefficients)
-        seen, on = (_flat(rows.seen(value), last) for value in (unstable, (lower >= 0).to(lower.dtype)))
-        most = int(seen.sum(1).max()) if len(seen) else 0
-        index = seen.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
-        below, above, offset = (_flat(rows.seen(line), last).gather(1, index) for line in lines)
-        free = seen.gather(1, index)
-        below = below.detach().expand(len(rows.coefficients), -1).clone().requires_grad_()
-        return cls(below, index, free, above, offset, on > 0, last)
+
+        def seen(value: Tensor) -> Tensor:
+            return _flat(rows.seen(value.to(lower.dtype)), last)
+
+        listed = seen(~(on | off))
+        most = int(listed.sum(1).max()) if len(listed) else 0
+        index = listed.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
+        free = operation.undecided(lower, upper)[0] & ~(on | off)
+        values = free, lower, upper, above, high
+        free, lower, upper, above, high = (seen(value).gather(1, index) for value in values)
+        start = [seen(below).gather(1, index)] + [above] * (not isinstance(operation, Relu))
+        chosen = torch.stack(start, 1).expand(len(rows.coefficients), -1, -1).clone().requires_grad_()
+        return cls(operation, chosen, index, free, lower, upper, above, high, seen(on) > 0, last)
 
     def some(self, kept: Tensor) -> Slopes:
         """The slopes of some functions, with what Adam remembers of them."""
-        shared = ("index", "free", "above", "offset", "on")
-        found = replace(
-            self,
-            below=self.below.detach()[kept].requires_grad_(),
-            **{name: value[kept] if len(value := getattr(self, name)) > 1 else value for name in shared},
-        )
+        fixed = {name: value[kept] if len(value := getattr(self, name)) > 1 else value for name in BY_FUNCTION}
+        found = replace(self, chosen=self.chosen.detach()[kept].requires_grad_(), **fixed)
         found.mean, found.square = self.mean[kept], self.square[kept]
         return found
 
     def passed(self, rows: Rows) -> tuple[Rows, Tensor]:
-        """Carry functions of max(z, 0) to z; returns them and what their constants gain, (R,)."""
-        found, gain = _Step.apply(
-            rows.coefficients, self.below, self.index, self.above, self.offset, self.on, self.channels_last
-        )
-        return replace(rows, coefficients=found, inside=True), gain
+        """Carry functions of the result to the value; returns them and what their constants gain, (R,)."""
+        low, above, high = None, self.above, self.high
+        if not isinstance(self.operation, Relu):
+            low = self.operation.extremes(self.chosen[:, 0], self.lower, self.upper)[0]
+            above = self.chosen[:, 1]
+            high = self.operation.extremes(above, self.lower, self.upper)[1]
+        flat = _flat(rows.coefficients, self.channels_last)
+        found, gain = _Step.apply(flat, self.chosen[:, 0], low, above, high, self.index, self.on)
+        return replace(
+            rows, coefficients=_unflat(found, rows.coefficients.shape, self.channels_last), inside=True
+        ), gain
 
     def climb(self, gradient: Tensor, rate: float, step: int) -> None:
-        """Take Adam's step number `step`, from 1, up the gradient, and go back to [0, 1]."""
-        gradient = gradient * self.free
+        """Take Adam's step number `step`, from 1, up the gradient, and go back to where slopes may be."""
+        gradient = (gradient * self.free.unsqueeze(1)).nan_to_num_(0.0, 0.0, 0.0)
         self.mean.mul_(MOMENTS[0]).add_(gradient, alpha=1 - MOMENTS[0])
         self.square.mul_(MOMENTS[1]).addcmul_(gradient, gradient, value=1 - MOMENTS[1])
         size = (self.square / (1 - MOMENTS[1] ** step)).sqrt().add_(TINY)
-        # Only here: clamped in the pass, a slope at an end, where all of them start, would get no gradient.
-        self.below = self.below.detach().addcdiv(self.mean, size, value=rate / (1 - MOMENTS[0] ** step)).clamp_(0, 1)
-        self.below.requires_grad_()
+        steepest = self.operation.steepness
+        least = 0.0 if isinstance(self.operation, Relu) else -steepest
+        moved = self.chosen.detach().addcdiv(self.mean, size, value=rate / (1 - MOMENTS[0] ** step))
+        # Only here: clamped in the pass, a slope at an end, where all of a ReLU start, would get no gradient.
+        moved = moved.clamp_(least, steepest)
+        self.chosen = torch.where(self.free.unsqueeze(1) > 0, moved, self.chosen.detach()).requires_grad_()
 
 
 class _Step(torch.autograd.Function):
-    """Positive coefficients times the slopes below, negative ones times those above."""
+    """Positive coefficients along the lines below, negative ones along those above."""
 
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, below: Tensor, index: Tensor, above: Tensor, offset: Tensor, on: Tensor, last: bool
+        ctx: Any,
+        rows: Tensor,
+        below: Tensor,
+        low: Tensor | None,
+        above: Tensor,
+        high: Tensor,
+        index: Tensor,
+        on: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        flat, index = _flat(rows, last), index.expand(len(rows), -1)
-        open_ = flat.gather(1, index)
-        ctx.save_for_backward(open_, below, index, above, offset, on)
-        ctx.last = last
-        gain = (open_.clamp(max=0) * offset).sum(1)
-        found = torch.where(on, flat, 0).scatter_(1, index, open_ * torch.where(open_ > 0, below, above))
-        return _unflat(found, rows.shape, last), gain
+        index = index.expand(len(rows), -1)
+        listed = rows.gather(1, index)
+        ctx.save_for_backward(listed, below, low, above, high, index, on)
+        constants = listed.clamp(max=0).mul_(high)
+        if low is not None:
+            constants.addcmul_(listed.clamp(min=0), low)
+        found = torch.where(on, rows, 0).scatter_(1, index, listed * torch.where(listed > 0, below, above))
+        return found, constants.sum(1)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, weights: Tensor, gained: Tensor) -> tuple[Tensor | None, ...]:
-        open_, below, index, above, offset, on = ctx.saved_tensors
-        flat = _flat(weights, ctx.last)
-        value = flat.gather(1, index)
-        of_below = open_.clamp(min=0) * value
-        if not ctx.needs_input_grad[0]:
-            return None, of_below, *[None] * 5
-        of_open = torch.where(open_ > 0, below * value, above * value + offset * gained.unsqueeze(1))
-        of_rows = torch.where(on, flat, 0).scatter_(1, index, of_open)
-        return _unflat(of_rows, weights.shape, ctx.last), of_below, *[None] * 5
+        listed, below, low, above, high, index, on = ctx.saved_tensors
+        of_rows, of_below, of_low, of_above, of_high, *_ = ctx.needs_input_grad
+        gained, value = gained.unsqueeze(1), weights.gather(1, index)
+        up, down = listed.clamp(min=0), listed.clamp(max=0)
+        found = None
+        if of_rows:
+            under = below * value if low is None else below * value + low * gained
+            of_listed = torch.where(listed > 0, under, above * value + high * gained)
+            found = torch.where(on, weights, 0).scatter_(1, index, of_listed)
+        return (
+            found,
+            up * value if of_below else None,
+            up * gained if of_low else None,
+            down * value if of_above else None,
+            down * gained if of_high else None,
+            None,
+            None,
+        )
 
 
 def _is_channels_last(rows: Tensor) -> bool:

@@ -26,20 +26,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from hydrabench.bounds import crown, interval
-from hydrabench.bounds.crown import LIVE, MEMORY, relaxation
-from hydrabench.bounds.graph import shapes_of
-from hydrabench.bounds.interval import Interval, Place
-from hydrabench.bounds.operations import Dense, MaxPool, Scale
-from hydrabench.bounds.pooling import Lines, along, max_lines, windows
+from hydrabench.bounds.box import Interval
+from hydrabench.bounds.crown import LIVE, MEMORY, carried_back, linear
+from hydrabench.bounds.outward import MORE, TINY, down, growth, up
 from hydrabench.bounds.prepared import Prepared, prepared
-from hydrabench.bounds.problem import specification
-from hydrabench.bounds.rounding import MORE, MeasuredNode, growth, measured
+from hydrabench.bounds.program.linear import Dense, Scale
+from hydrabench.bounds.program.operations import Relaxed
+from hydrabench.bounds.program.program import shapes_of
+from hydrabench.bounds.relaxations import Lines
+from hydrabench.bounds.rounding import MeasuredNode, measured
+from hydrabench.bounds.specification import specification
 from hydrabench.errors import lookup
 from hydrabench.threat import PIXEL_MAX, PIXEL_MIN
-
-ULP = 2.0**-52  # twice the most that rounding to nearest does, relative to its result
-TINY = 2.0**-1000  # more than underflow can do to a product
 
 
 def sound_margins(
@@ -48,8 +46,8 @@ def sound_margins(
     """Lower bounds of min over j != y of f_y - f_j over the L-infinity ball, true in exact arithmetic.
 
     Args:
-        network: made of the layers in `layers.LAYERS`, in eval mode, returning logits (B, K), or what `prepared` read
-            of it; left as it is.
+        network: made of the layers in `program.convert.LAYERS`, in eval mode, returning logits (B, K), or what
+            `prepared` read of it; left as it is.
         x: images, (B, C, H, W), in [0, 1], float32 or float64.
         y: true classes, (B,), int64, in [0, K).
         epsilon: exact radius in pixel units, >= 0; the ball is clipped to [0, 1].
@@ -58,7 +56,7 @@ def sound_margins(
     Returns: (B,), float64; NaN where nothing is known, because numbers are too large for float64 or NaN themselves.
     Raises: ConfigError for another method, UnsupportedLayerError for a layer without a rule, ValueError for a negative
         radius, batch norm in training mode or an output that is not (B, K) with K >= 2.
-    Source: as for `margins.interval_margins` and `margins.crown_ibp_margins`.
+    Source: as for `methods.interval_margins` and `methods.crown_ibp_margins`.
     """
     return _margins(network, x, y, epsilon, kind, memory=memory)
 
@@ -97,7 +95,7 @@ def _margins(
         found = [rows.new_empty(0)]
         for start in range(0, len(y), together):
             part = slice(start, start + together)
-            passed = Pass(nodes, Enclosure.ball(x[part], epsilon), rounding)
+            passed = RoundedPass(nodes, Enclosure.ball(x[part], epsilon), rounding)
             found.append(passed.lowest(rows[part], stop_at(nodes)).min(1).values)
     return torch.cat(found)
 
@@ -116,16 +114,6 @@ def _as_stored(network: nn.Module) -> nn.Module:
             for name in [*cast("nn.ModuleDict", module.parametrizations)]:
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)
     return network
-
-
-def up(rounded: Tensor) -> Tensor:
-    """At least the exact sum, or normal product, that was rounded to `rounded`; 0 and subnormal sums are exact."""
-    return rounded + rounded.abs() * ULP
-
-
-def down(rounded: Tensor) -> Tensor:
-    """At most the exact sum, or normal product, that was rounded to `rounded`."""
-    return rounded - rounded.abs() * ULP
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,22 +151,13 @@ class Enclosure:
         return self.center.abs() + self.radius
 
 
-@dataclass(frozen=True, eq=False)
-class Slopes:
-    """Lines around a ReLU: below · z, and slope · z + offset above it; all of the shape of its values."""
-
-    below: Tensor
-    slope: Tensor
-    offset: Tensor
-
-
 @dataclass(eq=False)
-class Pass:
+class RoundedPass:
     """Intervals through a program, and what a pass backward needs.
 
     rounding: the type to which the network rounds its values, or None for exact arithmetic. boxes: of every value.
     lost: what rounding may take from a function of a node's result when the node is substituted into it, for each unit
-    of its coefficients, (B, ...). lines: around each ReLU and each maximum.
+    of its coefficients, (B, ...). lines: around each operation that is not linear.
     """
 
     nodes: Sequence[MeasuredNode]
@@ -186,22 +165,22 @@ class Pass:
     rounding: torch.dtype | None = None
     boxes: dict[int, Enclosure] = field(default_factory=dict)
     lost: dict[int, Tensor] = field(default_factory=dict)
-    lines: dict[int, Slopes | Lines] = field(default_factory=dict)
+    lines: dict[int, Lines] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.boxes[0] = self.box
         for number, node in enumerate(self.nodes, start=1):
-            if node.operation.relaxed:
-                self._relax(number, node)
+            if isinstance(node.operation, Relaxed):
+                self._relax(number, node, node.operation)
             else:
                 self._map(number, node)
 
     def _map(self, number: int, node: MeasuredNode) -> None:
         """Send boxes through a linear operation; what is computed for W c + b is off by share (|W| |c| + |b|)."""
-        taken = [self.boxes[source] for source in node.inputs]
+        taken, operation = [self.boxes[source] for source in node.inputs], linear(node)
         share = growth(node.terms, torch.float64)
-        found = interval.RULES[type(node.operation)](node.operation, *(Interval(b.center, b.radius) for b in taken))
-        magnitude = node.absolute.apply(*(box.size() for box in taken))
+        found = operation.interval(*(Interval(box.center, box.radius) for box in taken))
+        magnitude = operation.magnitude(*(box.size() for box in taken))
         self.lost[number] = share * magnitude + node.terms * TINY + self._own_rounding(node, magnitude)
         overflow = found.center - found.center  # 0, or NaN
         self.boxes[number] = Enclosure(found.center, found.width + (share * found.width + self.lost[number]) + overflow)
@@ -214,21 +193,23 @@ class Pass:
         found = growth(node.forward, self.rounding) * magnitude + node.forward * kind.tiny
         return found.masked_fill(~(2 * magnitude < kind.max), torch.nan)
 
-    def _relax(self, number: int, node: MeasuredNode) -> None:
-        """Draw lines around a ReLU or a maximum; both rise with what they take, and rounding has no part in them."""
-        box = self.boxes[node.inputs[0]]
-        lower, upper = box.lower(), box.upper()
-        self.boxes[number] = Enclosure.between(node.operation.apply(lower), node.operation.apply(upper))
-        lines: Slopes | Lines
-        size, few = box.size(), growth(MORE, torch.float64)
-        if isinstance(node.operation, MaxPool):
-            lines = maximum_lines(node.operation, lower, upper)
-            size, few = node.operation.apply(size), growth(2 * math.prod(node.operation.kernel) + MORE, torch.float64)
-        else:
-            lines = relu_lines(lower, upper)
-        self.lines[number] = lines
-        sums = growth(size[0].numel() + MORE, torch.float64)
-        self.lost[number] = few * size + sums * lines.offset.abs().view_as(size)
+    def _relax(self, number: int, node: MeasuredNode, operation: Relaxed) -> None:
+        """Draw lines around an operation that is not linear; what the network itself rounds widens box and lines."""
+        taken = [self.boxes[source] for source in node.inputs]
+        corners = [corner for box in taken for corner in (box.lower(), box.upper())]
+        own: Tensor | float = 0.0
+        if self.rounding is not None and operation.ulps:
+            kind, size = torch.finfo(self.rounding), operation.size(*corners)
+            own = operation.slack(kind.eps, kind.tiny, *corners)
+            own = (own * torch.ones_like(size)).masked_fill(~(2 * size < kind.max), torch.nan)
+        lower, upper = operation.rounded_box(*corners)
+        if operation.ulps:
+            lower, upper = down(lower - own), up(upper + own)
+        self.boxes[number] = Enclosure.between(lower, upper)
+        lines = self.lines[number] = operation.rounded_lines(*corners)
+        reach = lines.reach(*(box.size() for box in taken))
+        few, sums = (growth(count + MORE, torch.float64) for count in (lines.sums, reach[0].numel()))
+        self.lost[number] = few * reach + sums * lines.height().view_as(reach) + own
 
     def lowest(self, rows: Tensor, stop: int) -> Tensor:
         """Smallest values of functions of the last value: (B, S), from rows (B, S, K) that are exact.
@@ -236,63 +217,36 @@ class Pass:
         Args:
             stop: the value to carry them back to, over whose box they are minimised.
         """
-        waiting = {len(self.nodes): rows}
-        offset = lost = size = rows.new_zeros(rows.shape[:2])
-        for number in range(len(self.nodes), stop, -1):
-            node, rows = self.nodes[number - 1], waiting.pop(number)
-            found, gain = self._substituted(number, node, rows)
+        none = rows.new_zeros(rows.shape[:2])
+        sums = {"offset": none, "lost": none, "size": none}
+
+        def substitute(position: int, rows: Tensor, _waiting: dict[int, Tensor]) -> Sequence[Tensor | None]:
+            node = self.nodes[position - 1]
+            found, gain = self._substituted(position, node, rows)
             underflow = sum(self.boxes[source].size().flatten(1).sum(1, keepdim=True) for source in node.inputs)
-            lost = lost + weighed(rows, self.lost[number]) + (node.terms + MORE) * TINY * (1 + underflow)
+            lost = weighed(rows, self.lost[position]) + (node.terms + MORE) * TINY * (1 + underflow)
+            sums["lost"] = sums["lost"] + lost
             if gain is not None:
-                offset, size = offset + gain, size + gain.abs()
-            for source in node.inputs:
-                waiting[source] = waiting[source] + found if source in waiting else found
-        rows, box = waiting[stop].flatten(2), self.boxes[stop]
+                sums["offset"], sums["size"] = sums["offset"] + gain, sums["size"] + gain.abs()
+            return found
+
+        rows = carried_back(self.nodes, len(self.nodes), rows, substitute, lambda _, one, other: one + other, stop=stop)
+        rows, box = rows.flatten(2), self.boxes[stop]
         center = torch.bmm(rows, box.center.flatten(1).unsqueeze(2)).squeeze(2)
         radius = torch.bmm(rows.abs(), box.radius.flatten(1).unsqueeze(2)).squeeze(2)
         share = growth(rows.shape[2] + len(self.nodes) + MORE, torch.float64)
-        lost = (lost + share * (size + weighed(rows, box.size())) + TINY * rows.shape[2]) * (1 + share)
-        return down(offset + (center - radius) - lost)
+        lost = (sums["lost"] + share * (sums["size"] + weighed(rows, box.size())) + TINY * rows.shape[2]) * (1 + share)
+        return down(sums["offset"] + (center - radius) - lost)
 
-    def _substituted(self, number: int, node: MeasuredNode, rows: Tensor) -> tuple[Tensor, Tensor | None]:
-        shape = self.boxes[node.inputs[0]].center.shape
-        lines = self.lines.get(number)
-        if isinstance(node.operation, MaxPool) and isinstance(lines, Lines):
-            return along(node.operation, rows, lines, shape)
-        if isinstance(lines, Slopes):
-            negative = rows < 0
-            found = rows * torch.where(negative, lines.slope.unsqueeze(1), lines.below.unsqueeze(1))
-            gain = torch.bmm(rows.clamp(max=0).flatten(2), lines.offset.flatten(1).unsqueeze(2)).squeeze(2)
-            return found, gain
-        return crown.RULES[type(node.operation)](node.operation, rows, Place(shape, None))
-
-
-def relu_lines(lower: Tensor, upper: Tensor) -> Slopes:
-    """Lines around max(z, 0) for every exact z in [lower, upper].
-
-    Any line through 0 with a slope in [0, 1] lies below. With s the rounded slope of the chord, s z + t - max(z, 0) is
-    concave in z, so it is positive between the ends if it is at both: t >= -s l and t >= (1 - s) u, both rounded up.
-    """
-    below, slope, _ = relaxation(lower, upper)
-    on, off = lower >= 0, upper <= 0
-    slope = slope.clamp(0, 1).masked_fill(on, 1).masked_fill(off, 0)
-    offset = torch.maximum(up(-slope * lower), up(up(1 - slope) * upper)) + TINY
-    return Slopes(below.masked_fill(on, 1).masked_fill(off, 0), slope, offset.masked_fill(on | off, 0))
-
-
-def maximum_lines(operation: MaxPool, lower: Tensor, upper: Tensor) -> Lines:
-    """The lines of `pooling.max_lines` with offsets for which they hold, whatever value they follow with which slope.
-
-    Below any value of the window lies below its maximum. Above, with r no less than all others, s z + o - max(z, r) is
-    concave in z, so it is positive if it is at both ends l and u of z: o >= max(l, r) - s l and o >= max(u, r) - s u.
-    """
-    lines = max_lines(operation, Interval.between(lower, upper))
-    slope = lines.slope.clamp(0, 1)
-    above = lines.above.unsqueeze(2)
-    ends = [windows(operation, corner).gather(2, above).squeeze(2) for corner in (lower, upper)]
-    rest = windows(operation, upper).scatter(2, above, -torch.inf).amax(2)
-    offset = torch.maximum(*(up(torch.maximum(end, rest) + up(-slope * end)) for end in ends))
-    return Lines(lines.below, lines.above, slope, torch.where(slope == 1, offset, offset + TINY))
+    def _substituted(
+        self, number: int, node: MeasuredNode, rows: Tensor
+    ) -> tuple[Sequence[Tensor | None], Tensor | None]:
+        shapes = [self.boxes[source].center.shape for source in node.inputs]
+        if number in self.lines:
+            return self.lines[number].back(rows, shapes)
+        found, gain = linear(node).back(rows.flatten(0, 1), shapes), linear(node).gain(rows.flatten(0, 1), shapes)
+        wide = [None if part is None else torch.unflatten(part, 0, rows.shape[:2]) for part in found]
+        return wide, None if gain is None else gain.view(rows.shape[:2])
 
 
 def weighed(rows: Tensor, amounts: Tensor) -> Tensor:

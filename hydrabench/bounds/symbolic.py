@@ -1,8 +1,8 @@
-"""Symbolic intervals: every neuron as a linear function of the input, plus what the ReLUs before it added.
+"""Symbolic intervals: every neuron as a linear function of the input, plus what the operations before it added.
 
-A ReLU that is open on the ball is enclosed by two parallel lines of slope u / (u - l); the strip between them is a
-fresh error of its own. Carried forward this is a zonotope. Here the same numbers come from carrying each neuron's
-function back to the input, and only neurons that might be open are asked: their rows are short (see `rows`).
+What is not linear on the ball is enclosed by two parallel lines, a ReLU by ones of slope u / (u - l); the strip between
+them is a fresh error of its own. Carried forward this is a zonotope. Here the same numbers come from carrying each
+neuron's function back to the input, and only unstable neurons get such a pass: their rows are patches.
 Source: Wong and Kolter (2018), arXiv:1711.00851; Singh et al. (2018), "Fast and effective robustness certification";
 Wang et al. (2018), arXiv:1809.08098; reference/hydra.md, section 1.8.
 """
@@ -16,34 +16,33 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from hydrabench.bounds import interval
-from hydrabench.bounds.backward import (
+from hydrabench.bounds.ball import Ball
+from hydrabench.bounds.box import Interval
+from hydrabench.bounds.neurons import (
+    exact_values,
     in_chunks,
     neuron_rows,
     progress,
-    rest_of_windows,
+    relaxed_values,
     scattered,
-    strongest,
     substituted,
     wanted_neurons,
 )
-from hydrabench.bounds.ball import Ball
-from hydrabench.bounds.crown import relaxation
-from hydrabench.bounds.graph import Node
-from hydrabench.bounds.interval import Interval
-from hydrabench.bounds.operations import Flatten, Identity, MaxPool, Scale
-from hydrabench.bounds.problem import Problem, flat, pose
-from hydrabench.bounds.rows import Rows, row_products
+from hydrabench.bounds.patches import Rows, row_products
+from hydrabench.bounds.program.operations import Relaxed
+from hydrabench.bounds.program.program import Node
+from hydrabench.bounds.relaxations import Lines
+from hydrabench.bounds.specification import Problem, flat, pose
 
 
 def symbolic_class_margins(network: nn.Module, x: Tensor, y: Tensor, epsilon: float) -> Tensor:
     """Lower bounds of f_y - f_j for every class j over the L-infinity ball, to train with.
 
     Args:
-        network, x, y, epsilon: as for `margins.interval_margins`. Batch norm in training mode is held at its
+        network, x, y, epsilon: as for `methods.interval_margins`. Batch norm in training mode is held at its
             statistics of `x`.
     Returns: (B, K), exactly 0 in column y, differentiable with respect to the network's parameters.
-    Raises: what `margins.interval_margins` raises.
+    Raises: what `methods.interval_margins` raises.
     Source: reference/hydra.md, section 1.8, whose worst cases u are minus these.
     """
     problem = pose(network, x, y, epsilon)
@@ -67,58 +66,54 @@ def symbolic_rows(problem: Problem) -> Tensor:
 
 @dataclass(eq=False)
 class Strips:
-    """A forward pass through a program: centers of all values, strips around its ReLUs.
+    """A forward pass through a program: centers of all values, strips around what is not linear.
 
-    values: the center of every value, and a width that its symbolic interval does not exceed. halves: half the height
-    of the strips of node n, which holds relu(z) within `halves` of slopes · z + halves, or the largest value of a
-    window within `halves` of z + halves for the value z at `winners`.
+    values: the center of every value, and a width that its symbolic interval does not exceed. lines: the strip around
+    the operation of a node, by its number.
     """
 
     nodes: Sequence[Node]
     ball: Ball
     values: dict[int, Interval] = field(default_factory=dict)
-    slopes: dict[int, Tensor] = field(default_factory=dict)
-    winners: dict[int, Tensor] = field(default_factory=dict)
-    halves: dict[int, Tensor] = field(default_factory=dict)
+    lines: dict[int, Lines] = field(default_factory=dict)
 
     def propagate(self) -> None:
         """Fill all tables."""
         known = self.ball.known(self.nodes)
-        exact = known or exact_values(self.nodes)
+        bounded = {*relaxed_values(self.nodes)} - {*(known or exact_values(self.nodes))}
         self.values[0] = self.ball.around
         for number, node in enumerate(self.nodes, start=1):
-            if node.operation.relaxed:
-                self._enclose(number, exact=node.inputs[0] in exact)
+            if isinstance(node.operation, Relaxed):
+                self._enclose(number, node.operation, bounded)
                 continue
-            found = interval.RULES[type(node.operation)](node.operation, *(self.values[n] for n in node.inputs))
+            found = node.operation.interval(*(self.values[source] for source in node.inputs))
             if number in known:
                 found = Interval(found.center, torch.minimum(found.width, known[number].width))
             self.values[number] = found
 
-    def _enclose(self, number: int, *, exact: bool) -> None:
-        """Find the symbolic interval of a value in front of node `number`, as far as it matters, and the strips."""
-        operation, (source,) = self.nodes[number - 1].operation, self.nodes[number - 1].inputs
-        box = self.values[source]
-        if not exact:
+    def _enclose(self, number: int, operation: Relaxed, bounded: set[int]) -> None:
+        """Find the symbolic intervals of the values in front of node `number`, as far as they matter, and the strip."""
+        sources = self.nodes[number - 1].inputs
+        if bounded.intersection(sources):
             # The width known so far is no smaller than the symbolic one: what it decides is decided.
-            wanted = wanted_neurons(self.nodes, number, box)
-            shapes = [self.values[n].center.shape for n in range(source + 1)]
-            radii = box.width[:0]
-            if wanted.any():
-                tell = progress("symbolic", self.nodes, source)
-                radii = in_chunks(wanted, shapes, partial(self._neuron_radius, source), tell)
-            box = self.values[source] = Interval(box.center, scattered(wanted, box.width, 2 * radii.flatten()))
-        lower, upper = box.lower(), box.upper()
-        if isinstance(operation, MaxPool):
-            winners = self.winners[number] = strongest(operation, lower)
-            half = (rest_of_windows(operation, lower, upper) - _at(lower, winners)).clamp(min=0) / 2
-            center, width = _at(box.center, winners), _at(box.width, winners)
-        else:
-            _, slope, offset = relaxation(lower, upper)
-            self.slopes[number], half = slope, offset / 2
-            center, width = slope * box.center, slope * box.width
-        self.halves[number] = half
-        self.values[number] = Interval(center + half, width + 2 * half)
+            masks = wanted_neurons(self.nodes, number, [self.values[source] for source in sources])
+            for source, wanted in zip(sources, masks, strict=True):
+                if source in bounded:
+                    self._tighten(source, wanted)
+        boxes = [self.values[source] for source in sources]
+        lines = operation.strip(*(corner for box in boxes for corner in (box.lower(), box.upper())))
+        center = lines.along(*(box.center for box in boxes)) + lines.middle()
+        width = lines.absolute().along(*(box.width for box in boxes)) + 2 * lines.half()
+        self.lines[number], self.values[number] = lines, Interval(center, width)
+
+    def _tighten(self, number: int, wanted: Tensor) -> None:
+        box = self.values[number]
+        shapes = [self.values[n].center.shape for n in range(number + 1)]
+        radii = box.width[:0]
+        if wanted.any():
+            tell = progress("symbolic", self.nodes, number)
+            radii = in_chunks(wanted, shapes, partial(self._neuron_radius, number), tell)
+        self.values[number] = Interval(box.center, scattered(wanted, box.width, 2 * radii.flatten()))
 
     def _neuron_radius(self, number: int, image: Tensor, neuron: Tensor) -> Tensor:
         number, rows, _ = neuron_rows(self.nodes, number, self.values[number].center, image, neuron)
@@ -130,35 +125,8 @@ class Strips:
         rows, _, slack = substituted(self.nodes, number, rows, shapes, self._relax)
         return slack + self.ball.radius(rows)
 
-    def _relax(self, position: int, rows: Rows) -> tuple[Rows, Tensor]:
-        (source,) = self.nodes[position - 1].inputs
-        if position in self.slopes:
-            gain = row_products(rows.coefficients.abs(), rows.seen(self.halves[position]))
-            return rows.times(self.slopes[position]), gain
-        winners, shape = self.winners[position], self.values[source].center.shape
-        rows = rows.whole(self.values[position].center.shape)
-        index = rows.seen(winners).flatten(2)
-        index = index.repeat(len(rows.coefficients) // len(index), 1, 1)
-        image = rows.coefficients.new_zeros(*rows.coefficients.shape[:2], shape[2] * shape[3])
-        image = image.scatter_add(2, index, rows.coefficients.flatten(2)).view(-1, *shape[1:])
-        return Rows(image, rows.image), row_products(rows.coefficients.abs(), rows.seen(self.halves[position]))
-
-
-def _at(value: Tensor, index: Tensor) -> Tensor:
-    """Entries of images (B, C, H, W) at numbers of the flattened image: of the shape of `index`, (B, C, ...)."""
-    return value.flatten(2).gather(2, index.flatten(2)).view_as(index)
-
-
-def exact_values(nodes: Sequence[Node]) -> set[int]:
-    """The values whose interval bounds are as tight as symbolic ones: no pixel reaches an entry twice."""
-    untouched, exact = {0}, {0}
-    for number, node in enumerate(nodes, start=1):
-        source = node.inputs[0]
-        if node.operation.relaxed or len(node.inputs) > 1 or source not in exact:
-            continue
-        if isinstance(node.operation, Scale | Flatten | Identity):
-            exact.add(number)
-            untouched |= {number} if source in untouched else set()
-        elif source in untouched:
-            exact.add(number)
-    return exact
+    def _relax(self, position: int, rows: Rows) -> tuple[Sequence[Rows], Tensor]:
+        lines, shapes = self.lines[position], [self.values[n].center.shape for n in self.nodes[position - 1].inputs]
+        half = lines.half()
+        gain = row_products(rows.coefficients.abs(), rows.seen(half))
+        return lines.back_along(rows, shapes), gain

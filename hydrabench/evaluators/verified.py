@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -31,10 +32,11 @@ from hydrabench.bounds import (
 from hydrabench.config import AlphaCrownSettings, VerifiedSettings
 from hydrabench.data.images import Block
 from hydrabench.errors import GateError, UnsupportedLayerError, lookup
-from hydrabench.evaluators.clean import clean_logits, require_finite
+from hydrabench.evaluators.clean import clean_logits
 from hydrabench.ledger import VerifiedRecord
 from hydrabench.runtime import require_exact_arithmetic
 
+VACUOUS = -sys.float_info.max  # what is recorded where nothing is known; JSON has no infinity
 # What rounding alone may add to a bound, relative to the largest logit: many times the unit roundoff.
 ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-10}
 
@@ -56,7 +58,9 @@ def evaluate_verified(network: nn.Module | Prepared, block: Block, settings: Set
     Args:
         network: classifier in eval mode, on the device and in the precision of `block.images`; prepared, if there are
             more blocks to come.
-    Raises: NonFiniteError naming the image if a logit or a bound is NaN or infinite;
+    A bound that is NaN or infinite is vacuous: it proves nothing, and `VACUOUS` is recorded.
+
+    Raises: NonFiniteError naming the image if a logit is NaN or infinite;
         UnsupportedLayerError if the bound has no rule for a layer; GateError naming the image if the
         bound contradicts the network's own prediction; ValueError outside `runtime.exact_arithmetic`.
     """
@@ -66,7 +70,6 @@ def evaluate_verified(network: nn.Module | Prepared, block: Block, settings: Set
     with torch.no_grad():
         found = _bounds(network, block, settings, logits.argmax(1) != block.labels)
     lower = logits.new_tensor([bound.lower for bound in found], dtype=torch.float64)
-    require_finite(lower, block.indices, f"the {settings.kind} bound")
     _refuse_contradictions(logits, lower, block, settings)
     predictions, labels = logits.argmax(1).tolist(), block.labels.tolist()
     seconds = (perf_counter() - started) / len(block.indices)
@@ -78,7 +81,7 @@ def evaluate_verified(network: nn.Module | Prepared, block: Block, settings: Set
             prediction=predictions[row],
             seconds=seconds,
             verified=found[row].lower > 0 and predictions[row] == labels[row],
-            lower=found[row].lower,
+            lower=max(found[row].lower, VACUOUS),
             rechecked=found[row].rechecked,
             method=found[row].method if found[row].lower > 0 and predictions[row] == labels[row] else None,
         )
@@ -133,15 +136,20 @@ def _bounds(network: Network, block: Block, settings: Settings, wrong: Tensor) -
     if settings.rigor != "standard":
         rigorous = {"sound": sound_margins, "deployed": deployed_margins}[settings.rigor]
         lower = rigorous(network, x, y, settings.epsilon, kind=settings.kind)
-        return [_Bound(value, settings.kind) for value in lower.tolist()]
+        return [_known(_Bound(value, settings.kind)) for value in lower.tolist()]
     found = _decided(network, x, y, settings, _by_cascade if settings.kind == "cascade" else _by_one_method, wrong)
     rows = [row for row, bound in enumerate(found) if bound.lower <= 0 and not bound.settled]
     if settings.searches and rows:
         searched = _decided(network, x[rows], y[rows], settings, _by_search, wrong[rows])
         for row, bound in zip(rows, searched, strict=True):
-            if not bound.lower <= found[row].lower:  # NaN, too, which must not be lost
+            if bound.lower > found[row].lower:
                 found[row] = replace(bound, method="alpha-crown" if bound.lower > 0 else None)
     return found
+
+
+def _known(bound: _Bound) -> _Bound:
+    """The bound, or -inf for one that says nothing: NaN or infinite, as intervals of a deep network may become."""
+    return bound if math.isfinite(bound.lower) else replace(bound, lower=-math.inf, method=None)
 
 
 def _decided(network: Network, x: Tensor, y: Tensor, settings: Settings, method: Method, wrong: Tensor) -> list[_Bound]:
@@ -151,7 +159,7 @@ def _decided(network: Network, x: Tensor, y: Tensor, settings: Settings, method:
     """
     found = [
         replace(bound, settled=True) if lost and bound.lower <= 0 else bound
-        for bound, lost in zip(method(network, x, y, settings), wrong.tolist(), strict=True)
+        for bound, lost in zip(map(_known, method(network, x, y, settings)), wrong.tolist(), strict=True)
     ]
     if x.dtype == torch.float64:
         return _cleared(network, x, y, settings, found)

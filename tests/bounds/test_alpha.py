@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from itertools import pairwise
 from time import perf_counter
@@ -13,7 +14,7 @@ from torch import nn
 from hydrabench.bounds import alpha, alpha_crown_margins, prepared
 from hydrabench.bounds import crown_margins as crown_with_gradients
 from hydrabench.bounds.alpha import Search
-from hydrabench.bounds.rows import CHUNK
+from hydrabench.bounds.patches import CHUNK
 from hydrabench.bounds.slopes import Slopes
 from hydrabench.masking import attach_masks
 
@@ -263,7 +264,7 @@ def test_what_is_proved_is_optimised_no_further(monkeypatch):
         low, epsilon = (middle, epsilon) if crown_margins(network, x, y, middle)[1] > 0 else (low, middle)
     seen = []
     passed = Slopes.passed
-    monkeypatch.setattr(Slopes, "passed", lambda mine, rows: seen.append(len(mine.below)) or passed(mine, rows))
+    monkeypatch.setattr(Slopes, "passed", lambda mine, rows: seen.append(len(mine.chosen)) or passed(mine, rows))
     found = alpha_crown_margins(network, x, y, epsilon, search=SHORT)
     crown = crown_margins(network, x, y, epsilon)
     assert seen == sorted(seen, reverse=True)
@@ -409,30 +410,30 @@ def slopes_of_another_image(patch):
     of_each = Slopes.passed
 
     def passed(mine, rows):
-        return of_each(Changed(mine, below=mine.below.roll(1, 0)), rows)
+        return of_each(changed(mine, chosen=mine.chosen.roll(1, 0)), rows)
 
     patch.setattr(Slopes, "passed", passed)
 
 
-class Changed:
-    """Slopes with one attribute replaced."""
-
-    def __init__(self, slopes, **values):
-        self.__dict__ |= vars(slopes) | values
+def changed(slopes, **values):
+    found = copy.copy(slopes)
+    for name, value in values.items():
+        setattr(found, name, value)
+    return found
 
 
 def lines_of_another_image(patch):
     start = Slopes.of.__func__
-    patch.setattr(
-        Slopes,
-        "of",
-        classmethod(lambda cls, rows, box: start(cls, rows, box.images(torch.arange(len(box.center)).roll(1)))),
-    )
+
+    def of(cls, operation, rows, box):
+        return start(cls, operation, rows, box.images(torch.arange(len(box.center)).roll(1)))
+
+    patch.setattr(Slopes, "of", classmethod(of))
 
 
 def slopes_that_are_not_clamped(patch):
     def climb(mine, gradient, rate, _step):
-        mine.below = (mine.below + rate * gradient.sign()).detach().requires_grad_()
+        mine.chosen = (mine.chosen + rate * gradient.sign()).detach().requires_grad_()
 
     patch.setattr(Slopes, "climb", climb)
 
@@ -444,21 +445,22 @@ def slopes_that_go_down(patch):
 
 def slopes_clamped_in_the_pass(patch):
     passed = Slopes.passed
-    patch.setattr(Slopes, "passed", lambda mine, rows: passed(Changed(mine, below=mine.below.clamp(0, 1)), rows))
+    patch.setattr(Slopes, "passed", lambda mine, rows: passed(changed(mine, chosen=mine.chosen.clamp(0, 1)), rows))
 
 
 def lines_swapped(patch):
     passed = Slopes.passed
 
     def swapped(mine, rows):
-        return passed(Changed(mine, below=mine.below * 0 + mine.above, above=mine.below.detach()), rows)
+        chord = (mine.chosen * 0 + mine.above.unsqueeze(1)), mine.chosen[:, 0].detach()
+        return passed(changed(mine, chosen=chord[0], above=chord[1]), rows)
 
     patch.setattr(Slopes, "passed", swapped)
 
 
-def no_offset(patch):
+def no_constant(patch):
     passed = Slopes.passed
-    patch.setattr(Slopes, "passed", lambda mine, rows: passed(Changed(mine, offset=0 * mine.offset), rows))
+    patch.setattr(Slopes, "passed", lambda mine, rows: passed(changed(mine, high=0 * mine.high), rows))
 
 
 BUGS = (
@@ -468,7 +470,7 @@ BUGS = (
     slopes_that_go_down,
     slopes_clamped_in_the_pass,
     lines_swapped,
-    no_offset,
+    no_constant,
 )
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hydrabench.bounds import BOUNDS, interval_bounds, lirpa, lirpa_margins, program_of, read
-from hydrabench.bounds.graph import shapes_of
+from hydrabench.bounds.program.program import shapes_of
 from hydrabench.errors import HydrabenchError
 from hydrabench.models import MODELS, build_model
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from hydrabench.bounds import BOUNDS
 from hydrabench.bounds.ball import Ball, squared_rows
-from hydrabench.bounds.graph import program_of, read
+from hydrabench.bounds.program.program import program_of, read
 
 seeds = st.integers(0, 10_000)
 every_bound = pytest.mark.parametrize("bound", BOUNDS.values(), ids=BOUNDS)

@@ -6,21 +6,21 @@ import pytest
 import torch
 from torch import nn
 
-from hydrabench.bounds import Search, image_seconds, rows, search_seconds
-from hydrabench.bounds.backward import substituted
+from hydrabench.bounds import Search, image_seconds, search_seconds
 from hydrabench.bounds.costs import (
     ENTRIES,
     PRODUCTS,
     SEARCH_ENTRY,
     SEARCH_ITERATION,
     _whole_row,
-    bounded_values,
     neuron_seconds,
 )
-from hydrabench.bounds.full import Lines
-from hydrabench.bounds.graph import program_of, read, shapes_of
-from hydrabench.bounds.problem import pose
-from hydrabench.bounds.rows import unit_rows
+from hydrabench.bounds.crown import linear
+from hydrabench.bounds.intermediate import IntermediateBounds
+from hydrabench.bounds.neurons import bounded_values, substituted
+from hydrabench.bounds.patches import unit_rows
+from hydrabench.bounds.program.program import program_of, read, shapes_of
+from hydrabench.bounds.specification import pose
 from hydrabench.models import build_model
 
 
@@ -75,21 +75,25 @@ def test_entries_are_those_of_the_tensors_that_a_pass_has(arch, monkeypatch):
     network = build_model(arch, (3, 16, 16) if arch == "vgg4_bn" else (3, 8, 8), 10).eval()
     shape = (3, 16, 16) if arch == "vgg4_bn" else (3, 8, 8)
     asked = pose(network.requires_grad_(False), torch.rand(1, *shape), torch.tensor([3]), 0.01)
-    lines = Lines(asked.body, asked.ball)
+    lines = IntermediateBounds(asked.body, asked.ball)
     lines.propagate(tighten=False)
     monkeypatch.setattr("hydrabench.bounds.costs.PRODUCTS", float("inf"))
     for number in bounded_values(asked.body)[-3:]:
         counted, seen = round(neuron_seconds(asked.body, asked.shapes, number) * ENTRIES), []
 
-        def carried(operation, given, shapes, seen=seen):
-            seen.append(given.coefficients[0].numel())
-            return rows.carried_back(operation, given, shapes)
+        def carried(node, seen=seen):
+            class Spy:
+                def back_patches(self, given, *shapes):
+                    seen.append(given.coefficients[0].numel() if len(node.inputs) == 1 else 0)
+                    return linear(node).back_patches(given, *shapes)
+
+            return Spy()
 
         def relax(position, given, lines=lines, seen=seen):
             seen.append(given.coefficients[0].numel())
             return lines._relax(position, given)
 
-        monkeypatch.setattr("hydrabench.bounds.backward.carried_back", carried)
+        monkeypatch.setattr("hydrabench.bounds.neurons.linear", carried)
         value = lines.values[number].center
         unit = unit_rows(value.shape, torch.tensor([0]), torch.tensor([value.numel() // 2]), value)
         substituted(asked.body, number, unit, lines._shapes(number), relax)

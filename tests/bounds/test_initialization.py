@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hydrabench.bounds import keep_widths, program_of, read
-from hydrabench.bounds.interval import Interval, propagate
+from hydrabench.bounds.box import Interval
+from hydrabench.bounds.interval import propagate
 from hydrabench.errors import UnsupportedLayerError
 from hydrabench.masking import prunable_layers
 from hydrabench.models import build_model
@@ -40,7 +41,7 @@ def widths(network: nn.Module) -> list[float]:
     with torch.no_grad():
         box = Interval.between(*linf_box(images(), EPSILON))
         passed = propagate(read(program_of(network), images()), box, keep=True)
-    return [box.width.mean().item() for box in (*passed.before_relu.values(), passed.output)]
+    return [box.width.mean().item() for box in (*passed.before.values(), passed.output)]
 
 
 class Residual(nn.Module):

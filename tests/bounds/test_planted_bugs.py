@@ -19,22 +19,17 @@ from torch.nn.utils import parametrize
 from hydrabench.bounds import (
     BOUNDS,
     ball,
-    compaction,
-    crown,
-    full,
-    graph,
-    interval,
-    layers,
     lirpa_margins,
-    margins,
-    pooling,
+    methods,
+    patches,
     prepared,
-    rows,
-    symbolic,
+    specification,
 )
-from hydrabench.bounds import problem as problems
-from hydrabench.bounds.interval import Interval
-from hydrabench.bounds.operations import Add, AveragePool, Convolution, Dense, Identity, Relu, Scale
+from hydrabench.bounds.program import convert, program, relu
+from hydrabench.bounds.program.linear import Add, Convolution, Dense, Scale
+from hydrabench.bounds.program.pooling import AveragePool, MaxPool
+from hydrabench.bounds.program.relu import Relu
+from hydrabench.bounds.program.structure import Identity
 from hydrabench.masking import attach_masks, bake_masks, set_phase
 from hydrabench.models.normalize import Normalize
 
@@ -204,7 +199,7 @@ def skipped_batch_norm(patch):
     def scale(layer, mean, var):
         return Scale(torch.ones_like(mean), torch.zeros_like(mean))
 
-    patch.setattr(layers, "_affine", scale)
+    patch.setattr(convert, "_affine", scale)
 
 
 def box_clipped_to_the_batch(patch):
@@ -212,23 +207,22 @@ def box_clipped_to_the_batch(patch):
 
 
 def dropped_bias(patch):
-    patch.setitem(layers.LAYERS, nn.Linear, lambda layer: Dense(layer.weight, None))
+    patch.setitem(convert.LAYERS, nn.Linear, lambda layer: Dense(layer.weight, None))
 
 
 def too_small_a_slope(patch):
     """The line above a ReLU, with which full CROWN, CROWN-IBP and the strips of symbolic intervals are drawn."""
 
     def relaxation(lower, upper):
-        below, slope, offset = crown_relaxation(lower, upper)
+        below, slope, offset = right(lower, upper)
         return below, slope / 2, offset
 
-    crown_relaxation = crown.relaxation
-    for module in (crown, full, symbolic):
-        patch.setattr(module, "relaxation", relaxation)
+    right = relu.relaxation
+    patch.setattr(relu, "relaxation", relaxation)
 
 
 def nan_counted_as_verified(patch):
-    for module, solve in ((margins, margins.solved), (cascade_module, cascade_module.solved)):
+    for module, solve in ((methods, methods.solved), (cascade_module, cascade_module.solved)):
         patch.setattr(module, "solved", lambda *given, solve=solve, **more: solve(*given, **more).nan_to_num(nan=1.0))
 
 
@@ -237,7 +231,7 @@ def unmasked_weights(patch):
         masked = parametrize.is_parametrized(layer)
         return Dense(layer.parametrizations.weight.original if masked else layer.weight, layer.bias)
 
-    patch.setitem(layers.LAYERS, nn.Linear, dense)
+    patch.setitem(convert.LAYERS, nn.Linear, dense)
 
 
 def rounded_as_in_tf32(patch):
@@ -247,41 +241,35 @@ def rounded_as_in_tf32(patch):
         fraction, exponent = torch.frexp(layer.weight)
         return Dense(torch.ldexp((fraction * 2**11).round() / 2**11, exponent), layer.bias)
 
-    patch.setitem(layers.LAYERS, nn.Linear, dense)
+    patch.setitem(convert.LAYERS, nn.Linear, dense)
 
 
 def shortcut_dropped(patch):
     patch.setattr(Add, "apply", lambda _self, a, _b: a)
-    patch.setitem(interval.RULES, Add, lambda _operation, a, _b: a)
-    same = crown.RULES[Add]
-    patch.setitem(crown.RULES, Add, lambda *given: (same(*given)[0] * 0.5, None))
+    patch.setattr(Add, "back", lambda _self, rows, _shapes: (rows * 0.5, rows * 0.5))
+    patch.setattr(
+        Add, "back_patches", lambda _self, rows, *_: ((replace(rows, coefficients=rows.coefficients / 2),) * 2, None)
+    )
 
 
 def sums_instead_of_means(patch):
-    mean, back = interval.RULES[AveragePool], crown.RULES[AveragePool]
-
-    def forward(operation, box):
-        found, count = mean(operation, box), operation.kernel[0] * operation.kernel[1]
-        return Interval(found.center * count, found.width * count)
-
-    patch.setitem(interval.RULES, AveragePool, forward)
-    patch.setitem(
-        crown.RULES, AveragePool, lambda op, rows, place: (back(op, rows * op.kernel[0] ** 2, place)[0], None)
-    )
+    apply, back = AveragePool.apply, AveragePool.back
+    patch.setattr(AveragePool, "apply", lambda self, x: apply(self, x) * self.kernel[0] ** 2)
+    patch.setattr(AveragePool, "back", lambda self, rows, shapes: back(self, rows * self.kernel[0] ** 2, shapes))
 
 
 def too_low_a_line_above_a_maximum(patch):
     """Symbolic intervals have a strip along one value; without its height, along another one, it misses the maximum."""
-    lines_of, rest, strongest = pooling.max_lines, symbolic.rest_of_windows, symbolic.strongest
-    patch.setattr(pooling, "max_lines", lambda *given: replace(found := lines_of(*given), offset=found.offset - 1))
-    patch.setattr(symbolic, "rest_of_windows", lambda *given: rest(*given) - 100)
-    patch.setattr(symbolic, "strongest", lambda operation, lower: strongest(operation, -lower))
+    lines_of, rest, strongest = MaxPool.lines, MaxPool.rest_of_windows, MaxPool.strongest
+    patch.setattr(MaxPool, "lines", lambda *given: replace(found := lines_of(*given), high=found.high - 1))
+    patch.setattr(MaxPool, "rest_of_windows", lambda *given: rest(*given) - 100)
+    patch.setattr(MaxPool, "strongest", lambda self, lower: strongest(self, -lower))
 
 
 def margins_of_another_class(patch):
-    rows = problems.specification
+    rows = specification.specification
     patch.setattr(
-        problems, "specification", lambda head, y, value: rows(head, (y + 1) % value_count(head, value), value)
+        specification, "specification", lambda head, y, value: rows(head, (y + 1) % value_count(head, value), value)
     )
 
 
@@ -290,7 +278,7 @@ def value_count(head, value):
 
 
 def batch_norm_folded_through_padding(patch):
-    folded = graph._folded
+    folded = program._folded
 
     def fold_more(steps, nodes):
         nodes = folded(steps, nodes)
@@ -304,25 +292,25 @@ def batch_norm_folded_through_padding(patch):
                 nodes[node.inputs[0] - 1] = replace(before, operation=Identity())
         return nodes
 
-    patch.setattr(graph, "_folded", fold_more)
+    patch.setattr(program, "_folded", fold_more)
 
 
 def logits_bounded_apart(patch):
-    patch.setattr(problems, "Dense", type(None))
+    patch.setattr(specification, "Dense", type(None))
 
 
 def boxes_written_over_that_others_read(patch):
-    rectified = interval.rectified
-    patch.setattr(interval, "rectified", lambda box, *, in_place: rectified(box, in_place=True))
+    rectified = relu.rectified
+    patch.setattr(relu, "rectified", lambda box, *, in_place: rectified(box, in_place=True))
 
 
 def slopes_of_another_position(patch):
-    blocks = rows.Window.blocks
-    patch.setattr(rows.Window, "blocks", lambda self, value, image, spot: blocks(self, value, image, spot.flip(0)))
+    blocks = patches.Window.blocks
+    patch.setattr(patches.Window, "blocks", lambda self, value, image, spot: blocks(self, value, image, spot.flip(0)))
 
 
 def constant_channels_taken_for_zero(patch):
-    patch.setitem(compaction.KNOWN, Relu, lambda _operation, value: value.new_zeros(value.shape))
+    patch.setattr(Relu, "known_channels", lambda _self, value: value.new_zeros(value.shape))
 
 
 @dataclass(frozen=True)

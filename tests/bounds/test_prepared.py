@@ -14,7 +14,7 @@ from torch import nn
 
 from hydrabench.bounds import BOUNDS, cascade, interval_bounds, prepared, program_of, rounding_bound, sound_margins
 from hydrabench.bounds.prepared import State
-from hydrabench.bounds.problem import pose
+from hydrabench.bounds.specification import pose
 from hydrabench.masking import attach_masks, score_masks, set_phase
 from hydrabench.models import build_model
 from hydrabench.models.normalize import Normalize

@@ -52,8 +52,8 @@ def test_terms_and_magnitudes_of_a_layer_worked_by_hand():
     flatten, dense, scale = measured(network, torch.zeros(1, 1, 1, 3))
     ones = torch.ones(1, 3)
     assert (flatten.terms, dense.terms) == (0, 2 + 2 + 2 + MORE)
-    assert dense.absolute.apply(ones).tolist() == [[6.0, 5.0]]
-    assert scale.absolute.apply(torch.zeros(1, 2)).tolist() == [[13.0, 13.0]]
+    assert dense.operation.magnitude(ones).tolist() == [[6.0, 5.0]]
+    assert scale.operation.magnitude(torch.zeros(1, 2)).tolist() == [[13.0, 13.0]]
 
 
 def test_relaxed_operations_are_counted_along_the_longest_path(tiny_dag):

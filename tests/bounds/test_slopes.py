@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hydrabench.bounds.interval import Interval
-from hydrabench.bounds.rows import Rows
+from hydrabench.bounds.box import Interval
+from hydrabench.bounds.patches import Rows
+from hydrabench.bounds.program.relu import Relu
 from hydrabench.bounds.slopes import Slopes
 
 
@@ -17,7 +18,7 @@ def start(*, channels_last=False, seed=0):
     if channels_last:
         coefficients = coefficients.contiguous(memory_format=torch.channels_last)
     rows = Rows(coefficients, torch.tensor([0, 0, 1]))
-    return rows, Slopes.of(rows, Interval.between(lower, upper)), lower, upper
+    return rows, Slopes.of(Relu(), rows, Interval.between(lower, upper)), lower, upper
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -38,48 +39,48 @@ def test_a_step_with_crowns_slopes_is_crowns(channels_last):
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_the_gradient_of_a_step_is_that_of_differences(channels_last):
     rows, slopes, *_ = start(channels_last=channels_last)
-    slopes.below = torch.rand_like(slopes.below, dtype=torch.float64)
+    slopes.chosen = torch.rand_like(slopes.chosen, dtype=torch.float64)
 
     def step(coefficients, below):
-        slopes.below = below
+        slopes.chosen = below
         found, gain = slopes.passed(Rows(coefficients, rows.image))
         return found.coefficients, gain
 
-    inputs = rows.coefficients.detach().requires_grad_(), slopes.below.detach().requires_grad_()
+    inputs = rows.coefficients.detach().requires_grad_(), slopes.chosen.detach().requires_grad_()
     assert torch.autograd.gradcheck(step, inputs)
 
 
 def test_adam_goes_up_and_stays_between_0_and_1():
     """Its first step is the learning rate in the direction of the gradient, whatever its size."""
     _, slopes, *_ = start()
-    before = slopes.below.detach().clone()
+    before = slopes.chosen.detach().clone()
     gradient = torch.where(torch.rand_like(before) < 0.5, 1e-3, -50.0)
     slopes.climb(gradient, 0.1, 1)
-    expected = torch.where(slopes.free > 0, before + 0.1 * gradient.sign(), before).clamp(0, 1)
-    torch.testing.assert_close(slopes.below.detach(), expected, rtol=0, atol=1e-5)
+    expected = torch.where(slopes.free.unsqueeze(1) > 0, before + 0.1 * gradient.sign(), before).clamp(0, 1)
+    torch.testing.assert_close(slopes.chosen.detach(), expected, rtol=0, atol=1e-5)
     for step in range(2, 40):
         slopes.climb(torch.ones_like(before), 0.1, step)
-    assert slopes.below.max() == 1
-    assert slopes.below.requires_grad
+    assert slopes.chosen.max() == 1
+    assert slopes.chosen.requires_grad
 
 
 def test_adam_is_torchs():
     _, slopes, *_ = start()
-    slopes.below = torch.full_like(slopes.below, 0.5)
-    theirs = torch.full_like(slopes.below, 0.5).requires_grad_()
+    slopes.chosen = torch.full_like(slopes.chosen, 0.5)
+    theirs = torch.full_like(slopes.chosen, 0.5).requires_grad_()
     adam = torch.optim.Adam([theirs], lr=0.01, maximize=True)
     for step in range(1, 6):
-        gradient = torch.sin(torch.arange(theirs.numel()).view_as(theirs) * step) * slopes.free
+        gradient = torch.sin(torch.arange(theirs.numel()).view_as(theirs) * step) * slopes.free.unsqueeze(1)
         theirs.grad = gradient.double()
         adam.step()
         slopes.climb(gradient.double(), 0.01, step)
-    torch.testing.assert_close(slopes.below.detach(), theirs.detach())
+    torch.testing.assert_close(slopes.chosen.detach(), theirs.detach())
 
 
 def test_some_functions_keep_their_slopes_and_averages():
     _, slopes, *_ = start()
-    slopes.climb(torch.arange(slopes.below.numel()).view_as(slopes.below).double(), 0.1, 1)
+    slopes.climb(torch.arange(slopes.chosen.numel()).view_as(slopes.chosen).double(), 0.1, 1)
     kept = torch.tensor([True, False, True])
     some = slopes.some(kept)
-    for name in ("below", "index", "free", "above", "offset", "on", "mean", "square"):
+    for name in ("chosen", "index", "free", "lower", "upper", "above", "high", "on", "mean", "square"):
         assert torch.equal(getattr(some, name), getattr(slopes, name)[kept])

@@ -15,17 +15,15 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from hydrabench.bounds import BOUNDS
-from hydrabench.bounds.operations import MaxPool
+from hydrabench.bounds.outward import down, up
+from hydrabench.bounds.program.pooling import MaxPool
+from hydrabench.bounds.program.relu import Relu
 from hydrabench.bounds.sound import (
     STOPS,
     Enclosure,
-    Pass,
+    RoundedPass,
     deployed_margins,
-    down,
-    maximum_lines,
-    relu_lines,
     sound_margins,
-    up,
 )
 from hydrabench.checkpoints import open_ref
 from hydrabench.data import load_images
@@ -213,8 +211,8 @@ def test_directed_rounding_encloses_sums(a, b):
 @given(ends=st.tuples(numbers, numbers).map(sorted))
 def test_lines_around_a_relu_hold_exactly(ends):
     low, high = (torch.tensor([end], dtype=torch.float64) for end in ends)
-    lines = relu_lines(low, high)
-    below, slope, offset = (Fraction(line.item()) for line in (lines.below, lines.slope, lines.offset))
+    lines = Relu().rounded_lines(low, high)
+    below, slope, offset = (Fraction(line.item()) for line in (lines.below[0], lines.above[0], lines.high))
     for z in (*map(Fraction, ends), sum(map(Fraction, ends)) / 2):
         assert below * z <= max(z, 0) <= slope * z + offset
 
@@ -224,8 +222,8 @@ def test_lines_around_a_relu_hold_exactly(ends):
 def test_lines_around_a_maximum_hold_exactly(boxes):
     operation = MaxPool((2, 2), (2, 2), (0, 0), (1, 1))
     low, high = (torch.tensor(end, dtype=torch.float64).view(1, 1, 2, 2) for end in zip(*boxes, strict=True))
-    lines = maximum_lines(operation, low, high)
-    slope, offset = Fraction(lines.slope.item()), Fraction(lines.offset.item())
+    lines = operation.rounded_lines(low, high)
+    slope, offset = Fraction(lines.slope.item()), Fraction(lines.high.item())
     for z in itertools.product(*(map(Fraction, box) for box in boxes)):
         assert z[lines.below.item()] <= max(z) <= slope * z[lines.above.item()] + offset
 
@@ -246,7 +244,7 @@ def test_functions_of_a_box_are_minimised_soundly(entries):
     rows, lower, width = (torch.tensor([column + column], dtype=torch.float64) for column in zip(*entries, strict=True))
     rows[0, len(entries) :] *= -1
     upper = lower + width
-    found = Pass([], Enclosure.between(lower, upper)).lowest(rows.unsqueeze(1), 0).item()
+    found = RoundedPass([], Enclosure.between(lower, upper)).lowest(rows.unsqueeze(1), 0).item()
     columns = zip(*(column[0].tolist() for column in (rows, lower, upper)), strict=True)
     ends = [[Fraction(a) * Fraction(b) for b in pair] for a, *pair in columns]
     assert Fraction(found) <= sum(map(min, ends))

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from hydrabench.bounds import program_of, read, rows, symbolic_class_margins
-from hydrabench.bounds.operations import Relu
+from hydrabench.bounds import patches, program_of, read, symbolic_class_margins
+from hydrabench.bounds.program.relu import Relu
 from hydrabench.checkpoints import open_ref
 from hydrabench.data import load_images
 from hydrabench.data.images import pixels
@@ -77,7 +77,7 @@ def test_chunks_change_neither_margins_nor_gradients(tiny_problem, monkeypatch, 
     parameters = list(network.parameters())
     expected = symbolic_class_margins(network, x, y, 0.1)
     gradients = torch.autograd.grad(expected.sum(), parameters)
-    monkeypatch.setitem(rows.CHUNK, "cpu", chunk)
+    monkeypatch.setitem(patches.CHUNK, "cpu", chunk)
     found = symbolic_class_margins(network, x, y, 0.1)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(torch.autograd.grad(found.sum(), parameters), gradients, rtol=1e-10, atol=1e-12)

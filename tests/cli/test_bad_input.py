@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from hydrabench.bounds.layers import LAYERS
+from hydrabench.bounds.program.convert import LAYERS
 from hydrabench.cli import common
 from hydrabench.ledger import open_run
 

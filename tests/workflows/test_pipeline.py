@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 from torch import nn
 
-from hydrabench.bounds.layers import LAYERS
+from hydrabench.bounds.program.convert import LAYERS
 from hydrabench.checkpoints import load_checkpoint
 from hydrabench.errors import ConfigError, DataError, LedgerError, UnsupportedLayerError
 from hydrabench.evaluators import EVALUATORS

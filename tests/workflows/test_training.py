@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from hydrabench.bounds.layers import LAYERS
+from hydrabench.bounds.program.convert import LAYERS
 from hydrabench.checkpoints import load_checkpoint, state_of
 from hydrabench.errors import (
     CheckpointError,

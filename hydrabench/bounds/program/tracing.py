@@ -8,18 +8,21 @@ is read after an operation in place has changed it, and a network that changes i
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter, methodcaller
 from typing import Any
 
 from torch import Tensor, fx, nn
 from torch.nn.modules import module as torch_module
 
-from hydrabench.bounds.layers import FUNCTIONS, LAYERS, METHODS, Call, NoRule, is_size, reader, refusal
-from hydrabench.bounds.operations import Add, Flatten, Identity, Operation
-
-# The result of these may be the value they take, or a view of it.
-ALIASES = (Identity, Flatten, nn.Identity, nn.Dropout, nn.Flatten)
+from hydrabench.bounds.program.arguments import Arguments, Call, NoRule, Reader
+from hydrabench.bounds.program.calls import FUNCTIONS, METHODS, refusal
+from hydrabench.bounds.program.convert import LAYERS, may_alias, reader
+from hydrabench.bounds.program.operations import Operation
+from hydrabench.bounds.program.relu import Relu
+from hydrabench.bounds.program.sizes import is_size
+from hydrabench.bounds.program.structure import Identity
 
 
 @dataclass(frozen=True)
@@ -105,11 +108,11 @@ def _traced(network: nn.Module) -> tuple[Step, ...]:
     if _state(network) != before:
         raise refusal("", type(network).__name__, "changes its parameters or buffers when it is called")
     image, *calls, output = graph.nodes
-    record = _Record({image: 0})
+    record = _Record(root, {image: 0})
     try:
         for node in calls:
             if not is_size(node):
-                record.add(node, root)
+                record.add(node)
         record.finish(output)
     except NoRule as reason:
         raise refusal("", type(network).__name__, str(reason)) from None
@@ -126,29 +129,28 @@ def _state(network: nn.Module) -> list[tuple[int, int]]:
 class _Record:
     """The steps so far, and what guards them against a change in place.
 
-    numbers: of the values that calls returned. storage: for every value, the first of those that may share
-    its memory. fresh: for such a first value, the number of the last change in place; what is older holds the
-    changed content in torch, and its own in the program.
+    numbers: of the values that calls returned. constants: what depends on no image, such as buffers. pieces: calls that
+    return several values. storage: for every value, the first of those that may share its memory. fresh: for such a
+    first value, the number of the last change in place; what is older holds the changed content in torch, and its own
+    in the program.
     """
 
+    root: nn.Module
     numbers: dict[fx.Node, int]
+    constants: dict[fx.Node, Any] = field(default_factory=dict)
+    pieces: dict[fx.Node, Call] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
     storage: list[int] = field(default_factory=lambda: [0])
     fresh: dict[int, int] = field(default_factory=dict)
     unread: set[int] = field(default_factory=lambda: {0})
 
-    def add(self, node: fx.Node, root: nn.Module) -> None:
+    def add(self, node: fx.Node) -> None:
         """Append the steps of one call."""
-        if node.op == "call_module":
-            layer = root.get_submodule(str(node.target))
-            _check(_path(node), layer)
-            sources: Sequence[nn.Module | Operation] = (layer,)
-            inputs, in_place = node.args, bool(getattr(layer, "inplace", False))
-            if node.kwargs or len(inputs) != 1:
-                raise NoRule(f"calls {_path(node)} with other arguments than one value")
-        else:
-            call = _call(node)
-            sources, inputs, in_place = call.operations, call.inputs, call.in_place
+        if self._is_constant(node):
+            return
+        sources, inputs, in_place = self._sources(node)
+        if not sources:
+            return
         taken = tuple(self._read(value, _path(node)) for value in inputs)
         for source in sources:
             self._append(Step(_path(node), taken, source), in_place=in_place)
@@ -157,13 +159,52 @@ class _Record:
         self.unread.add(taken[0])
         self.numbers[node] = taken[0]
 
+    def _is_constant(self, node: fx.Node) -> bool:
+        """Whether a call depends on no image; its result is kept."""
+        if node.op == "get_attr":
+            self.constants[node] = attrgetter(str(node.target))(self.root)
+            return True
+        values = node.all_input_nodes
+        if node.op not in ("call_function", "call_method") or not values or not self.constants.keys() >= {*values}:
+            return False
+        name = getattr(node.target, "__name__", str(node.target))
+        if name.endswith("_") or node.target in (operator.iadd, operator.setitem):
+            raise NoRule(f"changes a constant of its own in {_path(node)}")
+        args, kwargs = self._known(node)
+        function = node.target if callable(node.target) else methodcaller(str(node.target), *args[1:], **kwargs)
+        self.constants[node] = function(*args, **kwargs) if callable(node.target) else function(args[0])
+        return True
+
+    def _known(self, node: fx.Node) -> Arguments:
+        """The arguments of a call, with constants in place of the nodes that stand for them."""
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda value: self.constants.get(value, value))
+        return Arguments(args, kwargs)
+
+    def _sources(self, node: fx.Node) -> tuple[Sequence[nn.Module | Operation], Sequence[Any], bool]:
+        """What a call applies, one after the other, the values that the first takes, and whether it is in place."""
+        if node.op == "call_module":
+            layer = self.root.get_submodule(str(node.target))
+            _check(_path(node), layer)
+            if node.kwargs or len(node.args) != 1:
+                raise NoRule(f"calls {_path(node)} with other arguments than one value")
+            return (layer,), node.args, bool(getattr(layer, "inplace", False))
+        if node.target is operator.getitem and node.args[0] in self.pieces:
+            call = self.pieces[node.args[0]]  # type: ignore[index]
+            assert call.pieces is not None, "that is why it is there"
+            return (call.pieces(node.args[1]),), call.inputs, False  # type: ignore[arg-type]
+        call = _call(node, self._known(node))
+        if call.pieces:
+            self.pieces[node] = call
+        return call.operations, call.inputs, call.in_place
+
     def _append(self, step: Step, *, in_place: bool) -> None:
         self.steps.append(step)
         number, shared = len(self.steps), self.storage[step.inputs[0]]
-        if in_place and shared == 0 and isinstance(step.source, Add):  # a ReLU leaves pixels as they are
+        aliases = step.source.aliases if isinstance(step.source, Operation) else may_alias(step.source)
+        if in_place and shared == 0 and not _keeps_pixels(step.source):
             raise NoRule(f"writes over its own images in {step.path}")
-        self.storage.append(shared if in_place or isinstance(step.source, ALIASES) else number)
-        if in_place and not isinstance(step.source, ALIASES):
+        self.storage.append(shared if in_place or aliases else number)
+        if in_place and not isinstance(step.source, Identity | nn.Dropout):
             self.fresh[shared] = number
 
     def _read(self, value: Any, reader_name: str) -> int:
@@ -183,13 +224,18 @@ class _Record:
             raise NoRule(f"leaves a value unused: nothing reads the result of {name}")
 
 
-def _call(node: fx.Node) -> Call:
-    calls: Mapping[str, dict[Any, Callable[[fx.Node], Call]]] = {"call_function": FUNCTIONS, "call_method": METHODS}
+def _keeps_pixels(source: nn.Module | Operation) -> bool:
+    """Whether numbers in [0, 1] stay as they are: what is written over images is what they were."""
+    return isinstance(source, Relu | nn.ReLU | Identity | nn.Dropout)
+
+
+def _call(node: fx.Node, given: Arguments) -> Call:
+    calls: Mapping[str, Mapping[Any, Reader]] = {"call_function": FUNCTIONS, "call_method": METHODS}
     kind = f"{node.op.removeprefix('call_')} {getattr(node.target, '__name__', node.target)}"
     try:
         if node.target not in calls.get(node.op, {}):
             raise NoRule("has no sound rule")
-        return calls[node.op][node.target](node)
+        return calls[node.op][node.target](given)
     except NoRule as reason:
         raise refusal(_path(node), kind, str(reason)) from None
 

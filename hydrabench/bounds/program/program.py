@@ -1,7 +1,7 @@
 """From a network to a program: its operations in order, with the tensors that they apply right now.
 
 Nothing is cached, because a stale program would be an unsound bound. `tracing` finds the operations,
-`layers` reads them.
+`convert` and `calls` read them.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hydrabench.bounds.layers import NoRule, batch_scale, reader, refusal
-from hydrabench.bounds.operations import Add, Convolution, Dense, Flatten, Identity, Operation, Relu, Scale
-from hydrabench.bounds.tracing import Step, steps_of
+from hydrabench.bounds.program.arguments import NoRule
+from hydrabench.bounds.program.calls import refusal
+from hydrabench.bounds.program.convert import batch_scale, reader
+from hydrabench.bounds.program.linear import Convolution, Dense, Scale
+from hydrabench.bounds.program.operations import Operation
+from hydrabench.bounds.program.tracing import Step, steps_of
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,7 @@ def _folded(steps: Sequence[Step], nodes: Sequence[Node]) -> list[Node]:
 
 def _merged(before: Operation, scale: Operation) -> Operation | None:
     """One operation instead of a linear one and the scale behind it; None if there is none."""
-    if not isinstance(scale, Scale) or not isinstance(before, Convolution | Dense):
+    if not isinstance(scale, Scale) or scale.shift is None or not isinstance(before, Convolution | Dense):
         return None
     factor = scale.scale.view(-1, *[1] * (before.weight.ndim - 1))
     shift = scale.shift if before.bias is None else before.bias * scale.scale + scale.shift
@@ -140,7 +143,6 @@ def vectors(nodes: Sequence[Node]) -> set[int]:
     """Numbers of the values that surely have the two axes (B, F), because they come out of a flatten."""
     found: set[int] = set()
     for number, node in enumerate(nodes, 1):
-        keeps = isinstance(node.operation, Dense | Relu | Scale | Identity | Add)
-        if isinstance(node.operation, Flatten) or (keeps and found.issuperset(node.inputs)):
+        if node.operation.makes_vectors or (node.operation.keeps_axes and found.issuperset(node.inputs)):
             found.add(number)
     return found

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from hydrabench.bounds import BOUNDS, backward
-from hydrabench.bounds.backward import grouped, heeded, in_chunks
-from hydrabench.bounds.graph import program_of, read
+from hydrabench.bounds import BOUNDS, neurons
+from hydrabench.bounds.neurons import grouped, heeded, in_chunks
+from hydrabench.bounds.program.program import program_of, read
 
 
 @pytest.mark.parametrize(
@@ -98,8 +98,8 @@ def test_what_anything_but_a_linear_layer_reads_counts_whole():
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_neurons_that_nobody_reads_are_not_asked_and_bounds_stay(kind, norm, monkeypatch, tiny_problem):
     """Of a linear layer of 6 neurons with 1 weight in 5, in networks with and without batch norm between layers."""
-    chunks, asked = backward.grouped, []
-    monkeypatch.setattr(backward, "grouped", lambda wanted, length: asked.append(wanted) or chunks(wanted, length))
+    chunks, asked = neurons.grouped, []
+    monkeypatch.setattr(neurons, "grouped", lambda wanted, length: asked.append(wanted) or chunks(wanted, length))
     few = many = 0
     for seed in range(8):
         network, x, y, rng = tiny_problem(seed)
@@ -109,7 +109,7 @@ def test_neurons_that_nobody_reads_are_not_asked_and_bounds_stay(kind, norm, mon
         few += sum(int(wanted.sum()) for wanted in asked)
         asked.clear()
         with monkeypatch.context() as patch:
-            patch.setattr(backward, "heeded", lambda *_: None)
+            patch.setattr(neurons, "heeded", lambda *_: None)
             torch.testing.assert_close(fewer, BOUNDS[kind](network, x, y, 0.1, norm=norm), rtol=1e-9, atol=1e-9)
         many += sum(int(wanted.sum()) for wanted in asked)
         asked.clear()

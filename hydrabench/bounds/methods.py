@@ -1,6 +1,7 @@
-"""Lower bounds of classification margins: the last linear layer merged with the differences of classes.
+"""The methods of bounding margins: which boxes, and which lines.
 
-A margin bounded as f_y - f_j in one piece is tighter than the difference of two bounded logits.
+ibp: boxes sent forward. crown-ibp: one pass backward over those boxes. crown: a pass backward for each unstable neuron,
+too. symbolic: the same with equal slopes. `cascade` tries one after the other.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from hydrabench.bounds.crown import MEMORY, lower_bounds
-from hydrabench.bounds.full import Lines, crown_ibp_rows, crown_rows, interval_rows
+from hydrabench.bounds.intermediate import IntermediateBounds
 from hydrabench.bounds.interval import concretize, propagate
+from hydrabench.bounds.patches import Rows
 from hydrabench.bounds.prepared import Prepared
-from hydrabench.bounds.problem import Problem, pose, solved
-from hydrabench.bounds.rows import Rows
+from hydrabench.bounds.program.operations import Relaxed
+from hydrabench.bounds.specification import Problem, flat, pose, solved
 from hydrabench.bounds.symbolic import symbolic_rows
 from hydrabench.threat import Norm
 
@@ -38,7 +40,7 @@ def interval_margins(
     """Lower bounds of min over j != y of f_y - f_j over a ball around each image, by intervals.
 
     Args:
-        network: made of the layers in `layers.LAYERS`, returning logits (B, K); or what `prepared` read of it.
+        network: made of the layers in `program.convert.LAYERS`, returning logits (B, K); or what `prepared` read of it.
         x: images, (B, C, H, W), in [0, 1].
         y: true classes, (B,), int64, in [0, K).
         epsilon: radius in pixel units, >= 0; the ball is clipped to [0, 1].
@@ -72,7 +74,7 @@ def crown_ibp_margins(
     memory: int = MEMORY,
     only_open: bool = False,
 ) -> Tensor:
-    """Like `interval_margins`, by one CROWN pass backward with interval bounds before the ReLUs.
+    """Like `interval_margins`, by one CROWN pass backward with interval bounds before unstable neurons.
 
     Not always above the interval margins: both are sound, and a caller may take the larger one.
 
@@ -88,7 +90,7 @@ def crown_ibp_margins(
 def crown_margins(
     network: nn.Module | Prepared, x: Tensor, y: Tensor, epsilon: float, *, norm: Norm = "linf", memory: int = MEMORY
 ) -> Tensor:
-    """Like `interval_margins`, by CROWN for every ReLU that intervals leave undecided as for the margins.
+    """Like `interval_margins`, by CROWN for every unstable neuron as for the margins.
 
     Source: Zhang et al. (2018), arXiv:1811.00866; reference/hydra.md, section 1.7, "full CROWN".
     """
@@ -113,6 +115,50 @@ def class_margins(network: nn.Module, x: Tensor, y: Tensor, epsilon: float, *, b
     return rows.new_zeros(len(y), rows.shape[1] + 1).scatter(1, problem.others, rows)
 
 
+# The rows of each method --------------------------------------------------------------------------
+
+
+def interval_rows(problem: Problem) -> Tensor:
+    """Lower bounds of the margins of a problem, (B, S), by intervals; an L2 ball is one up to the first linear layer.
+
+    Source: Gowal et al. (2018), arXiv:1810.12715, section 3; reference/hydra.md, section 1.7, "IBP forward".
+    """
+    if problem.ball.norm == "linf":
+        output = propagate(problem.body, problem.ball.box).output
+    elif not any(isinstance(node.operation, Relaxed) for node in problem.body):
+        return crown_ibp_rows(problem)  # the first linear layer is the last one
+    else:
+        output = IntermediateBounds(problem.body, problem.ball).propagate(tighten=False).output
+    return concretize(problem.rows, problem.offset, output)
+
+
+def crown_ibp_rows(problem: Problem, *, memory: int = MEMORY) -> Tensor:
+    """Lower bounds of the margins of a problem, (B, S), by one pass backward over the bounds of `interval_rows`.
+
+    Source: Zhang et al. (2019), arXiv:1906.06316, section 3.
+    """
+    if problem.ball.norm != "linf":
+        return _crown(problem, tighten=False)
+    passed = propagate(problem.body, problem.ball.box, keep=True)
+    return lower_bounds(problem.body, problem.ball.box, passed, problem.rows, problem.offset, memory=memory)
+
+
+def crown_rows(problem: Problem) -> Tensor:
+    """Lower bounds of the margins of a problem, (B, S), by CROWN for every undecided neuron as for the margins.
+
+    Source: Zhang et al. (2018), arXiv:1811.00866; reference/hydra.md, section 1.7, "full CROWN".
+    """
+    return _crown(problem, tighten=True)
+
+
+def _crown(problem: Problem, *, tighten: bool) -> Tensor:
+    bounds = IntermediateBounds(problem.body, problem.ball)
+    passed = bounds.propagate(tighten=tighten)
+    if problem.ball.norm == "linf":
+        return lower_bounds(problem.body, problem.ball.box, passed, problem.rows, problem.offset)
+    return bounds.lower(len(problem.body), flat(problem.rows), problem.offset.flatten()).view(problem.offset.shape)
+
+
 def _mixture(problem: Problem, *, beta: float) -> Tensor:
     with_crown, box = beta >= NEGLIGIBLE, problem.ball.box
     passed = propagate(problem.body, box, keep=with_crown)
@@ -133,13 +179,13 @@ def _open_rows(problem: Problem, *, memory: int) -> Tensor:
 
 
 def _open_rows_of_ball(problem: Problem) -> Tensor:
-    if not any(node.operation.relaxed for node in problem.body):
+    if not any(isinstance(node.operation, Relaxed) for node in problem.body):
         return interval_rows(problem)  # exact already
-    lines = Lines(problem.body, problem.ball)
-    interval = concretize(problem.rows, problem.offset, lines.propagate(tighten=False).output)
+    bounds = IntermediateBounds(problem.body, problem.ball)
+    interval = concretize(problem.rows, problem.offset, bounds.propagate(tighten=False).output)
     is_open = ~(interval > 0)  # NaN is open
     if not is_open.any():
         return interval
     rows = Rows(problem.rows[is_open], is_open.nonzero()[:, 0])
-    found = lines.lower(len(problem.body), rows, problem.offset[is_open])
+    found = bounds.lower(len(problem.body), rows, problem.offset[is_open])
     return interval.masked_scatter(is_open, torch.maximum(interval[is_open], found))

@@ -1,23 +1,24 @@
-"""Carrying rows back through a program, for methods that bound neurons one by one."""
+"""Which neurons get a pass backward of their own, in what chunks, and how their rows are carried."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from hydrabench.bounds.graph import Node
-from hydrabench.bounds.interval import Interval
-from hydrabench.bounds.operations import Add, Dense, Flatten, Identity, MaxPool, Operation, Relu
-from hydrabench.bounds.rows import Rows, carried_back, chunk_length, unit_rows
-from hydrabench.bounds.watching import Moment, tell
+from hydrabench.bounds.box import Interval
+from hydrabench.bounds.crown import carried_back, linear
+from hydrabench.bounds.patches import Rows, chunk_length, unit_rows
+from hydrabench.bounds.program.linear import Dense
+from hydrabench.bounds.program.operations import Relaxed
+from hydrabench.bounds.program.program import Node
+from hydrabench.bounds.progress import Moment, tell
 
-# (position of a node whose operation is relaxed, rows of its result) -> rows of what it takes, what the constants gain
-Relaxation = Callable[[int, Rows], tuple[Rows, Tensor]]
+# (position of a node that is not linear, rows of its result) -> rows of each value it takes, what constants gain
+Relaxation = Callable[[int, Rows], tuple[Sequence[Rows], Tensor]]
 
 
 def substituted(
@@ -29,22 +30,23 @@ def substituted(
         shapes: of all values up to `number`. relax: what to do at an operation that is not linear.
     Returns: the functions of the input; what their constants gain from the linear operations, and from `relax`, (R,).
     """
-    waiting = {number: rows}
-    linear: Tensor | float = 0.0
-    relaxed: Tensor | float = 0.0
-    for position in range(number, 0, -1):
-        if position not in waiting:
-            continue  # computed for other readers
-        node, rows = nodes[position - 1], waiting.pop(position)
-        if node.operation.relaxed:
-            rows, gain = relax(position, rows)
-            relaxed = relaxed + gain
-        elif not isinstance(node.operation, Add):
-            rows, constants = carried_back(node.operation, rows, (shapes[node.inputs[0]], shapes[position]))
-            linear = linear if constants is None else linear + constants
-        for source in node.inputs:
-            waiting[source] = waiting[source].plus(rows, shapes[source]) if source in waiting else rows
-    return waiting[0], linear, relaxed
+    gained: dict[bool, Tensor | float] = {True: 0.0, False: 0.0}
+
+    def substitute(position: int, rows: Rows, _waiting: dict[int, Rows]) -> Sequence[Rows | None]:
+        node = nodes[position - 1]
+        is_relaxed = isinstance(node.operation, Relaxed)
+        found: Sequence[Rows | None]
+        gain: Tensor | None
+        if is_relaxed:
+            found, gain = relax(position, rows)
+        else:
+            taken = [shapes[source] for source in node.inputs]
+            found, gain = linear(node).back_patches(rows, taken, shapes[position])
+        gained[is_relaxed] = gained[is_relaxed] if gain is None else gained[is_relaxed] + gain
+        return found
+
+    rows = carried_back(nodes, number, rows, substitute, lambda source, one, other: one.plus(other, shapes[source]))
+    return rows, gained[False], gained[True]
 
 
 def neuron_rows(
@@ -129,9 +131,44 @@ def grouped(wanted: Tensor, length: int) -> list[tuple[Tensor, Tensor]]:
     return chunks
 
 
+def relaxed_values(nodes: Sequence[Node]) -> list[int]:
+    """Numbers of the values that operations take which are not linear, in their order."""
+    return list(dict.fromkeys(n for node in nodes if isinstance(node.operation, Relaxed) for n in node.inputs))
+
+
+def bounded_values(nodes: Sequence[Node], known: Container[int] = ()) -> list[int]:
+    """Those of `relaxed_values` whose neurons get passes of their own: intervals of the others are as tight.
+
+    Args: known: the values whose bounds are exact, if there are any, in place of `exact_values`.
+    """
+    exact = known or exact_values(nodes)
+    return [number for number in relaxed_values(nodes) if number not in exact and not _comes_from_a_box(nodes, number)]
+
+
+def _comes_from_a_box(nodes: Sequence[Node], number: int) -> bool:
+    """Whether a value is the result of an operation that a pass backward says no more of than its box does."""
+    operation = nodes[number - 1].operation if number else None
+    return isinstance(operation, Relaxed) and operation.tight
+
+
+def exact_values(nodes: Sequence[Node]) -> set[int]:
+    """The values whose interval bounds are as tight as symbolic ones: no pixel reaches an entry twice."""
+    untouched, exact = {0}, {0}
+    for number, node in enumerate(nodes, start=1):
+        source = node.inputs[0]
+        if isinstance(node.operation, Relaxed) or len(node.inputs) > 1 or source not in exact:
+            continue
+        if linear(node).moves:
+            exact.add(number)
+            untouched |= {number} if source in untouched else set()
+        elif source in untouched:
+            exact.add(number)
+    return exact
+
+
 def progress(method: str, nodes: Sequence[Node], number: int) -> Callable[[float], None]:
     """What tells a watcher which share of the neurons of value `number` has been bounded."""
-    sources = list(dict.fromkeys(node.inputs[0] for node in nodes if node.operation.relaxed))
+    sources = relaxed_values(nodes)
     return lambda share: tell(Moment(method, sources.index(number) + 1, len(sources), share))
 
 
@@ -141,20 +178,24 @@ def scattered(wanted: Tensor, into: Tensor, values: Tensor) -> Tensor:
     return into.flatten().scatter(0, places, values).view_as(into)
 
 
-def wanted_neurons(nodes: Sequence[Node], number: int, box: Interval) -> Tensor:
-    """Mask of the neurons whose bounds matter in front of node `number`, which is not linear.
+def wanted_neurons(nodes: Sequence[Node], number: int, boxes: Sequence[Interval]) -> list[Tensor]:
+    """Masks of the neurons whose bounds matter in front of node `number`, which is not linear: one for each value.
 
     Those that are undecided, and that a weight other than 0 reads.
 
-    Args: box: known bounds of the value that the node takes, (B, ...).
+    Args: boxes: known bounds of the values that the node takes, (B, ...).
     """
-    found = undecided(nodes[number - 1].operation, box)
-    read = heeded(nodes, nodes[number - 1].inputs[0], found[0].numel())
-    return found if read is None else found & read.view(found.shape[1:])
+    node, masks = nodes[number - 1], []
+    assert isinstance(node.operation, Relaxed), "linear operations need no bounds"
+    corners = (corner for box in boxes for corner in (box.lower(), box.upper()))
+    for source, found in zip(node.inputs, node.operation.undecided(*corners), strict=True):
+        read = heeded(nodes, source, found[0].numel())
+        masks.append(found if read is None else found & read.view(found.shape[1:]))
+    return masks
 
 
 def heeded(nodes: Sequence[Node], number: int, entries: int) -> Tensor | None:
-    """Which entries of a value linear layers read by weights other than 0, directly or through ReLUs: (entries,).
+    """Which entries of a value linear layers read by weights other than 0, directly or entry by entry: (entries,).
 
     Of pruned layers they leave many out: of 100 neurons at 99 % sparsity none reads an entry in 37 % of the cases.
     Returns: None if something else reads the value, or nothing does.
@@ -162,54 +203,9 @@ def heeded(nodes: Sequence[Node], number: int, entries: int) -> Tensor | None:
     masks = []
     for position, node in enumerate(nodes, start=1):
         if number in node.inputs:
-            through = isinstance(node.operation, Relu | Flatten | Identity)
-            found = heeded(nodes, position, entries) if through else _columns(node.operation)
+            through = node.operation.same_places
+            found = heeded(nodes, position, entries) if through else node.operation.columns()
             if found is None or len(found) != entries:
                 return None
             masks.append(found)
     return torch.stack(masks).any(0) if masks else None
-
-
-def _columns(operation: Operation) -> Tensor | None:
-    return (operation.weight != 0).any(0) if isinstance(operation, Dense) else None
-
-
-def undecided(operation: Operation, box: Interval) -> Tensor:
-    """Mask of the neurons that are neither on nor off for certain, or in windows without a certain winner.
-
-    NaN is undecided.
-    """
-    lower, upper = box.lower(), box.upper()
-    if not isinstance(operation, MaxPool):
-        return ~((lower >= 0) | (upper <= 0))
-    members, highest = window_members(operation, lower), rest_of_windows(operation, lower, upper)
-    open_ = ~(operation.apply(lower) >= highest)
-    hits = open_.flatten(2).unsqueeze(2) & (members >= 0)
-    index = members.clamp(min=0).expand_as(hits)
-    counts = torch.zeros_like(lower).flatten(2).scatter_add(2, index.flatten(2), hits.to(lower.dtype).flatten(2))
-    return (counts > 0).view_as(lower)
-
-
-def window_members(operation: MaxPool, value: Tensor) -> Tensor:
-    """Which entries of an image (H, W), flattened, lie in each window; -1 for padding: (1, 1, entries, windows)."""
-    height, width = value.shape[2:]
-    numbers = torch.arange(1, height * width + 1, device=value.device, dtype=torch.float64).view(1, 1, height, width)
-    columns = F.unfold(numbers, operation.kernel, operation.dilation, operation.padding, operation.stride)
-    return columns.long().unsqueeze(1) - 1
-
-
-def rest_of_windows(operation: MaxPool, lower: Tensor, upper: Tensor) -> Tensor:
-    """Largest upper bound in every window but for the entry with the largest lower bound: (B, C, windows...)."""
-    members = window_members(operation, upper)
-    shape = (*upper.shape[:2], *members.shape[2:])
-    columns = upper.flatten(2).gather(2, members.clamp(min=0).flatten(2).expand(*upper.shape[:2], -1)).view(shape)
-    winners = strongest(operation, lower)
-    others = columns.masked_fill((members < 0) | (members == winners.flatten(2).unsqueeze(2)), -torch.inf)
-    return others.amax(2).view_as(winners)
-
-
-def strongest(operation: MaxPool, lower: Tensor) -> Tensor:
-    """Where in the flattened image (H, W) the entry of every window with the largest lower bound stands."""
-    return F.max_pool2d(
-        lower, operation.kernel, operation.stride, operation.padding, operation.dilation, return_indices=True
-    )[1]

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hydrabench.bounds import products as room
-from hydrabench.bounds.products import combinations, minima, products, relax_, relaxed
+from hydrabench.bounds import kernels as room
+from hydrabench.bounds.kernels import combinations, minima, products, relax_, relaxed
 
 seeds = st.integers(0, 10_000)
 shapes = pytest.mark.parametrize("shape", [(7,), (3, 4, 2), (1, 2, 2)], ids=str)

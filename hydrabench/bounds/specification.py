@@ -1,4 +1,4 @@
-"""What a method of bounding is asked: the margins of a network over balls around images."""
+"""What is bounded: the margins of a network over balls around images."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from hydrabench.bounds.ball import Ball
+from hydrabench.bounds.box import channels_last
 from hydrabench.bounds.crown import MEMORY
-from hydrabench.bounds.graph import Node, program_of, read, shapes_of
-from hydrabench.bounds.interval import channels_last
-from hydrabench.bounds.operations import Convolution, Dense, Flatten
+from hydrabench.bounds.patches import Rows
 from hydrabench.bounds.prepared import Prepared
-from hydrabench.bounds.rows import Rows
+from hydrabench.bounds.program.linear import Convolution, Dense
+from hydrabench.bounds.program.operations import Relaxed
+from hydrabench.bounds.program.program import Node, program_of, read, shapes_of
+from hydrabench.bounds.program.structure import Flatten
 from hydrabench.threat import Norm
 
 FEW_CLASSES = 32
@@ -129,7 +131,7 @@ def solved(problem: Problem, method: Callable[[Problem], Tensor], *, memory: int
 
 def image_bytes(problem: Problem) -> int:
     """What bounding one image takes: boxes kept for a pass backward, and what an operation holds at once."""
-    kept = {node.inputs[0] for node in problem.body if node.operation.relaxed}
+    kept = {number for node in problem.body if isinstance(node.operation, Relaxed) for number in node.inputs}
     sizes = [shape.numel() for shape in problem.shapes]
     return problem.rows.element_size() * (2 * sum(sizes[number] for number in kept) + 6 * max(sizes))
 

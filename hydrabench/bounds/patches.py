@@ -15,10 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hydrabench.bounds import crown
-from hydrabench.bounds.interval import Place
-from hydrabench.bounds.operations import Convolution, Identity, Operation, Scale, per_channel
-
+Pair = tuple[int, int]  # along the last two axes, height and width
 CHUNK = {"cpu": 2**22, "cuda": 2**26}  # coefficients that the rows of one chunk may have at any one value
 
 
@@ -29,21 +26,18 @@ class Window:
     All four hold two numbers, for the vertical and the horizontal axis; `grid` is that of the neurons' own layer.
     """
 
-    size: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    grid: tuple[int, int]
+    size: Pair
+    stride: Pair
+    padding: Pair
+    grid: Pair
 
-    def behind(self, operation: Convolution) -> Window:
+    def behind(self, kernel: Sequence[int], stride: Pair, padding: Pair, dilation: Pair) -> Window:
         """The window in the input of a convolution whose output this one lies in."""
-        kernel = operation.weight.shape[2:]
-        axes = list(zip(self.size, operation.stride, operation.dilation, kernel, strict=True))
+        axes = list(zip(self.size, stride, dilation, kernel, strict=True))
         return Window(
-            _pair((size - 1) * stride + dilation * (taps - 1) + 1 for size, stride, dilation, taps in axes),
-            _pair(a * b for a, b in zip(self.stride, operation.stride, strict=True)),
-            _pair(
-                a * stride + b for a, stride, b in zip(self.padding, operation.stride, operation.padding, strict=True)
-            ),
+            _pair((size - 1) * step + apart * (taps - 1) + 1 for size, step, apart, taps in axes),
+            _pair(a * b for a, b in zip(self.stride, stride, strict=True)),
+            _pair(a * step + b for a, step, b in zip(self.padding, stride, padding, strict=True)),
             self.grid,
         )
 
@@ -169,7 +163,7 @@ def mirrored(rows: Rows) -> Rows:
     return replace(rows, coefficients=torch.cat([rows.coefficients, -rows.coefficients]))
 
 
-def _pair(numbers: Iterable[int]) -> tuple[int, int]:
+def _pair(numbers: Iterable[int]) -> Pair:
     first, second = numbers
     return first, second
 
@@ -195,34 +189,3 @@ def unit_rows(shape: torch.Size, image: Tensor, neuron: Tensor, like: Tensor) ->
     coefficients = like.new_zeros(len(neuron), shape[1]).scatter_(1, channel.unsqueeze(1), 1.0)
     window = Window((1, 1), (1, 1), (0, 0), (shape[2], shape[3]))
     return Rows(coefficients.view(len(neuron), shape[1], 1, 1), image, window, spot)
-
-
-def carried_back(operation: Operation, rows: Rows, shapes: tuple[torch.Size, torch.Size]) -> tuple[Rows, Tensor | None]:
-    """Substitute an affine operation into functions of its output.
-
-    Args:
-        shapes: of the operation's input and output, batch axis included.
-    Returns: the functions of its input, and what the constants gain, (R,), or None for nothing.
-    """
-    if rows.window is None:
-        found, gain = crown.RULES[type(operation)](operation, rows.coefficients.unsqueeze(0), Place(shapes[0], None))
-        return Rows(found.squeeze(0), rows.image), None if gain is None else gain.squeeze(0)
-    if isinstance(operation, Identity):
-        return rows, None
-    window, rows = rows.window, rows.masked(shapes[1])
-    if isinstance(operation, Scale):
-        gain = rows.coefficients.sum((2, 3)) @ operation.shift.expand(rows.coefficients.shape[1])
-        return replace(rows, coefficients=rows.coefficients * per_channel(operation.scale, 4)), gain
-    if not isinstance(operation, Convolution):
-        return carried_back(operation, rows.whole(shapes[1]), shapes)
-    window = window.behind(operation)
-    coefficients = F.conv_transpose2d(
-        rows.coefficients,
-        operation.weight,
-        stride=operation.stride,
-        groups=operation.groups,
-        dilation=operation.dilation,
-    )
-    gain = None if operation.bias is None else rows.coefficients.sum((2, 3)) @ operation.bias
-    grown = Rows(coefficients, rows.image, window, rows.spot, inside=not any(window.padding))
-    return grown.whole(shapes[0]) if prod(window.size) >= prod(shapes[0][2:]) else grown, gain

@@ -9,10 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from hydrabench.bounds.crown import RULES
-from hydrabench.bounds.interval import Interval, Place
-from hydrabench.bounds.operations import AdaptiveAveragePool, AveragePool, MaxPool
-from hydrabench.bounds.pooling import max_lines, max_pool
+from hydrabench.bounds.box import Interval
+from hydrabench.bounds.program.pooling import AdaptiveAveragePool, AveragePool, MaxPool
 
 seeds = st.integers(0, 10_000)
 # Overlapping and dilated windows, windows with gaps between them, padding, images that they do not cover to the end.
@@ -30,10 +28,10 @@ MAX_POOLS = [
 
 def window(lower, upper):
     """One window over a row of pixels."""
-    box = Interval.between(*(torch.tensor(ends, dtype=torch.float64).view(1, 1, 1, -1) for ends in (lower, upper)))
+    corners = [torch.tensor(ends, dtype=torch.float64).view(1, 1, 1, -1) for ends in (lower, upper)]
     operation = MaxPool((1, len(lower)), (1, len(lower)), (0, 0), (1, 1))
-    lines = max_lines(operation, box)
-    return [value.item() for value in (lines.below, lines.above, lines.slope, lines.offset)]
+    lines = operation.lines(*corners)
+    return [value.item() for value in (lines.below, lines.above, lines.slope, lines.high)]
 
 
 def test_the_lines_around_a_contested_maximum_worked_by_hand():
@@ -73,13 +71,12 @@ def test_rows_through_max_pooling_lie_below_it_everywhere_in_the_box(operation, 
     box = random_box((2, 3, 5, 7), rng)
     pooled = operation.apply(box.center)
     rows = torch.randn(2, 4, *pooled.shape[1:], generator=rng, dtype=torch.float64)
-    below, gain = max_pool(operation, rows, Place(box.center.shape, box))
+    (below,), gain = operation.lines(box.lower(), box.upper()).back(rows, [box.center.shape])
     assert below.shape == (2, 4, 3, 5, 7)
     for point in corners_and_points(box, rng):
         exact = (rows * operation.apply(point).unsqueeze(1)).flatten(2).sum(2)
         assert ((below * point.unsqueeze(1)).flatten(2).sum(2) + gain <= exact + 1e-9).all()
-    point = Interval(box.center, torch.zeros_like(box.width))
-    below, gain = max_pool(operation, rows, Place(box.center.shape, point))
+    (below,), gain = operation.lines(box.center, box.center).back(rows, [box.center.shape])
     exact = (rows * operation.apply(box.center).unsqueeze(1)).flatten(2).sum(2)
     torch.testing.assert_close((below * box.center.unsqueeze(1)).flatten(2).sum(2) + gain, exact)
 
@@ -115,8 +112,8 @@ def test_averages_are_passed_exactly(operation):
     x = torch.randn(2, 3, 5, 7, generator=rng, dtype=torch.float64, requires_grad=True)
     pooled = operation.apply(x)
     rows = torch.randn(2, 4, *pooled.shape[1:], generator=rng, dtype=torch.float64)
-    found, gain = RULES[type(operation)](operation, rows, Place(x.shape, None))
-    assert gain is None
+    found = operation.back(rows.flatten(0, 1), [x.shape])[0].unflatten(0, (2, 4))
+    assert operation.gain(rows.flatten(0, 1), [x.shape]) is None
     for number in range(4):
         (exact,) = torch.autograd.grad(pooled, x, rows[:, number], retain_graph=True)
         torch.testing.assert_close(found[:, number], exact)
@@ -147,5 +144,5 @@ def test_gradients_flow_through_pooling_in_both_directions():
 def test_max_pooling_of_the_framework_ignores_padding_as_the_windows_do():
     x = torch.full((1, 1, 2, 2), -5.0)
     assert F.max_pool2d(x, 3, 2, 1).item() == -5
-    lines = max_lines(MAX_POOLS[1], Interval(x, torch.zeros_like(x)))
-    assert (lines.slope.item(), lines.offset.item()) == (1, 0)
+    lines = MAX_POOLS[1].lines(x, x)
+    assert (lines.slope.item(), lines.high.item()) == (1, 0)

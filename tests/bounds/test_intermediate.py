@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 from torch import nn
 
-from hydrabench.bounds import BOUNDS, rows
+from hydrabench.bounds import BOUNDS, patches
 from hydrabench.bounds.crown import lower_bounds
-from hydrabench.bounds.full import Lines
-from hydrabench.bounds.problem import flat, pose
+from hydrabench.bounds.intermediate import IntermediateBounds
+from hydrabench.bounds.specification import flat, pose
 from hydrabench.threat import linf_box
 
 seeds = st.integers(0, 10_000)
@@ -64,9 +64,10 @@ def test_crown_and_symbolic_are_exact_where_no_relu_is_undecided():
     counted = 0
     for seed in range(16):
         network, x = deep_network(seed)
-        lines = Lines(pose(network, x, torch.tensor([0]), 0.02).body, pose(network, x, torch.tensor([0]), 0.02).ball)
-        lines.propagate(tighten=True)
-        if all(((box.lower() >= 0) | (box.upper() <= 0)).all() for box in lines.before.values()):
+        asked = pose(network, x, torch.tensor([0]), 0.02)
+        bounds = IntermediateBounds(asked.body, asked.ball)
+        bounds.propagate(tighten=True)
+        if all(((box.lower() >= 0) | (box.upper() <= 0)).all() for box in bounds.before.values()):
             counted += 1
             for name in ("symbolic", "crown", "cascade"):
                 truth = exact_minimum(network, x, 0, 0.02)
@@ -82,18 +83,18 @@ def test_rows_of_single_neurons_give_what_passes_of_whole_values_give(request, p
     """Every neuron in front of a ReLU, with windows, sums of windows and poolings between it and the image."""
     network, x, y, _ = request.getfixturevalue(problem)(seed)
     asked = pose(network, x, y, epsilon)
-    lines = Lines(asked.body, asked.ball)
-    passed = lines.propagate(tighten=False)
-    for number in lines.before:
+    bounds = IntermediateBounds(asked.body, asked.ball)
+    passed = bounds.propagate(tighten=False)
+    for number in bounds.before:
         count = asked.shapes[number].numel()
         image, neuron = torch.arange(3).repeat_interleave(count), torch.arange(count).repeat(3)
-        found = lines._neuron_bounds(number, image, neuron)
+        found = bounds._neuron_bounds(number, image, neuron)
         units = torch.eye(count, dtype=x.dtype).expand(3, -1, -1).reshape(3, count, *asked.shapes[number])
         zeros = torch.zeros(3, count, dtype=x.dtype)
         for ends, sign in zip(found, (1, -1), strict=True):
             whole = sign * lower_bounds(asked.body[:number], asked.ball.box, passed, sign * units, zeros)
             torch.testing.assert_close(ends.view(3, count), whole, rtol=1e-9, atol=1e-9)
-    margins = lines.lower(len(asked.body), flat(asked.rows), asked.offset.flatten()).view(asked.offset.shape)
+    margins = bounds.lower(len(asked.body), flat(asked.rows), asked.offset.flatten()).view(asked.offset.shape)
     whole = lower_bounds(asked.body, asked.ball.box, passed, asked.rows, asked.offset)
     torch.testing.assert_close(margins, whole, rtol=1e-9, atol=1e-9)
 
@@ -105,5 +106,5 @@ def test_chunks_of_neurons_change_nothing(tiny_problem, monkeypatch, name, norm,
     network, x, y, _ = tiny_problem(seed)
     with torch.no_grad():
         expected = BOUNDS[name](network, x, y, 0.1, norm=norm)
-        monkeypatch.setitem(rows.CHUNK, "cpu", 300)
+        monkeypatch.setitem(patches.CHUNK, "cpu", 300)
         torch.testing.assert_close(BOUNDS[name](network, x, y, 0.1, norm=norm), expected, rtol=1e-12, atol=1e-12)

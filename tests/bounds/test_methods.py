@@ -13,13 +13,13 @@ from hydrabench.bounds import (
     class_margins,
     crown,
     crown_ibp_margins,
-    full,
+    intermediate,
     interval_bounds,
-    margins,
+    methods,
     prepared,
 )
-from hydrabench.bounds.full import crown_ibp_rows, interval_rows
-from hydrabench.bounds.problem import image_bytes, pose, solved
+from hydrabench.bounds.methods import crown_ibp_rows, interval_rows
+from hydrabench.bounds.specification import image_bytes, pose, solved
 from hydrabench.masking import attach_masks, bake_masks, set_phase, shared_masks
 
 seeds = st.integers(0, 10_000)
@@ -253,9 +253,11 @@ def test_leaving_out_proved_margins_takes_the_larger_bound_of_those_that_are_ope
 def test_proved_margins_have_no_rows(tiny_problem, monkeypatch, norm):
     """Every row of a pass backward is of a margin that intervals leave open; without one there is no pass."""
     network, x, y, _ = tiny_problem(4)
-    seen, lower, lowest = [], crown._Pass._part, full.Lines.lower
+    seen, lower, lowest = [], crown._Pass._part, intermediate.IntermediateBounds.lower
     monkeypatch.setattr(crown._Pass, "_part", lambda *args: seen.append(len(args[1])) or lower(*args))
-    monkeypatch.setattr(full.Lines, "lower", lambda *args: seen.append(len(args[2].image)) or lowest(*args))
+    monkeypatch.setattr(
+        intermediate.IntermediateBounds, "lower", lambda *args: seen.append(len(args[2].image)) or lowest(*args)
+    )
     few = 0
     for epsilon in (0.0, 0.01, 0.03, 0.1, 0.3):
         seen.clear()
@@ -302,11 +304,11 @@ def test_a_pass_without_weight_is_left_out(tiny_problem, monkeypatch):
         raise AssertionError("this pass has no weight")
 
     with monkeypatch.context() as patch:
-        patch.setattr(margins, "lower_bounds", never)
+        patch.setattr(methods, "lower_bounds", never)
         assert torch.equal(class_margins(network, x, y, 0.05, beta=9e-6), expected[0.0])
         with pytest.raises(AssertionError, match="no weight"):
             class_margins(network, x, y, 0.05, beta=2e-5)
-    monkeypatch.setattr(margins, "concretize", never)
+    monkeypatch.setattr(methods, "concretize", never)
     assert torch.equal(class_margins(network, x, y, 0.05, beta=1.0), expected[1.0])
     with pytest.raises(AssertionError, match="no weight"):
         class_margins(network, x, y, 0.05, beta=0.999)

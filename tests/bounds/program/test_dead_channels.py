@@ -11,10 +11,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from hydrabench.bounds import BOUNDS, interval, prepared
-from hydrabench.bounds.compaction import KNOWN, compacted
-from hydrabench.bounds.graph import program_of, read, shapes_of
-from hydrabench.bounds.operations import Convolution, Dense
+from hydrabench.bounds import BOUNDS, prepared
+from hydrabench.bounds.program.dead_channels import compacted
+from hydrabench.bounds.program.linear import Dense
+from hydrabench.bounds.program.program import program_of, read, shapes_of
 
 
 def nodes_of(network):
@@ -177,10 +177,6 @@ def test_batch_norm_behind_a_flatten_scales_each_entry_of_a_channel(channels):
     for node in nodes:
         value = node.operation.apply(value)
     torch.testing.assert_close(value, network(x))
-
-
-def test_what_is_known_of_channels_goes_through_every_operation_but_those_with_weights():
-    assert KNOWN.keys() | {Convolution, Dense} == interval.RULES.keys()
 
 
 @torch.no_grad()

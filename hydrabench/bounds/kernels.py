@@ -42,8 +42,8 @@ def relaxed(rows: Tensor, below: Tensor, above: Tensor, offset: Tensor) -> tuple
     """Coefficients of max(z, 0) as ones of z: negative ones times `above`, the others times `below`.
 
     Args:
-        rows: (B, S, *value). below: slopes of lines through 0, taken as constants; above, offset: slopes and offsets of
-            lines above; all (B, *value).
+        rows: (B, S, *value). below: slopes of lines through 0; above, offset: slopes and offsets of lines above; all
+            (B, *value).
     Returns: coefficients of z; what the constants gain from the offsets, (B, S).
     """
     found: tuple[Tensor, Tensor] = _Relaxed.apply(rows, below, above, offset)
@@ -97,6 +97,7 @@ class _Relaxed(torch.autograd.Function):
     def backward(ctx: Any, weights: Tensor, gained: Tensor) -> tuple[Tensor | None, ...]:
         rows, below, above, offset = ctx.saved_tensors
         of_rows, of_above, of_offset = torch.empty_like(rows), torch.empty_like(above), torch.empty_like(offset)
+        of_below = torch.empty_like(below) if ctx.needs_input_grad[1] else None
         for part in blocks(rows):
             here, given, gain = rows[part], weights[part], gained[part]
             steeper = (above[part] - below[part]).unsqueeze(1)
@@ -106,7 +107,9 @@ class _Relaxed(torch.autograd.Function):
             negative = here.clamp(max=0)
             of_offset[part] = combinations(gain, negative)
             of_above[part] = negative.mul_(given).sum(1)
-        return of_rows, None, of_above, of_offset
+            if of_below is not None:
+                of_below[part] = here.clamp(min=0).mul_(given).sum(1)
+        return of_rows, of_below, of_above, of_offset
 
 
 def _channels_last(rows: Tensor) -> bool:

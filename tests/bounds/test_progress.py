@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hydrabench.bounds import BOUNDS, Moment, rows, watched
+from hydrabench.bounds import BOUNDS, Moment, patches, watched
 
 
 @pytest.mark.parametrize(("bound", "method"), [("crown", "crown"), ("symbolic", "symbolic"), ("cascade", "crown")])
 def test_every_layer_is_told_up_to_its_end_and_bounds_stay_as_they_are(tiny_problem, monkeypatch, bound, method):
     network, x, y, _ = tiny_problem(4)
-    monkeypatch.setitem(rows.CHUNK, "cpu", 300)
+    monkeypatch.setitem(patches.CHUNK, "cpu", 300)
     moments: list[Moment] = []
     with torch.no_grad():
         expected = BOUNDS[bound](network, x, y, 0.3)

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from hydrabench.bounds import prepared, program_of, read
-from hydrabench.bounds.graph import shapes_of
-from hydrabench.bounds.problem import MANY_PRODUCTS, channels_last_pays, pose
+from hydrabench.bounds.program.program import shapes_of
+from hydrabench.bounds.specification import MANY_PRODUCTS, channels_last_pays, pose
 
 
 def convolutional(channels):

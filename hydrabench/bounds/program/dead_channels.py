@@ -7,30 +7,13 @@ only products with exact zeros are gone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import TypeVar
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from hydrabench.bounds.graph import Node, vectors
-from hydrabench.bounds.operations import (
-    AdaptiveAveragePool,
-    Add,
-    AveragePool,
-    Convolution,
-    Dense,
-    Flatten,
-    Identity,
-    MaxPool,
-    Operation,
-    Relu,
-    Scale,
-)
-
-Linear = Convolution | Dense
-Anything = TypeVar("Anything", bound=Operation)
+from hydrabench.bounds.program.operations import Operation
+from hydrabench.bounds.program.program import Node, vectors
 
 
 @torch.no_grad()
@@ -41,7 +24,7 @@ def compacted(nodes: Sequence[Node]) -> list[Node]:
     Values that are added, and those on both sides of a ReLU or of pooling, keep the same channels. Convolutions with
     groups are left as they are; so is a program with a weight that is not finite, whose output might be NaN.
 
-    Args: nodes: what `graph.read` returned.
+    Args: nodes: what `program.read` returned.
     """
     if not all(bool(value.isfinite().all()) for node in nodes for value in _tensors(node.operation)):
         return [*nodes]
@@ -49,44 +32,13 @@ def compacted(nodes: Sequence[Node]) -> list[Node]:
     if all(mask is None for mask in kept):
         return [*nodes]
     return [
-        Node(_narrowed(node.operation, kept[node.inputs[0]], kept[number]), node.inputs)
+        Node(node.operation.narrowed(kept[node.inputs[0]], kept[number]), node.inputs)
         for number, node in enumerate(nodes, start=1)
     ]
 
 
 def _tensors(operation: Operation) -> list[Tensor]:
     return [value for value in vars(operation).values() if isinstance(value, Tensor)]
-
-
-def _scaled(operation: Scale, value: Tensor) -> Tensor:
-    if len(operation.scale) != len(value):  # one for each entry of a block
-        return torch.full_like(value, torch.nan)
-    return value * operation.scale + operation.shift
-
-
-def _largest(operation: MaxPool, value: Tensor) -> Tensor:
-    return value if operation.dilation == (1, 1) else torch.full_like(value, torch.nan)  # a window may be all padding
-
-
-def _mean(_operation: AveragePool | AdaptiveAveragePool, value: Tensor) -> Tensor:
-    return value.masked_fill(value != 0, torch.nan)  # padding may count
-
-
-def _same(_operation: Flatten | Identity, value: Tensor) -> Tensor:
-    return value
-
-
-# What is known of the channels of a result, (C,), from what is known of those that the operation takes.
-KNOWN: dict[type[Operation], Callable[..., Tensor]] = {
-    Relu: lambda _operation, value: value.relu(),
-    Scale: _scaled,
-    MaxPool: _largest,
-    AveragePool: _mean,
-    AdaptiveAveragePool: _mean,
-    Add: lambda _operation, one, other: one + other,
-    Flatten: _same,
-    Identity: _same,
-}
 
 
 class _Channels:
@@ -108,21 +60,22 @@ class _Channels:
         self.live = [None if known is None else torch.zeros_like(known, dtype=torch.bool) for known in self.known]
 
     def _result(self, number: int, node: Node, *, in_vectors: bool) -> Tensor | None:
-        operation, taken = node.operation, [self.known[source] for source in node.inputs]
-        if isinstance(operation, Convolution | Dense):
-            free = operation.groups == 1 if isinstance(operation, Convolution) else in_vectors
-            return self._weighed(number, operation, taken[0]) if free else None
-        sizes = {None if known is None else len(known) for known in taken}
-        return None if None in sizes or len(sizes) > 1 else KNOWN[type(operation)](operation, *taken)
+        mixed = node.operation.mixed_channels(vectors=in_vectors)
+        taken = [self.known[source] for source in node.inputs]
+        if mixed is not None:
+            return self._mixed(number, *mixed, taken[0])
+        channels = [known for known in taken if known is not None]
+        if len(channels) < len(taken) or len({len(known) for known in channels}) > 1:
+            return None
+        return node.operation.known_channels(*channels)
 
-    def _weighed(self, number: int, operation: Linear, taken: Tensor | None) -> Tensor:
+    def _mixed(self, number: int, weight: Tensor, bias: Tensor | None, taken: Tensor | None) -> Tensor:
         """Results without a connection to anything but zeros are the bias."""
-        weight = operation.weight
         channels = weight.shape[1] if taken is None else len(taken)
         self.reads[number] = (weight != 0).view(len(weight), channels, -1).any(2)
         if taken is not None:
             self.reads[number] &= taken != 0  # NaN is not 0
-        bias = weight.new_zeros(len(weight)) if operation.bias is None else operation.bias
+        bias = weight.new_zeros(len(weight)) if bias is None else bias
         return bias.masked_fill(self.reads[number].any(1), torch.nan)
 
     def needed(self) -> list[Tensor | None]:
@@ -147,8 +100,6 @@ class _Channels:
         if number in self.reads:
             reads = self.reads[number]
             self._grow(node.inputs[0], (reads if mask is None else reads[mask]).any(0))
-        elif isinstance(node.operation, Convolution | Dense):
-            self._grow(node.inputs[0], None)
         else:
             masks = [self.live[value] for value in (number, *node.inputs)]
             known = [mask for mask in masks if mask is not None]
@@ -160,23 +111,3 @@ class _Channels:
         mask = self.live[number]
         if mask is not None:
             self.live[number] = torch.ones_like(mask) if more is None else mask | more
-
-
-def _narrowed(operation: Anything, before: Tensor | None, after: Tensor | None) -> Anything:
-    """The operation on the channels that are kept of what it takes and of what it returns."""
-    if isinstance(operation, Convolution | Dense):
-        weight, bias = operation.weight, operation.bias
-        if before is not None:
-            weight = weight[:, _entries(before, weight.shape[1])]
-        if after is not None:
-            weight, bias = weight[after], None if bias is None else bias[after]
-        return replace(operation, weight=weight, bias=bias)
-    if isinstance(operation, Scale) and after is not None:
-        entries = _entries(after, len(operation.scale))
-        return replace(operation, scale=operation.scale[entries], shift=operation.shift[entries])
-    return operation
-
-
-def _entries(channels: Tensor, count: int) -> Tensor:
-    """Mask of the entries of channels in equal blocks, `count` in all."""
-    return channels.repeat_interleave(count // len(channels))
