@@ -47,8 +47,8 @@ def interval_margins(
         norm: "linf" or "l2".
         memory: bytes to keep to, as far as one image does; the batch is taken in parts.
     Returns: (B,), in logit units; an image is verified where it is > 0. NaN where the network gives NaN.
-    Raises: UnsupportedLayerError for a layer without a rule; ValueError for a negative radius, an output that is not
-        (B, K) with K >= 2, or a network that changed after it was prepared.
+    Raises: UnsupportedLayerError for a layer without a rule; ValueError for a negative radius, or an output that is
+        not (B, K) with K >= 2.
     Source: Gowal et al. (2018), arXiv:1810.12715, section 3, last layer elided.
     """
     return solved(pose(network, x, y, epsilon, norm=norm), interval_rows, memory=memory).min(1).values

@@ -39,8 +39,7 @@ class MeasuredNode(Node):
 def measured(network: nn.Module | Prepared, x: Tensor) -> list[MeasuredNode]:
     """Read a network in eval mode, with batch norm as an operation of its own; `x` gives the shape of images.
 
-    Raises: UnsupportedLayerError for a layer without a rule; ValueError for batch norm in training mode, or a network
-        that changed after it was prepared.
+    Raises: UnsupportedLayerError for a layer without a rule; ValueError for batch norm in training mode.
     """
     if isinstance(network, Prepared):
         module = network.network

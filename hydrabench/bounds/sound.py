@@ -20,7 +20,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +36,7 @@ from hydrabench.bounds.relaxations import Lines
 from hydrabench.bounds.rounding import MeasuredNode, measured
 from hydrabench.bounds.specification import specification
 from hydrabench.errors import lookup
+from hydrabench.masking import make_plain
 from hydrabench.threat import PIXEL_MAX, PIXEL_MIN
 
 
@@ -109,10 +109,9 @@ def _wide(network: nn.Module | Prepared) -> nn.Module | Prepared:
 def _as_stored(network: nn.Module) -> nn.Module:
     """A copy with the weights that its layers apply, which parametrizations compute in the network's own precision."""
     network = copy.deepcopy(network)
-    for module in network.modules():
+    for module in [*network.modules()]:
         if parametrize.is_parametrized(module):
-            for name in [*cast("nn.ModuleDict", module.parametrizations)]:
-                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+            make_plain(module)
     return network
 
 

@@ -59,8 +59,8 @@ class Problem:
 def pose(network: nn.Module | Prepared, x: Tensor, y: Tensor, epsilon: float, *, norm: Norm = "linf") -> Problem:
     """Read a network for the margins of all classes but `y`, or take what was read of it before.
 
-    Raises: UnsupportedLayerError for a layer without a rule; ValueError for a negative radius, an output that is
-        not (B, K) with K >= 2, or a network that changed after it was prepared.
+    Raises: UnsupportedLayerError for a layer without a rule; ValueError for a negative radius, or an
+        output that is not (B, K) with K >= 2.
     """
     if not epsilon >= 0:
         raise ValueError(f"out of range: {epsilon=}, must be >= 0")

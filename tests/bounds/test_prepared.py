@@ -1,4 +1,4 @@
-"""A network read once says what it says read anew, and refuses to say anything once it has changed."""
+"""A network read once says what it says read anew, and goes on to say so when the network is changed."""
 
 from __future__ import annotations
 
@@ -13,14 +13,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hydrabench.bounds import BOUNDS, cascade, interval_bounds, prepared, program_of, rounding_bound, sound_margins
-from hydrabench.bounds.prepared import State
 from hydrabench.bounds.specification import pose
 from hydrabench.masking import attach_masks, score_masks, set_phase
 from hydrabench.models import build_model
 from hydrabench.models.normalize import Normalize
 
 seeds = st.integers(0, 10_000)
-CHANGED = "the network changed after it was prepared; call prepared\\(\\) again"
 
 
 def small_network():
@@ -137,7 +135,7 @@ def test_the_network_is_read_once(monkeypatch):
         bound(ready, x, y, 0.02)
     assert seen == [1]
     magnitude = ready.nodes[1].operation.absolute()
-    assert torch.equal(magnitude, ready.nodes[1].operation.weight.abs())
+    assert torch.equal(magnitude.weight, ready.nodes[1].operation.weight.abs())
     assert ready.nodes[1].operation.absolute() is magnitude
 
 
@@ -207,68 +205,31 @@ CHANGES = {
 
 @pytest.mark.parametrize("make", [small_network, masked_network])
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_a_network_that_changed_is_refused(change, make):
+def test_a_change_of_the_network_changes_nothing_that_was_read(change, make):
     network = make()
     x, y = images(network)
-    ready = prepared(network)
-    BOUNDS["ibp"](ready, x, y, 0.02)
+    before, ready = prepared(network), prepared(network)
+    uses = (
+        lambda known: BOUNDS["cascade"](known, x, y, 0.02),
+        lambda known: interval_bounds(known, x, x)[0],
+        lambda known: rounding_bound(known, x, y, 0.02, kind="ibp"),
+        lambda known: sound_margins(known, x, y, Fraction(1, 50), kind="ibp"),
+        lambda known: BOUNDS["ibp"](known.in_float64(), x.double(), y, 0.02),
+        lambda known: known.network(x),
+    )
+    expected = [use(before) for use in uses]
     with torch.no_grad():
         change(network)
-    for use in (
-        lambda: BOUNDS["ibp"](ready, x, y, 0.02),
-        lambda: BOUNDS["cascade"](ready, x, y, 0.02),
-        lambda: interval_bounds(ready, x, x),
-        lambda: rounding_bound(ready, x, y, 0.02, kind="ibp"),
-        lambda: sound_margins(ready, x, y, Fraction(1, 50), kind="ibp"),
-        ready.in_float64,
-    ):
-        with pytest.raises(ValueError, match=CHANGED):
-            use()
+    assert all(torch.equal(use(ready), known) for use, known in zip(uses, expected, strict=True))
 
 
-def test_a_layer_that_is_used_twice_is_noticed_where_it_is_used():
-    one, other = nn.Linear(4, 4), nn.Linear(4, 4)
-    network = nn.Sequential(nn.Flatten(), one, other, one).eval()
-    ready = prepared(network)
-    network[3] = other
-    with pytest.raises(ValueError, match=CHANGED):
-        ready.require_unchanged()
-
-
-def test_what_is_written_behind_torchs_back_is_noticed_in_what_is_trained():
+def test_what_is_written_behind_torchs_back_changes_nothing():
     network = small_network()
-    ready = prepared(network)
-    network[8].bias.data[1] = 0.25
-    with pytest.raises(ValueError, match=CHANGED):
-        ready.require_unchanged()
-
-
-def test_numbers_that_change_places_behind_torchs_back_are_noticed_in_what_is_trained():
-    network = small_network()
-    ready = prepared(network)
-    network[8].weight.data.copy_(network[8].weight.detach().flip(0))
-    with pytest.raises(ValueError, match=CHANGED):
-        ready.require_unchanged()
-
-
-def test_new_data_where_the_old_lay_is_noticed():
-    """The weights of a layer with batch norm are folded, so that nothing else keeps their memory from being reused."""
-    for _ in range(20):
-        network = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.BatchNorm1d(64), nn.Linear(64, 3)).eval()
-        ready = prepared(network.requires_grad_(False))
-        for value in (0.0, 1.0):
-            network[1].weight.data = torch.full((64, 64), value)
-        with pytest.raises(ValueError, match=CHANGED):
-            ready.require_unchanged()
-
-
-def test_scores_that_select_another_mask_are_noticed():
-    network = masked_network()
-    ready = prepared(network)
-    with torch.no_grad():
-        score_masks(network)["5"].scores.neg_()
-    with pytest.raises(ValueError, match=CHANGED):
-        ready.require_unchanged()
+    x, y = images(network)
+    ready, known = prepared(network), BOUNDS["ibp"](network, x, y, 0.02)
+    for parameter in network.parameters():
+        parameter.data.zero_()
+    torch.testing.assert_close(BOUNDS["ibp"](ready, x, y, 0.02), known)
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
@@ -285,15 +246,7 @@ def test_using_a_network_does_not_change_it(scope):
     BOUNDS["crown-ibp"](network, x, y, 0.02)
     copy.deepcopy(network)
     network.eval().to("cpu").float()
-    ready.require_unchanged()
     assert torch.equal(BOUNDS["ibp"](ready, x, y, 0.02), BOUNDS["ibp"](prepared(network), x, y, 0.02))
-
-
-def test_two_states_of_one_network_agree_and_of_two_networks_do_not():
-    one, other = small_network(), small_network()
-    assert State.of(one).agrees_with(State.of(one))
-    assert not State.of(one).agrees_with(State.of(other))
-    assert not State.of(one).agrees_with(State.of(one[:4]))
 
 
 def test_a_network_in_training_mode_is_refused():
