@@ -20,7 +20,16 @@ from hydrabench.bounds.program.relu import Relu
 
 MOMENTS = (0.9, 0.999)  # decays of Adam's two averages
 TINY = 1e-8  # Adam's epsilon
-BY_FUNCTION = ("index", "free", "lower", "upper", "above", "high", "on")  # of which some have one row for all
+BY_FUNCTION = (
+    "index",
+    "listed",
+    "spread",
+    "lower",
+    "upper",
+    "above",
+    "high",
+    "on",
+)  # of which some have one row for all
 
 
 def has_slopes(operation: object) -> bool:
@@ -35,16 +44,19 @@ class Slopes:
     U is the largest number of neurons with lines that one of them sees; the places left over are stable neurons.
     operation: which the lines are around. chosen: the slopes, (R, 1, U) of the lines below a ReLU, which pass through 0
     for a slope in [0, 1] (above, the chord is the best line), or (R, 2, U) of the lines below and above any other
-    operation, whose constants are its `extremes`. index: which entries of the flattened value they belong to. free:
-    1 where a neuron is unstable, else 0. lower, upper: bounds of the value. above, high: slope and constant of CROWN's
-    line above; all (R or 1, U). on: neurons that are passed as they are, (R or 1, entries). channels_last: whether
-    values are flattened in that order. mean, square: Adam's averages of the gradient and of its square.
+    operation, whose constants are its `extremes`. index: which entries of the flattened value they belong to. listed:
+    1 where there is a neuron that has lines, else 0. spread: how far apart the slopes are that may matter, which
+    learning rates are relative to; 0 of a stable neuron. lower, upper: bounds of the value. above, high: slope and
+    constant of CROWN's line above; all (R or 1, U). on: neurons that are passed as they are, (R or 1, entries).
+    channels_last: whether values are flattened in that order. mean, square: Adam's averages of the gradient and of its
+    square.
     """
 
     operation: Elementwise
     chosen: Tensor
     index: Tensor
-    free: Tensor
+    listed: Tensor
+    spread: Tensor
     lower: Tensor
     upper: Tensor
     above: Tensor
@@ -74,12 +86,13 @@ class Slopes:
         listed = seen(~(on | off))
         most = int(listed.sum(1).max()) if len(listed) else 0
         index = listed.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
-        free = operation.undecided(lower, upper)[0] & ~(on | off)
-        values = free, lower, upper, above, high
-        free, lower, upper, above, high = (seen(value).gather(1, index) for value in values)
+        spread = _spread(operation, lower, upper) * (operation.undecided(lower, upper)[0] & ~(on | off))
+        values = spread, lower, upper, above, high
+        spread, lower, upper, above, high = (seen(value).gather(1, index) for value in values)
         start = [seen(below).gather(1, index)] + [above] * (not isinstance(operation, Relu))
         chosen = torch.stack(start, 1).expand(len(rows.coefficients), -1, -1).clone().requires_grad_()
-        return cls(operation, chosen, index, free, lower, upper, above, high, seen(on) > 0, last)
+        ends = lower, upper, above, high
+        return cls(operation, chosen, index, listed.gather(1, index), spread, *ends, seen(on) > 0, last)
 
     def some(self, kept: Tensor) -> Slopes:
         """The slopes of some functions, with what Adam remembers of them."""
@@ -92,9 +105,10 @@ class Slopes:
         """Carry functions of the result to the value; returns them and what their constants gain, (R,)."""
         low, above, high = None, self.above, self.high
         if not isinstance(self.operation, Relu):
-            low = self.operation.extremes(self.chosen[:, 0], self.lower, self.upper)[0]
             above = self.chosen[:, 1]
-            high = self.operation.extremes(above, self.lower, self.upper)[1]
+            # A place that is not listed may lie outside of the value, where coefficients mean nothing.
+            low = self.listed * self.operation.extremes(self.chosen[:, 0], self.lower, self.upper)[0]
+            high = self.listed * self.operation.extremes(above, self.lower, self.upper)[1]
         flat = _flat(rows.coefficients, self.channels_last)
         found, gain = _Step.apply(flat, self.chosen[:, 0], low, above, high, self.index, self.on)
         return replace(
@@ -102,17 +116,16 @@ class Slopes:
         ), gain
 
     def climb(self, gradient: Tensor, rate: float, step: int) -> None:
-        """Take Adam's step number `step`, from 1, up the gradient, and go back to where slopes may be."""
-        gradient = (gradient * self.free.unsqueeze(1)).nan_to_num_(0.0, 0.0, 0.0)
+        """Take Adam's step number `step`, from 1, up the gradient, (R, 1 or 2, U); clamp after it."""
+        gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
         self.mean.mul_(MOMENTS[0]).add_(gradient, alpha=1 - MOMENTS[0])
         self.square.mul_(MOMENTS[1]).addcmul_(gradient, gradient, value=1 - MOMENTS[1])
-        size = (self.square / (1 - MOMENTS[1] ** step)).sqrt().add_(TINY)
-        steepest = self.operation.steepness
-        least = 0.0 if isinstance(self.operation, Relu) else -steepest
-        moved = self.chosen.detach().addcdiv(self.mean, size, value=rate / (1 - MOMENTS[0] ** step))
+        size = (self.square / (1 - MOMENTS[1] ** step)).sqrt_().add_(TINY)
+        moves = torch.div(self.mean, size, out=size).mul_(self.spread.unsqueeze(1))
+        moved = self.chosen.detach().add_(moves, alpha=rate / (1 - MOMENTS[0] ** step))
         # Only here: clamped in the pass, a slope at an end, where all of a ReLU start, would get no gradient.
-        moved = moved.clamp_(least, steepest)
-        self.chosen = torch.where(self.free.unsqueeze(1) > 0, moved, self.chosen.detach()).requires_grad_()
+        steepest = self.operation.steepness
+        self.chosen = moved.clamp_(0.0 if isinstance(self.operation, Relu) else -steepest, steepest).requires_grad_()
 
 
 class _Step(torch.autograd.Function):
@@ -159,6 +172,15 @@ class _Step(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _spread(operation: Elementwise, lower: Tensor, upper: Tensor) -> Tensor:
+    """1 for a ReLU, else twice the difference of the chords of both halves of [lower, upper], (B, *value)."""
+    if isinstance(operation, Relu):
+        return torch.ones_like(lower)
+    low, middle, high = (operation.apply(z) for z in (lower, (lower + upper) / 2, upper))
+    half = ((upper - lower) / 2).clamp(min=torch.finfo(lower.dtype).tiny)
+    return (2 * (high - 2 * middle + low).abs() / half).clamp(max=2 * operation.steepness)
 
 
 def _is_channels_last(rows: Tensor) -> bool:

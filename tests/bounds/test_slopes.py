@@ -55,8 +55,8 @@ def test_adam_goes_up_and_stays_between_0_and_1():
     _, slopes, *_ = start()
     before = slopes.chosen.detach().clone()
     gradient = torch.where(torch.rand_like(before) < 0.5, 1e-3, -50.0)
-    slopes.climb(gradient, 0.1, 1)
-    expected = torch.where(slopes.free.unsqueeze(1) > 0, before + 0.1 * gradient.sign(), before).clamp(0, 1)
+    slopes.climb(gradient.clone(), 0.1, 1)
+    expected = torch.where(slopes.spread.unsqueeze(1) > 0, before + 0.1 * gradient.sign(), before).clamp(0, 1)
     torch.testing.assert_close(slopes.chosen.detach(), expected, rtol=0, atol=1e-5)
     for step in range(2, 40):
         slopes.climb(torch.ones_like(before), 0.1, step)
@@ -70,7 +70,7 @@ def test_adam_is_torchs():
     theirs = torch.full_like(slopes.chosen, 0.5).requires_grad_()
     adam = torch.optim.Adam([theirs], lr=0.01, maximize=True)
     for step in range(1, 6):
-        gradient = torch.sin(torch.arange(theirs.numel()).view_as(theirs) * step) * slopes.free.unsqueeze(1)
+        gradient = torch.sin(torch.arange(theirs.numel()).view_as(theirs) * step) * slopes.spread.unsqueeze(1)
         theirs.grad = gradient.double()
         adam.step()
         slopes.climb(gradient.double(), 0.01, step)
@@ -82,5 +82,5 @@ def test_some_functions_keep_their_slopes_and_averages():
     slopes.climb(torch.arange(slopes.chosen.numel()).view_as(slopes.chosen).double(), 0.1, 1)
     kept = torch.tensor([True, False, True])
     some = slopes.some(kept)
-    for name in ("chosen", "index", "free", "lower", "upper", "above", "high", "on", "mean", "square"):
+    for name in ("chosen", "index", "listed", "spread", "lower", "upper", "above", "high", "on", "mean", "square"):
         assert torch.equal(getattr(some, name), getattr(slopes, name)[kept])
