@@ -50,7 +50,7 @@ ITERATIONS, REPEATS = 20, 2
 DIGITS = 60  # images
 CIFAR: dict[str, tuple[Callable[[], nn.Module], int, int, str]] = {  # network, steps of training, images, radius
     "cifar_model": (lambda: MODELS["cifar_model"]((3, 32, 32), 10), 1500, 16, "2/255"),
-    "residual": (residual, 200, 1, "1/255"),
+    "residual": (residual, 200, 1, "2/255"),
 }
 FORK = multiprocessing.get_context("fork")
 

@@ -1,13 +1,19 @@
 """Sound bounds of a network's margins over an L-infinity or L2 ball.
 
-`graph` reads a network into a program of `operations`, `prepared` once for many batches and, by `compaction`, without
-the channels that pruning has cut off; `interval` sends boxes forward through it, `crown` linear functions backward. A
-`problem` is a program, a `ball` and the margins to bound. `symbolic` and `full` bound neurons by functions of their
-own, which `backward` carries to the input and `rows` keeps short. `margins` has a function for each method, `cascade`
-tries one after the other. `alpha` optimises the slopes of CROWN, which `slopes` holds. `lirpa` asks auto_LiRPA for a
-second opinion. `rounding` says how far rounding can lift a bound, `sound` has bounds that hold in spite of it, and of
-what the network rounds itself. `costs` says beforehand how long bounds may take, `watching` meanwhile how far they are.
-`initialization` draws weights from which a deep network can be trained with interval bounds.
+From a method to its equation: `methods` says which boxes and lines each method uses, `interval` is the one way forward,
+`crown` the one way back, and every operation in `program/` says its own box, transpose and lines (`relaxations`).
+
+program/          a network as operations: read from its code, folded, without dead channels; `prepared` keeps one
+specification     what is bounded: margins over a `ball` around images
+methods, cascade  ibp, crown-ibp, crown, symbolic; one after the other
+intermediate      bounds of unstable neurons by CROWN; `symbolic` has those of symbolic intervals
+neurons, patches  which neurons get a pass of their own, and rows that are as large as their receptive field
+sound, rounding   bounds that hold in spite of rounding, and how far it can lift others; `outward` has the arithmetic
+alpha, slopes     crown with slopes optimised for each image and margin
+lirpa/            auto_LiRPA, a second opinion
+costs, progress   how long bounds may take, and how far they are
+initialization    weights from which a deep network can be trained with interval bounds
+kernels, box      sweeps over coefficients; a box around a value
 """
 
 from hydrabench.bounds.alpha import Search, alpha_crown_margins

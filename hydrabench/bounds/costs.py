@@ -1,6 +1,6 @@
 """What bounding every neuron of an image by a pass of its own may take: a forecast from shapes alone.
 
-It counts the passes of `backward` as if every neuron were undecided, with the windows that their rows have, so that it
+It counts the passes of `neurons` as if every neuron were undecided, with the windows that their rows have, so that it
 is the same on every machine. The seconds are those of one core, measured with wide and narrow residual networks.
 """
 
@@ -105,7 +105,7 @@ def _entries(shape: torch.Size, window: Window | None) -> int:
 
 
 def _behind(operation: object, window: Window | None, shape: torch.Size) -> Window | None:
-    """The window in what an operation takes, or None if rows are whole there; as `rows.carried_back` has it."""
+    """The window in what an operation takes, or None if rows are whole there, as in `back_patches`."""
     if window is None or not isinstance(operation, Convolution | Scale | Identity | Elementwise | Add):
         return None
     grown = window

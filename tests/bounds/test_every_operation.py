@@ -13,9 +13,11 @@ from functools import partial
 
 import pytest
 import torch
+from activation_examples import ACTIVATIONS
 from attack import attacked, margins
 from torch import nn
 from torch.nn import functional as F
+from torchvision.ops import StochasticDepth
 
 from hydrabench.bounds import (
     BOUNDS,
@@ -183,6 +185,7 @@ EXAMPLES: dict[type[Operation], list[Middle]] = {
     Identity: [
         lambda: nn.Sequential(nn.Identity(), nn.Dropout(), nn.Dropout2d()),
         lambda: Call(lambda self, x: torch.relu(F.dropout(x, training=False).contiguous())),
+        lambda: Call(lambda self, x: self.drop(x), drop=StochasticDepth(0.5, "row")),
     ],
     Reshape: [
         lambda: nn.Sequential(nn.Unflatten(1, (2, 2)), nn.Flatten(2, 3), nn.ReLU()),
@@ -219,6 +222,7 @@ EXAMPLES: dict[type[Operation], list[Middle]] = {
         lambda: nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(4, 2, 3), nn.ReLU()),
         lambda: Call(lambda self, x: F.interpolate(x, size=(5, 7), mode="nearest-exact")),
     ],
+    **ACTIVATIONS,
 }
 
 
@@ -288,20 +292,32 @@ def check(middle, seed):
 
 
 def check_boxes_and_gradients(network, x, y, epsilon, rng):
-    """Outputs of points lie inside the bounds; with gradients bounds are the same, and gradients are finite."""
+    """Outputs of points lie inside the bounds; bounds to train with are the same, and so are their slopes."""
     ends = (x - epsilon).clamp(0, 1), (x + epsilon).clamp(0, 1)
     lower, upper = interval_bounds(network, *ends)
     for point in (ends[0], ends[1], torch.lerp(*ends, torch.rand(x.shape, generator=rng, dtype=x.dtype))):
         assert (lower - 1e-9 <= network(point)).all()
         assert (network(point) <= upper + 1e-9).all()
-    with torch.no_grad():
-        plain = [class_margins(network, x, y, epsilon, beta=0.5), symbolic_class_margins(network, x, y, epsilon)]
+    parameters = [*network.parameters()]
+    steps = [torch.randn(tensor.shape, generator=rng, dtype=tensor.dtype) for tensor in parameters]
+
+    def found():
+        return [class_margins(network, x, y, epsilon, beta=0.5), symbolic_class_margins(network, x, y, epsilon)]
+
+    plain, moved = found(), []
     network.requires_grad_(True)
-    found = [class_margins(network, x, y, epsilon, beta=0.5), symbolic_class_margins(network, x, y, epsilon)]
-    torch.testing.assert_close(found, plain, rtol=1e-9, atol=1e-9)
-    gradients = torch.autograd.grad(sum(margin.sum() for margin in found), [*network.parameters()], allow_unused=True)
-    assert all(gradient is None or gradient.isfinite().all() for gradient in gradients)
+    trained = found()
+    torch.testing.assert_close(trained, plain, rtol=1e-9, atol=1e-9)
+    gradients = [torch.autograd.grad(margin.sum(), parameters, allow_unused=True) for margin in trained]
     network.requires_grad_(False)
+    for size in (1e-6, -2e-6, 1e-6):
+        for tensor, step in zip(parameters, steps, strict=True):
+            tensor.add_(step, alpha=size)
+        moved.append(found())
+    for number, gradient in enumerate(gradients):
+        slope = sum(float((part * step).sum()) for part, step in zip(gradient, steps, strict=True) if part is not None)
+        expected = float((moved[0][number] - moved[1][number]).sum()) / 2e-6
+        assert slope == pytest.approx(expected, rel=1e-3, abs=1e-3)
 
 
 def every_example():

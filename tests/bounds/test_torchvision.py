@@ -11,7 +11,10 @@ from hydrabench.bounds import BOUNDS, program_of, read
 
 NETWORKS = {
     "densenet121": {},
+    "efficientnet_b0": {},
     "googlenet": {"init_weights": True},
+    "mobilenet_v2": {},
+    "mobilenet_v3_small": {},
     "resnet18": {},
     "resnext50_32x4d": {},
     "shufflenet_v2_x0_5": {},

@@ -105,7 +105,7 @@ def test_a_time_limit_shortens_what_is_announced_of_a_search_but_for_the_pass_be
 
 
 def test_nothing_is_announced_of_auto_lirpa():
-    strange = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 10)).eval()
+    strange = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Mish(), nn.Linear(64, 10)).eval()
     assert blocks_for(AlphaCrownSettings(epsilon="2/255", engine="auto_lirpa"), strange, DIGITS) == Blocks(10)
 
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
+from hydrabench.bounds.program.activation_calls import ACTIVATION_FUNCTIONS, ACTIVATION_METHODS
+from hydrabench.bounds.program.activations import Square
 from hydrabench.bounds.program.arguments import REQUIRED, Arguments, Call, NoRule, Reader, given, in_place, simple
 from hydrabench.bounds.program.arithmetic import Factor, Product, Shift, Subtract, Sum
 from hydrabench.bounds.program.convert import (
@@ -89,6 +91,8 @@ def _subtract(call: Arguments) -> Call:
 
 def _multiply(call: Arguments) -> Call:
     a, b, of_a, of_b = _two(call)
+    if a is b:
+        return Call((Square(),), (a,))
     if of_a and of_b:
         return Call((Product(),), (a, b))
     value, constant = (a, b) if of_a else (b, a)
@@ -252,6 +256,7 @@ METHODS: dict[Any, Reader] = {
     "contiguous": _identity,
     "chunk": _chunks("chunk", "chunks"),
     "split": _chunks("split", "split_size"),
+    **ACTIVATION_METHODS,
 }
 FUNCTIONS: dict[Any, Reader] = {
     **{getattr(torch, name): METHODS[name] for name in METHODS if hasattr(torch, name)},
@@ -266,6 +271,12 @@ FUNCTIONS: dict[Any, Reader] = {
     torch.cat: _join,
     torch.concat: _join,
     F.dropout: simple(lambda p, training, inplace: dropout(training=training), p=0.5, training=True, inplace=False),  # noqa: ARG005
+    "torchvision.ops.stochastic_depth.stochastic_depth": simple(
+        lambda p, mode, training: dropout(training=training),  # noqa: ARG005
+        p=REQUIRED,
+        mode=REQUIRED,
+        training=True,
+    ),
     F.pad: _pad,
     F.interpolate: _upsample,
     F.pixel_shuffle: simple(pixel_shuffle, upscale_factor=REQUIRED),
@@ -274,4 +285,5 @@ FUNCTIONS: dict[Any, Reader] = {
     torch.max_pool2d: _max_pool,
     F.avg_pool2d: _average_pool,
     F.adaptive_avg_pool2d: _adaptive_pool,
+    **ACTIVATION_FUNCTIONS,
 }

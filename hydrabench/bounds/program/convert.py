@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hydrabench.bounds.patches import Pair
+from hydrabench.bounds.program.activation_calls import ACTIVATION_LAYERS
 from hydrabench.bounds.program.arguments import NoRule
 from hydrabench.bounds.program.linear import Convolution, Dense, OtherConvolution, Scale
 from hydrabench.bounds.program.operations import Linear, Operation
@@ -198,6 +199,7 @@ LAYERS: dict[type[nn.Module], Callable[[Any], Operation]] = {
     nn.Identity: lambda _layer: Identity(),
     nn.Dropout: lambda layer: dropout(training=layer.training),
     nn.Dropout2d: lambda layer: dropout(training=layer.training),
+    **ACTIVATION_LAYERS,
     Normalize: lambda layer: Scale(1 / layer.std.flatten(), -(layer.mean / layer.std).flatten()),
 }
 

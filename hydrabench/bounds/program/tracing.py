@@ -233,11 +233,18 @@ def _call(node: fx.Node, given: Arguments) -> Call:
     calls: Mapping[str, Mapping[Any, Reader]] = {"call_function": FUNCTIONS, "call_method": METHODS}
     kind = f"{node.op.removeprefix('call_')} {getattr(node.target, '__name__', node.target)}"
     try:
-        if node.target not in calls.get(node.op, {}):
+        known = calls.get(node.op, {})
+        found = known.get(node.target) or known.get(_full_name(node.target))
+        if found is None:
             raise NoRule("has no sound rule")
-        return calls[node.op][node.target](given)
+        return found(given)
     except NoRule as reason:
         raise refusal(_path(node), kind, str(reason)) from None
+
+
+def _full_name(function: Any) -> str:
+    """What a function of another package, which is not imported for it, is called in the table."""
+    return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}"
 
 
 def _path(node: fx.Node) -> str:
