@@ -54,7 +54,7 @@ from hydrabench.models.normalize import Normalize
 
 SHAPE = (2, 4, 3)
 SEARCHES = {  # whose rounding is CROWN's
-    f"alpha-crown {slopes}": partial(alpha_crown_margins, search=Search(slopes, iterations=4))
+    f"alpha-crown {slopes}": partial(alpha_crown_margins, search=Search(slopes, iterations=3))
     for slopes in ("output", "all")
 }
 LINF, L2 = (1 / 256, 1 / 16, 1 / 2), (1 / 64, 1 / 4, 2.0)
@@ -267,7 +267,7 @@ def check(middle, seed):
     for norm, radii in (("linf", LINF), ("l2", L2)):
         epsilon = radii[seed % 3]
         reach = attacked(wide, exact, y, epsilon, norm, rng) + 1e-12 * size
-        for kind, bound in {**BOUNDS, **SEARCHES}.items():
+        for kind, bound in (*BOUNDS.items(), [*SEARCHES.items()][seed % 2]):
             what = f"{kind} {norm} {epsilon}"
             lower = bound(prepared(wide) if seed % 2 else wide, exact, y, epsilon, norm=norm)
             assert (lower <= reach).all(), what
