@@ -117,6 +117,19 @@ def test_an_operation_computes_what_torch_does(operation, function, dtype):
 
 
 @every_operation
+def test_functions_are_rounded_no_more_than_their_ulps_say(operation):
+    """Single against double precision; near the threshold of softplus either branch may be taken: lines hold both."""
+    x = torch.cat([torch.linspace(-30, 30, 20_001), torch.logspace(-30, 30, 2001), -torch.logspace(-30, 30, 2001)])
+    if isinstance(operation, Softplus):
+        x = x[(x * operation.beta / operation.threshold - 1).abs() > 1e-6]
+    x, kind = x.unsqueeze(1), torch.finfo(torch.float32)
+    exact, found = operation.apply(x.double()), of_type(operation, torch.float32).apply(x).double()
+    finite = exact.abs() * 6 < kind.max
+    off = (found - exact).abs()[finite]
+    assert (off <= (operation.ulps * kind.eps * (exact.abs() + x.abs()) + kind.tiny)[finite]).all()
+
+
+@every_operation
 @precisions
 def test_lines_of_any_slope_hold_at_every_point_and_touch_the_function(operation, dtype):
     operation, (lower, upper) = of_type(operation, dtype), intervals(dtype)
