@@ -13,7 +13,7 @@ from torch import nn
 
 from hydrabench.api.networks import Network, as_normalization, subject_of
 from hydrabench.api.runs import Run
-from hydrabench.data import DATASETS
+from hydrabench.data.given import GIVEN
 from hydrabench.errors import ConfigError, lookup
 from hydrabench.evaluators import EVALUATORS
 from hydrabench.ledger import read_run
@@ -180,7 +180,9 @@ def verify(
     if network is not None:
         about = header["dataset"]
         name, precision = header["checkpoint"]["name"], header["precision"]
-        data = about["name"] if data is None and about["name"] in DATASETS else data
+        if data is None and about["name"].startswith(GIVEN):
+            raise ConfigError(f"{folder} is about images that were handed over; give them again as data")
+        data = about["name"] if data is None else data
         last = max(selected_indices(about)) + 1
         subject = subject_of(network, data, options=options, precision=precision, name=name, n=last)
     elif data is not None:

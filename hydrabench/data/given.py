@@ -14,6 +14,7 @@ from torch import Tensor
 from hydrabench.data.images import ImageSet
 from hydrabench.errors import DataError, shortened
 
+GIVEN = "images-"  # how the names of such sets begin
 _FORMS = "give a registered name, a pair (images, labels), or a torch.utils.data.Dataset with a length"
 
 
@@ -33,7 +34,7 @@ def given_images(data: Any, n: int | None = None) -> ImageSet:
     images, labels = _pair(data) if isinstance(data, tuple | list) else _items(data, n)
     images, labels = _checked_images(images), _checked_labels(labels, len(images))
     first = images[:1].contiguous().numpy().tobytes() + str((images.dtype, tuple(images.shape[1:]))).encode()
-    name = f"images-{hashlib.sha256(first + str(int(labels[0])).encode()).hexdigest()[:8]}"
+    name = f"{GIVEN}{hashlib.sha256(first + str(int(labels[0])).encode()).hexdigest()[:8]}"
     return ImageSet(name, "test", images, labels, num_classes=int(labels.max()) + 1)
 
 

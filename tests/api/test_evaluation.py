@@ -228,6 +228,8 @@ def test_verify_computes_records_again_and_notices_other_networks_and_images(own
         own_network.head.bias += 1
     with pytest.raises(CheckpointError, match=r"OwnNetwork has SHA-256 .*…, .* was made with"):
         hb.verify(run, own_network, few)
+    with pytest.raises(ConfigError, match=r"is about images that were handed over; give them again as data"):
+        hb.verify(run, own_network)
     with pytest.raises(ConfigError, match=r"data alone does not say what was judged on it; give network, too"):
         hb.verify(run, data=few)
 
