@@ -89,6 +89,12 @@ def find_state_dict(values: Any) -> StateDict | None:
     )
 
 
+def plain_tensors(values: Any) -> dict[str, Tensor] | None:
+    """The tensors of a file as its containers hold them, nothing else taken off; None if there are none."""
+    found, _ = _contained(values, ())
+    return None if found is None else {key: value for key in found if (value := _tensor(found[key])) is not None}
+
+
 def renamed(key: str, old: str, new: str) -> str:
     """`key` with the end `new` in place of `old`, or as it is."""
     return key.removesuffix(old) + new if key.endswith(old) else key

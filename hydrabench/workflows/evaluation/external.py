@@ -90,9 +90,12 @@ def baked_copy(module: nn.Module) -> nn.Module:
             parametrizations: Any = part.parametrizations
             for key in list(parametrizations):
                 parametrize.remove_parametrizations(part, key, leave_parametrized=True)
+    # Not eval() and requires_grad_() of the whole, which the programs of torch.export and TorchScript refuse.
     for part in network.modules():
-        part.training = False  # not eval(), which the programs of torch.export refuse: their mode is fixed
-    return network.requires_grad_(False)
+        part.training = False
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    return network
 
 
 def _normalization_of(network: nn.Module) -> Normalization | None:
