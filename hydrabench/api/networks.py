@@ -9,16 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hydrabench.api.runs import TrainingRun
 from hydrabench.checkpoints import parse_normalization
 from hydrabench.config import Normalization
-from hydrabench.data import DATASETS, ImageSet, ImageSource, check_labels, given_images, load_images, pixels
+from hydrabench.data import ImageSource, given_images, load_images
 from hydrabench.errors import ConfigError, DataError
-from hydrabench.workflows.evaluation.external import baked_copy, external_subject
+from hydrabench.workflows.evaluation.external import external_subject
+from hydrabench.workflows.evaluation.guards import fitted
 from hydrabench.workflows.evaluation.loading import Subject, open_subject
+from hydrabench.workflows.evaluation.opening import judged_on
 from hydrabench.workflows.run_options import RunOptions
 
 Network: TypeAlias = "nn.Module | str | Path | TrainingRun"
@@ -51,12 +52,12 @@ def subject_of(
         return _subject_of_module(network, _images(data, n, options), options, precision, name)
     subject = open_subject(reference(network), options=options, precision=precision, name=name)
     header = subject.checkpoint.header
-    if data is None or data == header.dataset:
+    if data is None or (isinstance(data, str) and data == header.dataset):
         return subject
     images = _images(data, n, options)
     if images.shape != header.shape:
         raise DataError(f"images have shape {images.shape}; {subject.name} takes {tuple(header.shape)}")
-    return replace(subject, images=_within(images, header.num_classes))
+    return replace(subject, images=fitted(subject, images))
 
 
 def _images(data: Any, n: int | None, options: RunOptions) -> ImageSource:
@@ -69,66 +70,27 @@ def _images(data: Any, n: int | None, options: RunOptions) -> ImageSource:
     return given_images(data, n)
 
 
-def _within(images: ImageSource, classes: int) -> ImageSource:
-    """The same images, whose labels are classes of a network with so many outputs. Raises: DataError."""
-    if isinstance(images, ImageSet) and images.name not in DATASETS:
-        images = replace(images, num_classes=classes)
-        check_labels(images, f"the network has {classes} outputs")
-    if images.num_classes > classes:
-        raise DataError(f"{images.name} has {images.num_classes} classes, the network {classes} outputs")
-    return images
-
-
 def _subject_of_module(
     module: nn.Module, images: ImageSource, options: RunOptions, precision: str, name: str | None
 ) -> Subject:
-    classes = _count_outputs(module, images)
     kind = type(module)
     subject = external_subject(
         module,
         name=name or kind.__name__,
         dataset=images.name,
         shape=images.shape,
-        num_classes=classes,
+        num_classes=images.num_classes,
         device=_device(module, options),
         precision=precision,
         identity={"spec": f"{kind.__module__}.{kind.__qualname__}", "code_sha256": _code_sha256(module)},
     )
-    return replace(subject, images=_within(images, classes))
+    return judged_on(images, subject, normalization_given=True)  # what it does to images is its own business
 
 
 def _device(module: nn.Module, options: RunOptions) -> str:
     """Where to compute: "auto" is where the module is."""
     first = next(iter(module.parameters()), None)
     return str(first.device) if first is not None and options.device == "auto" else options.device
-
-
-def _count_outputs(module: nn.Module, images: ImageSource) -> int:
-    """How many logits the network gives. Raises: DataError if it does not take the images or gives anything else."""
-    first = next(iter(module.parameters()), torch.zeros(()))
-    x = _first_pixels(images).to(first.device, first.dtype)
-    try:
-        with torch.no_grad():
-            logits = baked_copy(module)(x)
-    except (RuntimeError, ValueError, TypeError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise DataError(f"the network does not take images of shape {images.shape}: {reason[:200]}") from error
-    if (
-        not isinstance(logits, Tensor)
-        or logits.shape[:1] != (1,)
-        or logits.dim() != 2
-        or not logits.is_floating_point()
-    ):
-        shown = (
-            f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        )
-        raise DataError(f"the network gives {shown} for one image; allowed are logits of shape (B, K)")
-    return logits.shape[1]
-
-
-def _first_pixels(images: ImageSource) -> Tensor:
-    """The first image, (1, C, H, W), in [0, 1]."""
-    return pixels(images.take(torch.zeros(1, dtype=torch.int64)))
 
 
 def _code_sha256(module: nn.Module) -> str:

@@ -127,6 +127,8 @@ def pipeline(
 def _recipe(recipe: RecipeLike, section: str = "", density: object = None) -> Recipe:
     """Read a recipe, with another density in one of its sections if one is given."""
     if isinstance(recipe, Recipe):
+        if density is None:
+            return recipe
         recipe = recipe.model_dump(mode="json", exclude_none=True)
     return load_recipe(recipe, [f"{section}.density={density!r}"] if density is not None else [])
 

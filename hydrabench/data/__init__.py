@@ -181,7 +181,6 @@ __all__ = [
     "augment",
     "batches",
     "block_indices",
-    "check_labels",
     "choose",
     "first_images",
     "given_images",

@@ -59,6 +59,8 @@ def _tensor(value: Any, what: str) -> Tensor:
 
 def _items(data: Any, n: int | None) -> tuple[Tensor, Tensor]:
     """The images and labels of the first `n` items of a data set."""
+    if isinstance(data, Tensor | np.ndarray):
+        raise DataError(f"data has the shape {tuple(data.shape)} and no labels; {_FORMS}")
     inner = f"; of a DataLoader, give its `dataset`: {type(data).__name__}" if hasattr(data, "dataset") else ""
     if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")) or (inner and hasattr(data, "batch_size")):
         raise DataError(f"data is {_line(data)}; {_FORMS}{inner}")

@@ -167,25 +167,51 @@ class TwoOutputs(nn.Module):
         return x.flatten(1), x
 
 
+class Noisy(nn.Module):
+    def forward(self, x):
+        return x.flatten(1)[:, :10] + torch.rand(len(x), 10)
+
+
 MISTAKES = {
     "no data": (nn.Flatten(), None, {}, ConfigError, r"does not say what it was made for; give data"),
+    "array": (ZOO, "array", {}, DataError, r"data has the shape \(24, 1, 8, 8\) and no labels; give a registered name"),
     "no data set": (ZOO, "cifar11", {}, ConfigError, r"unknown data set 'cifar11'; did you mean 'cifar10'\?"),
     "other size": (ZOO, "wide", {}, DataError, r"images have shape \(1, 9, 9\); digits-trades-95 takes \(1, 8, 8\)"),
-    "own size": (nn.Linear(8, 10), "wide", {}, DataError, r"does not take images of shape \(1, 9, 9\): mat1 and mat2"),
-    "logits": (nn.Identity(), "few", {}, DataError, r"gives a tensor of shape \(1, 1, 8, 8\) for one image; allowed"),
-    "tuple": (TwoOutputs(), "few", {}, DataError, r"gives a tuple for one image; allowed are logits of shape \(B, K\)"),
-    "classes": (ZOO, "labels", {}, DataError, r"the network has 10 outputs: labels should lie in 0\.\.9, found"),
+    "own size": (
+        nn.Linear(8, 10),
+        "wide",
+        {},
+        ConfigError,
+        r"Linear fails on images of 1 x 1 x 9 x 9 \(RuntimeError: mat1",
+    ),
+    "logits": (
+        nn.Identity(),
+        "few",
+        {},
+        ConfigError,
+        r"Identity returns \(1, 1, 8, 8\) for 1 images; it must return logits",
+    ),
+    "tuple": (TwoOutputs(), "few", {}, ConfigError, r"TwoOutputs returns tuple for 1 images; it must return logits"),
+    "classes": (ZOO, "labels", {}, ConfigError, r"digits-trades-95 has 10 outputs, images-\w+ has 15 classes"),
     "outputs": (
         nn.Sequential(nn.Flatten(), nn.Linear(64, 4)),
         "digits",
         {},
-        DataError,
-        r"digits has 10 classes, the network 4 outputs",
+        ConfigError,
+        r"Sequential has 4 outputs, digits has 10 classes",
     ),
     "method": (ZOO, "few", {"attack": "crown"}, ConfigError, r"unknown attack 'crown'; .*choose one of: .*pgd"),
     "resume": (ZOO, "few", {"resume": True}, ConfigError, r"resume continues the run in a folder; name it with out"),
     "network": (3, "few", {}, ConfigError, r"network is a int; give a checkpoint's path, a run folder"),
     "zoo": ("digits-trades-96", "few", {}, ConfigError, r"unknown checkpoint 'digits-trades-96'; did you mean"),
+    "softmax": (
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Softmax(1)),
+        "few",
+        {},
+        ConfigError,
+        r"probabilities, whose gradients vanish; take the softmax off",
+    ),
+    "noise": (Noisy(), "few", {}, ConfigError, r"dropout or other noise is on in eval mode"),
     "n": (ZOO, "few", {"n": 25}, DataError, r"-n 25 is outside 1\.\.24"),
     "radius": (
         nn.Sequential(nn.Flatten(), nn.Linear(64, 10)),
@@ -200,7 +226,7 @@ MISTAKES = {
 @pytest.mark.parametrize(("network", "data", "options", "error", "message"), MISTAKES.values(), ids=MISTAKES)
 def test_a_mistake_is_one_line_before_anything_runs(network, data, options, error, message, few, tmp_path):
     x, y = few
-    known = {"few": few, "wide": (torch.rand(24, 1, 9, 9), y), "labels": (x, y + 5)}
+    known = {"few": few, "wide": (torch.rand(24, 1, 9, 9), y), "labels": (x, y + 5), "array": x.numpy()}
     out = {} if "resume" in options else {"out": tmp_path / "run"}
     with pytest.raises(error, match=message) as caught:
         hb.attack(network, known.get(data, data), **{"epsilon": "1/255", **out, **options})

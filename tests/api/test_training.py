@@ -9,6 +9,7 @@ import torch
 import yaml
 
 import hydrabench as hb
+from hydrabench.api.training import _recipe
 from hydrabench.errors import CheckpointError, ConfigError, LedgerError
 from hydrabench.recipes import load_recipe
 
@@ -51,6 +52,16 @@ def test_values_may_change_a_recipe_that_comes_with_hydrabench():
         load_recipe({**RECIPE, "train": {**PHASE, "epochs": 0}})
     with pytest.raises(ConfigError, match="base: is the file or name of one recipe, got 3"):
         load_recipe({"base": 3})
+
+
+@pytest.mark.parametrize("name", ["digits-trades", "digits-crown-ibp", "hydra-cifar10-crown-ibp-cifar_model"])
+def test_a_recipe_with_another_density_is_otherwise_the_same(name):
+    recipe = load_recipe(name)
+    changed = _recipe(recipe, "prune", 0.07)
+    assert changed.prune.density == 0.07
+    prune = changed.prune.model_copy(update={"density": recipe.prune.density})
+    assert changed.model_copy(update={"prune": prune}) == recipe
+    assert _recipe(recipe) is recipe
 
 
 def test_a_training_run_has_an_epoch_a_row_and_a_network(dense):
