@@ -240,9 +240,12 @@ def read_foreign(given: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in described.items() if value is not None}
 
 
-def read_network(given: dict[str, Any], ref: str | None) -> tuple[dict[str, Any], ModelRequest | None]:
+def read_network(
+    given: dict[str, Any], ref: str | None, *, needed: bool = True
+) -> tuple[dict[str, Any], ModelRequest | None]:
     """What a file of others does not say of itself, or the network of --model; exactly one of --ckpt and --model.
 
+    Args: needed: whether there must be one.
     Raises: ConfigError for options that do not go together.
     """
     chosen = {name: given.pop(name) for name in ("model", "model_args", "weights")}
@@ -251,7 +254,7 @@ def read_network(given: dict[str, Any], ref: str | None) -> tuple[dict[str, Any]
         named = ", ".join(f"--{name.replace('_', '-')}" for name in ("model_args", "weights") if chosen[name])
         if named:
             raise ConfigError(f"{named} is for --model; with --ckpt leave it out")
-        if ref is None:
+        if ref is None and needed:
             raise ConfigError("name what to judge: --ckpt FILE, run folder or zoo id, or --model FILE.py:NAME")
         return described, None
     if ref is not None:

@@ -5,6 +5,7 @@ A program of torch.export becomes a module of layers and functions again, so tha
 
 from __future__ import annotations
 
+import logging
 import operator
 import warnings
 from collections.abc import Callable
@@ -28,11 +29,14 @@ def read_exported(path: Path) -> nn.Module:
     Raises: CheckpointError if it is no such file, does not take one tensor of images, or its layers compute
         something else.
     """
+    logging.disable(logging.WARNING)  # torch logs the traceback of a file that it cannot read
     try:
         program: Any = torch.export.load(str(path))
         module = program.module()
     except Exception as error:  # what a damaged file makes of the reader can be any exception
         raise CheckpointError(f"{path} is no file of torch.export.save ({shown(str(error), 150)})") from error
+    finally:
+        logging.disable(logging.NOTSET)
     inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
     if len(inputs) != 1:
         raise CheckpointError(f"{path} takes {len(inputs)} inputs; export a network of one, the images")
@@ -49,7 +53,7 @@ def read_exported(path: Path) -> nn.Module:
 
 
 def read_torchscript(path: Path) -> nn.Module:
-    """Return the network of a TorchScript file. Raises: CheckpointError if it is none."""
+    """Return the network of a TorchScript file. Raises: CheckpointError if it is none, or frozen."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -58,6 +62,8 @@ def read_torchscript(path: Path) -> nn.Module:
         raise CheckpointError(
             f"{path} is no TorchScript file; give the code as --model FILE.py:NAME, and a state dict as --weights"
         ) from error
+    if not list(network.parameters()):
+        raise CheckpointError(f"{path} has no parameters to count; save it without torch.jit.freeze")
     return network
 
 

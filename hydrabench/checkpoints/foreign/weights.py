@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
-from hydrabench.checkpoints.foreign.state_dicts import StateDict, find_state_dict, plain_tensors
+from hydrabench.checkpoints.foreign.state_dicts import StateDict, find_state_dict, plain_tensors, without_prefixes
 from hydrabench.checkpoints.foreign.torch_files import is_torch_file, read_torch_file
 from hydrabench.checkpoints.format import read_file
 from hydrabench.checkpoints.header import shown
@@ -34,9 +34,10 @@ def load_weights(network: nn.Module, path: Path) -> Normalization | None:
     if plain is None or found is None:
         raise CheckpointError(f"--weights {path} holds no state dict of tensors")
     wanted = network.state_dict()
-    if not _problems(wanted, plain):
-        network.load_state_dict({**wanted, **plain})
-        return None
+    for tensors in (plain, without_prefixes(plain, numbered=False)[0]):  # `mean` and `std` may be the network's own
+        if not _problems(wanted, tensors):
+            network.load_state_dict({**wanted, **tensors})
+            return None
     _require_fit(wanted, found, path)
     network.load_state_dict({**wanted, **found.tensors})
     return found.normalization

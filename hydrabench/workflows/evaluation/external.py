@@ -82,7 +82,8 @@ def baked_copy(module: nn.Module) -> nn.Module:
     for part in module.modules():
         for hook in _pruned(part):  # the masked weight of the last forward pass; deepcopy takes no such tensors
             setattr(part, hook._tensor_name, getattr(part, hook._tensor_name).detach())
-    network = copy.deepcopy(module)
+    with torch.no_grad():  # otherwise the copies of TorchScript's parameters are no leaves
+        network = copy.deepcopy(module)
     for part in list(network.modules()):
         for hook in _pruned(part):
             prune.remove(part, hook._tensor_name)  # type: ignore[no-untyped-call]

@@ -87,20 +87,21 @@ def _program(path: Path) -> Built:
     if not path.is_file():
         raise ConfigError(f"--model {path}: there is no such file")
     identity = {"spec": str(path), "file_sha256": sha256_of(path)}
-    return Built(PROGRAMS[path.suffix](path), path.stem, identity)
+    return Built(PROGRAMS[path.suffix](path), path.name, identity)
 
 
 def _from_file(path: Path) -> tuple[ModuleType, Path]:
     """Run a file as a module; what lies beside it can be imported from it."""
     if not path.is_file():
         raise ConfigError(f"--model {path}: there is no such file; give {FORMS}")
-    _importable(path.resolve().parent)
+    path = path.resolve()
+    _importable(path.parent)
     spec = importlib.util.spec_from_file_location(f"hydrabench_model_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where torch and pickle look classes up
-    _running(lambda: spec.loader.exec_module(module), f"--model {path}", path)  # type: ignore[union-attr]
+    _running(lambda: spec.loader.exec_module(module), f"--model {path.name}", path)  # type: ignore[union-attr]
     return module, path
 
 
