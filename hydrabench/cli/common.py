@@ -287,9 +287,7 @@ def print_summary(summary: dict[str, Any], as_json: bool, title: str = "") -> No
         return
     if title:
         click.echo(title)
-    for name, metric in summary["metrics"].items():
-        bounded = metric.get("high") is not None  # not for a validation metric, nor for the mean of one image
-        interval = f"  [{metric['low']:.4f}, {metric['high']:.4f}]" if bounded else ""
-        implied = summary.get("implied_linf", {}).get(name.partition("@")[2])
-        linf = f"  (L∞ {implied * 255:.2f}/255)" if implied else ""
-        click.echo(f"  {name:<32}{metric['value']:.4f}{interval}{linf}")
+    from hydrabench.reporting.statistics import metric_lines
+
+    for line in metric_lines(summary):
+        click.echo(line)

@@ -15,6 +15,7 @@ from hydrabench.data.choosing import Choice, choose
 from hydrabench.data.cifar import load_cifar10, load_cifar100
 from hydrabench.data.class_names import CIFAR10, CIFAR100, DIGITS
 from hydrabench.data.digits import load_digits
+from hydrabench.data.given import given_images
 from hydrabench.data.imagenet import load_imagenet
 from hydrabench.data.images import (
     Block,
@@ -182,6 +183,7 @@ __all__ = [
     "block_indices",
     "choose",
     "first_images",
+    "given_images",
     "load_block",
     "load_images",
     "load_training_images",

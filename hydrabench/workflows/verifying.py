@@ -55,7 +55,13 @@ class Network:
 
 
 def verify_run(
-    path: Path, *, options: RunOptions, sample: int = SAMPLE, seed: int = 0, network: Network | None = None
+    path: Path,
+    *,
+    options: RunOptions,
+    sample: int = SAMPLE,
+    seed: int = 0,
+    network: Network | None = None,
+    subject: Subject | None = None,
 ) -> list[Finding]:
     """Compute a random sample of a run's records again, with the same settings, images and random streams.
 
@@ -65,6 +71,7 @@ def verify_run(
     Args:
         path: a finished run of `attack` or `certify`.
         sample: how many records, >= 1; all if there are no more. seed: of the sample.
+        network: where the run's network is, if the run does not say it. subject: that network, opened, with its images.
     Raises: LedgerError if the run cannot be used or was altered; CheckpointError if its checkpoint is not to be found,
         or is another.
     """
@@ -84,8 +91,12 @@ def verify_run(
     records = [check_record(run, record, kind) for record in whole_ledger(run, chosen, kind)]
     picked = random.Random(seed).sample(records, min(sample, len(records)))
     options = replace(options, computing=_as_recorded(header))
-    subject = _open_network(run, network or Network(), options)
-    images = load_images(dataset["name"], "test", options.data_dir, download=options.download)
+    if subject is None:
+        subject = _open_network(run, network or Network(), options)
+        images = load_images(dataset["name"], "test", options.data_dir, download=options.download)
+    else:
+        _require_same_network(run, subject, subject.name, "give that network")
+        images = subject.test_images(options)
     judge = Judge(subject, settings, images, options)
     _require_same_noise(run, judge)
     return recompute(judge, sorted(picked, key=lambda record: record.index), chosen)
@@ -160,12 +171,14 @@ def _open_subject(run: RunFolder, network: Network, options: RunOptions) -> Subj
     else:
         option, ref = "--ckpt", network.ref or _find_checkpoint(run)
         subject = open_subject(ref, options=options, precision=precision, described=network.described)
-    if subject.checkpoint.sha256 != about["sha256"]:
-        raise CheckpointError(
-            f"{ref} has SHA-256 {subject.checkpoint.sha256[:16]}…, {run.path} was made with {about['sha256'][:16]}…; "
-            f"name that network with {option}"
-        )
+    _require_same_network(run, subject, ref, f"name that network with {option}")
     return subject
+
+
+def _require_same_network(run: RunFolder, subject: Subject, name: str, remedy: str) -> None:
+    found, wanted = subject.checkpoint.sha256, run.header["checkpoint"]["sha256"]
+    if found != wanted:
+        raise CheckpointError(f"{name} has SHA-256 {found[:16]}…, {run.path} was made with {wanted[:16]}…; {remedy}")
 
 
 def _find_checkpoint(run: RunFolder) -> str:

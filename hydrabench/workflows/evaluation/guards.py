@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from hydrabench.checkpoints import better_normalization
-from hydrabench.data import ImageSet, ImageSource, pixels
+from hydrabench.data import DATASETS, ImageSet, ImageSource, pixels
 from hydrabench.data.encoded import EncodedImages
-from hydrabench.data.own_images import is_own
 from hydrabench.errors import ConfigError
 from hydrabench.runtime import exact_arithmetic
 from hydrabench.workflows.evaluation.loading import STORED_IN, Subject
@@ -54,7 +53,7 @@ def fitted(subject: Subject, images: ImageSource) -> ImageSource:
         outputs = _logits(subject, first).shape[1]
     if outputs == images.num_classes:
         return images
-    unnamed = isinstance(images, ImageSet | EncodedImages) and is_own(images.name) and not images.names
+    unnamed = isinstance(images, ImageSet | EncodedImages) and images.name not in DATASETS and not images.names
     if unnamed and outputs > images.num_classes:
         assert isinstance(images, ImageSet | EncodedImages)
         return replace(images, num_classes=outputs)

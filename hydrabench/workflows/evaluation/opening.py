@@ -66,15 +66,23 @@ def open_model(request: ModelRequest, *, options: RunOptions, precision: str = "
         precision=precision,
         identity=identity,
     )
+    if not built.normalizes and request.weights is None and World().is_main:
+        say(f"{name} has fresh weights from seed 0; give trained ones with --weights")
+    return judged_on(images, subject, normalization_given=request.normalization is not None or inside is not None)
+
+
+def judged_on(images: ImageSource, subject: Subject, *, normalization_given: bool) -> Subject:
+    """Give somebody's network the images that it is judged on, after the checks on the first of them.
+
+    Raises: as `guards.fitted` and `guards.guard`; warnings go to stderr.
+    """
     images = fitted(subject, images)
     known = subject.checkpoint.header.model_copy(update={"num_classes": images.num_classes})
-    subject = replace(subject, checkpoint=replace(subject.checkpoint, header=known))
-    warnings = guard(subject, images, normalization_given=request.normalization is not None or inside is not None)
-    if not built.normalizes and request.weights is None:
-        warnings = [f"{name} has fresh weights from seed 0; give trained ones with --weights", *warnings]
+    subject = replace(subject, checkpoint=replace(subject.checkpoint, header=known), images=images)
+    warnings = guard(subject, images, normalization_given=normalization_given)
     for warning in warnings if World().is_main else ():
         say(warning)
-    return replace(subject, images=images)
+    return subject
 
 
 def _front(request: ModelRequest, built: Built, inside: Normalization | None) -> Normalization | None:
