@@ -246,7 +246,7 @@ def read_network(
     """What a file of others does not say of itself, or the network of --model; exactly one of --ckpt and --model.
 
     Args: needed: whether there must be one.
-    Raises: ConfigError for options that do not go together.
+    Raises: ConfigError for options that do not go together; UsageError if a network is needed and none is named.
     """
     chosen = {name: given.pop(name) for name in ("model", "model_args", "weights")}
     described = read_foreign(given)
@@ -255,7 +255,7 @@ def read_network(
         if named:
             raise ConfigError(f"{named} is for --model; with --ckpt leave it out")
         if ref is None and needed:
-            raise ConfigError("name what to judge: --ckpt FILE, run folder or zoo id, or --model FILE.py:NAME")
+            raise click.UsageError("name what to judge: --ckpt FILE, run folder or zoo id, or --model FILE.py:NAME")
         return described, None
     if ref is not None:
         raise ConfigError("--ckpt and --model each name a network; give one of them")

@@ -224,7 +224,6 @@ def test_a_far_better_normalization_is_refused_or_if_one_was_given_said(code, hy
 
 
 BAD = [
-    ((), "name what to judge: --ckpt FILE, run folder or zoo id, or --model FILE.py:NAME"),
     (("--model", "mynet.py:build", "--ckpt", "x"), "--ckpt and --model each name a network; give one of them"),
     (("--ckpt", "x", "--weights", "w.pt"), "--weights is for --model; with --ckpt leave it out"),
     (("--model", "mynet.py:build", "--arch", "vgg4"), "--arch is for a checkpoint file of others"),
@@ -261,6 +260,12 @@ def test_each_mistake_is_one_line(code, hydrabench, arguments, message):
     assert result.exit_code == 1
     assert message in result.output
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_no_network_at_all_is_a_usage_error(hydrabench):
+    result = hydrabench("attack", "--epsilon", "1/255")
+    assert result.exit_code == 2
+    assert "name what to judge: --ckpt FILE, run folder or zoo id, or --model FILE.py:NAME" in result.output
 
 
 def test_a_missing_data_set_and_a_missing_radius_are_named(code, hydrabench):
