@@ -48,10 +48,10 @@ class Network:
     """
 
     ref: str | None = None
-    model: ModelRequest | None = None
     described: Mapping[str, Any] = field(default_factory=dict)
     reuse: Path | None = None
     parent: str | None = None
+    model: ModelRequest | None = None
 
 
 def verify_run(
