@@ -48,8 +48,8 @@ def steps_of(network: nn.Module) -> tuple[Step, ...]:
     for path, module in network.named_modules():
         if isinstance(module, jit.ScriptModule):
             raise UnsupportedLayerError(
-                "TorchScript has no layers that bounds could read; export the network with torch.export (.pt2), give its "
-                "code, or certify it with smoothing"
+                "TorchScript has no layers that bounds could read; export the network with torch.export (.pt2), give "
+                "its code, or certify it with smoothing"
             )
         if everywhere or module._forward_hooks or module._forward_pre_hooks:
             raise refusal(path, type(module).__name__, "carries forward hooks, which may change what it computes")
