@@ -47,7 +47,7 @@ def verify(run: Path, as_json: bool, **given: Any) -> None:
     from hydrabench.workflows.verifying import Network, verify_run
 
     described, request = read_network(given, given["ref"], needed=False)
-    network = Network(given["ref"], request, described, given["reuse"], given["parent"])
+    network = Network(given["ref"], described, given["reuse"], given["parent"], request)
     options, sample, seed = read_run_options(given), given["sample"], given["seed"]
     found = verify_run(run, options=options, sample=sample, seed=seed, network=network)
     differing = [one for one in found if one.differences]

@@ -42,16 +42,16 @@ class Finding:
 class Network:
     """Where the networks of a run are, beyond what the run says.
 
-    ref: the checkpoint; None: what the run names, found by its hash. model: the network, of a run of --model.
-    described: what a file of others does not say of itself, see `open_checkpoint`. reuse: the parent's run, of a run of
-    `certify --reuse`. parent: its checkpoint; None: what that run names.
+    ref: the checkpoint; None: what the run names, found by its hash. described: what a file of others does not say of
+    itself, see `open_checkpoint`. reuse: the parent's run, of a run of `certify --reuse`. parent: its checkpoint; None:
+    what that run names. model: the network, of a run of --model.
     """
 
     ref: str | None = None
-    model: ModelRequest | None = None
     described: Mapping[str, Any] = field(default_factory=dict)
     reuse: Path | None = None
     parent: str | None = None
+    model: ModelRequest | None = None
 
 
 def verify_run(
@@ -162,16 +162,17 @@ def _open_subject(run: RunFolder, network: Network, options: RunOptions) -> Subj
     about, precision = run.header["checkpoint"], run.header["precision"]
     if network.model is not None:
         request = replace(network.model, dataset=network.model.dataset or run.header["dataset"]["name"])
-        subject, option, ref = open_model(request, options=options, precision=precision), "--model", request.spec
+        ref, remedy = request.spec, "name that network with --model"
+        subject = open_model(request, options=options, precision=precision)
     elif about.get("external") and network.ref is None:
         raise CheckpointError(
             f"{run.path} is about {about['arch']}, which hydrabench did not build; name it as then with --model, "
             "--weights, --normalization"
         )
     else:
-        option, ref = "--ckpt", network.ref or _find_checkpoint(run)
+        ref, remedy = network.ref or _find_checkpoint(run), "name that checkpoint with --ckpt"
         subject = open_subject(ref, options=options, precision=precision, described=network.described)
-    _require_same_network(run, subject, ref, f"name that network with {option}")
+    _require_same_network(run, subject, ref, remedy)
     return subject
 
 
