@@ -7,6 +7,7 @@ import click
 from hydrabench import __version__
 from hydrabench.cli.common import Commands
 from hydrabench.cli.evaluation import attack, certify
+from hydrabench.cli.listing import listing
 from hydrabench.cli.reporting import report
 from hydrabench.cli.training import finetune, pipeline, prune, train
 from hydrabench.cli.verify import verify
@@ -28,7 +29,7 @@ def main() -> None:
     """
 
 
-for command in (train, prune, finetune, attack, certify, report, verify, pipeline, zoo):
+for command in (train, prune, finetune, attack, certify, report, verify, pipeline, zoo, listing):
     main.add_command(command)
 
 __all__ = ["main"]

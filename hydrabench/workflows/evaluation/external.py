@@ -53,28 +53,20 @@ def external_subject(
     broken = [key for key, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
     if broken:
         raise CheckpointError(f"{name} holds values that are not finite (NaN or infinity) in {', '.join(broken[:4])}")
-    header = Header(
-        schema="hydrabench.checkpoint/1",
-        layout="dense",
-        phase="imported",
-        arch=str(identity.get("spec", name)),
-        dataset=dataset,
-        shape=shape,
-        num_classes=num_classes,
-        normalization=_normalization_of(network),
-        density=_measured_density(network, name),
-        objective=None,
-        recipe=None,
-        recipe_sha256=None,
-        seed=None,
-        selection=None,
-        parent=None,
-    )
+    known = {"dataset": dataset, "shape": shape, "num_classes": num_classes, "arch": str(identity.get("spec", name))}
+    header = _header({**known, "density": _measured_density(network, name)}, network)
     sha256 = _sha256(tensors, identity)
     where = pick_device(device)
     network = network.to(device=where, dtype=dtype)
     external = {**identity, "bytes": sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())}
     return Subject(name, Checkpoint(Path(name), sha256, header, network), network, where, precision, external=external)
+
+
+def _header(known: Mapping[str, Any], network: nn.Module) -> Header:
+    """A header that says nothing of how the network was trained."""
+    unknown = dict.fromkeys(("objective", "recipe", "recipe_sha256", "seed", "selection", "parent"))
+    fixed = {"layout": "dense", "phase": "imported", "normalization": _normalization_of(network)}
+    return Header.model_validate({**unknown, **fixed, **known})
 
 
 def baked_copy(module: nn.Module) -> nn.Module:

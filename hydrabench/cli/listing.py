@@ -1,0 +1,92 @@
+"""The command list: what can be chosen, with a line on each."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from hydrabench.cli.common import plugin_option
+
+
+def _evaluators(choice: str) -> Callable[[], dict[str, str]]:
+    def lines() -> dict[str, str]:
+        from hydrabench.cli.evaluators import evaluators_of
+        from hydrabench.evaluators import said
+
+        found = evaluators_of(choice)
+        return {kind: said(one.meaning, one.settings.model_construct(kind=kind)) for kind, one in found.items()}
+
+    return lines
+
+
+def _objectives() -> dict[str, str]:
+    from hydrabench.objectives import OBJECTIVES
+
+    return {name: _first_line(one.settings) for name, one in OBJECTIVES.items()}
+
+
+def _datasets() -> dict[str, str]:
+    from hydrabench.data import DATASETS
+
+    return {
+        name: f"{' x '.join(map(str, one.shape))}, {one.num_classes} classes, {one.train:,} training and {one.test:,} "
+        "test images"
+        for name, one in DATASETS.items()
+    }
+
+
+def _architectures() -> dict[str, str]:
+    import torch
+
+    from hydrabench.models import MODELS
+
+    found = {}
+    for name, one in MODELS.items():
+        large = name.startswith("ResNet")  # these are for ImageNet
+        shape = one.shape or ((3, 224, 224) if large else (3, 32, 32))
+        classes = one.num_classes or (1000 if large else 10)
+        with torch.device("meta"):
+            count = sum(parameter.numel() for parameter in one.build(shape, classes).parameters())
+        found[name] = f"{count:,} parameters for images of {' x '.join(map(str, shape))} and {classes} classes"
+    return found
+
+
+def _recipes() -> dict[str, str]:
+    from hydrabench.files import shipped
+
+    files = sorted(shipped("configs").glob("*.yml"))
+    return {file.stem: file.read_text().partition("\n")[0].removeprefix("#").strip() for file in files}
+
+
+def _first_line(described: Any) -> str:
+    return (inspect.getdoc(described) or "").partition("\n")[0]
+
+
+KINDS: dict[str, Callable[[], dict[str, str]]] = {
+    "attacks": _evaluators("attack"),
+    "methods": _evaluators("method"),
+    "objectives": _objectives,
+    "datasets": _datasets,
+    "architectures": _architectures,
+    "recipes": _recipes,
+}
+
+
+@click.command("list")
+@click.argument("kind", type=click.Choice(list(KINDS)))
+@plugin_option
+def listing(kind: str) -> None:
+    """List what can be chosen, with a line on each; what a --plugin adds is listed, too.
+
+    \b
+    Examples
+      hydrabench list attacks
+      hydrabench list architectures
+    """
+    lines = KINDS[kind]()
+    width = max(map(len, lines))
+    for name, text in sorted(lines.items()):
+        click.echo(f"{name:<{width}}  {text}".rstrip())
