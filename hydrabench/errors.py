@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import TypeVar
 
-Entry = TypeVar("Entry")
+Item = TypeVar("Item")
 
 # Beside torch.OutOfMemoryError: what the CPU's allocator and CUDA's libraries say when there is no memory left.
 SHORTAGES = ("out of memory", "can't allocate memory", "_ALLOC_FAILED", "Storage size calculation overflowed")
@@ -63,7 +63,7 @@ def shortened(value: object, longest: int = 80) -> str:
     return text if len(text) <= longest else f"{text[:half]}…{text[-half:]}"
 
 
-def lookup(kind: str, registry: Mapping[str, Entry], name: str) -> Entry:
+def lookup(kind: str, registry: Mapping[str, Item], name: str) -> Item:
     """Return `registry[name]`.
 
     Raises: ConfigError naming `name`, the closest entry and all entries if there is none of that name.

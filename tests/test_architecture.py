@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,34 @@ def test_reporting_knows_nothing_of_torch():
         }:
             tops = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
             assert not any("torch" in ast.unparse(node) or "runtime" in ast.unparse(node) for node in tops), path
+
+
+MORE_THAN_ONCE = {
+    "Result": "a type variable",
+    "IBP": "the objective and the evaluator of one method, each for its own registry",
+    "CROWN_IBP": "as IBP",
+    "PGD": "as IBP",
+    "CHUNK": "rows of a pass, and draws from one random stream",
+    "EPSILON": "the option, and the radius at which the two engines are compared",
+    "MEMORY": "of a pass, and of a search",
+    "METHODS": "of torch.Tensor, and of auto_LiRPA",
+}
+
+
+def defined_names(path: Path) -> set[str]:
+    """Public classes, types and constants that a module defines; functions may be verbs of several rooms."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        found |= {target.id for target in targets if isinstance(target, ast.Name)}
+        found |= {node.name} if isinstance(node, ast.ClassDef) else set()
+    return {name for name in found if not name.startswith("_")}
+
+
+def test_a_name_means_one_thing_in_the_whole_package():
+    homes = defaultdict(list)
+    for path in MODULES:
+        for name in defined_names(path):
+            homes[name].append(str(path.relative_to(PACKAGE)))
+    assert homes["Evaluator"] == ["evaluators/description.py"]
+    assert not {name: places for name, places in homes.items() if len(places) > 1 and name not in MORE_THAN_ONCE}

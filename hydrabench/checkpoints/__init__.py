@@ -14,7 +14,7 @@ from hydrabench.checkpoints.format import (
     state_of,
     stored_state,
 )
-from hydrabench.checkpoints.header import Header, Layout, PhaseLabel, PluginFile, Selection
+from hydrabench.checkpoints.header import BestEpoch, Header, Layout, PhaseLabel, PluginFile
 from hydrabench.checkpoints.manifest import ProtocolResult, PublishedNumber, ZooEntry, json_schema
 from hydrabench.checkpoints.zoo import (
     checkpoint_name,
@@ -28,6 +28,7 @@ from hydrabench.checkpoints.zoo import (
 
 __all__ = [
     "EXPORTS",
+    "BestEpoch",
     "Checkpoint",
     "Header",
     "Layout",
@@ -35,7 +36,6 @@ __all__ = [
     "PluginFile",
     "ProtocolResult",
     "PublishedNumber",
-    "Selection",
     "ZooEntry",
     "better_normalization",
     "checkpoint_name",

@@ -20,7 +20,7 @@ from hydrabench.checkpoints.download import TIMEOUT, Expected, Progress, downloa
 from hydrabench.checkpoints.foreign.importing import import_checkpoint
 from hydrabench.checkpoints.foreign.torch_files import is_torch_file
 from hydrabench.checkpoints.format import Checkpoint, load_checkpoint
-from hydrabench.checkpoints.manifest import Identity, Sha256, ZooEntry
+from hydrabench.checkpoints.manifest import Sha256, ZooEntry, ZooId
 from hydrabench.config.fields import Section
 from hydrabench.errors import CheckpointError, ConfigError
 from hydrabench.files import CACHE_VARIABLE, cache_folder, sha256_of, write_text
@@ -47,7 +47,7 @@ class Lock(Section):
     """The lock file: id -> file name -> what it was."""
 
     schema_version: Literal["hydrabench.zoo-lock/1"] = "hydrabench.zoo-lock/1"
-    checkpoints: dict[Identity, dict[FileName, LockedFile]] = Field(default_factory=dict)
+    checkpoints: dict[ZooId, dict[FileName, LockedFile]] = Field(default_factory=dict)
 
 
 def cached_files(entry: ZooEntry, *, check: bool = True) -> list[Path]:

@@ -19,7 +19,7 @@ Side = Annotated[int, Field(gt=0, le=1 << 16)]
 Classes = Annotated[int, Field(gt=0, lt=1 << 31)]
 
 
-class Selection(Section):
+class BestEpoch(Section):
     """Which epoch was kept, and by which number: `metric` is a fraction of the images of `split`."""
 
     split: str
@@ -66,7 +66,7 @@ class Header(Section):
     recipe: str | None
     recipe_sha256: str | None
     seed: int | None
-    selection: Selection | None
+    selection: BestEpoch | None
     parent: str | None
     kept: dict[str, PositiveInt] | None = None
     plugins: tuple[PluginFile, ...] = ()

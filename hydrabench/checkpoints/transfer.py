@@ -20,7 +20,7 @@ import urllib3
 from hydrabench.checkpoints.header import shown
 
 Answer = TypeVar("Answer")
-BLOCK = 1 << 16
+RECEIVED_BYTES = 1 << 16
 SLOWEST = 1000  # bytes a second, on average over the time-out
 REDIRECTS = 10
 HERE = ("127.0.0.1", "localhost", "::1")
@@ -100,7 +100,7 @@ def blocks(response: requests.Response, *, most: int, timeout: float, deadline: 
     since = time.monotonic()
     while True:
         try:
-            block = response.raw.read1(BLOCK, decode_content=False)
+            block = response.raw.read1(RECEIVED_BYTES, decode_content=False)
         except urllib3.exceptions.ReadTimeoutError as error:
             raise Broken(f"nothing came for {timeout:g} s") from error
         except urllib3.exceptions.ProtocolError:

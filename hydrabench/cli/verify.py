@@ -43,9 +43,9 @@ def verify(run: Path, as_json: bool, **given: Any) -> None:
       hydrabench verify runs/evaluations/digits-trades-95/pgd-50-v2-16_255
       hydrabench verify runs/smoothing --sample 5 --ckpt runs/final
     """
-    from hydrabench.workflows.verifying import Network, verify_run
+    from hydrabench.workflows.verifying import NetworkSource, verify_run
 
-    network = Network(given["ref"], read_foreign(given), given["reuse"], given["parent"])
+    network = NetworkSource(given["ref"], read_foreign(given), given["reuse"], given["parent"])
     options, sample, seed = read_run_options(given), given["sample"], given["seed"]
     found = verify_run(run, options=options, sample=sample, seed=seed, network=network)
     differing = [one for one in found if one.differences]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from typing import Annotated, Any, ClassVar, get_args
+from typing import Annotated, Any, ClassVar
 
 from pydantic import (
     AfterValidator,
@@ -148,9 +148,3 @@ class Section(BaseModel):
 
 def _is_number(field: FieldInfo | None) -> bool:
     return field is not None and field.annotation in (int, float)
-
-
-def members_by_tag(union: Any, tag: str) -> dict[str, type[Section]]:
-    """The models of a discriminated union, by every value that its `tag` field may have."""
-    members = get_args(get_args(union)[0])
-    return {name: member for member in members for name in get_args(member.model_fields[tag].annotation)}

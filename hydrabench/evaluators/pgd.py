@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from hydrabench.config import Radius
+from hydrabench.config.passes import INPUT_GRADIENT
 from hydrabench.config.protocol import unless
 from hydrabench.evaluators.blocks import BLOCK_SIZE
 from hydrabench.evaluators.clean import attack_records, clean_breaks, clean_logits, require_finite
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from hydrabench.data.images import Block
-
-INPUT_GRADIENT = 2  # forward passes of one pass with its gradient to the image
 
 
 class PgdSettings(EvaluationSettings):

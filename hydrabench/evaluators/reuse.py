@@ -15,11 +15,11 @@ from hydrabench.data.images import Block
 from hydrabench.errors import DataError
 from hydrabench.evaluators.clean import require_eval_mode
 from hydrabench.evaluators.reuse_settings import ReuseSettings
-from hydrabench.evaluators.smoothed import ABSTAIN, certify
+from hydrabench.evaluators.smoothed import certify_image
 from hydrabench.evaluators.smoothing_settings import SmoothingSettings
-from hydrabench.ledger import ReuseRecord
+from hydrabench.ledger import ABSTAIN, ReuseRecord
 from hydrabench.smoothing import RULES, Draws, Plan, Routine, Sampling, are_grey_levels, collect, radius_of, slack
-from hydrabench.smoothing.reuse import Kept, parent_bound, shares
+from hydrabench.smoothing.reuse import LostVotes, parent_bound, shares
 
 Known = Mapping[str, Any]  # one line of the parent's ledger
 
@@ -72,7 +72,7 @@ def evaluate_reuse(
     sampling = _sampling(block, settings, sampling or Sampling())
     lost = slack(settings.sigma, block.images[0].numel()) if settings.rigor == "discrete" else 0.0
     split = shares(settings.alpha, direct=settings.direct)
-    rule = Kept(Plan(settings.reuse_samples, split.lost, settings.sigma, settings.radii, lost))
+    rule = LostVotes(Plan(settings.reuse_samples, split.lost, settings.sigma, settings.radii, lost))
     records = [_abstention(settings, ledger[index], _about(block, row)) for row, index in enumerate(block.indices)]
     comparable = [row for row, record in enumerate(records) if record.parent_p_lower - lost > 0.5]
     routines = [compare(settings, rule, records[row], block.images[row].numel()) for row in comparable]
@@ -126,12 +126,12 @@ def _abstention(settings: ReuseSettings, known: Known, about: Mapping[str, Any])
     )
 
 
-def compare(settings: ReuseSettings, rule: Kept, record: ReuseRecord, coordinates: int) -> Routine[ReuseRecord]:
+def compare(settings: ReuseSettings, rule: LostVotes, record: ReuseRecord, coordinates: int) -> Routine[ReuseRecord]:
     """Count the votes that one image loses, among draws of `Paired`, until the rule has enough.
 
     Args: record: see `_abstention`. coordinates: C * H * W.
     """
-    # The very draws of `evaluators.smoothed.certify`, of which the parent's ledger counted the votes.
+    # The very draws of `evaluators.smoothed.certify_image`, of which the parent's ledger counted the votes.
     key = (settings.seed, "smoothing", "estimate", record.index)
     n: int | None = rule.first
     best, looks, agreed, parted = 0.0, [], [0], [0]
@@ -178,7 +178,7 @@ def _certify_directly(
         **{name: getattr(settings, name) for name in names},
     )
     images = block.images[list(rows)]
-    routines = [certify(alone, block.images[row].numel(), _about(block, row)) for row in rows]
+    routines = [certify_image(alone, block.images[row].numel(), _about(block, row)) for row in rows]
     found = collect(network, images, routines, sigma=settings.sigma, sampling=sampling)
     for row, (direct, spent) in zip(rows, found, strict=True):
         passes = records[row].passes + spent

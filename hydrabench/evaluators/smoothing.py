@@ -44,7 +44,7 @@ MEANINGS = {
 # What "smoothing" alone means elsewhere; the others are named in headings.
 HEADINGS = {"cohen": "smoothing", "imported": "smoothing", "reused": "smoothing reuse"}
 HOW, REUSE = "Smoothing, how it is computed", "Smoothing, from the certificates of a parent network"
-OPTIONS = (
+SMOOTHING_OPTIONS = (
     Option("mode", "cohen, curtailed, adaptive or betting: when to stop.", heading="Smoothing", default="cohen"),
     Option(
         "predict",
@@ -223,7 +223,7 @@ SMOOTHING = Evaluator(
     meaning=_meaning,
     passes=lambda settings, _sizes: settings.n0 + settings.samples,
     piece=_piece,
-    options=OPTIONS,
+    options=SMOOTHING_OPTIONS,
     variant=lambda values: (ReuseSettings, ReuseRecord) if values.get("mode") == "reused" else None,
     blocks=_blocks,
     prepare=_prepare,

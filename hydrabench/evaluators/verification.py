@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from hydrabench.config.passes import BOXES
 from hydrabench.errors import UnsupportedLayerError
 from hydrabench.evaluators.blocks import BLOCK_SIZE, Blocks, blocks_of_a_minute, fixed_blocks
 from hydrabench.evaluators.description import Computing, Evaluator, Option, Ready, Sizes, verified_metrics
 from hydrabench.evaluators.pgd import EPSILON, NORM
-from hydrabench.evaluators.verified_settings import AlphaCrownSettings, VerifiedSettings
+from hydrabench.evaluators.verified_settings import AlphaCrownSettings, Settings, VerifiedSettings
 from hydrabench.ledger import VerifiedRecord
 
 if TYPE_CHECKING:
@@ -18,11 +19,9 @@ if TYPE_CHECKING:
 
     from hydrabench.data.images import Block
 
-Settings = VerifiedSettings | AlphaCrownSettings
-BOXES = 2  # forward passes of interval bounds: centers and widths
 SEARCHED_BLOCK = 10  # images, where auto_LiRPA bounds, of which little is known beforehand
 
-METHODS = Option("methods", "Cascade: in order; alpha-crown last.", "list", "Bounds", default="ibp,crown-ibp,crown")
+IN_TURN = Option("methods", "Cascade: in order; alpha-crown last.", "list", "Bounds", default="ibp,crown-ibp,crown")
 ENGINE = Option(
     "engine", "hydrabench, or auto_lirpa for ibp, crown-ibp, crown.", heading="Bounds", default="hydrabench"
 )
@@ -32,7 +31,7 @@ RIGOR = Option(
     "either.",
     default="standard",
 )
-SEARCH = (
+SEARCH_OPTIONS = (
     Option("slopes", "Optimise those of the output, or all (slower).", heading="alpha-crown", default="output"),
     Option("iterations", "Iterations of the search.", "int", "alpha-crown", default="100"),
     Option("learning_rate", "Learning rate of the search.", "float", "alpha-crown", default="0.1"),
@@ -177,13 +176,13 @@ CROWN = _evaluator("CROWN", "CROWN for every neuron", options=(ENGINE, RIGOR), f
 CASCADE = _evaluator(
     "cascade",
     lambda settings: f"the first of {', '.join(settings.methods)} that proves it",
-    options=(METHODS, RIGOR, *SEARCH),
+    options=(IN_TURN, RIGOR, *SEARCH_OPTIONS),
     frugal="choose crown-ibp",
 )
 ALPHA_CROWN = _evaluator(
     "α-CROWN",
     "CROWN with optimised slopes (auto_LiRPA)",
-    options=SEARCH,
+    options=SEARCH_OPTIONS,
     frugal="choose crown-ibp",
     settings=AlphaCrownSettings,
     blocks=_blocks_of_search,

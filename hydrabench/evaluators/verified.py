@@ -31,16 +31,13 @@ from hydrabench.bounds import (
 from hydrabench.data.images import Block
 from hydrabench.errors import GateError, UnsupportedLayerError, lookup
 from hydrabench.evaluators.clean import clean_logits
-from hydrabench.evaluators.verified_settings import AlphaCrownSettings, VerifiedSettings
+from hydrabench.evaluators.verified_settings import AlphaCrownSettings, Settings, VerifiedSettings
 from hydrabench.ledger import VerifiedRecord
 from hydrabench.runtime import require_exact_arithmetic
 
 VACUOUS = -sys.float_info.max  # what is recorded where nothing is known; JSON has no infinity
 # What rounding alone may add to a bound, relative to the largest logit: many times the unit roundoff.
-ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-10}
-
-
-Settings = VerifiedSettings | AlphaCrownSettings
+LOGIT_ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-10}
 
 
 def evaluate_verified(network: nn.Module | Prepared, block: Block, settings: Settings) -> list[VerifiedRecord]:
@@ -120,11 +117,11 @@ class _Bound:
     rechecked: bool = False
 
 
-Network = nn.Module | Prepared
-Method = Callable[[Any, Tensor, Tensor, Any], list[_Bound]]  # (network, images, labels, settings)
+AnyNetwork = nn.Module | Prepared
+BoundFunction = Callable[[Any, Tensor, Tensor, Any], list[_Bound]]  # (network, images, labels, settings)
 
 
-def _bounds(network: Network, block: Block, settings: Settings, wrong: Tensor) -> list[_Bound]:
+def _bounds(network: AnyNetwork, block: Block, settings: Settings, wrong: Tensor) -> list[_Bound]:
     """Bounds of a block; `wrong` says which images are misclassified, (B,)."""
     x, y = block.images, block.labels
     if isinstance(settings, AlphaCrownSettings):
@@ -151,7 +148,9 @@ def _known(bound: _Bound) -> _Bound:
     return bound if math.isfinite(bound.lower) else replace(bound, lower=-math.inf, method=None)
 
 
-def _decided(network: Network, x: Tensor, y: Tensor, settings: Settings, method: Method, wrong: Tensor) -> list[_Bound]:
+def _decided(
+    network: AnyNetwork, x: Tensor, y: Tensor, settings: Settings, method: BoundFunction, wrong: Tensor
+) -> list[_Bound]:
     """Bounds in the precision of `x`, but in float64 where rounding to float32 could have turned a verdict.
 
     An image that is misclassified, as `wrong` (B,) says, is settled by a bound that does not say otherwise.
@@ -173,7 +172,7 @@ def _decided(network: Network, x: Tensor, y: Tensor, settings: Settings, method:
     return found
 
 
-def _cleared(network: Network, x: Tensor, y: Tensor, settings: Settings, found: list[_Bound]) -> list[_Bound]:
+def _cleared(network: AnyNetwork, x: Tensor, y: Tensor, settings: Settings, found: list[_Bound]) -> list[_Bound]:
     """Bounds in float64, and 0 where rounding could have lifted one from there."""
     proved = {row: bound.kind for row, bound in enumerate(found) if bound.lower > 0 and math.isfinite(bound.lower)}
     for row, reach in _reach(network, x, y, settings, proved).items():
@@ -182,7 +181,7 @@ def _cleared(network: Network, x: Tensor, y: Tensor, settings: Settings, found: 
     return found
 
 
-def _reach(network: Network, x: Tensor, y: Tensor, settings: Settings, kinds: dict[int, str]) -> dict[int, float]:
+def _reach(network: AnyNetwork, x: Tensor, y: Tensor, settings: Settings, kinds: dict[int, str]) -> dict[int, float]:
     """How far rounding can lift the bounds of some images.
 
     auto_LiRPA may have a rule where we have none: nothing is known then, and float64 is the best there is.
@@ -201,7 +200,7 @@ def _by_one_method(network: Prepared, x: Tensor, y: Tensor, settings: VerifiedSe
     return [_Bound(value, settings.kind) for value in lower.tolist()]
 
 
-def _by_auto_lirpa(network: Network, x: Tensor, y: Tensor, settings: VerifiedSettings) -> list[_Bound]:
+def _by_auto_lirpa(network: AnyNetwork, x: Tensor, y: Tensor, settings: VerifiedSettings) -> list[_Bound]:
     lower = lirpa_margins(_module(network), x, y, float(settings.epsilon), method=settings.kind)
     return [_Bound(value, settings.kind) for value in lower.tolist()]
 
@@ -222,7 +221,7 @@ def _most_rounded(methods: Sequence[str]) -> str:
     return max(methods, key=list(FACTORS).index)
 
 
-def _by_search(network: Network, x: Tensor, y: Tensor, settings: Settings) -> list[_Bound]:
+def _by_search(network: AnyNetwork, x: Tensor, y: Tensor, settings: Settings) -> list[_Bound]:
     """By alpha-CROWN, which is CROWN with other slopes, so that its rounding is CROWN's. Only proofs are doubted."""
     search = Search(settings.slopes, settings.iterations, settings.learning_rate, settings.time_limit)
     lower = alpha_crown_margins(_module(network), x, y, float(settings.epsilon), search=search)
@@ -231,7 +230,7 @@ def _by_search(network: Network, x: Tensor, y: Tensor, settings: Settings) -> li
 
 def _refuse_contradictions(logits: Tensor, lower: Tensor, block: Block, settings: Settings) -> None:
     """Stop if a margin is bounded above 0, by more than rounding, although the clean image is misclassified."""
-    rounding = ROUNDING[logits.dtype] * logits.abs().amax(1).clamp_min(1)
+    rounding = LOGIT_ROUNDING[logits.dtype] * logits.abs().amax(1).clamp_min(1)
     contradicted = (lower > rounding) & (logits.argmax(1) != block.labels)
     if contradicted.any():
         row = int(contradicted.nonzero()[0, 0])

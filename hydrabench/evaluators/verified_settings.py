@@ -13,7 +13,7 @@ from hydrabench.evaluators.description import EvaluationSettings
 from hydrabench.threat import Norm
 
 Method = Literal["ibp", "symbolic", "crown-ibp", "crown", "alpha-crown"]
-CASCADE: tuple[Method, ...] = ("ibp", "crown-ibp", "crown")
+CASCADE_METHODS: tuple[Method, ...] = ("ibp", "crown-ibp", "crown")
 SOUND = ("ibp", "crown-ibp")  # what can be rounded outwards
 AUTO_LIRPA = ("ibp", "crown-ibp", "crown")  # its methods besides alpha-crown
 SEARCH = ("slopes", "iterations", "learning_rate", "time_limit")
@@ -32,7 +32,7 @@ class VerifiedSettings(EvaluationSettings):
     kind: Literal["ibp", "symbolic", "crown-ibp", "crown", "cascade"]
     norm: Norm = "linf"
     epsilon: Radius
-    methods: tuple[Method, ...] = Field(CASCADE, min_length=1)
+    methods: tuple[Method, ...] = Field(CASCADE_METHODS, min_length=1)
     engine: Literal["hydrabench", "auto_lirpa"] = "hydrabench"
     rigor: Literal["standard", "sound", "deployed"] = "standard"
     slopes: Literal["output", "all"] = "output"
@@ -44,7 +44,7 @@ class VerifiedSettings(EvaluationSettings):
     def conflicts(self) -> Iterator[str]:
         """Yield what does not fit: methods out of place, and what an engine or a rigor is not for."""
         methods = ",".join(self.methods)
-        if self.kind != "cascade" and "methods" in self.model_fields_set and self.methods != CASCADE:
+        if self.kind != "cascade" and "methods" in self.model_fields_set and self.methods != CASCADE_METHODS:
             yield f"methods: belong to kind cascade, got {methods} with kind {self.kind}"
         if len(set(self.methods)) < len(self.methods):
             yield f"methods: names one twice, got {methods}; name each once"
@@ -94,7 +94,7 @@ class VerifiedSettings(EvaluationSettings):
     @property
     def protocol(self) -> str:
         """The protocol id names the bound; `cascade@1` is ibp, crown-ibp, crown, whatever differs is spelt out."""
-        methods = "" if self.methods == CASCADE else "-" + "+".join(self.methods)
+        methods = "" if self.methods == CASCADE_METHODS else "-" + "+".join(self.methods)
         engine = "" if self.engine == "hydrabench" else f"-{self.engine}"
         rigor = "" if self.rigor == "standard" else f"-{self.rigor}"
         return f"{self.kind}{methods}{_search_text(self)}{engine}{rigor}@1"
@@ -128,7 +128,10 @@ class AlphaCrownSettings(EvaluationSettings):
         return f"alpha-crown{_search_text(self)}@1"
 
 
-def _search_text(settings: VerifiedSettings | AlphaCrownSettings) -> str:
+Settings = VerifiedSettings | AlphaCrownSettings
+
+
+def _search_text(settings: Settings) -> str:
     slopes = "" if settings.slopes == "output" else f"-{settings.slopes}"
     search = unless(100, "i", settings.iterations) + unless(0.1, "lr", settings.learning_rate)
     return slopes + search + ("" if settings.time_limit is None else f"-t{settings.time_limit:g}")

@@ -27,7 +27,7 @@ SUMMARY_SCHEMA = "hydrabench.summary/1"
 # What may differ between the first start of a run and its continuation.
 VOLATILE = frozenset({"started", "ended", "status", "environment", "environments", "world_size", "micro_batch"})
 # What a finished run holds besides its summary, by the key under which the summary has its SHA-256.
-PRODUCTS = {"records_sha256": "records.jsonl", "checkpoint_sha256": "checkpoint.safetensors"}
+HASHED_FILES = {"records_sha256": "records.jsonl", "checkpoint_sha256": "checkpoint.safetensors"}
 
 
 class RunFolder:
@@ -52,7 +52,7 @@ class RunFolder:
         if not (self.path / "summary.json").is_file():
             return ["summary.json"]
         summary = self.summary()
-        return [name for key, name in PRODUCTS.items() if key in summary and not (self.path / name).is_file()]
+        return [name for key, name in HASHED_FILES.items() if key in summary and not (self.path / name).is_file()]
 
     def require_intact(self) -> None:
         """Compare what a finished run left with the hashes in its summary.
@@ -60,9 +60,9 @@ class RunFolder:
         Raises: LedgerError naming the file that was altered, or that has no hash although its run wrote one.
         """
         summary = self.summary()
-        if "fingerprint" in self.header.get("dataset", {}) and not PRODUCTS.keys() & summary.keys():
+        if "fingerprint" in self.header.get("dataset", {}) and not HASHED_FILES.keys() & summary.keys():
             raise LedgerError(f"{self.path / 'summary.json'} was altered: it holds no hash of what the run made")
-        for key, name in PRODUCTS.items():
+        for key, name in HASHED_FILES.items():
             if key in summary and (found := sha256_of(self.path / name)) != summary[key]:
                 raise LedgerError(
                     f"{self.path / name} has SHA-256 {found[:16]}…, its summary.json says {str(summary[key])[:16]}…; "
@@ -265,6 +265,6 @@ def _parse(line: str, path: Path, number: int) -> dict[str, Any]:
     return record  # type: ignore[no-any-return]
 
 
-def finite(value: float) -> float | None:
+def finite_or_none(value: float) -> float | None:
     """Return `value`, or None where JSON has no number for it."""
     return value if math.isfinite(value) else None

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hydrabench.bounds import class_margins
-from hydrabench.objectives.description import BOXES, TRAINING
+from hydrabench.config.passes import BOXES, TRAINING
 from hydrabench.objectives.step import StepLoss, TrainingStep
 
 

@@ -11,11 +11,6 @@ from torch import Tensor, nn
 from hydrabench.config.fields import Section
 from hydrabench.objectives.step import StepLoss, TrainingStep
 
-# Costs are counted in forward passes. A gradient with respect to the image costs as much again as the forward pass, one
-# to image and parameters twice as much again (Kaplan et al., arXiv:2001.08361, section 2.1, count the same way).
-INPUT_GRADIENT, TRAINING = 2, 3  # one pass with its gradient: to the image, to everything
-BOXES = 2  # interval bounds: centers and widths
-
 
 class ObjectiveSettings(Section):
     """Base of the settings of an objective, an `objective:` section.

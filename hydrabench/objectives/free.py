@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from hydrabench.attacks import steepest
 from hydrabench.config import Radius
-from hydrabench.objectives.description import TRAINING, Objective, ObjectiveSettings, Workload
+from hydrabench.config.passes import TRAINING
+from hydrabench.objectives.description import Objective, ObjectiveSettings, Workload
 from hydrabench.objectives.pgd import survivors
 from hydrabench.objectives.step import StepLoss, TrainingStep
 from hydrabench.threat import PIXEL_MAX, PIXEL_MIN

@@ -13,14 +13,13 @@ from pydantic import PositiveInt
 from hydrabench.config import parse
 from hydrabench.errors import ConfigError, LedgerError, shortened
 from hydrabench.evaluators import EVALUATORS, Evaluator, Metric, record_of, recorded_settings
-from hydrabench.ledger import RunFolder, whole_ledger
+from hydrabench.ledger import RUN_AGAIN, RunFolder, whole_ledger
 from hydrabench.reporting.statistics import summarize
 from hydrabench.selection import selected_indices
 from hydrabench.threat import Threat, parse_radius
 
 COMMANDS = ("attack", "certify")  # of the runs that are evaluations; the others train
 IMPORTED = "imported"  # precision and mode of what was read from another tool's file
-_AGAIN = "run the same command again into a new --out"
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ def read_evaluation(run: RunFolder) -> Evaluation:
             "continue it with --resume, or leave it out"
         )
     if not isinstance(run.header.get("dataset"), dict):
-        raise LedgerError(f"{run.path / 'run.json'}: dataset is {shortened(run.header.get('dataset'))}; {_AGAIN}")
+        raise LedgerError(f"{run.path / 'run.json'}: dataset is {shortened(run.header.get('dataset'))}; {RUN_AGAIN}")
     if "indices" in run.header["dataset"]:
         raise LedgerError(
             f"{run.path} holds images that were chosen one by one (--index), which are no sample of the data set; "
@@ -153,7 +152,7 @@ def _checked_header(run: RunFolder) -> RunHeader:
         recorded_settings(header.settings, header.protocol, f"{source}: settings")
     except ConfigError as error:
         place = "" if str(error).startswith(source) else f"{source}: settings."
-        raise LedgerError(f"{place}{error}; {_AGAIN}") from error
+        raise LedgerError(f"{place}{error}; {RUN_AGAIN}") from error
     return header
 
 
@@ -175,7 +174,7 @@ def _indices(run: RunFolder) -> Sequence[int]:
     try:
         return selected_indices(run.header["dataset"])
     except ValueError as error:
-        raise LedgerError(f"{run.path / 'run.json'}: {error}; {_AGAIN}") from error
+        raise LedgerError(f"{run.path / 'run.json'}: {error}; {RUN_AGAIN}") from error
 
 
 def _refuse_other_summary(run: RunFolder, evaluation: Evaluation) -> None:
@@ -187,7 +186,7 @@ def _refuse_other_summary(run: RunFolder, evaluation: Evaluation) -> None:
         if value is None or not math.isclose(value, found["value"], abs_tol=1e-9):
             raise LedgerError(
                 f"{run.path / 'summary.json'} says {metric} = {value} but records.jsonl gives "
-                f"{found['value']:.6g}; one was altered, {_AGAIN}"
+                f"{found['value']:.6g}; one was altered, {RUN_AGAIN}"
             )
 
 

@@ -12,7 +12,7 @@ from hydrabench.threat import Threat
 
 # A misclassified clean image is broken by the perturbation 0, which every ball of every norm contains;
 # "l2" because `Threat.contains` finds an L2 ball inside L∞ balls too.
-CLEAN = Threat("l2", Fraction(0))
+UNPERTURBED = Threat("l2", Fraction(0))
 
 
 def refuse_contradictions(evaluations: Sequence[Evaluation]) -> None:
@@ -43,7 +43,7 @@ def _contradictions(verifier: Evaluation, evaluations: Sequence[Evaluation]) -> 
     for other in _about_the_same(verifier, evaluations):
         wrong, broken = _misclassified(other), _broken(other)
         for images, breaks, how in (
-            (wrong, CLEAN, "misclassified"),
+            (wrong, UNPERTURBED, "misclassified"),
             (broken, other.threat, f"broken at {other.threat}"),
         ):
             found = sorted(open_images & images) if breaks is not None and threat.contains(breaks) else []

@@ -16,7 +16,7 @@ from hydrabench.files import sha256_of
 from hydrabench.ledger import Record, RunFolder, check_record, read_run, whole_ledger
 from hydrabench.runtime import exact_arithmetic
 from hydrabench.selection import selected_indices
-from hydrabench.workflows.evaluation.continuing import Selection
+from hydrabench.workflows.evaluation.continuing import ChosenImages
 from hydrabench.workflows.evaluation.judging import Judge
 from hydrabench.workflows.evaluation.loading import Subject, open_subject, with_parent
 from hydrabench.workflows.progress import tracking
@@ -38,7 +38,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Network:
+class NetworkSource:
     """Where the networks of a run are, beyond what the run says.
 
     ref: the checkpoint; None: what the run names, found by its hash. described: what a file of others does not say of
@@ -53,7 +53,7 @@ class Network:
 
 
 def verify_run(
-    path: Path, *, options: RunOptions, sample: int = SAMPLE, seed: int = 0, network: Network | None = None
+    path: Path, *, options: RunOptions, sample: int = SAMPLE, seed: int = 0, network: NetworkSource | None = None
 ) -> list[Finding]:
     """Compute a random sample of a run's records again, with the same settings, images and random streams.
 
@@ -82,7 +82,7 @@ def verify_run(
     records = [check_record(run, record, kind) for record in whole_ledger(run, chosen, kind)]
     picked = random.Random(seed).sample(records, min(sample, len(records)))
     options = replace(options, computing=_as_recorded(header))
-    subject = _open_network(run, network or Network(), options)
+    subject = _open_network(run, network or NetworkSource(), options)
     images = load_images(dataset["name"], "test", options.data_dir, download=options.download)
     judge = Judge(subject, settings, images, options)
     _require_same_noise(run, judge)
@@ -95,7 +95,7 @@ def recompute(judge: Judge, records: Sequence[Record], chosen: Sequence[int]) ->
     Args: records: in ascending order of their images. chosen: all images of their run.
     """
     size, wanted = judge.blocks.size, {record.index: record for record in records}
-    selection = Selection(judge.images, tuple(wanted if judge.evaluator.by_image else chosen))
+    selection = ChosenImages(judge.images, tuple(wanted if judge.evaluator.by_image else chosen))
     blocks = [(n, block) for n, block in enumerate(selection.blocks(size)) if not wanted.keys().isdisjoint(block)]
     title = f"verify {judge.settings.protocol} {judge.subject.name}"
     found = []
@@ -124,7 +124,7 @@ def _require_same_noise(run: RunFolder, judge: Judge) -> None:
         raise LedgerError(f"the noise of {run.path} was drawn on {there}, here it would be {here}; verify it there")
 
 
-def _open_network(run: RunFolder, network: Network, options: RunOptions) -> Subject:
+def _open_network(run: RunFolder, network: NetworkSource, options: RunOptions) -> Subject:
     """Load the run's checkpoint, and with it the parent's run where certificates were reused.
 
     Raises: CheckpointError or LedgerError if one is not given or to be found, or is another.

@@ -18,16 +18,16 @@ from hydrabench.workflows.progress import say
 
 
 @dataclass(frozen=True)
-class Selection:
+class ChosenImages:
     """Which images are evaluated: data-set indices in ascending order, `explicit` if they were named one by one."""
 
     images: ImageSource
     indices: tuple[int, ...]
     explicit: bool = False
 
-    def first(self, n: int) -> Selection:
+    def first(self, n: int) -> ChosenImages:
         """The first `n` of them."""
-        return Selection(self.images, self.indices[:n], self.explicit)
+        return ChosenImages(self.images, self.indices[:n], self.explicit)
 
     def describe(self, known: str, cuts: Sequence[int]) -> dict[str, Any]:
         """What `run.json` says of them. known: their fingerprint. cuts: see `blocks`."""
@@ -55,7 +55,7 @@ class Opened:
 def open_evaluation(
     out: Path,
     header: Mapping[str, Any],
-    selection: Selection,
+    selection: ChosenImages,
     settings: EvaluationSettings,
     *,
     environment: Mapping[str, Any],
@@ -93,7 +93,7 @@ def open_evaluation(
     return Opened(run, blocks, whole)
 
 
-def _kept(old: Mapping[str, Any], selection: Selection) -> int:
+def _kept(old: Mapping[str, Any], selection: ChosenImages) -> int:
     """How many of the chosen images an earlier start of the run had chosen; all if it cannot grow to these."""
     size = len(selection.indices)
     if selection.explicit != ("indices" in old):
@@ -124,7 +124,7 @@ class _Check:
 
 
 def _grow(
-    run: RunFolder, selection: Selection, settings: EvaluationSettings, *, done: int, known: str
+    run: RunFolder, selection: ChosenImages, settings: EvaluationSettings, *, done: int, known: str
 ) -> list[tuple[int, ...]]:
     """Give a run more images and return its blocks, which begin anew after the `done` ones.
 

@@ -26,7 +26,7 @@ from hydrabench.workflows.progress import say
 from hydrabench.workflows.run_options import RunOptions
 from hydrabench.workflows.writer import one_writer
 
-TIMEOUT = 300.0  # seconds that a verifier gets for each image, unless told otherwise
+VERIFIER_TIMEOUT = 300.0  # seconds that a verifier gets for each image, unless told otherwise
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def export_vnnlib(
     *,
     options: RunOptions,
     n: int | None = None,
-    timeout: float = TIMEOUT,
+    timeout: float = VERIFIER_TIMEOUT,
 ) -> Export:
     """Write what a verifier needs to judge the first `n` test images (all if None) at the radius of `settings`.
 

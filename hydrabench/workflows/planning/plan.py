@@ -83,9 +83,9 @@ def dry_run(recipe: Recipe, network: nn.Module, *, device: str) -> dict[str, Any
         device: as for `pick_device`.
     Returns: `recipe`, resolved; `runs`, in order; `evaluations`, each of several runs; `total`; and
         `flops_per_second` of forward passes here. `passes` are forward passes for each image; `seconds` counts
-        optimizer steps and pieces of evaluations as they were timed, or if they are longer than `timing.LONGEST` their
-        operations at the speed of forward passes; without data loading and validation, for an attack as if every
-        image resisted to the end. Costs are None where they depend on the weights.
+        optimizer steps and pieces of evaluations as they were timed, or if they are longer than `LONGEST_PIECE` of
+        `timing` their operations at the speed of forward passes; without data loading and validation, for an attack
+        as if every image resisted to the end. Costs are None where they depend on the weights.
     """
     dataset = lookup("data set", DATASETS, recipe.data.name)
     sizes = sizes_of(network, dataset.shape, dataset.num_classes)
@@ -126,7 +126,7 @@ class _Costs:
         passes = OBJECTIVES[objective.name].passes(objective, self._workload(both * phase.batch_size, ramp))
         steps = phase.epochs * -(-images // phase.batch_size) * OBJECTIVES[objective.name].repeats(objective)
         costs = self._cost(passes, phase.epochs * both * images)
-        if costs["seconds"] <= steps * timing.LONGEST:
+        if costs["seconds"] <= steps * timing.LONGEST_PIECE:
             costs["seconds"] = steps * self._step_seconds(step, both * phase.batch_size)
         return {
             "name": step.name,
@@ -150,7 +150,7 @@ class _Costs:
             return {**entry, "passes": None, "pflop": None, "seconds": None}
         costs = self._cost(passes(settings, self.sizes), len(runs) * images)
         piece = timing.piece_of(self.network, settings, self.shape, self.sizes)
-        if piece.passes * self.sizes.flops <= timing.LONGEST * self.rate:
+        if piece.passes * self.sizes.flops <= timing.LONGEST_PIECE * self.rate:
             seconds = timing.seconds_of(piece.work, self.device) / piece.passes
             costs["seconds"] = seconds * costs["passes"] * len(runs) * images
         return {**entry, **costs}

@@ -23,7 +23,7 @@ from hydrabench.recipes import PhaseRecipe
 from hydrabench.runtime import exact_arithmetic
 from hydrabench.workflows.training.optimizer import build_optimizer
 
-LONGEST = 1.0  # seconds that a piece may be expected to take; beside more, fixed costs are a few percent at most
+LONGEST_PIECE = 1.0  # seconds that a piece may be expected to take; beside more, fixed costs are a few percent at most
 ENOUGH = 0.3  # seconds after which no more calls are timed
 
 

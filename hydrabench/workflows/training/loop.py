@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hydrabench.checkpoints import Selection, state_of
+from hydrabench.checkpoints import BestEpoch, state_of
 from hydrabench.data import ImageSource, TrainingBatches
 from hydrabench.errors import NonFiniteError
 from hydrabench.masking import freeze_masks
@@ -72,7 +72,7 @@ class Trained:
     """The tensors of the best epoch (the latest of equals), how it was selected, and the micro-batch at the end."""
 
     tensors: dict[str, Tensor]
-    selection: Selection
+    selection: BestEpoch
     micro_batch: int | None
 
 
@@ -250,7 +250,7 @@ class Loop:
 
     def _trained(self) -> Trained:
         done = self.done
-        selection = Selection(
+        selection = BestEpoch(
             split=self.job.validation.split,
             images=len(self.job.validation),
             metric=self.metric,
