@@ -11,15 +11,12 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, ValidationError
 
 from hydrabench.checkpoints.archive import unpack_weights, weights_suffix
 from hydrabench.checkpoints.download import TIMEOUT, Expected, Progress, download
-from hydrabench.checkpoints.foreign.importing import import_checkpoint
-from hydrabench.checkpoints.foreign.torch_files import is_torch_file
-from hydrabench.checkpoints.format import Checkpoint, load_checkpoint
 from hydrabench.checkpoints.manifest import Sha256, ZooEntry, ZooId
 from hydrabench.config.fields import Section
 from hydrabench.errors import CheckpointError, ConfigError
@@ -120,6 +117,8 @@ def _require_network(entry: ZooEntry, files: Sequence[Path]) -> None:
 
     Raises: CheckpointError with what is wrong with it.
     """
+    from hydrabench.checkpoints.opening import read_entry  # noqa: PLC0415 - only a download needs torch
+
     try:
         for path in files:
             read_entry(entry, path)
@@ -127,18 +126,6 @@ def _require_network(entry: ZooEntry, files: Sequence[Path]) -> None:
         for path in files:
             path.unlink()
         raise CheckpointError(f"what came is no {entry.arch} for {entry.dataset}: {error}") from error
-
-
-def read_entry(entry: ZooEntry, path: Path, **given: Any) -> Checkpoint:
-    """Read a file of an entry; what it does not say, and is not given, is as in the manifest.
-
-    Args: given: `arch`, `dataset`, `density`, `normalization`; None where they are not given.
-    """
-    if not is_torch_file(path):
-        return load_checkpoint(path)
-    said: dict[str, Any] = {"arch": entry.arch, "dataset": entry.dataset, "density": entry.density}
-    said["normalization"] = entry.normalization or "none"
-    return import_checkpoint(path, **(said | {key: value for key, value in given.items() if value is not None}))
 
 
 def _unpack(entry: ZooEntry, folder: Path, known: dict[str, Expected]) -> list[Path]:

@@ -93,3 +93,11 @@ def _names(images: ImageSource) -> dict[str, int]:
 def _plain(name: str) -> str:
     """A file name without its folders, and without the class that the hub adds: ILSVRC2012_val_00000293.JPEG."""
     return _SUFFIX.sub("", name.rsplit("/", 1)[-1])
+
+
+def first_images(images: ImageSource, n: int | None) -> int:
+    """Return how many of the first images to take: `n`, or all if None.
+
+    Raises: DataError if there are fewer than `n`.
+    """
+    return len(choose(images, Choice(n)))

@@ -5,13 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hydrabench.data.encoded import EncodedImages
 from hydrabench.data.images import ImageSource, batches, load_block
-
-if TYPE_CHECKING:
-    from hydrabench.data import TrainingImages
+from hydrabench.data.training_images import TrainingImages
 
 HASHED_TOGETHER = 500  # images
 
