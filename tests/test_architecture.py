@@ -68,6 +68,19 @@ def test_modules_and_functions_stay_small(path):
             assert node.end_lineno - node.lineno < 50, f"split {node.name}"
 
 
+@pytest.mark.parametrize(
+    "path", [path for path in MODULES if path.name == "__init__.py"], ids=lambda path: str(path.parent.name)
+)
+def test_a_package_file_is_a_table_of_contents(path):
+    """`cli` lists the commands, `checkpoints` imports some of its names later; all other code is in modules."""
+    defined = [
+        node.name
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name not in ("main", "__getattr__")
+    ]
+    assert not defined
+
+
 def test_reporting_knows_nothing_of_torch():
     for path in MODULES:
         if room(path) in {"reporting", "ledger", "threat", "files"} or path.stem in {

@@ -13,7 +13,6 @@ from hydrabench.cli.common import (
     REF_HELP,
     foreign_options,
     machine_options,
-    plugin_option,
     read_foreign,
     read_run_options,
 )
@@ -28,7 +27,6 @@ from hydrabench.errors import GateError
 @click.option("--reuse", type=FOLDER, help="The parent's run, if RUN was made with --reuse.")
 @click.option("--parent", help="Then the parent's checkpoint.  [default: the name in its run]")
 @foreign_options
-@plugin_option
 @machine_options
 def verify(run: Path, as_json: bool, **given: Any) -> None:
     """Compute a random sample of RUN's records again and say what is different; for reviewers.
