@@ -21,11 +21,11 @@ class ConfigError(HydrabenchError):
 
 
 class CheckpointError(HydrabenchError):
-    """A checkpoint is missing, damaged, or does not fit what is asked of it."""
+    """A checkpoint is missing, damaged, or does not fit the request."""
 
 
 class DataError(HydrabenchError):
-    """A data set is missing, incomplete, or smaller than what is asked of it."""
+    """A data set is missing, incomplete, or smaller than requested."""
 
 
 class LedgerError(HydrabenchError):
@@ -33,7 +33,7 @@ class LedgerError(HydrabenchError):
 
 
 class UnsupportedLayerError(HydrabenchError):
-    """A bound was asked to pass an operation that it has no sound rule for."""
+    """A bound met an operation that it has no sound rule for."""
 
 
 class NonFiniteError(HydrabenchError):

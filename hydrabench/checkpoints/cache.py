@@ -113,7 +113,7 @@ def _fetch(entry: ZooEntry, *, timeout: float, progress: Progress | None) -> lis
 
 
 def _require_network(entry: ZooEntry, files: Sequence[Path]) -> None:
-    """Refuse what is no network of the manifest's, before its hash is trusted, and take it away again.
+    """Delete downloaded files that are not the network of the manifest, before their hash is recorded.
 
     Raises: CheckpointError with what is wrong with it.
     """
@@ -159,7 +159,7 @@ def _compare(name: str, path: Path | None, expected: Expected) -> None:
 
 
 def _expected(entry: ZooEntry) -> dict[str, Expected]:
-    """What the files of a checkpoint must be, by name, as far as a fetch has told; the manifest has the last word."""
+    """Return what is known of a checkpoint's files by name, from the lock file; the manifest overrides it."""
     path = cache_folder() / LOCK
     origin = f"the first fetch, recorded in {path} (to trust the new file, remove {entry.id} there)"
     files = _read_lock(path).checkpoints.get(entry.id, {})

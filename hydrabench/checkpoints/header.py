@@ -92,7 +92,7 @@ class Header(Section):
 
 
 def shown(text: object, most: int = 80) -> str:
-    """What a file or a server says, fit to print: one line, at most so many characters, no control characters."""
+    """Return untrusted text fit to print: one line, at most `most` characters, no control characters."""
     words = text if isinstance(text, str) else type(text).__name__
     return "".join(letter if letter.isprintable() else "?" for letter in " ".join(words[: 4 * most].split()))[:most]
 

@@ -1,4 +1,4 @@
-"""The format of the zoo's manifests: what is said of every checkpoint, shipped with hydrabench or released elsewhere.
+"""The format of the zoo's manifests: one entry for each checkpoint, shipped with hydrabench or released elsewhere.
 
 Two files in the zoo's folder have this format: `manifest.yml`, written by `make zoo`, lists the checkpoints that
 come with hydrabench; `released.yml`, written by hand, lists those that others put on the web. The same format as JSON

@@ -1,4 +1,4 @@
-"""Opening a checkpoint by its path or zoo id, whoever wrote it."""
+"""Open a checkpoint by its path or zoo id: our own format or one of others."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def open_ref(
 
 
 def read_entry(entry: ZooEntry, path: Path, **given: Any) -> Checkpoint:
-    """Read a file of an entry; what it does not say, and is not given, is as in the manifest.
+    """Read a file of an entry; the manifest fills in what neither the file nor `given` says.
 
     Args: given: `arch`, `dataset`, `density`, `normalization`; None where they are not given.
     """

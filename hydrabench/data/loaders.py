@@ -18,7 +18,7 @@ from hydrabench.errors import ConfigError, DataError
 from hydrabench.runtime import stream
 
 WORKERS = 8  # processes that decode images, at most
-BatchPart = Callable[[int], slice]  # of a minibatch of so many images, those that are asked for
+BatchPart = Callable[[int], slice]  # minibatch size -> the rows wanted
 
 
 class TrainingBatches:
@@ -66,7 +66,7 @@ class TrainingBatches:
 
     @property
     def decodes(self) -> bool:
-        """Whether images are decoded on the way, which takes long, and fails where one is damaged."""
+        """Return whether images are decoded during training, which is slow and fails if one is damaged."""
         return isinstance(self.sources[0], EncodedImages)
 
     def epoch(self, number: int, *, first: int = 0, rows: BatchPart | None = None) -> Iterator[tuple[Tensor, Tensor]]:

@@ -77,7 +77,7 @@ def load_images(name: str, split: str, folder: Path | None = None, *, download: 
 
 
 def data_folder(given: Path | None) -> Path | None:
-    """Where data sets lie, if that was said."""
+    """Return the folder of the data sets: the given one, else HYDRABENCH_DATA, else None."""
     if given is None and os.environ.get("HYDRABENCH_DATA"):
         return Path(os.environ["HYDRABENCH_DATA"])
     return given

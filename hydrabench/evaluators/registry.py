@@ -59,7 +59,7 @@ def record_of(settings: EvaluationSettings) -> type[Record]:
 
 
 def with_default_threat(entry: Any, threat: Mapping[str, Any]) -> Any:
-    """Give evaluation options that lack a radius, or a noise level, that of `threat`, and its norm with the radius."""
+    """Fill in a missing radius and norm, or noise level, of evaluation options from `threat`."""
     evaluator = EVALUATORS.get(str(entry.get("kind"))) if isinstance(entry, dict) else None
     if evaluator is None:
         return entry

@@ -1,4 +1,4 @@
-"""Certified radii of a pruned network, by comparing its votes with those of the network it was made from."""
+"""Incremental smoothing: certified radii of a pruned network from its parent's certificates and votes of both."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Known = Mapping[str, Any]  # one line of the parent's ledger
 
 
 class Paired(nn.Module):
-    """Two networks as one "classifier" whose classes say what both of them voted.
+    """Two networks as one classifier with 2K classes that encode the votes of both.
 
     Class a < K: both say a. Class K + a: the parent says a, the child another class.
     """
@@ -56,9 +56,9 @@ def evaluate_reuse(
     """Certify the smoothed `network` from the parent's ledger, with fewer draws than it took there.
 
     Both networks vote on the first draws of the parent's estimation stream until the votes that are lost are few
-    enough (`smoothing.reuse.Kept`). Where the parent's bound does not exceed 1/2 the child abstains, without a draw.
-    With `settings.direct`, images that the child certifies at fewer of the radii than the parent's ledger does, and
-    those where it abstains, are certified directly as well, and the better certificate counts.
+    enough (`smoothing.reuse.LostVotes`). Where the parent's bound does not exceed 1/2 the child abstains
+    without a draw. With `settings.direct`, images that the child certifies at fewer of the radii than the parent's
+    ledger does, and those where it abstains, are certified directly as well, and the better certificate counts.
 
     Args:
         network, block, sampling: as for `evaluate_smoothed`. parent: in eval mode, run as for its ledger.
@@ -101,7 +101,7 @@ def _about(block: Block, row: int) -> dict[str, Any]:
 
 
 def _abstention(settings: ReuseSettings, known: Known, about: Mapping[str, Any]) -> ReuseRecord:
-    """What the parent's record alone says: which class, the bound that there is to reuse, and no claim yet."""
+    """Return a record that abstains, with the class and the bound of the parent's record."""
     split = shares(settings.alpha, direct=settings.direct)
     rule = RULES[settings.parent_mode](Plan(settings.samples, split.parent, settings.sigma, ()))
     looks = [] if known.get("skipped") else known.get("looks") or [[known["samples"], known["count"]]]

@@ -1,4 +1,4 @@
-"""The evaluators that bound every margin over a ball: what there is to say about them; `verified` computes."""
+"""The descriptions of the evaluators that bound margins over a ball; `verified` computes them."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _prepare(network: nn.Module, settings: Settings, _computing: Computing) -> R
 
 
 def _require(network: nn.Module, settings: Settings) -> None:
-    """Refuse a layer without a rule, and a missing auto_LiRPA, which learns from images which layers there are."""
+    """Raise for a layer without a rule, or if auto_LiRPA is needed and missing."""
     from hydrabench.bounds import program_of, read, require_auto_lirpa
 
     if settings.needs_auto_lirpa:
@@ -81,7 +81,7 @@ def _require_readable(network: nn.Module, block: Block, settings: Settings) -> N
 
 
 def _blocks_of_passes(settings: VerifiedSettings, network: nn.Module, shape: tuple[int, int, int]) -> Blocks:
-    """Of methods that bound every neuron by a pass of its own: up to hours an image on a deep network."""
+    """Return the blocks of methods with a backward pass for every unstable neuron: up to hours an image."""
     from hydrabench.bounds import image_seconds
 
     if not settings.uses_our_bounds:
@@ -105,7 +105,7 @@ def _announced(size: int, seconds: float, *, about: bool) -> Blocks:
 
 
 def _search_seconds(settings: Settings, network: nn.Module, shape: tuple[int, int, int]) -> float:
-    """What alpha-crown takes for an image; 0 for layers that only auto_LiRPA knows."""
+    """Return the seconds that alpha-crown takes for an image; 0 for layers that only auto_LiRPA knows."""
     from hydrabench.bounds import Search, search_seconds
 
     search = Search(settings.slopes, settings.iterations, settings.learning_rate, settings.time_limit)

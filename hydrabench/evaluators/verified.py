@@ -103,7 +103,7 @@ def require_readable(network: nn.Module | Prepared, block: Block, settings: Sett
 
 @dataclass(frozen=True)
 class _Bound:
-    """What was found of one image.
+    """The bound of one image.
 
     lower: of its margin. kind: the method whose rounding counts, a key of `FACTORS`.
     method: which one of a cascade proved it. settled: whether the image is unproved and stays so whatever rounding
@@ -144,7 +144,7 @@ def _bounds(network: AnyNetwork, block: Block, settings: Settings, wrong: Tensor
 
 
 def _known(bound: _Bound) -> _Bound:
-    """The bound, or -inf for one that says nothing: NaN or infinite, as intervals of a deep network may become."""
+    """Return the bound, or -inf for a vacuous one (NaN or infinite, as intervals of deep networks may become)."""
     return bound if math.isfinite(bound.lower) else replace(bound, lower=-math.inf, method=None)
 
 
@@ -182,7 +182,7 @@ def _cleared(network: AnyNetwork, x: Tensor, y: Tensor, settings: Settings, foun
 
 
 def _reach(network: AnyNetwork, x: Tensor, y: Tensor, settings: Settings, kinds: dict[int, str]) -> dict[int, float]:
-    """How far rounding can lift the bounds of some images.
+    """Return how far rounding can raise the bounds of some images.
 
     auto_LiRPA may have a rule where we have none: nothing is known then, and float64 is the best there is.
     """
@@ -217,7 +217,7 @@ def _by_cascade(network: Prepared, x: Tensor, y: Tensor, settings: VerifiedSetti
 
 
 def _most_rounded(methods: Sequence[str]) -> str:
-    """The one among some methods whose rounding is the largest; `FACTORS` names them in ascending order."""
+    """Return the method with the largest rounding error; `FACTORS` lists them in ascending order."""
     return max(methods, key=list(FACTORS).index)
 
 

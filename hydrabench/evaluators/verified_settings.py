@@ -62,7 +62,7 @@ class VerifiedSettings(EvaluationSettings):
             )
 
     def _conflicts_of_search(self, methods: str) -> Iterator[str]:
-        """alpha-crown is by far the slowest method, knows no L2 balls, and its options are for nothing else."""
+        """Yield what does not fit alpha-crown: its place in `methods`, its norm, its options without it."""
         if not self.searches:
             for key in SEARCH:
                 if key not in self.left_out():

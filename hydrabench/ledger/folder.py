@@ -1,4 +1,4 @@
-"""Run folders: `run.json` says what was asked, `records.jsonl` holds one record per image, `summary.json` the result.
+"""Run folders: `run.json` holds the settings, `records.jsonl` one record per image, `summary.json` the result.
 
 A ledger grows by whole blocks of images, in the order of the selection, and is flushed to the disk
 after each. A run that was killed therefore holds some whole blocks and at most one torn one, which

@@ -30,7 +30,7 @@ class ObjectiveSettings(Section):
 
 @dataclass(frozen=True)
 class Workload:
-    """What the cost of a training step depends on.
+    """The sizes that the cost of a training step depends on.
 
     batch: images of a step. ramp: share of the steps at which the radius still grows, in [0, 1]. classes: outputs.
     symbolic: how many forward passes the symbolic bounds of one image take, if every neuron is bounded.
@@ -42,7 +42,7 @@ class Workload:
     symbolic: float
 
 
-def once(settings: Any) -> int:  # noqa: ARG001 - asked of every objective alike
+def once(settings: Any) -> int:  # noqa: ARG001 - every objective has the same signature
     """Number of steps in a row that most objectives train on each minibatch."""
     return 1
 

@@ -67,7 +67,7 @@ def parent_bound(rule: Rule, looks: Sequence[Sequence[int]]) -> float:
 
 @dataclass(frozen=True)
 class LostVotes:
-    """When to stop counting lost votes, and what the child may claim.
+    """Stopping rule for counting lost votes, and the bound that the child may claim.
 
     plan: samples is the most shared draws, alpha the share of the lost votes, radii those asked for of the child.
     Looks and their shares are those of `GroupSequential`. Draws stop when each radius that the parent's bound

@@ -1,4 +1,4 @@
-"""The command `verify`: a sample of a run's records, computed again and compared with what the run says."""
+"""The command `verify`: compute a sample of a run's records again and compare."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class NetworkSource:
-    """Where the networks of a run are, beyond what the run says.
+    """Where to find the networks of a run, where that differs from what the run says.
 
     ref: the checkpoint; None: what the run names, found by its hash. described: what a file of others does not say of
     itself, see `open_checkpoint`. reuse: the parent's run, of a run of `certify --reuse`. parent: its checkpoint; None:
@@ -113,7 +113,7 @@ def open_judge(ref: str, settings: EvaluationSettings, images: ImageSource, opti
 
 
 def _as_recorded(header: dict[str, Any]) -> dict[str, Any]:
-    """How the run computed its forward passes, and where it drew its noise."""
+    """Return the options under which the run computed its forward passes and drew its noise."""
     flags = {name: bool(header.get(name, False)) for name in ("compile", "channels_last", "fold_batch_norm")}
     return {**flags, "noise": "cpu" if header.get("noise", "cpu") == "cpu" else "device"}
 
@@ -166,7 +166,7 @@ def _find_checkpoint(run: RunFolder) -> str:
 
 
 def _candidates(run: Path, name: str) -> Iterator[Path]:
-    """Where a checkpoint of that name may lie: here, or in the folders above the run."""
+    """Yield the places where a checkpoint of that name may lie: here, or in the folders above the run."""
     names = dict.fromkeys((name, Path(name).name))
     for folder in (Path(), *run.resolve().parents[:SEARCHED]):
         for one in names:

@@ -150,7 +150,7 @@ def settled(scores: Tensor, mask: Tensor) -> Tensor:
 def _require_fit(
     path: Path, layers: Collection[LayerDensity], counts: Mapping[str, int], density: float, *, exact: bool
 ) -> None:
-    """Refuse a density that the zeros of a file contradict; `exact` also asks that few kept weights are zero."""
+    """Raise for a density that the zeros of a file contradict; with `exact`, also if too many kept weights are zero."""
     fitting = infer_density(layers)
     hint = f"its zeros fit {fitting}" if fitting else "without a density, it keeps what is not zero"
     for layer in layers:

@@ -81,7 +81,7 @@ def evaluate(
 
 
 def _fill(run: RunFolder, judge: Judge, world: World, blocks: Sequence[tuple[int, ...]], whole: int) -> None:
-    """Append the records of all blocks but the first `whole` to the ledger, and show how far that is."""
+    """Compute and append the records of all blocks after the first `whole`, with a progress line."""
     total, done = sum(map(len, blocks)), sum(map(len, blocks[:whole]))
     settings = judge.settings
     title = f"{settings.protocol} {judge.subject.name}{at(settings)}"
@@ -108,7 +108,7 @@ def _fill(run: RunFolder, judge: Judge, world: World, blocks: Sequence[tuple[int
 def _chosen(
     images: ImageSource, choice: Choice, indices: Sequence[int], settings: EvaluationSettings
 ) -> tuple[int, ...]:
-    """Which images to evaluate, in ascending order."""
+    """Return the indices of the images to evaluate, in ascending order."""
     if not indices:
         return choose(images, choice)
     if choice != ALL:

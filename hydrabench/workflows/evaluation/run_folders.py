@@ -1,4 +1,4 @@
-"""Where evaluations go if the user names no folder, so that different ones never meet in one."""
+"""Default run folders: different evaluations get different names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a progress line says of the images that are done."""
+"""Running totals for the progress line."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def export_vnnlib(
 
     `folder` gets instances.csv, whose lines are network, property and timeout, paths relative to it;
     onnx/NAME.onnx, normalisation inside; and vnnlib/NAME-INDEX.vnnlib for every image that the network classifies
-    right. Of the others an adversarial example is known: the image itself. Networks and boxes are float32,
+    right. A misclassified image needs no verifier: it is its own adversarial example. Networks and boxes are float32,
     whatever the precision of `subject`, and a box is to the last bit the one that float32 bounds are computed for.
 
     Args:

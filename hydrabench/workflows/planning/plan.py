@@ -1,4 +1,4 @@
-"""What a pipeline will do, before it does it: its runs, what each starts from, and what they cost."""
+"""The plan of a pipeline: its runs, what each starts from, and their estimated costs."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ class _Costs:
         return {**entry, **costs}
 
     def _step_seconds(self, step: PlannedRun, images: int) -> float:
-        """Of an optimizer step of a run's section; how many weights a mask keeps does not matter to it."""
+        """Return the seconds of one optimizer step of a section; they do not depend on the density."""
         section = step.section
         if section not in self.timed:
             phase, objective = getattr(self.recipe, section), self.recipe.objective_of(section)
@@ -173,13 +173,13 @@ class _Costs:
 
 
 def _training_images(recipe: Recipe) -> int:
-    """Labelled images that are trained on: those that are not held out, or a fraction of them."""
+    """Return how many labelled images are trained on: those not held out, or a fraction of them."""
     published = DATASETS[recipe.data.name].train
     return round(recipe.data.fraction * (published - round(recipe.data.validation_fraction * published)))
 
 
 def plan_text(planned: dict[str, Any]) -> str:
-    """What `dry_run` returned, to be read: the recipe as YAML that `--config` takes again, and two tables."""
+    """Render what `dry_run` returned: the recipe as YAML for `--config`, and two tables."""
     recipe = yaml.safe_dump(planned["recipe"], sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
     lines = ["# recipe, resolved", recipe.rstrip(), "", "# runs"]
     lines.append(f"{'run':<16}{'from':<16}{'objective':<12}{'epochs':>6}{'steps':>10}{'passes/image':>14}{COSTS}")

@@ -157,7 +157,7 @@ class Loop:
         }
 
     def _train_epoch(self, epoch: int, advance: Advance, write: Write) -> None:
-        """Go on with one pass over the training images."""
+        """Continue one pass over the training images."""
         job, sums = self.job, self.done.sums
         exact = OBJECTIVES[job.objective.name].uses_bounds
         before, started, images = sums.seconds, time.monotonic(), 0
@@ -222,7 +222,7 @@ class Loop:
     def _step_of(
         self, number: int, epsilon: float, memory: dict[str, Tensor], rows: slice | None, whole: int | None
     ) -> TrainingStep:
-        """Return what the objective is told; its random numbers are the same for all micro-batches and processes."""
+        """Return the step as the objective sees it, with the same random numbers in all processes and micro-batches."""
         job = self.job
         return TrainingStep(
             epsilon=epsilon,
