@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from hydrabench.errors import ConfigError
 RECIPE_BYTES = 1 << 18  # PyYAML reads about 100 kB a second
 JSON_BYTES = 1 << 28
 DEEPEST = 50  # sections inside sections
+_BRACKET_OR_TEXT = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]')
 MOST_VALUES = 20_000  # of a YAML document, each alias counted with everything that it stands for
 
 
@@ -53,10 +55,10 @@ def parse_json(text: str, source: str) -> Any:
     Args: source: what the text is called in messages, for example its path.
     Raises: ConfigError that says what is wrong and where.
     """
+    if _nested_deeply(text):
+        raise ConfigError(f"{source} is not readable as JSON: it is nested too deeply, more than {DEEPEST} levels")
     try:
         return json.loads(text, object_pairs_hook=_distinct, parse_constant=_refuse_constant, parse_float=_finite)
-    except RecursionError as error:
-        raise ConfigError(f"{source} is not readable as JSON: it is nested too deeply") from error
     except ValueError as error:
         raise ConfigError(f"{source} is not readable as JSON: {_reason(error)}") from error
 
@@ -87,6 +89,22 @@ def parse_yaml(text: str, source: str) -> Any:
 def read_yaml(path: Path, limit: int = RECIPE_BYTES) -> Any:
     """Return the value of a YAML file. Raises: as `read_text` and `parse_yaml`."""
     return parse_yaml(read_text(path, limit), str(path))
+
+
+def _nested_deeply(text: str) -> bool:
+    """Whether a JSON text has more than `DEEPEST` brackets open at once.
+
+    It is known before Python's parser sees the text: that one overflows the stack where a library has raised Python's
+    limit of recursion.
+    """
+    if text.count("[") + text.count("{") <= DEEPEST:
+        return False
+    depth = 0
+    for token in _BRACKET_OR_TEXT.finditer(text):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token[0], 0)
+        if depth > DEEPEST:
+            return True
+    return False
 
 
 def _reason(error: Exception) -> str:

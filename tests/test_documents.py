@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -90,3 +92,17 @@ def test_a_file_is_read_only_if_it_is_regular_small_enough_and_text(tmp_path):
         read_yaml(tmp_path / "latin.yml")
     (tmp_path / "windows.yml").write_bytes(b"\xef\xbb\xbfname: a\r\nseed: 3\r\n")
     assert read_yaml(tmp_path / "windows.yml") == {"name": "a", "seed": 3}
+
+
+def test_the_depth_of_json_is_known_before_the_parser_sees_it():
+    """With a high limit of recursion, as some libraries set it, Python's own parser would overflow the stack."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(10**6)
+    try:
+        for deep in ("[" * 10**6, '{"a":' * 10**6, "[" * 51 + "]" * 51):
+            with pytest.raises(ConfigError, match="nested too deeply"):
+                parse_json(deep, "x.json")
+    finally:
+        sys.setrecursionlimit(before)
+    assert parse_json('["' + "[" * 99 + '"]', "x.json") == ["[" * 99]
+    assert parse_json(json.dumps([[]] * 99), "x.json") == [[]] * 99
