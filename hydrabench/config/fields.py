@@ -73,12 +73,7 @@ def _form(value: object) -> str:
     return BY_LAYER if isinstance(value, dict) else FOR_ALL
 
 
-def _stored(radius: Fraction) -> str:
-    """What hashes and ledgers have: `radius_text`, and whole numbers as decimals, since the first of them do."""
-    return f"{radius}.0" if radius and radius.denominator == 1 else radius_text(radius)
-
-
-Radius = Annotated[Fraction, BeforeValidator(_radius), PlainSerializer(_stored)]
+Radius = Annotated[Fraction, BeforeValidator(_radius), PlainSerializer(radius_text)]
 Noise = Annotated[float, BeforeValidator(_noise), Field(gt=0, le=LARGEST_NOISE)]  # σ in pixel units
 Length = Annotated[float, BeforeValidator(_length), Field(ge=0)]  # an L2 distance in pixel units
 Density = Annotated[float, Field(allow_inf_nan=True), AfterValidator(_density)]

@@ -207,7 +207,6 @@ def _protocols(evaluations: Sequence[Evaluation], columns: Sequence[Column]) -> 
     shared = {metric.column_of for one in evaluations for metric in one.metrics().values() if metric.column_of}
     found = {_protocol_of(kind): (Protocol(_protocol_of(kind), kind, {}), evaluations[0]) for kind in sorted(shared)}
     for evaluation in evaluations:
-        # The id ends with the version, which the settings of the first ledgers lack.
         given = ("kind", "version", *CONDITIONS)
         settings = {key: value for key, value in evaluation.settings.items() if key not in given}
         protocol = Protocol(evaluation.protocol, evaluation.kind, settings)

@@ -30,7 +30,7 @@ def write_run(path, kind, *, holds=(True, True, False), command=None, finish=Tru
     header = {
         "command": command or ("attack" if kind == "pgd" else "certify"),
         "settings": settings,
-        "protocol": "pgd-50@1" if kind == "pgd" else f"{kind}@1",
+        "protocol": "pgd-50@2" if kind == "pgd" else f"{kind}@1",
         "checkpoint": CHECKPOINT,
         "dataset": {"name": "digits", "split": "test", "n": 3},
         "precision": "float32",

@@ -274,7 +274,6 @@ def _budgets(network: nn.Module) -> dict[str, dict[str, int]]:
 
 def _run_header(recipe: Recipe, start: Start, options: RunOptions) -> dict[str, Any]:
     """What `run.json` says of a training run, without the data and the machine itself."""
-    unusual = {key: True for key in ("compile", "channels_last") if getattr(options, key)}
     return {
         "command": _section(start),
         "phase": start.label,
@@ -283,7 +282,8 @@ def _run_header(recipe: Recipe, start: Start, options: RunOptions) -> dict[str, 
         "parent": start.parent,
         "precision": options.precision,
         "micro_batch": options.micro_batch,
-        **unusual,  # left out where false, as in runs from before these options
+        "compile": options.compile,
+        "channels_last": options.channels_last,
     }
 
 
