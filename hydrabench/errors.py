@@ -1,4 +1,4 @@
-"""What can go wrong that a user can put right, and the one way to look a name up in a registry."""
+"""Errors that a user can fix, and the one way to look a name up in a registry."""
 
 from __future__ import annotations
 

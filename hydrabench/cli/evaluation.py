@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from hydrabench.workflows.run_options import RunOptions
 
 MACHINE = {
-    "A checkpoint file of others": ("arch", "dataset", "source_density", "normalization"),
+    "A checkpoint written by other code": ("arch", "dataset", "source_density", "normalization"),
     "Machine": ("device", "threads", "data_dir", "download"),
 }
 settings_option = click.option(

@@ -1,4 +1,4 @@
-"""What ends a command, in one line: what was wrong, the reason, and the next step."""
+"""Turn errors into one line: what was wrong, the reason, and the next step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A ledger is checked before anybody relies on it: every record on its own terms, every image exactly once."""
+"""Check a ledger: every record is valid by itself, every image appears exactly once."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ class RunFolder:
         return whole
 
     def note_environment(self, environment: Mapping[str, Any], **first: int) -> list[str]:
-        """Write down with what the run goes on from here, if that is not what it was made with so far.
+        """Record the environment of what follows, if it differs from that of the run so far.
 
         Args:
             environment: versions and hardware. first: what it makes first, such as first_record=300.
@@ -141,7 +141,7 @@ class RunFolder:
         ]
 
     def reopen(self, **changed: Any) -> None:
-        """Let a run go on, finished or not, with other values in its header; it has no summary until it ends again."""
+        """Reopen a run, finished or not, with changed header values; its summary is removed until it ends again."""
         self.header = {key: value for key, value in self.header.items() if key != "ended"} | changed
         self.header["status"] = "running"
         write_json(self.path / "run.json", self.header)

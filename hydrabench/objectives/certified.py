@@ -1,4 +1,4 @@
-"""What objectives that train on certified bounds share: the loss of the bounds, and the verdict."""
+"""Shared by objectives that train on certified bounds: the loss of the bounds, and the verdict."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ledgers, read and checked: what is not whole, or was not made from the same images, is refused."""
+"""Read and check ledgers: incomplete ones, and ones made from other images, are refused."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Evaluation:
 
     @property
     def evaluator(self) -> Evaluator:
-        """What there is to say about this kind of evaluation."""
+        """Return the description of this evaluator."""
         return EVALUATORS[self.kind]
 
     def metrics(self) -> dict[str, Metric]:
@@ -178,7 +178,7 @@ def _indices(run: RunFolder) -> Sequence[int]:
 
 
 def _refuse_other_summary(run: RunFolder, evaluation: Evaluation) -> None:
-    """The table is made from the records; a summary that says something else means one was altered."""
+    """Raise if the summary disagrees with the records, from which the table is made: one of them was altered."""
     summary = run.summary()
     settings = evaluation.evaluator.read(evaluation.settings)
     for metric, found in summarize(evaluation.kind, evaluation.records, settings)["metrics"].items():
@@ -198,7 +198,7 @@ def _number(value: Any, *keys: str) -> float | None:
 
 
 def refuse_mixed_inputs(evaluations: Sequence[Evaluation]) -> None:
-    """The same index of the same split must be the same pixels and the same label in every ledger.
+    """Raise unless an index of a split has the same pixels and label in every ledger.
 
     Of imported records, which have no hash of the pixels, only the labels are compared.
     Raises: LedgerError naming the first difference.

@@ -52,7 +52,7 @@ class Described(Section):
 
     @property
     def protocol(self) -> str:
-        """Never that of a run of ours; if anything is not known, of this name alone: it cannot be compared."""
+        """Never a protocol of our own runs; if a setting is unknown, one of this name alone, compared with nothing."""
         if None in (self.n0, self.samples, self.alpha):
             return f"smoothing-{IMPORTED}-{self.name}@1"
         spelt = unless(100, "n0_", self.n0 or 0) + unless(100_000, "n", self.samples or 0)

@@ -57,7 +57,7 @@ def _contradictions(verifier: Evaluation, evaluations: Sequence[Evaluation]) -> 
 
 
 def _about_the_same(verifier: Evaluation, evaluations: Sequence[Evaluation]) -> list[Evaluation]:
-    """The evaluations of the same network, not a smoothed one, on the same split."""
+    """Return the evaluations of the same network (not smoothed) on the same split."""
     same = (verifier.checkpoint.sha256, verifier.images.name, verifier.images.split)
     return [
         other
@@ -72,7 +72,7 @@ def _misclassified(evaluation: Evaluation) -> set[int]:
 
 
 def _broken(evaluation: Evaluation) -> set[int]:
-    """Images that an attack broke; those that were misclassified before it began are not its doing."""
+    """Return the images that an attack broke, without those misclassified from the start."""
     if evaluation.evaluator.claims != "upper":
         return set()
     return {record["index"] for record in evaluation.records if not record["robust"]} - _misclassified(evaluation)

@@ -1,4 +1,4 @@
-"""What the records of one evaluation amount to: accuracies and mean radii, each with a 95 % interval.
+"""Accuracies and mean radii of one evaluation, each with a 95 % interval.
 
 An interval speaks about the sampling of images alone: what the same procedure would give on other
 images from the same source. It says nothing about other seeds, stronger attacks or tighter bounds.
