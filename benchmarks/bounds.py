@@ -128,15 +128,16 @@ def loss_of(margins: Callable[[], Tensor], network: nn.Module, y: Tensor) -> Wor
 def their_works(network: nn.Module, x: Tensor, y: Tensor, rows: Tensor) -> dict[str, Work]:
     """auto_LiRPA, as its own examples call it: the pass of intervals is shared in training."""
     fixed = lirpa.bounded_module(network, x)
-    trained = lirpa._auto_lirpa().BoundedModule(network, x, device=x.device, bound_opts={"conv_mode": "patches"})
+    with lirpa.calling("cannot read this network"):
+        trained = lirpa.auto_lirpa().BoundedModule(network, x, device=x.device, bound_opts={"conv_mode": "patches"})
 
     def lower(name: str) -> Tensor:
-        found = fixed.compute_bounds(x=(lirpa.perturbed(x, EPSILON),), C=rows, method=name, bound_upper=False)
-        return found[0].min(1).values  # type: ignore[no-any-return]
+        return lirpa.lower_bounds(fixed, lirpa.perturbed(x, EPSILON), rows, name).min(1).values
 
     def mixed() -> Tensor:
-        (interval, _) = trained.compute_bounds(x=(lirpa.perturbed(x, EPSILON),), IBP=True, C=rows, method=None)
-        (backward, _) = trained.compute_bounds(IBP=False, C=rows, method="backward", bound_upper=False)
+        with lirpa.calling("cannot bound this network"):
+            (interval, _) = trained.compute_bounds(x=(lirpa.perturbed(x, EPSILON),), IBP=True, C=rows, method=None)
+            (backward, _) = trained.compute_bounds(IBP=False, C=rows, method="backward", bound_upper=False)
         return F.pad(torch.lerp(interval, backward, 0.5), (1, 0))  # class 0 stands for the true one
 
     for name, bound in METHODS.items():

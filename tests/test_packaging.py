@@ -52,6 +52,7 @@ def test_the_wheel_holds_every_module_recipe_and_checkpoint(installed):
     modules = {path.relative_to(package).as_posix() for path in package.rglob("*.py")}
     packed = {path.relative_to(installed / "hydrabench").as_posix() for path in (installed / "hydrabench").rglob("*.*")}
     assert modules <= packed
+    assert "py.typed" in packed
     for folder, pattern in (
         ("configs", "*.yml"),
         ("zoo", "*.yml"),

@@ -9,7 +9,8 @@ methods, cascade  ibp, crown-ibp, crown, symbolic; one after the other
 intermediate      bounds of unstable neurons by CROWN; `symbolic` has those of symbolic intervals
 neurons, patches  which neurons get a pass of their own, and rows that are as large as their receptive field
 sound, rounding   bounds that hold in spite of rounding, and how far it can lift others; `outward` has the arithmetic
-alpha, lirpa      slopes optimised; auto_LiRPA, with `bridges` to newer torch and the check of `agreement`
+alpha, slopes     crown with slopes optimised for each image and margin
+lirpa/            auto_LiRPA, a second opinion
 costs, progress   how long bounds may take, and how far they are
 initialization    weights from which a deep network can be trained with interval bounds
 kernels, box      sweeps over coefficients; a box around a value
@@ -20,7 +21,7 @@ from hydrabench.bounds.cascade import Proofs, cascade, cascade_margins
 from hydrabench.bounds.costs import image_seconds, search_seconds
 from hydrabench.bounds.initialization import keep_widths
 from hydrabench.bounds.interval import interval_bounds
-from hydrabench.bounds.lirpa import bounded_module, lirpa_margins, require_auto_lirpa
+from hydrabench.bounds.lirpa import bounded_module, lirpa_alpha_margins, lirpa_margins, require_auto_lirpa
 from hydrabench.bounds.methods import (
     MarginBound,
     class_margins,
@@ -66,6 +67,7 @@ __all__ = [
     "interval_bounds",
     "interval_margins",
     "keep_widths",
+    "lirpa_alpha_margins",
     "lirpa_margins",
     "prepared",
     "program_of",

@@ -1,8 +1,7 @@
 """What bounding every neuron of an image by a pass of its own may take: a forecast from shapes alone.
 
 It counts the passes of `neurons` as if every neuron were undecided, with the windows that their rows have, so that it
-is the same on every machine. The seconds are those of one core, measured with wide and narrow residual networks. What
-a search of auto_LiRPA's may take is told by the same shapes: it bounds every neuron, by rows that are whole sooner.
+is the same on every machine. The seconds are those of one core, measured with wide and narrow residual networks.
 """
 
 from __future__ import annotations
@@ -25,12 +24,9 @@ from hydrabench.bounds.program.structure import Identity
 SIGNS = {"symbolic": 1, "crown": 2}  # rows of a neuron; the other methods take next to nothing
 PRODUCTS = 80e9  # multiplications and additions of a convolution in a second
 ENTRIES = 0.4e9  # coefficients in a second that an operation reads, multiplies and writes
-# Of auto_LiRPA 0.3 in patches: seconds a coefficient of whole rows, in CROWN for all neurons (1.5e-9 to 5.4e-9 with six
-# networks, cifar_model to vgg4_bn and wide ResNets of depth 10 and 16) and in an iteration of the search there and back
-# (13e-9 to 34e-9), and those that an image of ten and an iteration take however small the network is, measured with
-# cifar_model and 8x8 pixels.
-CROWN_ENTRY, SEARCH_ENTRY = 3e-9, 30e-9
-SEARCH_IMAGE, SEARCH_ITERATION = 0.02, 0.7e-3
+# An iteration of alpha-crown, there and back: seconds a coefficient of whole rows, and those that an image of ten takes
+# however small the network is; measured with cifar_model of 32x32 and 8x8 pixels.
+SEARCH_ENTRY, SEARCH_ITERATION = 20e-9, 0.5e-3
 
 
 def image_seconds(network: nn.Module, shape: tuple[int, int, int], methods: Collection[str]) -> float:
@@ -53,19 +49,18 @@ def image_seconds(network: nn.Module, shape: tuple[int, int, int], methods: Coll
 
 
 def search_seconds(network: nn.Module, shape: tuple[int, int, int], search: Search) -> float:
-    """Processor seconds that alpha-crown takes for an image that it does not prove, within a factor of about three.
+    """Processor seconds that alpha-crown takes for an image none of whose margins it proves, roughly.
 
-    That is, for slopes "output" and where auto_LiRPA passes convolutions in patches; elsewhere it takes longer, ten
-    times and more. CROWN's own pass is counted in full, whatever the time limit.
+    That is, for slopes "output"; with "all", many times as long. CROWN's own pass, as `image_seconds` has it, is
+    counted in full, whatever the time limit.
 
     Args: network: in eval mode. shape: (C, H, W) of its images.
     Raises: UnsupportedLayerError for a layer without a rule.
     """
     parameter = next(network.parameters(), torch.zeros(()))
-    nodes = read(program_of(network))  # auto_LiRPA gets the network as it is, not compacted
+    nodes = compacted(read(program_of(network)))
     shapes = shapes_of(nodes, parameter.new_empty(1, *shape))
-    neurons = bounded_values(nodes, {0})
-    first = SEARCH_IMAGE + CROWN_ENTRY * sum(2 * shapes[n].numel() * _whole_row(nodes, shapes, n) for n in neurons)
+    first = image_seconds(network, shape, ("crown",))
     margins = shapes[-1].numel() - 1
     iteration = SEARCH_ITERATION + SEARCH_ENTRY * margins * _whole_row(nodes, shapes, len(nodes))
     total = first + search.iterations * iteration

@@ -17,9 +17,11 @@ import click
 
 from hydrabench.cli.failures import one_line
 from hydrabench.cli.streams import open_streams
+from hydrabench.errors import ConfigError
 
 if TYPE_CHECKING:
     from hydrabench.recipes import Recipe
+    from hydrabench.workflows.evaluation.opening import ModelRequest
     from hydrabench.workflows.run_options import RunOptions
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -166,18 +168,29 @@ folder_options = options(
     click.option("--out", type=FOLDER, help="Run folder; the default is one of its own under runs/."),
     click.option("--resume", is_flag=True, help="Go on with an interrupted run in the same folder."),
 )
-foreign_options = options(
+model_options = options(
     click.option(
-        "--arch",
-        help="Architecture of a checkpoint written by other code (.pth.tar, .pt).  [default: what the file says]",
+        "--model",
+        metavar="SPEC",
+        help="In place of --ckpt, any network: FILE.py:NAME, package.module:NAME, torchvision:NAME, timm:NAME, or a "
+        "file of torch.export (.pt2) or TorchScript (.pt). Code that it names is run.",
     ),
-    click.option("--dataset", help="Data set of such a checkpoint.  [default: what the file says]"),
+    click.option("--model-args", multiple=True, metavar="KEY=VALUE", help="Argument for NAME; may be repeated."),
+    click.option("--weights", type=click.Path(path_type=Path), help="State dict for --model: safetensors, .pt, .pth."),
+)
+foreign_options = options(
+    click.option("--arch", help="Architecture of a file of other code (.pth.tar, .pt).  [default: what the file says]"),
     click.option(
-        "--source-density", type=float, help="Density of such a checkpoint, HYDRA's --k.  [default: from its zeros]"
+        "--dataset",
+        help="Data set of such a file, or of --model; for --model also folder:DIR (one folder per class), npz:FILE "
+        "(images, labels), parquet:PATH.  [default: what the file says]",
+    ),
+    click.option(
+        "--source-density", type=float, help="Density of such a file, HYDRA's --k.  [default: from its zeros]"
     ),
     click.option(
         "--normalization",
-        help="Normalisation of such a checkpoint: none, cifar10, imagenet, or MEAN/STD, e.g. "
+        help="Normalisation of such a file, or of --model: none, cifar10, imagenet, or MEAN/STD, e.g. "
         "0.49,0.48,0.44/0.2,0.19,0.2.  [default: what the file says; HYDRA's: none, imagenet for ImageNet]",
     ),
 )
@@ -229,6 +242,33 @@ def read_foreign(given: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in described.items() if value is not None}
 
 
+def read_network(
+    given: dict[str, Any], ref: str | None, *, needed: bool = True
+) -> tuple[dict[str, Any], ModelRequest | None]:
+    """What a file of others does not say of itself, or the network of --model; exactly one of --ckpt and --model.
+
+    Args: needed: whether there must be one.
+    Raises: ConfigError for options that do not go together.
+    """
+    chosen = {name: given.pop(name) for name in ("model", "model_args", "weights")}
+    described = read_foreign(given)
+    if chosen["model"] is None:
+        named = ", ".join(f"--{name.replace('_', '-')}" for name in ("model_args", "weights") if chosen[name])
+        if named:
+            raise ConfigError(f"{named} is for --model; with --ckpt leave it out")
+        if ref is None and needed:
+            raise ConfigError("name what to judge: --ckpt FILE, run folder or zoo id, or --model FILE.py:NAME")
+        return described, None
+    if ref is not None:
+        raise ConfigError("--ckpt and --model each name a network; give one of them")
+    for name, option in (("arch", "--arch"), ("density", "--source-density")):
+        if name in described:
+            raise ConfigError(f"{option} is for a checkpoint file of others; with --model leave it out")
+    from hydrabench.workflows.evaluation.opening import request_of
+
+    return {}, request_of(chosen, described.get("normalization"), described.get("dataset"))
+
+
 def read_training_options(given: dict[str, Any]) -> RunOptions:
     """What `machine_options` and `training_options` say."""
     keys = ("precision", "compile", "channels_last", "micro_batch", "save_minutes", "tensorboard")
@@ -249,9 +289,7 @@ def print_summary(summary: dict[str, Any], as_json: bool, title: str = "") -> No
         return
     if title:
         click.echo(title)
-    for name, metric in summary["metrics"].items():
-        bounded = metric.get("high") is not None  # not for a validation metric, nor for the mean of one image
-        interval = f"  [{metric['low']:.4f}, {metric['high']:.4f}]" if bounded else ""
-        implied = summary.get("implied_linf", {}).get(name.partition("@")[2])
-        linf = f"  (L∞ {implied * 255:.2f}/255)" if implied else ""
-        click.echo(f"  {name:<32}{metric['value']:.4f}{interval}{linf}")
+    from hydrabench.reporting.statistics import metric_lines
+
+    for line in metric_lines(summary):
+        click.echo(line)

@@ -15,8 +15,9 @@ from hydrabench.cli.common import (
     foreign_options,
     image_options,
     machine_options,
+    model_options,
     print_summary,
-    read_foreign,
+    read_network,
     read_run_options,
 )
 from hydrabench.cli.evaluators import EvaluatorCommand, computing_of, require_distinct, require_options, settings_of
@@ -25,10 +26,11 @@ from hydrabench.errors import ConfigError, shortened
 if TYPE_CHECKING:
     from hydrabench.evaluators import EvaluationSettings
     from hydrabench.workflows.evaluation.loading import Subject
+    from hydrabench.workflows.evaluation.opening import ModelRequest
     from hydrabench.workflows.run_options import RunOptions
 
 MACHINE = {
-    "A checkpoint written by other code": ("arch", "dataset", "source_density", "normalization"),
+    "A network of other code": ("arch", "dataset", "source_density", "normalization"),
     "Machine": ("device", "threads", "data_dir", "download"),
 }
 settings_option = click.option(
@@ -37,21 +39,23 @@ settings_option = click.option(
 
 
 @click.command(cls=EvaluatorCommand, choice="attack", sections=MACHINE)
-@click.option("--ckpt", "ref", required=True, help=REF_HELP)
+@click.option("--ckpt", "ref", help=REF_HELP)
+@model_options
 @click.option("--attack", default="pgd", show_default=True)
 @settings_option
 @foreign_options
 @image_options
 @folder_options
 @machine_options
-def attack(ref: str, attack: str, **given: Any) -> None:
-    """Attack a checkpoint: robust accuracy, an upper bound on the truth.
+def attack(ref: str | None, attack: str, **given: Any) -> None:
+    """Attack a network: robust accuracy, an upper bound on the truth.
 
     \b
     Examples
       hydrabench attack --ckpt digits-trades-95
       hydrabench attack --ckpt runs/final --attack autoattack --epsilon 8/255 -n 200
       hydrabench attack --ckpt model_best.pth.tar --dataset svhn --source-density 0.1 --epsilon 8/255
+      hydrabench attack --model mynet.py:build --weights mynet.pt --dataset cifar10 --epsilon 8/255
       hydrabench attack --ckpt runs/imagenet --ids imagenet_test_image_ids.txt
       torchrun --nproc-per-node 2 -m hydrabench attack --ckpt runs/final --out runs/pgd
     """
@@ -63,7 +67,8 @@ def attack(ref: str, attack: str, **given: Any) -> None:
     choice="method",
     sections={"Files for other verifiers": ("export_vnnlib", "vnnlib_timeout"), **MACHINE},
 )
-@click.option("--ckpt", "ref", required=True, help=REF_HELP)
+@click.option("--ckpt", "ref", help=REF_HELP)
+@model_options
 @click.option("--method", default="crown-ibp", show_default=True)
 @settings_option
 @foreign_options
@@ -73,13 +78,14 @@ def attack(ref: str, attack: str, **given: Any) -> None:
 @click.option("--vnnlib-timeout", type=float, help="Seconds for each of them in its instances.csv.  [default: 300]")
 @folder_options
 @machine_options
-def certify(ref: str, method: str, **given: Any) -> None:
-    """Certify a checkpoint: verified or certified accuracy, a lower bound on the truth.
+def certify(ref: str | None, method: str, **given: Any) -> None:
+    """Certify a network: verified or certified accuracy, a lower bound on the truth.
 
     \b
     Examples
       hydrabench certify --ckpt digits-crown-ibp-99
       hydrabench certify --ckpt runs/final --method ibp --epsilon 2/255 -n 200
+      hydrabench certify --model exported.pt2 --dataset folder:images/val --epsilon 2/255
       hydrabench certify --ckpt runs/final --method cascade --norm l2 --epsilon 0.25
       hydrabench certify --ckpt runs/final --method cascade --methods ibp,crown-ibp,crown,alpha-crown --iterations 20
       hydrabench certify --ckpt runs/final --method crown-ibp --rigor sound
@@ -116,16 +122,18 @@ def _indices(texts: tuple[str, ...]) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
-def _evaluate(ref: str, choice: str, kind: str, given: dict[str, Any]) -> None:
+def _evaluate(ref: str | None, choice: str, kind: str, given: dict[str, Any]) -> None:
     """Build the settings from the options that were given, fill in the checkpoint's threat, run."""
     require_options(choice, kind, given)
     from hydrabench.workflows.evaluation import reuse
-    from hydrabench.workflows.evaluation.loading import open_subject, settings_for, with_parent
+    from hydrabench.workflows.evaluation.loading import settings_for, with_parent
 
-    described = read_foreign(given)
+    described, request = read_network(given, ref)
+    if request is not None and given.get("reuse") is not None:
+        raise ConfigError("--reuse takes certificates from the checkpoint that --ckpt was pruned from; leave it out")
     runs = settings_of(kind, given)
     run_options = replace(read_run_options(given), computing=computing_of(kind, given))
-    subject = open_subject(ref, options=run_options, precision=given["precision"], described=described)
+    subject = _open(ref, described, request, options=run_options, precision=given["precision"])
     if given.get("reuse") is not None:
         subject = with_parent(subject, given["reuse"], given["parent"])
         assert subject.parent is not None
@@ -135,6 +143,24 @@ def _evaluate(ref: str, choice: str, kind: str, given: dict[str, Any]) -> None:
     settings = [settings_for(subject, run) for run in runs]
     require_distinct(kind, given, settings)
     return _run(subject, settings, run_options, given)
+
+
+def _open(
+    ref: str | None,
+    described: dict[str, Any],
+    request: ModelRequest | None,
+    *,
+    options: RunOptions,
+    precision: str,
+) -> Subject:
+    """Open the checkpoint or the network that is to be judged."""
+    from hydrabench.workflows.evaluation.loading import open_subject
+    from hydrabench.workflows.evaluation.opening import open_model
+
+    if request is not None:
+        return open_model(request, options=options, precision=precision)
+    assert ref is not None  # `read_network` demands one of the two
+    return open_subject(ref, options=options, precision=precision, described=described)
 
 
 def _run(subject: Subject, runs: list[EvaluationSettings], run_options: RunOptions, given: dict[str, Any]) -> None:

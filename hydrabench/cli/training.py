@@ -25,7 +25,7 @@ from hydrabench.cli.common import (
 from hydrabench.cli.reporting import show_report
 
 if TYPE_CHECKING:
-    from hydrabench.recipes import BudgetRecipe, Recipe
+    from hydrabench.recipes import Recipe
 
 
 @click.command()
@@ -56,8 +56,9 @@ def train(
     """
     recipe = read_recipe(config, overrides)
     from hydrabench.workflows.training import commands as training
+    from hydrabench.workflows.training.run_folders import default_folder
 
-    folder = out or Path("runs") / recipe.name / "train"
+    folder = out or default_folder(recipe, "train")
     described, options = read_foreign(given), read_training_options(given)
     summary = training.train(recipe, folder, options=options, ref=ref, described=described, resume=resume)
     print_summary(summary, given["as_json"])
@@ -88,8 +89,9 @@ def prune(
     """
     recipe = read_recipe(config, (*overrides, *density_override("prune", density)))
     from hydrabench.workflows.training import commands as training
+    from hydrabench.workflows.training.run_folders import default_folder
 
-    folder = out or Path("runs") / recipe.name / f"prune-{_kept(recipe.prune)}"
+    folder = out or default_folder(recipe, "prune")
     described, options = read_foreign(given), read_training_options(given)
     summary = training.prune(recipe, ref, folder, options=options, described=described, resume=resume)
     print_summary(summary, given["as_json"])
@@ -123,9 +125,9 @@ def finetune(
     """
     recipe = read_recipe(config, (*overrides, *density_override("finetune", density)))
     from hydrabench.workflows.training import commands as training
+    from hydrabench.workflows.training.run_folders import default_folder
 
-    source = Path(ref).name.removesuffix(".safetensors")
-    folder = out or Path("runs") / recipe.name / (f"lwm-{_kept(recipe.finetune)}" if lwm else "finetune") / source
+    folder = out or default_folder(recipe, "finetune", ref=ref, lwm=lwm)
     described, options = read_foreign(given), read_training_options(given)
     summary = training.finetune(recipe, ref, folder, options=options, lwm=lwm, described=described, resume=resume)
     print_summary(summary, given["as_json"])
@@ -170,9 +172,3 @@ def _show_plan(recipe: Recipe, given: dict[str, Any]) -> None:
 
     planned = dry_run(recipe, fresh_network(recipe).eval(), device=given["device"])
     click.echo(json.dumps(planned, indent=2) if given["as_json"] else plan_text(planned))
-
-
-def _kept(section: BudgetRecipe | None) -> str:
-    """A section's density as part of a folder's name."""
-    density = section.density if section else None
-    return "by-layer" if isinstance(density, dict) else f"{density or 1:g}"

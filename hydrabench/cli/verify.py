@@ -13,7 +13,8 @@ from hydrabench.cli.common import (
     REF_HELP,
     foreign_options,
     machine_options,
-    read_foreign,
+    model_options,
+    read_network,
     read_run_options,
 )
 from hydrabench.errors import GateError
@@ -26,6 +27,7 @@ from hydrabench.errors import GateError
 @click.option("--ckpt", "ref", help=f"{REF_HELP}  [default: what the run names, found by its hash]")
 @click.option("--reuse", type=FOLDER, help="The parent's run, if RUN was made with --reuse.")
 @click.option("--parent", help="Then the parent's checkpoint.  [default: the name in its run]")
+@model_options
 @foreign_options
 @machine_options
 def verify(run: Path, as_json: bool, **given: Any) -> None:
@@ -40,10 +42,12 @@ def verify(run: Path, as_json: bool, **given: Any) -> None:
     Examples
       hydrabench verify runs/evaluations/digits-trades-95/pgd-50-v2-16_255
       hydrabench verify runs/smoothing --sample 5 --ckpt runs/final
+      hydrabench verify runs/pgd --model mynet.py:build --weights mynet.pt
     """
     from hydrabench.workflows.verifying import NetworkSource, verify_run
 
-    network = NetworkSource(given["ref"], read_foreign(given), given["reuse"], given["parent"])
+    described, request = read_network(given, given["ref"], needed=False)
+    network = NetworkSource(given["ref"], request, described, given["reuse"], given["parent"])
     options, sample, seed = read_run_options(given), given["sample"], given["seed"]
     found = verify_run(run, options=options, sample=sample, seed=seed, network=network)
     differing = [one for one in found if one.differences]

@@ -2,6 +2,7 @@
 
 from hydrabench.data.augment import augment
 from hydrabench.data.choosing import Choice, choose, first_images
+from hydrabench.data.given import given_images
 from hydrabench.data.images import (
     Block,
     ImageSet,
@@ -30,6 +31,7 @@ __all__ = [
     "block_indices",
     "choose",
     "first_images",
+    "given_images",
     "load_block",
     "load_images",
     "load_training_images",

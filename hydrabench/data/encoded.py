@@ -100,7 +100,10 @@ class ParquetRows:
 
 @dataclass(frozen=True)
 class EncodedImages:
-    """An image source that decodes: `encoded` at `positions` (N,), of any size; `labels` int64 (N,)."""
+    """An image source that decodes: `encoded` at `positions` (N,), of any size; `labels` int64 (N,).
+
+    names: as of `ImageSet`.
+    """
 
     name: str
     split: str
@@ -109,6 +112,7 @@ class EncodedImages:
     labels: Tensor
     num_classes: int
     device: torch.device = CPU
+    names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)

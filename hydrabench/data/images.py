@@ -39,7 +39,10 @@ class ImageSource(Protocol):
     def __len__(self) -> int: ...
 
     def take(self, indices: Tensor) -> Tensor:
-        """Return the images at `indices`, uint8 (B, C, H, W), as they are evaluated, on the device of the set."""
+        """Return the images at `indices`, (B, C, H, W), as they are evaluated, on the device of the set.
+
+        They are uint8, or float32 in [0, 1].
+        """
 
     def subset(self, indices: Tensor, split: str) -> ImageSource:
         """Return the images at `indices` as a set of its own, called `split`."""
@@ -50,9 +53,10 @@ class ImageSource(Protocol):
 
 @dataclass(frozen=True)
 class ImageSet:
-    """An image source in memory: `images` uint8 (N, C, H, W), `labels` int64 (N,).
+    """An image source in memory: `images` uint8, or float32 in [0, 1], (N, C, H, W); `labels` int64 (N,).
 
     groups: int64 (N,), equal for images that a validation split must not separate; None if all are independent.
+    names: of the classes, by label, where the files of a user's own say them.
     """
 
     name: str
@@ -61,6 +65,7 @@ class ImageSet:
     labels: Tensor
     num_classes: int
     groups: Tensor | None = None
+    names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -72,7 +77,7 @@ class ImageSet:
         return channels, height, width
 
     def take(self, indices: Tensor) -> Tensor:
-        """Return the images at `indices`, uint8 (B, C, H, W)."""
+        """Return the images at `indices`, (B, C, H, W)."""
         return self.images[indices.to(self.images.device)]
 
     def subset(self, indices: Tensor, split: str) -> ImageSet:
@@ -81,7 +86,7 @@ class ImageSet:
         return replace(self, split=split, images=self.images[indices], labels=self.labels[indices], groups=groups)
 
     def to(self, device: torch.device) -> ImageSet:
-        """Return the same set on `device`, still uint8."""
+        """Return the same set on `device`, in the same type."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
 
@@ -101,8 +106,8 @@ class Block:
 
 
 def pixels(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Turn uint8 images into floats in [0, 1], the float32 quotient by 255 in every precision."""
-    return (images.to(torch.float32) / 255).to(dtype)
+    """Turn uint8 images into floats in [0, 1], the float32 quotient by 255 in every precision; floats stay."""
+    return images.to(dtype) if images.is_floating_point() else (images.to(torch.float32) / 255).to(dtype)
 
 
 def check_labels(images: ImageSource, title: str) -> None:

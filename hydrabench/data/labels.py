@@ -36,7 +36,7 @@ def named_labels(labels: Labels, names: Sequence[str] | None, known: Sequence[st
     """
     if names is None:
         return labels
-    order = _imagenet_order(names) if not known else _order(list(map(_plain, names)), known)
+    order = _imagenet_order(names) if not known else _order(list(map(plain_class, names)), known)
     if order is None:
         expected = known or ("tench", "goldfish", "great white shark", "...: ImageNet's 1,000, by sorted WordNet ids")
         raise DataError(
@@ -68,7 +68,8 @@ def feature_names(metadata: dict[bytes, bytes] | None, column: str, file: Path) 
     return found
 
 
-def _plain(name: str) -> str:
+def plain_class(name: str) -> str:
+    """The name of a class as it is compared: in small letters, with underscores for spaces."""
     plain = "_".join(name.strip().lower().split())
     return _MISPRINTS.get(plain, plain)
 

@@ -12,6 +12,7 @@ from hydrabench.data.class_names import CIFAR10, CIFAR100, DIGITS
 from hydrabench.data.digits import load_digits
 from hydrabench.data.imagenet import load_imagenet
 from hydrabench.data.images import ImageSource, check_labels
+from hydrabench.data.own_images import is_own, load_own
 from hydrabench.data.svhn import load_svhn
 from hydrabench.errors import DataError, lookup
 
@@ -54,17 +55,22 @@ DATASETS: dict[str, DataSet] = {
 
 
 def load_images(name: str, split: str, folder: Path | None = None, *, download: bool = False) -> ImageSource:
-    """Load one split of a registered data set, in a fixed order of which any prefix is a fair sample.
+    """Load one split of a registered data set, or the user's own test images, in a fixed order.
 
+    Any prefix is a fair sample.
     Digits, CIFAR and SVHN keep the order of their files; for ImageNet see `load_imagenet`.
 
     Args:
-        name: a key of `DATASETS`.
+        name: a key of `DATASETS`, or FORM:PATH for files of the user's own, see `own_images`.
         split: "train" or "test".
         folder: where data sets lie; None takes the environment variable HYDRABENCH_DATA if it is set.
         download: fetch what is missing, where that is possible.
     Raises: ConfigError for an unknown data set, DataError if it is not there or damaged.
     """
+    if is_own(name):
+        if split != "test":
+            raise DataError(f"{name} has no {split} images: files of your own are evaluated, not trained on")
+        return load_own(name)
     dataset = lookup("data set", DATASETS, name)
     folder = data_folder(folder)
     if folder is not None and not folder.is_dir() and not download:

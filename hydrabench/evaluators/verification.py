@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from hydrabench.config.passes import BOXES
-from hydrabench.errors import UnsupportedLayerError
 from hydrabench.evaluators.blocks import BLOCK_SIZE, Blocks, blocks_of_a_minute, fixed_blocks
 from hydrabench.evaluators.description import Computing, Evaluator, Option, Ready, Sizes, verified_metrics
 from hydrabench.evaluators.pgd import EPSILON, NORM
@@ -19,12 +17,10 @@ if TYPE_CHECKING:
 
     from hydrabench.data.images import Block
 
-SEARCHED_BLOCK = 10  # images, where auto_LiRPA bounds, of which little is known beforehand
+SEARCHED_BLOCK = 10  # images of alpha-crown, and where auto_LiRPA bounds, of which little is known beforehand
 
 IN_TURN = Option("methods", "Cascade: in order; alpha-crown last.", "list", "Bounds", default="ibp,crown-ibp,crown")
-ENGINE = Option(
-    "engine", "hydrabench, or auto_lirpa for ibp, crown-ibp, crown.", heading="Bounds", default="hydrabench"
-)
+ENGINE = Option("engine", "hydrabench, or auto_lirpa: a second opinion in L∞.", heading="Bounds", default="hydrabench")
 RIGOR = Option(
     "rigor",
     "ibp, crown-ibp: standard, or sound: rounded outwards, or deployed: so that float32 inference cannot break it, "
@@ -94,24 +90,24 @@ def _blocks_of_passes(settings: VerifiedSettings, network: nn.Module, shape: tup
 
 
 def _blocks_of_search(settings: AlphaCrownSettings, network: nn.Module, shape: tuple[int, int, int]) -> Blocks:
+    if not settings.uses_our_bounds:
+        return Blocks(SEARCHED_BLOCK)
     return _announced(SEARCHED_BLOCK, _search_seconds(settings, network, shape), about=True)
 
 
 def _announced(size: int, seconds: float, *, about: bool) -> Blocks:
     rest = "less if few neurons are undecided"
     if about:
-        rest = "several times that with slopes all or if auto_LiRPA has to do without patches"
+        rest = "many times that with slopes all"
     return Blocks(size, seconds, about, rest, "--method ibp or crown-ibp, seconds for an image")
 
 
 def _search_seconds(settings: Settings, network: nn.Module, shape: tuple[int, int, int]) -> float:
-    """Return the seconds that alpha-crown takes for an image; 0 for layers that only auto_LiRPA knows."""
+    """Return about how long alpha-crown takes for an image."""
     from hydrabench.bounds import Search, search_seconds
 
     search = Search(settings.slopes, settings.iterations, settings.learning_rate, settings.time_limit)
-    with suppress(UnsupportedLayerError):
-        return search_seconds(network, shape, search)
-    return 0.0
+    return search_seconds(network, shape, search)
 
 
 # Descriptions ----------------------------------------------------------------------------------
@@ -181,8 +177,8 @@ CASCADE = _evaluator(
 )
 ALPHA_CROWN = _evaluator(
     "α-CROWN",
-    "CROWN with optimised slopes (auto_LiRPA)",
-    options=SEARCH_OPTIONS,
+    "CROWN with optimised slopes",
+    options=(ENGINE, *SEARCH_OPTIONS),
     frugal="choose crown-ibp",
     settings=AlphaCrownSettings,
     blocks=_blocks_of_search,

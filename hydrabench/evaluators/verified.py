@@ -23,6 +23,7 @@ from hydrabench.bounds import (
     bounded_module,
     cascade,
     deployed_margins,
+    lirpa_alpha_margins,
     lirpa_margins,
     prepared,
     rounding_bound,
@@ -124,11 +125,11 @@ BoundFunction = Callable[[Any, Tensor, Tensor, Any], list[_Bound]]  # (network, 
 def _bounds(network: AnyNetwork, block: Block, settings: Settings, wrong: Tensor) -> list[_Bound]:
     """Bounds of a block; `wrong` says which images are misclassified, (B,)."""
     x, y = block.images, block.labels
-    if isinstance(settings, AlphaCrownSettings):
-        return _decided(network, x, y, settings, _by_search, wrong)
     if settings.engine == "auto_lirpa":
         return _decided(network, x, y, settings, _by_auto_lirpa, wrong)
     network = network if isinstance(network, Prepared) else prepared(network)
+    if isinstance(settings, AlphaCrownSettings):
+        return _decided(network, x, y, settings, _by_search, wrong)
     if settings.rigor != "standard":
         rigorous = {"sound": sound_margins, "deployed": deployed_margins}[settings.rigor]
         lower = rigorous(network, x, y, settings.epsilon, kind=settings.kind)
@@ -200,7 +201,9 @@ def _by_one_method(network: Prepared, x: Tensor, y: Tensor, settings: VerifiedSe
     return [_Bound(value, settings.kind) for value in lower.tolist()]
 
 
-def _by_auto_lirpa(network: AnyNetwork, x: Tensor, y: Tensor, settings: VerifiedSettings) -> list[_Bound]:
+def _by_auto_lirpa(network: AnyNetwork, x: Tensor, y: Tensor, settings: Settings) -> list[_Bound]:
+    if isinstance(settings, AlphaCrownSettings):
+        return _searched(lirpa_alpha_margins(_module(network), x, y, float(settings.epsilon), search=_search(settings)))
     lower = lirpa_margins(_module(network), x, y, float(settings.epsilon), method=settings.kind)
     return [_Bound(value, settings.kind) for value in lower.tolist()]
 
@@ -221,10 +224,17 @@ def _most_rounded(methods: Sequence[str]) -> str:
     return max(methods, key=list(FACTORS).index)
 
 
-def _by_search(network: AnyNetwork, x: Tensor, y: Tensor, settings: Settings) -> list[_Bound]:
-    """By alpha-CROWN, which is CROWN with other slopes, so that its rounding is CROWN's. Only proofs are doubted."""
-    search = Search(settings.slopes, settings.iterations, settings.learning_rate, settings.time_limit)
-    lower = alpha_crown_margins(_module(network), x, y, float(settings.epsilon), search=search)
+def _by_search(network: Prepared, x: Tensor, y: Tensor, settings: Settings) -> list[_Bound]:
+    epsilon, search = float(settings.epsilon), _search(settings)
+    return _searched(alpha_crown_margins(network, x, y, epsilon, norm=settings.norm, search=search))
+
+
+def _search(settings: Settings) -> Search:
+    return Search(settings.slopes, settings.iterations, settings.learning_rate, settings.time_limit)
+
+
+def _searched(lower: Tensor) -> list[_Bound]:
+    """Bounds by alpha-CROWN: CROWN with other slopes, so that its rounding is CROWN's. Only proofs are doubted."""
     return [_Bound(value, "crown", settled=value <= 0) for value in lower.tolist()]
 
 

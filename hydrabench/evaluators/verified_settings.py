@@ -15,7 +15,7 @@ from hydrabench.threat import Norm
 Method = Literal["ibp", "symbolic", "crown-ibp", "crown", "alpha-crown"]
 CASCADE_METHODS: tuple[Method, ...] = ("ibp", "crown-ibp", "crown")
 SOUND = ("ibp", "crown-ibp")  # what can be rounded outwards
-AUTO_LIRPA = ("ibp", "crown-ibp", "crown")  # its methods besides alpha-crown
+AUTO_LIRPA = ("ibp", "crown-ibp", "crown")  # what it is called for; alpha-crown has settings of its own
 SEARCH = ("slopes", "iterations", "learning_rate", "time_limit")
 
 
@@ -62,7 +62,7 @@ class VerifiedSettings(EvaluationSettings):
             )
 
     def _conflicts_of_search(self, methods: str) -> Iterator[str]:
-        """Yield what does not fit alpha-crown: its place in `methods`, its norm, its options without it."""
+        """Yield what does not fit alpha-crown: its place in `methods`, its options without it."""
         if not self.searches:
             for key in SEARCH:
                 if key not in self.left_out():
@@ -73,8 +73,6 @@ class VerifiedSettings(EvaluationSettings):
                 f"methods: alpha-crown, by far the slowest, comes last and after a cheaper one, got {methods}; "
                 "write for example ibp,crown-ibp,crown,alpha-crown"
             )
-        if self.norm != "linf":
-            yield f"methods: alpha-crown bounds linf balls, got {self.norm}; leave it out of {methods}"
 
     @property
     def searches(self) -> bool:
@@ -88,44 +86,57 @@ class VerifiedSettings(EvaluationSettings):
 
     @property
     def needs_auto_lirpa(self) -> bool:
-        """Whether a method, or all, is auto_LiRPA's."""
-        return self.searches or self.engine == "auto_lirpa"
+        """Whether auto_LiRPA is asked for the bounds."""
+        return self.engine == "auto_lirpa"
 
     @property
     def protocol(self) -> str:
-        """The protocol id names the bound; `cascade@1` is ibp, crown-ibp, crown, whatever differs is spelt out."""
+        """The protocol id names the bound; `cascade@1` is ibp, crown-ibp, crown, whatever differs is spelt out.
+
+        Version 2 ends with alpha-crown of our own engine, version 1 did with auto_LiRPA's.
+        """
         methods = "" if self.methods == CASCADE_METHODS else "-" + "+".join(self.methods)
         engine = "" if self.engine == "hydrabench" else f"-{self.engine}"
         rigor = "" if self.rigor == "standard" else f"-{self.rigor}"
-        return f"{self.kind}{methods}{_search_text(self)}{engine}{rigor}@1"
+        return f"{self.kind}{methods}{_search_text(self)}{engine}{rigor}@{2 if self.searches else 1}"
 
 
 class AlphaCrownSettings(EvaluationSettings):
-    """CROWN with optimised slopes, by auto_LiRPA; `bounds.Search` says what the options mean."""
+    """CROWN with optimised slopes; `bounds.Search` says what the options mean."""
 
     model_config = ConfigDict(allow_inf_nan=False)
     kind: Literal["alpha-crown"] = "alpha-crown"
-    norm: Literal["linf"] = "linf"
+    norm: Norm = "linf"
     epsilon: Radius
+    engine: Literal["hydrabench", "auto_lirpa"] = "hydrabench"
     slopes: Literal["output", "all"] = "output"
     iterations: PositiveInt = 100
     learning_rate: PositiveFloat = 0.1
     time_limit: PositiveFloat | None = None  # seconds for each image; with it, a run cannot be reproduced
+    added: ClassVar[tuple[str, ...]] = ("engine",)
+
+    def conflicts(self) -> Iterator[str]:
+        """Yield what auto_LiRPA is not asked for."""
+        if self.engine == "auto_lirpa" and self.norm != "linf":
+            yield f"engine: auto_lirpa bounds linf balls, got {self.norm}; leave the engine at hydrabench"
 
     @property
     def uses_our_bounds(self) -> bool:
-        """No: the method is auto_LiRPA's."""
-        return False
+        """Whether our own bounds pass the network."""
+        return self.engine == "hydrabench"
 
     @property
     def needs_auto_lirpa(self) -> bool:
-        """Yes: the method is auto_LiRPA's."""
-        return True
+        """Whether auto_LiRPA is asked for the bounds."""
+        return self.engine == "auto_lirpa"
 
     @property
     def protocol(self) -> str:
-        """`alpha-crown@1` is 100 iterations at rate 0.1, slopes of the margins' own pass; the rest is spelt out."""
-        return f"alpha-crown{_search_text(self)}@1"
+        """`alpha-crown@2` is 100 iterations at rate 0.1, slopes of the margins' own pass; the rest is spelt out.
+
+        Version 1 was made by auto_LiRPA; it is called `alpha-crown-auto_lirpa@1` since there is an engine of our own.
+        """
+        return f"alpha-crown{_search_text(self)}" + ("-auto_lirpa@1" if self.needs_auto_lirpa else "@2")
 
 
 Settings = VerifiedSettings | AlphaCrownSettings

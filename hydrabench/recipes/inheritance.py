@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,18 @@ def resolved_values(file: Path) -> dict[str, Any]:
     for values in reversed(layers):
         merged = _merge(merged, values)
     return merged
+
+
+def completed_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of a recipe's values that are in no file, on top of those of its `base`, as `resolved_values` does.
+
+    Files that it names are relative to the working directory.
+    """
+    own = copy.deepcopy(dict(values))
+    base = own.pop("base", None)
+    if base is not None and not isinstance(base, str):
+        raise ConfigError(f"base: is the file or name of one recipe, got {base!r}")
+    return _merge(resolved_values(find_recipe(Path(base))), own) if base else own
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from hydrabench.documents import parse_yaml
 from hydrabench.errors import ConfigError, shortened
 from hydrabench.evaluators import with_default_threat
 from hydrabench.recipes.choice import evaluation_models, objective_models
-from hydrabench.recipes.inheritance import find_recipe, resolved_values
+from hydrabench.recipes.inheritance import completed_values, find_recipe, resolved_values
 from hydrabench.recipes.phases import FinetuneRecipe, PruneRecipe, TrainRecipe
 from hydrabench.recipes.recipe import DataSection, ModelRecipe, PipelineRecipe, Recipe
 from hydrabench.recipes.registries import load_plugin
@@ -31,18 +31,21 @@ _SECTIONS: dict[str, type[BaseModel]] = {
 }
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe and those it is based on, apply `KEY=VALUE` overrides ("train.epochs=3"), and check all of it.
 
     Its plugins are run first, so that it can choose from what they add.
 
     Args:
-        path: a YAML file, or the name of a recipe that comes with hydrabench ("digits-trades").
+        source: a YAML file, the name of a recipe that comes with hydrabench ("digits-trades"), or the values.
         overrides: dotted keys with YAML values.
     Raises: ConfigError with every problem that can be seen, and its place.
     """
-    file = find_recipe(Path(path))
-    values = resolved_values(file)
+    if isinstance(source, Mapping):
+        file, values = Path("the recipe"), completed_values(source)
+    else:
+        file = find_recipe(Path(source))
+        values = resolved_values(file)
     for override in overrides:
         apply_override(values, override)
     for plugin in values["plugins"] if isinstance(values.get("plugins"), list) else ():

@@ -9,6 +9,7 @@ a file.
 from hydrabench.reporting.evaluations import read_evaluations
 from hydrabench.reporting.external import IMPORTS, table_names, table_text
 from hydrabench.reporting.leaderboard import Column, Leaderboard, Row, build_leaderboard
+from hydrabench.reporting.legend import headings
 from hydrabench.reporting.statistics import Estimate, clopper_pearson, mean_interval, summarize, wilson
 from hydrabench.reporting.tables import csv_text, markdown, rich_tables, summary_json
 
@@ -21,6 +22,7 @@ __all__ = [
     "build_leaderboard",
     "clopper_pearson",
     "csv_text",
+    "headings",
     "markdown",
     "mean_interval",
     "read_evaluations",

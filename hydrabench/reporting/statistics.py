@@ -118,3 +118,15 @@ def summarize(kind: str, records: Sequence[Mapping[str, Any]], settings: Any) ->
         "n": len(records),
         "metrics": {name: INTERVALS[metric.interval](metric.values).as_json() for name, metric in found.items()},
     }
+
+
+def metric_lines(summary: Mapping[str, Any]) -> list[str]:
+    """Write the metrics of a `summary.json` as a reader sees them, one a line, with their intervals."""
+    lines = []
+    for name, metric in summary["metrics"].items():
+        bounded = metric.get("high") is not None  # not for a validation metric, nor for the mean of one image
+        interval = f"  [{metric['low']:.4f}, {metric['high']:.4f}]" if bounded else ""
+        implied = summary.get("implied_linf", {}).get(name.partition("@")[2])
+        linf = f"  (L∞ {implied * 255:.2f}/255)" if implied else ""
+        lines.append(f"  {name:<32}{metric['value']:.4f}{interval}{linf}")
+    return lines

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -33,11 +34,17 @@ def tracking(title: str, *, total: int, done: int = 0, visible: bool = True) -> 
     """
     if not visible:
         yield _ignore
-    elif sys.stderr.isatty():
+    elif _shows_bars():
         with _bar(title, total, done) as advance:
             yield advance
     else:
         yield _log(title, total, done)
+
+
+def _shows_bars() -> bool:
+    """Whether stderr is a terminal, or a notebook with the widgets that rich needs there."""
+    in_notebook = Console(stderr=True).is_jupyter
+    return sys.stderr.isatty() and (not in_notebook or find_spec("ipywidgets") is not None)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from hydrabench.selection import selected_indices
 from hydrabench.workflows.evaluation.continuing import ChosenImages
 from hydrabench.workflows.evaluation.judging import Judge
 from hydrabench.workflows.evaluation.loading import Subject, open_subject, with_parent
+from hydrabench.workflows.evaluation.opening import ModelRequest, open_model
 from hydrabench.workflows.progress import tracking
 from hydrabench.workflows.run_options import RunOptions
 
@@ -41,19 +42,26 @@ class Finding:
 class NetworkSource:
     """Where to find the networks of a run, where that differs from what the run says.
 
-    ref: the checkpoint; None: what the run names, found by its hash. described: what a file of others does not say of
-    itself, see `open_checkpoint`. reuse: the parent's run, of a run of `certify --reuse`. parent: its checkpoint; None:
-    what that run names.
+    ref: the checkpoint; None: what the run names, found by its hash. model: the network, of a run of --model.
+    described: what a file of others does not say of itself, see `open_checkpoint`. reuse: the parent's run, of a run of
+    `certify --reuse`. parent: its checkpoint; None: what that run names.
     """
 
     ref: str | None = None
+    model: ModelRequest | None = None
     described: Mapping[str, Any] = field(default_factory=dict)
     reuse: Path | None = None
     parent: str | None = None
 
 
 def verify_run(
-    path: Path, *, options: RunOptions, sample: int = SAMPLE, seed: int = 0, network: NetworkSource | None = None
+    path: Path,
+    *,
+    options: RunOptions,
+    sample: int = SAMPLE,
+    seed: int = 0,
+    network: NetworkSource | None = None,
+    subject: Subject | None = None,
 ) -> list[Finding]:
     """Compute a random sample of a run's records again, with the same settings, images and random streams.
 
@@ -63,6 +71,7 @@ def verify_run(
     Args:
         path: a finished run of `attack` or `certify`.
         sample: how many records, >= 1; all if there are no more. seed: of the sample.
+        network: where the run's network is, if the run does not say it. subject: that network, opened, with its images.
     Raises: LedgerError if the run cannot be used or was altered; CheckpointError if its checkpoint is not to be found,
         or is another.
     """
@@ -82,8 +91,12 @@ def verify_run(
     records = [check_record(run, record, kind) for record in whole_ledger(run, chosen, kind)]
     picked = random.Random(seed).sample(records, min(sample, len(records)))
     options = replace(options, computing=_as_recorded(header))
-    subject = _open_network(run, network or NetworkSource(), options)
-    images = load_images(dataset["name"], "test", options.data_dir, download=options.download)
+    if subject is None:
+        subject = _open_network(run, network or NetworkSource(), options)
+        images = load_images(dataset["name"], "test", options.data_dir, download=options.download)
+    else:
+        _require_same_network(run, subject, subject.name, "give that network")
+        images = subject.test_images(options)
     judge = Judge(subject, settings, images, options)
     _require_same_noise(run, judge)
     return recompute(judge, sorted(picked, key=lambda record: record.index), chosen)
@@ -129,14 +142,8 @@ def _open_network(run: RunFolder, network: NetworkSource, options: RunOptions) -
 
     Raises: CheckpointError or LedgerError if one is not given or to be found, or is another.
     """
-    known, about = run.header.get("reused"), run.header["checkpoint"]
-    ref = network.ref or _find_checkpoint(run)
-    subject = open_subject(ref, options=options, precision=run.header["precision"], described=network.described)
-    if subject.checkpoint.sha256 != about["sha256"]:
-        raise CheckpointError(
-            f"{ref} has SHA-256 {subject.checkpoint.sha256[:16]}…, {run.path} was made with {about['sha256'][:16]}…; "
-            "name that checkpoint with --ckpt"
-        )
+    known = run.header.get("reused")
+    subject = _open_subject(run, network, options)
     if known is None and network.reuse is None:
         return subject
     if known is None:
@@ -148,6 +155,30 @@ def _open_network(run: RunFolder, network: NetworkSource, options: RunOptions) -
     if subject.parent.describe()["records_sha256"] != known["records_sha256"]:
         raise LedgerError(f"{network.reuse} is not the run whose certificates {run.path} reuses: its records differ")
     return subject
+
+
+def _open_subject(run: RunFolder, network: NetworkSource, options: RunOptions) -> Subject:
+    """Load what the run judged: what --model names, or a checkpoint. Raises: CheckpointError if it is another."""
+    about, precision = run.header["checkpoint"], run.header["precision"]
+    if network.model is not None:
+        request = replace(network.model, dataset=network.model.dataset or run.header["dataset"]["name"])
+        subject, option, ref = open_model(request, options=options, precision=precision), "--model", request.spec
+    elif about.get("external") and network.ref is None:
+        raise CheckpointError(
+            f"{run.path} is about {about['arch']}, which hydrabench did not build; name it as then with --model, "
+            "--weights, --normalization"
+        )
+    else:
+        option, ref = "--ckpt", network.ref or _find_checkpoint(run)
+        subject = open_subject(ref, options=options, precision=precision, described=network.described)
+    _require_same_network(run, subject, ref, f"name that network with {option}")
+    return subject
+
+
+def _require_same_network(run: RunFolder, subject: Subject, name: str, remedy: str) -> None:
+    found, wanted = subject.checkpoint.sha256, run.header["checkpoint"]["sha256"]
+    if found != wanted:
+        raise CheckpointError(f"{name} has SHA-256 {found[:16]}…, {run.path} was made with {wanted[:16]}…; {remedy}")
 
 
 def _find_checkpoint(run: RunFolder) -> str:

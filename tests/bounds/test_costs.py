@@ -8,11 +8,9 @@ from torch import nn
 
 from hydrabench.bounds import Search, image_seconds, search_seconds
 from hydrabench.bounds.costs import (
-    CROWN_ENTRY,
     ENTRIES,
     PRODUCTS,
     SEARCH_ENTRY,
-    SEARCH_IMAGE,
     SEARCH_ITERATION,
     _whole_row,
     neuron_seconds,
@@ -45,10 +43,9 @@ def test_two_convolutions_counted_by_hand(methods, signs):
 def test_a_search_in_two_convolutions_counted_by_hand():
     """Values of 16 neurons behind each of convolution, ReLU, convolution, ReLU and flatten, then 2 logits.
 
-    A row of the second convolution has 2 · 16 coefficients before it, one of the first none. Both are bounded above
-    and below. The one margin has 5 · 16 in every iteration.
+    CROWN comes first. The one margin has 5 · 16 coefficients in every iteration.
     """
-    first = SEARCH_IMAGE + CROWN_ENTRY * 2 * 16 * 32
+    first = image_seconds(two_convolutions(), (1, 4, 4), ("crown",))
     iteration = SEARCH_ITERATION + SEARCH_ENTRY * 80
     asked = [(1, None), (50, None), (50, first + 3 * iteration), (50, first / 2), (50, 1e6)]
     found = [

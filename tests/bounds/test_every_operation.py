@@ -9,6 +9,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 
 import pytest
 import torch
@@ -20,6 +21,8 @@ from torchvision.ops import StochasticDepth
 
 from hydrabench.bounds import (
     BOUNDS,
+    Search,
+    alpha_crown_margins,
     class_margins,
     deployed_margins,
     interval_bounds,
@@ -50,6 +53,10 @@ from hydrabench.bounds.sound import STOPS
 from hydrabench.models.normalize import Normalize
 
 SHAPE = (2, 4, 3)
+SEARCHES = {  # whose rounding is CROWN's
+    f"alpha-crown {slopes}": partial(alpha_crown_margins, search=Search(slopes, iterations=3))
+    for slopes in ("output", "all")
+}
 LINF, L2 = (1 / 256, 1 / 16, 1 / 2), (1 / 64, 1 / 4, 2.0)
 
 
@@ -260,13 +267,15 @@ def check(middle, seed):
     for norm, radii in (("linf", LINF), ("l2", L2)):
         epsilon = radii[seed % 3]
         reach = attacked(wide, exact, y, epsilon, norm, rng) + 1e-12 * size
-        for kind, bound in BOUNDS.items():
+        for kind, bound in (*BOUNDS.items(), [*SEARCHES.items()][seed % 2]):
             what = f"{kind} {norm} {epsilon}"
             lower = bound(prepared(wide) if seed % 2 else wide, exact, y, epsilon, norm=norm)
             assert (lower <= reach).all(), what
             assert ((bound(wide, exact, y, 0.0, norm=norm) - clean).abs() <= 1e-6 * size).all(), what
             narrow = bound(network, x, y, epsilon, norm=norm)
-            assert (narrow - rounding_bound(network, x, y, epsilon, kind=kind) <= reach).all(), what
+            assert (
+                narrow - rounding_bound(network, x, y, epsilon, kind="crown" if kind in SEARCHES else kind) <= reach
+            ).all(), what
             proved += int((lower > 0).sum())
     epsilon = LINF[seed % 3]
     reach = attacked(wide, exact, y, epsilon, "linf", rng) + 1e-12 * size

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from hydrabench.bounds import BOUNDS, lirpa, lirpa_margins
+from hydrabench.bounds import BOUNDS, Search, lirpa, lirpa_alpha_margins, lirpa_margins
+from hydrabench.bounds.lirpa import modules
 from hydrabench.checkpoints import open_ref
 from hydrabench.data import load_images
 from hydrabench.data.images import pixels
@@ -20,7 +21,7 @@ from hydrabench.masking import attach_masks
 @pytest.fixture
 def auto_lirpa():
     try:
-        return lirpa._auto_lirpa()
+        return lirpa.auto_lirpa()
     except HydrabenchError as error:
         pytest.skip(str(error))
 
@@ -204,9 +205,9 @@ def test_the_rules_of_a_large_network_are_checked_with_its_margins_alone(auto_li
         return lower_bounds(bounded, ball, rows, method)
 
     lower_bounds = lirpa.lower_bounds
-    monkeypatch.setattr(lirpa, "lower_bounds", spy)
+    monkeypatch.setattr(modules, "lower_bounds", spy)
     lirpa.bounded_module(network, x)
-    monkeypatch.setattr(lirpa, "CHECKED", 1000)
+    monkeypatch.setattr(modules, "CHECKED", 1000)
     lirpa.bounded_module(network, x)
     assert asked == ["CROWN", "CROWN-IBP"]
 
@@ -251,10 +252,36 @@ def test_what_auto_lirpa_cannot_pass_is_refused(auto_lirpa, capfd):
 
 
 @pytest.mark.parametrize("layer", [lambda: nn.Conv2d(4, 4, 3, dilation=(1, 2)), lambda: nn.MaxPool2d(2, (2, 1))])
-def test_whatever_auto_lirpa_raises_inside_is_a_refusal(auto_lirpa, layer):
+def test_a_rule_of_auto_lirpa_that_makes_tensors_of_the_wrong_shape_is_a_refusal(auto_lirpa, layer):
     network, x, y = small_with(layer, 7)
     with pytest.raises(UnsupportedLayerError, match=r"cannot bound this network by CROWN \(\w.*\); choose a method"):
         lirpa_margins(network, x, y, 0.03, method="crown")
+
+
+@pytest.mark.parametrize("error", [TypeError, IndexError, KeyError, AttributeError, ValueError, RuntimeError])
+def test_a_bug_outside_of_auto_lirpas_rules_is_no_layer_without_a_rule(auto_lirpa, error):
+    """None of its rules raised it: a bug of ours, or a release that nobody has tried."""
+
+    class Broken:
+        def compute_bounds(self, **_):
+            raise error("a bug")
+
+    with pytest.raises(error, match="a bug"):
+        lirpa.lower_bounds(Broken(), torch.rand(1, 1, 2, 2), torch.eye(2).unsqueeze(0), "CROWN")
+
+
+def test_a_wrong_argument_is_no_layer_without_a_rule(auto_lirpa):
+    network, x, _ = small_with(nn.Identity, 7)
+    bounded = lirpa.bounded_module(network, x)
+    with pytest.raises(TypeError, match="upside_down"):
+        lirpa.lower_bounds(bounded, lirpa.perturbed(x, 0.1), torch.eye(4).expand(2, -1, -1), "CROWN", upside_down=True)
+
+
+@pytest.mark.parametrize("method", lirpa.METHODS)
+def test_no_images_have_no_bounds(auto_lirpa, method):
+    network, x, y = small_with(nn.Identity, 7)
+    assert lirpa_margins(network, x[:0], y[:0], 0.03, method=method).shape == (0,)
+    assert lirpa_alpha_margins(network, x[:0], y[:0], 0.03, search=Search()).shape == (0,)
 
 
 def test_another_image_that_takes_another_branch_is_refused(auto_lirpa):
@@ -304,12 +331,25 @@ def test_auto_lirpa_says_nothing(auto_lirpa, residual_network, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_nothing_stays_patched(auto_lirpa, residual_network):
+    """Before, between and after calls torch, numpy and auto_LiRPA are as their makers have them."""
+    from auto_LiRPA.operators import BoundAveragePool, BoundMaxPool
+
+    owners = [torch, torch._C.Node, torch.onnx.symbolic_helper, torch.nn.Module, BoundAveragePool, BoundMaxPool]
+    owners += [auto_lirpa.BoundedModule, sys.modules["numpy.lib"]]
+    before = [dict(vars(owner)) for owner in owners]
+    network, x, y, _ = residual_network("max")
+    lirpa_margins(network, x, y, 0.01, method="crown")
+    lirpa_alpha_margins(network, x, y, 0.01, search=Search(iterations=2))
+    assert [dict(vars(owner)) for owner in owners] == before
+
+
 def test_importing_auto_lirpa_leaves_logging_warnings_and_numpy_alone(auto_lirpa):
-    lirpa._auto_lirpa.cache_clear()
+    lirpa.auto_lirpa.cache_clear()
     for name in [name for name in sys.modules if name.split(".")[0] == "auto_LiRPA"]:
         del sys.modules[name]
     before = logging.getLogger().handlers[:], warnings.filters[:], "numpy.lib.arraysetops" in sys.modules
-    lirpa._auto_lirpa()
+    lirpa.auto_lirpa()
     assert (logging.getLogger().handlers, warnings.filters, "numpy.lib.arraysetops" in sys.modules) == before
 
 
@@ -320,7 +360,7 @@ def test_margin_rows_leave_the_true_class_out():
 
 def test_without_auto_lirpa_the_error_says_how_to_get_it(monkeypatch):
     network, x, y, _ = network_for_both(0)
-    lirpa._auto_lirpa.cache_clear()
+    lirpa.auto_lirpa.cache_clear()
     monkeypatch.setitem(sys.modules, "auto_LiRPA", None)
     with pytest.raises(
         HydrabenchError, match=r"pip install 'hydrabench\[lirpa\]'`.*`pip install --no-deps auto_LiRPA`"

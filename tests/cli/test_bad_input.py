@@ -313,8 +313,8 @@ def test_options_that_attack_and_certify_share_are_checked(refused, dense, optio
             r"methods: alpha-crown, by far the slowest, comes last .*, got alpha-crown,crown; write for example ibp,",
         ),
         (
-            ("certify", "--method", "cascade", "--methods", "ibp,alpha-crown", "--norm", "l2", "--epsilon", "1"),
-            r"methods: alpha-crown bounds linf balls, got l2; leave it out of ibp,alpha-crown",
+            ("certify", "--method", "alpha-crown", "--engine", "auto_lirpa", "--norm", "l2", "--epsilon", "1"),
+            r"engine: auto_lirpa bounds linf balls, got l2; leave the engine at hydrabench",
         ),
         (
             ("certify", "--method", "cascade", "--iterations", "5"),
@@ -326,8 +326,8 @@ def test_options_that_attack_and_certify_share_are_checked(refused, dense, optio
         ),
         (("certify", "--method", "alpha-crown", "--time-limit", "inf"), r"time_limit: input should be a finite number"),
         (
-            ("certify", "--method", "alpha-crown", "--engine", "auto_lirpa"),
-            r"--engine is for --method ibp, crown-ibp, crown; with alpha-crown leave it out",
+            ("certify", "--method", "symbolic", "--engine", "auto_lirpa"),
+            r"--engine is for --method ibp, crown-ibp, crown, alpha-crown; with symbolic leave it out",
         ),
         (("certify", "--method", "alpha-crown", "--iterations", "0"), r"iterations: input should be greater than 0"),
         (("certify", "--method", "alpha-crown", "--slopes", "some"), r"slopes: .*'output' or 'all'.*'some'"),

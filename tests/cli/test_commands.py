@@ -314,7 +314,7 @@ def test_a_cascade_may_end_with_alpha_crown(hydrabench, here):
     result = hydrabench("certify", "--ckpt", "digits-crown-ibp", *options, "--out", "runs/run")
     assert result.exit_code == 0, result.output
     header = json.loads((here / "runs" / "run" / "run.json").read_text())
-    assert header["protocol"] == "cascade-ibp+crown-ibp+crown+alpha-crown-i10@1"
+    assert header["protocol"] == "cascade-ibp+crown-ibp+crown+alpha-crown-i10@2"
     records = [json.loads(line) for line in (here / "runs" / "run" / "records.jsonl").read_text().splitlines()]
     assert {record["method"] for record in records} >= {"ibp", "crown-ibp", "alpha-crown", None}
     assert all(record["verified"] == (record["method"] is not None) for record in records)

@@ -19,7 +19,7 @@ def run(command: str, folder: Path, **environment: str) -> subprocess.CompletedP
     """A command of the shell, in which $H is hydrabench."""
     variables = {**os.environ, "H": f"{sys.executable} -m hydrabench", "PYTHONPATH": str(ROOT), **environment}
     return subprocess.run(
-        ["sh", "-c", command], cwd=folder, env=variables, capture_output=True, text=True, timeout=60, check=False
+        ["sh", "-c", command], cwd=folder, env=variables, capture_output=True, text=True, timeout=240, check=False
     )
 
 

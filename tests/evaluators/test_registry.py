@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 from dataclasses import asdict, fields, replace
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -41,8 +40,6 @@ SETTINGS = {
     "alpha-crown": AlphaCrownSettings(epsilon="0.01", iterations=3),
     "smoothing": SmoothingSettings(samples=200),
 }
-WITHOUT = pytest.mark.skipif(find_spec("auto_LiRPA") is None, reason="auto_LiRPA is not installed")
-KINDS = [pytest.param(kind, marks=WITHOUT) if kind == "alpha-crown" else kind for kind in EVALUATORS]
 
 
 def problem(dtype=torch.float32):
@@ -62,7 +59,7 @@ def test_every_evaluator_is_tested():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVALUATORS)
 def test_records_come_in_order_one_per_image_and_fit_into_a_ledger(kind, dtype):
     network, block = problem(dtype)
     records = EVALUATORS[kind].evaluate(network, block, SETTINGS[kind])
@@ -76,7 +73,7 @@ def test_records_come_in_order_one_per_image_and_fit_into_a_ledger(kind, dtype):
         assert record.seconds > 0
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVALUATORS)
 def test_records_are_repeatable_and_nothing_is_left_behind(kind):
     network, block = problem()
     images, state = block.images.clone(), torch.get_rng_state()
@@ -90,7 +87,7 @@ def test_records_are_repeatable_and_nothing_is_left_behind(kind):
     assert not network.training
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVALUATORS)
 def test_train_mode_is_refused(kind):
     network, block = problem()
     with pytest.raises(ValueError, match="eval mode"):
@@ -117,7 +114,7 @@ def test_settings_know_their_kind_and_spell_out_in_their_protocol_id_what_is_no_
         assert settings.model_copy(update=others).protocol != settings.protocol
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVALUATORS)
 def test_what_an_evaluator_claims_stands_in_its_records(kind):
     evaluator = EVALUATORS[kind]
     claim = {"upper": {"robust"}, "lower": {"verified"}, "smoothed": {"radius", "abstain"}, "clean": set()}
@@ -127,7 +124,7 @@ def test_what_an_evaluator_claims_stands_in_its_records(kind):
     assert evaluator.command == ("certify" if evaluator.claims in ("lower", "smoothed") else "attack")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVALUATORS)
 def test_metrics_are_one_value_for_each_image(kind):
     records, settings = lines(kind), SETTINGS[kind]
     found = EVALUATORS[kind].metrics(records, settings)

@@ -78,7 +78,7 @@ def test_nor_does_it_cost_a_verdict_of_an_image_on_the_border(kind):
 @pytest.mark.parametrize(
     "settings",
     [
-        AlphaCrownSettings(epsilon="0"),
+        AlphaCrownSettings(epsilon="0", engine="auto_lirpa"),
         *(VerifiedSettings(kind=kind, epsilon="0", engine="auto_lirpa") for kind in ("ibp", "crown-ibp", "crown")),
     ],
     ids=lambda settings: settings.protocol,
@@ -90,7 +90,7 @@ def test_nor_does_rounding_in_auto_lirpa(auto_lirpa, settings):
 
 
 @pytest.mark.parametrize("cascaded", [False, True])
-def test_of_alpha_crown_exactly_the_proofs_within_rounding_are_made_again(auto_lirpa, cascaded):
+def test_of_alpha_crown_exactly_the_proofs_within_rounding_are_made_again(cascaded):
     """A cascade gets here with images that intervals leave open; what the search leaves unproved stays so."""
     network, block = problem(constant=50.0)
     values = {"epsilon": "0.02", "iterations": 5}
@@ -114,7 +114,7 @@ def test_of_alpha_crown_exactly_the_proofs_within_rounding_are_made_again(auto_l
 @pytest.mark.parametrize(
     "settings",
     [
-        AlphaCrownSettings(epsilon="0.01", iterations=5),
+        AlphaCrownSettings(epsilon="0.01", iterations=5, engine="auto_lirpa"),
         VerifiedSettings(kind="crown", epsilon="0.01", engine="auto_lirpa"),
     ],
     ids=lambda settings: settings.protocol,
@@ -218,7 +218,7 @@ def test_a_cascade_does_not_search_for_an_image_that_is_misclassified_by_a_hair(
     """By less than a thousandth, so that one step cannot tell; the margins of both images fall to about -1/5."""
     asked = []
 
-    def spy(network, x, y, epsilon, *, search):
+    def spy(network, x, y, epsilon, *, norm, search):
         asked.append(y.tolist())
         return torch.full((len(y),), -1.0)
 

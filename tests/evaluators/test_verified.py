@@ -204,23 +204,25 @@ def test_the_other_engine_gives_its_own_bounds_which_are_ours_but_for_rounding(a
 
 
 def test_alpha_crown_takes_every_setting(monkeypatch):
-    """Without auto_LiRPA: what is asked of the bound."""
     asked = []
 
-    def spy(network, x, y, epsilon, *, search):
-        asked.append((epsilon, search))
+    def spy(network, x, y, epsilon, *, search, norm="linf"):
+        asked.append((epsilon, norm, search))
         return torch.full((len(y),), -1.0)
 
     monkeypatch.setattr(verified, "alpha_crown_margins", spy)
     network, block = trained_problem(0)
     evaluate_verified(network, block, AlphaCrownSettings(epsilon="0.1"))
     values = {"slopes": "all", "iterations": 4, "learning_rate": 0.3, "time_limit": 2.5}
-    evaluate_verified(network, block, AlphaCrownSettings(epsilon="0.1", **values))
-    assert asked == [(0.1, Search()), (0.1, Search(**values))]
+    evaluate_verified(network, block, AlphaCrownSettings(epsilon="0.2", norm="l2", **values))
+    assert asked == [(0.1, "linf", Search()), (0.2, "l2", Search(**values))]
+    monkeypatch.setattr(verified, "lirpa_alpha_margins", spy)
+    evaluate_verified(network, block, AlphaCrownSettings(epsilon="0.3", engine="auto_lirpa", **values))
+    assert asked[2:] == [(0.3, "linf", Search(**values))]
 
 
 def test_a_cascade_searches_for_what_is_still_open_and_may_be_true(monkeypatch):
-    """Without auto_LiRPA. Six images have margins 0.5, -0.5, 0.1, 0.3, 0.3, 0.3, which fall by 0.2 at epsilon 0.1.
+    """Six images have margins 0.5, -0.5, 0.1, 0.3, 0.3, 0.3, which fall by 0.2 at epsilon 0.1.
 
     Told that intervals give 1 for the first and -1 for the others, a cascade is left with the last three: the second
     is misclassified, the third is -0.1 after one step. Of them the search proves the first and gives the second a
@@ -228,7 +230,7 @@ def test_a_cascade_searches_for_what_is_still_open_and_may_be_true(monkeypatch):
     """
     asked = []
 
-    def spy(network, x, y, epsilon, *, search):
+    def spy(network, x, y, epsilon, *, norm, search):
         asked.append((x, y, epsilon, search))
         return torch.tensor([0.1, -0.5, -2.0])
 
@@ -252,7 +254,7 @@ def test_a_cascade_searches_for_what_is_still_open_and_may_be_true(monkeypatch):
 
 
 def test_a_search_that_gives_nan_leaves_the_earlier_bound(monkeypatch):
-    monkeypatch.setattr(verified, "alpha_crown_margins", lambda *threat, search: torch.tensor([torch.nan]))
+    monkeypatch.setattr(verified, "alpha_crown_margins", lambda *threat, norm, search: torch.tensor([torch.nan]))
     monkeypatch.setitem(cascade.STEPS, "ibp", lambda problem: torch.tensor([[-1.0]]))
     block = as_block(torch.tensor([0.75, 0.25]).reshape(1, 1, 1, 2), torch.tensor([0]))
     settings = VerifiedSettings(kind="cascade", epsilon="0.1", methods=("ibp", "alpha-crown"))
@@ -260,7 +262,7 @@ def test_a_search_that_gives_nan_leaves_the_earlier_bound(monkeypatch):
     assert (record.verified, record.lower) == (False, -1.0)
 
 
-def test_no_attack_beats_alpha_crown(auto_lirpa):
+def test_no_attack_beats_alpha_crown():
     network, block = trained_problem(3)
     crown_ibp = evaluate_verified(network, block, VerifiedSettings(kind="crown-ibp", epsilon="0.04"))
     certified = evaluate_verified(network, block, AlphaCrownSettings(epsilon="0.04", iterations=20))
@@ -269,3 +271,15 @@ def test_no_attack_beats_alpha_crown(auto_lirpa):
     for certificate, attack in zip(certified, attacked, strict=True):
         assert attack.robust or not certificate.verified
         assert attack.margin >= certificate.lower - 1e-4
+
+
+def test_alpha_crown_of_both_engines_proves_the_same(auto_lirpa):
+    network, block = trained_problem(3)
+    ours, theirs = (
+        evaluate_verified(network, block, AlphaCrownSettings(epsilon="0.04", iterations=20, engine=engine))
+        for engine in ("hydrabench", "auto_lirpa")
+    )
+    assert [record.verified for record in ours] == [record.verified for record in theirs]
+    assert [record.lower for record in ours if not record.verified] == pytest.approx(
+        [record.lower for record in theirs if not record.verified], abs=1e-3
+    )

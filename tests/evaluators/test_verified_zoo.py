@@ -6,10 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from hydrabench.bounds import BOUNDS, require_auto_lirpa
+from hydrabench.bounds import BOUNDS
 from hydrabench.checkpoints import open_ref
 from hydrabench.data import load_block, load_images
-from hydrabench.errors import HydrabenchError
 from hydrabench.evaluators import AlphaCrownSettings, PgdSettings, VerifiedSettings
 from hydrabench.evaluators.pgd import evaluate_pgd
 from hydrabench.evaluators.verified import evaluate_verified
@@ -48,18 +47,10 @@ def test_no_attack_breaks_a_certificate_and_a_cascade_proves_what_its_methods_pr
 SEARCH = {"epsilon": "20/255", "iterations": 10}
 
 
-@pytest.fixture(scope="module")
-def auto_lirpa():
-    try:
-        require_auto_lirpa()
-    except HydrabenchError as error:
-        pytest.skip(str(error))
-
-
 @pytest.mark.parametrize(
     "name", [name if name == "digits-trades-90" else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
 )
-def test_a_cascade_proves_the_union_and_names_the_first_method_that_proves(auto_lirpa, block, name):
+def test_a_cascade_proves_the_union_and_names_the_first_method_that_proves(block, name):
     """In every order of some of the methods, each of them alone; and each image by itself."""
     network = open_ref(name).baked().eval()
     few = replace(block, indices=block.indices[:30], images=block.images[:30], labels=block.labels[:30])

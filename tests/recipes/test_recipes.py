@@ -87,6 +87,7 @@ def test_all_values_that_do_not_go_together_are_named_at_once_section_by_section
     """A section with a value that is wrong in itself says only that; the others name all of their conflicts."""
     ramp = {"epochs": 3, "lr": 0.1, "epsilon_ramp_epochs": 9, "warmup_epochs": 3, "nesterov": True, "momentum": 0}
     entry = {"kind": "cascade", "norm": "l2", "epsilon": "1", "methods": ["alpha-crown", "ibp", "ibp"]}
+    entry |= {"rigor": "sound"}
     path = write(
         tmp_path,
         train={**ramp, "initialization": "ibp", "density": 0.5},
@@ -106,7 +107,7 @@ def test_all_values_that_do_not_go_together_are_named_at_once_section_by_section
     assert "prune: scope global takes one density for all layers together" in found
     assert "evaluate.0: methods: names one twice, got alpha-crown,ibp,ibp; name each once" in found
     assert "evaluate.0: methods: alpha-crown, by far the slowest, comes last" in found
-    assert "evaluate.0: methods: alpha-crown bounds linf balls, got l2" in found
+    assert "evaluate.0: rigor: sound is for ibp and crown-ibp in linf" in found
     assert found.count("finetune") == found.count("finetune.lr: input should be greater than 0 (got -1)") == 1
 
 
@@ -181,14 +182,15 @@ def test_protocol_ids_name_exactly_how_a_number_is_made():
     assert lirpa.protocol == "crown-ibp-auto_lirpa@1"
     assert VerifiedSettings(kind="ibp", epsilon="8/255", rigor="sound").protocol == "ibp-sound@1"
     assert VerifiedSettings(kind="ibp", epsilon="8/255", rigor="deployed").protocol == "ibp-deployed@1"
-    assert AlphaCrownSettings(epsilon="8/255").protocol == "alpha-crown@1"
+    assert AlphaCrownSettings(epsilon="8/255").protocol == "alpha-crown@2"
+    assert AlphaCrownSettings(epsilon="8/255", engine="auto_lirpa").protocol == "alpha-crown-auto_lirpa@1"
     limited = AlphaCrownSettings(epsilon="8/255", slopes="all", iterations=50, learning_rate=0.5, time_limit=2.5)
-    assert limited.protocol == "alpha-crown-all-i50-lr0.5-t2.5@1"
+    assert limited.protocol == "alpha-crown-all-i50-lr0.5-t2.5@2"
     searched = VerifiedSettings(kind="cascade", epsilon="8/255", methods=("ibp", "alpha-crown"))
-    assert searched.protocol == "cascade-ibp+alpha-crown@1"
+    assert searched.protocol == "cascade-ibp+alpha-crown@2"
     values = {"slopes": "all", "iterations": 50, "learning_rate": 0.5, "time_limit": 2.5}
     limited = VerifiedSettings(kind="cascade", epsilon="8/255", methods=("ibp", "alpha-crown"), **values)
-    assert limited.protocol == "cascade-ibp+alpha-crown-all-i50-lr0.5-t2.5@1"
+    assert limited.protocol == "cascade-ibp+alpha-crown-all-i50-lr0.5-t2.5@2"
     assert SmoothingSettings().protocol == "smoothing-cohen@2"
     assert SmoothingSettings(samples=10_000, alpha=0.01).protocol == "smoothing-cohen-n10000-a0.01@2"
 
@@ -199,6 +201,8 @@ def test_the_engine_is_written_down_only_where_it_is_not_ours():
     assert VerifiedSettings(kind="ibp", epsilon="8/255").plain() == plain
     lirpa = VerifiedSettings(kind="ibp", epsilon="8/255", engine="auto_lirpa")
     assert lirpa.plain() == plain | {"engine": "auto_lirpa"}
+    assert "engine" not in AlphaCrownSettings(epsilon="8/255").plain()
+    assert AlphaCrownSettings(epsilon="8/255", engine="auto_lirpa").plain()["engine"] == "auto_lirpa"
 
 
 @pytest.mark.parametrize("rigor", ["sound", "deployed"])
@@ -214,6 +218,8 @@ def test_rigor_is_refused_where_it_has_no_rules(change, rigor):
 def test_auto_lirpa_is_asked_for_what_it_gives_only(change):
     with pytest.raises(ValueError, match=r"auto_lirpa bounds linf balls by ibp, crown-ibp, crown, got .*; leave the"):
         VerifiedSettings.model_validate({"kind": "crown", "epsilon": "8/255", "engine": "auto_lirpa", **change})
+    with pytest.raises(ValueError, match=r"auto_lirpa bounds linf balls, got l2; leave the engine at hydrabench"):
+        AlphaCrownSettings(epsilon="1", norm="l2", engine="auto_lirpa")
 
 
 def test_a_phase_depends_on_its_own_section_and_not_on_the_others(tmp_path):
@@ -260,16 +266,22 @@ def test_a_wrong_value_that_evaluations_inherit_is_named_once_and_where_it_stand
     assert "evaluate" not in str(refused.value)
 
 
-def test_a_value_that_is_wrong_for_its_heirs_only_is_named_once_with_them(tmp_path):
-    """alpha-crown, which knows L∞ only, minds the norm; PGD does not. An entry's own mistake is its own."""
-    entries = [{"kind": "alpha-crown"}, {"kind": "pgd"}, {"kind": "alpha-crown", "slopes": "all"}]
-    objective = {"name": "trades", "norm": "l2", "epsilon": 0.5}
+def test_a_value_that_is_wrong_for_its_heirs_only_is_named_once_with_them(tmp_path, monkeypatch):
+    """Smoothing minds noise in grey levels; an objective of others need not. An entry's own mistake is its own."""
+
+    class Loose(ObjectiveSettings):
+        name: Literal["loose"]
+        sigma: float
+
+    monkeypatch.setitem(OBJECTIVES, "loose", replace(OBJECTIVES["natural"], settings=Loose))
+    entries = [{"kind": "smoothing"}, {"kind": "clean"}, {"kind": "smoothing", "seed": 3}]
+    objective = {"name": "loose", "sigma": 50.0}
     with pytest.raises(ConfigError) as refused:
         load_recipe(write(tmp_path, objective=objective, evaluate=[*entries, {"kind": "pgd", "epsilon": "foo"}]))
     _, _, problems = str(refused.value).partition(": ")
-    own, inherited = problems.split("; ")
-    assert own.startswith("evaluate.3.epsilon: epsilon 'foo' is not a radius")
-    assert inherited == "objective.norm: input should be 'linf' (got 'l2') (inherited by evaluate.0, evaluate.2)"
+    assert problems.startswith("evaluate.3.epsilon: epsilon 'foo' is not a radius")
+    assert problems.count("sigma: ") == problems.count("; objective.sigma: ") == 1
+    assert problems.endswith(" (inherited by evaluate.0, evaluate.2)")
 
 
 def test_normalisation_needs_positive_deviations(tmp_path):
@@ -309,9 +321,10 @@ def test_options_of_the_search_are_written_down_only_where_there_is_one_and_they
     ("settings", "needed"),
     [
         (VerifiedSettings(kind="cascade", epsilon="8/255"), False),
-        (VerifiedSettings(kind="cascade", epsilon="8/255", methods=("ibp", "alpha-crown")), True),
+        (VerifiedSettings(kind="cascade", epsilon="8/255", methods=("ibp", "alpha-crown")), False),
         (VerifiedSettings(kind="crown", epsilon="8/255", engine="auto_lirpa"), True),
-        (AlphaCrownSettings(epsilon="8/255"), True),
+        (AlphaCrownSettings(epsilon="8/255"), False),
+        (AlphaCrownSettings(epsilon="8/255", engine="auto_lirpa"), True),
     ],
     ids=lambda value: getattr(value, "protocol", value),
 )

@@ -175,7 +175,7 @@ def test_the_legend_names_the_methods_of_a_cascade_and_no_limit_that_was_not_set
     changes = {"a": {"kind": "cascade"}, "b": {"kind": "alpha-crown", "iterations": 3, "time_limit": None}}
     lines = dict(protocol_lines(build_leaderboard([write_run(tmp_path / k, **v) for k, v in changes.items()])))
     assert lines["cascade@1"].endswith("by the first of ibp, crown-ibp, crown that proves it")
-    assert lines["alpha-crown-i3@1"].endswith("; iterations 3")
+    assert lines["alpha-crown-i3@2"].endswith("; iterations 3")
 
 
 def test_headings_name_the_mode_of_smoothing_and_leave_the_rest_of_the_protocol_to_the_legend(tmp_path, write_run):

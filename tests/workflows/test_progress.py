@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+
 from hydrabench.workflows import progress
 from hydrabench.workflows.progress import say, tracking
 
@@ -59,3 +64,19 @@ def test_a_terminal_gets_a_bar(monkeypatch):
     assert "work" in terminal.getvalue()
     assert "2/2" in terminal.getvalue()
     assert "almost" in terminal.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("notebook", "widgets", "bars"), [(False, False, True), (True, True, True), (True, False, False)]
+)
+def test_a_notebook_without_widgets_gets_lines_instead_of_a_bar(monkeypatch, notebook, widgets, bars):
+    """Jupyter's stderr says that it is a terminal, and without ipywidgets rich shows nothing there but a warning."""
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(progress, "Console", lambda **_: SimpleNamespace(is_jupyter=notebook))
+    monkeypatch.setattr(progress, "find_spec", lambda name: object() if widgets and name == "ipywidgets" else None)
+    chosen = []
+    monkeypatch.setattr(progress, "_bar", lambda *args: chosen.append("bar") or nullcontext(progress._ignore))
+    monkeypatch.setattr(progress, "_log", lambda *args: chosen.append("lines") or progress._ignore)
+    with tracking("work", total=1) as advance:
+        advance(1, "")
+    assert chosen == ["bar" if bars else "lines"]

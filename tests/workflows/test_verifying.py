@@ -74,7 +74,9 @@ def test_certificates_that_were_reused_are_computed_again_from_the_run_of_the_pa
     settings = reuse_settings(child.parent, {"kind": "smoothing", "reuse_samples": 100})
     evaluate(child, settings, tmp_path / "reused", options=cpu, n=6)
     ref = str(runs / "pruned")
-    found = verify_run(tmp_path / "reused", options=cpu, network=NetworkSource(ref, {}, parent, str(runs / "net")))
+    found = verify_run(
+        tmp_path / "reused", options=cpu, network=NetworkSource(ref, reuse=parent, parent=str(runs / "net"))
+    )
     assert [one.differences for one in found] == [()] * 6
     with pytest.raises(LedgerError, match=r"reuses the certificates of .*; name that run with --reuse"):
         verify_run(tmp_path / "reused", options=cpu, network=NetworkSource(ref))
@@ -129,7 +131,9 @@ def test_what_cannot_be_verified_is_refused(runs, line, cpu, tmp_path):
     shutil.copytree(runs / "evaluations" / "pgd", run)
     with pytest.raises(CheckpointError, match=r"the checkpoint of .*copy, .* is not to be found; name it with --ckpt"):
         verify_run(run, options=cpu)
-    with pytest.raises(CheckpointError, match=r"has SHA-256 .*, .*copy was made with .*; name that checkpoint"):
+    with pytest.raises(
+        CheckpointError, match=r"has SHA-256 .*, .*copy was made with .*; name that network with --ckpt"
+    ):
         verify_run(run, options=cpu, network=NetworkSource(str(line.finetune)))
     with pytest.raises(ConfigError, match="--sample 0: give 1 or more records"):
         verify_run(run, options=cpu, sample=0)

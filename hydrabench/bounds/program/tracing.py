@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter, methodcaller
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import Tensor, fx, jit, nn
 from torch.nn.modules import module as torch_module
 
 from hydrabench.bounds.program.arguments import Arguments, Call, NoRule, Reader
@@ -23,6 +23,7 @@ from hydrabench.bounds.program.operations import Operation
 from hydrabench.bounds.program.relu import Relu
 from hydrabench.bounds.program.sizes import is_size
 from hydrabench.bounds.program.structure import Identity
+from hydrabench.errors import UnsupportedLayerError
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,11 @@ def steps_of(network: nn.Module) -> tuple[Step, ...]:
     """
     everywhere = torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks
     for path, module in network.named_modules():
+        if isinstance(module, jit.ScriptModule):
+            raise UnsupportedLayerError(
+                "TorchScript has no layers that bounds could read; export the network with torch.export (.pt2), give "
+                "its code, or certify it with smoothing"
+            )
         if everywhere or module._forward_hooks or module._forward_pre_hooks:
             raise refusal(path, type(module).__name__, "carries forward hooks, which may change what it computes")
     layers = _chain(network, "")

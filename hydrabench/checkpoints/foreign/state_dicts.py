@@ -72,10 +72,10 @@ def find_state_dict(values: Any) -> StateDict | None:
     copies = [key for key in named if key.removeprefix("module.").startswith(COPIES)]
     named = {key: tensor.detach() for key, tensor in named.items() if key not in copies}
     named, normalization = _without_normalization(named)
-    named, prefixes = _without_prefixes(named, numbered=normalization is not None)
+    named, prefixes = without_prefixes(named, numbered=normalization is not None)
     if normalization is None:  # it may lie inside the wrapper
         named, normalization = _without_normalization(named)
-        named, more = _without_prefixes(named, numbered=normalization is not None)
+        named, more = without_prefixes(named, numbered=normalization is not None)
         prefixes += more
     named, kept = _baked(named)
     notes += [f"the prefix {prefix!r}" for prefix in prefixes]
@@ -87,6 +87,12 @@ def find_state_dict(values: Any) -> StateDict | None:
         tuple(notes),
         header if isinstance(header, str) else None,
     )
+
+
+def plain_tensors(values: Any) -> dict[str, Tensor] | None:
+    """The tensors of a file as its containers hold them, nothing else taken off; None if there are none."""
+    found, _ = _contained(values, ())
+    return None if found is None else {key: value for key in found if (value := _tensor(found[key])) is not None}
 
 
 def renamed(key: str, old: str, new: str) -> str:
@@ -129,7 +135,7 @@ def _without_normalization(named: dict[str, Tensor]) -> tuple[dict[str, Tensor],
     return named, None
 
 
-def _without_prefixes(named: dict[str, Tensor], *, numbered: bool) -> tuple[dict[str, Tensor], list[str]]:
+def without_prefixes(named: dict[str, Tensor], *, numbered: bool) -> tuple[dict[str, Tensor], list[str]]:
     """Take off what all names begin with, if it is a wrapper's: of a Sequential behind a normalisation, also "1."."""
     removed: list[str] = []
     while True:

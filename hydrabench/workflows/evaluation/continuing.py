@@ -34,7 +34,9 @@ class ChosenImages:
         named = {"indices": list(self.indices)} if self.explicit else describe_selection(self.indices)
         grown = {"cuts": list(cuts)} if cuts else {}
         described = {"name": self.images.name, "split": self.images.split, "n": len(self.indices)}
-        return {**described, **named, "fingerprint": known, **grown}
+        classes: tuple[str, ...] = getattr(self.images, "names", ())
+        own = {"class_names": list(classes)} if classes else {}
+        return {**described, **named, "fingerprint": known, **grown, **own}
 
     def blocks(self, size: int, cuts: Sequence[int] = ()) -> list[tuple[int, ...]]:
         """Cut them into blocks of `size`, beginning anew at each of `cuts`, positions in ascending order."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hydrabench.bounds import watched
-from hydrabench.data import Choice, ImageSource, choose, load_images
+from hydrabench.data import Choice, ImageSource, choose
 from hydrabench.errors import ConfigError, DataError
 from hydrabench.evaluators import EVALUATORS, EvaluationSettings, at, record_of
 from hydrabench.evaluators.description import require_precision
@@ -57,7 +57,7 @@ def evaluate(
     world = World()
     EVALUATORS[settings.kind].require(subject.network, settings)
     require_precision(settings.kind, subject.precision, EVALUATORS)
-    images = load_images(subject.checkpoint.header.dataset, "test", options.data_dir, download=options.download)
+    images = subject.test_images(options)
     chosen = _chosen(images, replace(among, n=n), indices, settings)
     selection = ChosenImages(images, chosen, explicit=bool(indices))
     if world.is_main and (warned := doubt_of_normalization(subject, images)):

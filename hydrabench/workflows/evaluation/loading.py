@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from hydrabench.checkpoints import Checkpoint, better_normalization, checkpoint_name
-from hydrabench.data import ImageSource, pixels
+from hydrabench.data import ImageSource, load_images, pixels
 from hydrabench.errors import ConfigError, lookup
 from hydrabench.evaluators import EVALUATORS, EvaluationSettings, parse_settings, with_default_threat
 from hydrabench.masking import prunable_layers, used_parameters
@@ -30,6 +30,9 @@ class Subject:
     """A checkpoint on its device, as it is evaluated: masks baked in, eval mode.
 
     parent: the run whose certificates are to be reused, for `ReuseSettings`.
+    external: of a network that hydrabench did not build, what decides it beside its tensors, and their `bytes`; see
+    `external.external_subject`. None: it is a checkpoint.
+    images: what it is judged on; None: the test images of its data set.
     """
 
     name: str
@@ -38,6 +41,15 @@ class Subject:
     device: torch.device
     precision: str
     parent: Parent | None = None
+    external: Mapping[str, Any] | None = None
+    images: ImageSource | None = None
+
+    def test_images(self, options: RunOptions) -> ImageSource:
+        """The images that it is judged on. Raises: as `load_images`."""
+        if self.images is not None:
+            return self.images
+        name = self.checkpoint.header.dataset
+        return load_images(name, "test", options.data_dir, download=options.download)
 
     def describe(self) -> dict[str, Any]:
         """What `run.json` says of the checkpoint."""
@@ -56,8 +68,9 @@ class Subject:
             "parameters": sum(parameter.numel() for parameter in parameters),
             "nonzero_parameters": sum(int(parameter.count_nonzero()) for parameter in parameters),
             "prunable_layers": len(prunable_layers(self.network)),
-            "bytes": self.checkpoint.path.stat().st_size,
+            "bytes": self.external["bytes"] if self.external else self.checkpoint.path.stat().st_size,
             **normalization,
+            **({"external": True, **self.external} if self.external else {}),
         }
 
 
@@ -84,7 +97,7 @@ def open_subject(
 
 def doubt_of_normalization(subject: Subject, images: ImageSource) -> str | None:
     """Warn if an imported network is far more accurate on one batch of images under another normalisation."""
-    if subject.checkpoint.header.phase != "imported":
+    if subject.checkpoint.header.phase != "imported" or subject.external:  # these are guarded, see `guards`
         return None
     few = torch.arange(min(len(images), 256 if images.shape[1] <= 64 else 64))
     x, y = pixels(images.take(few)).to(subject.device, STORED_IN[subject.precision]), images.labels[few]

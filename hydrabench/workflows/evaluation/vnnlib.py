@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hydrabench.bounds.vnnlib import robustness_property
 from hydrabench.checkpoints import export_onnx
-from hydrabench.data import Block, ImageSource, block_indices, first_images, load_block, load_images
+from hydrabench.data import Block, ImageSource, block_indices, first_images, load_block
 from hydrabench.errors import ConfigError, LedgerError
 from hydrabench.evaluators import EvaluationSettings
 from hydrabench.evaluators.blocks import BLOCK_SIZE
@@ -65,7 +65,7 @@ def export_vnnlib(
     if not timeout > 0:
         raise ConfigError(f"--vnnlib-timeout is a number of seconds above 0, got {timeout:g}")
     _require_new(folder)
-    images = load_images(subject.checkpoint.header.dataset, "test", options.data_dir, download=options.download)
+    images = subject.test_images(options)
     count = first_images(images, n)
     epsilon = float(parse_radius(values["epsilon"]))
     world = World()

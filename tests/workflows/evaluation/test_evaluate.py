@@ -55,9 +55,8 @@ CASES = {
     "crown": (VerifiedSettings(kind="crown", epsilon="1/255"), 110, VerifiedRecord, "verified"),
     "cascade": (VerifiedSettings(kind="cascade", epsilon="1/255"), 110, VerifiedRecord, "verified"),
     "smoothing": (SMOOTHING, 6, SmoothedRecord, "radius"),
+    "alpha-crown": (AlphaCrownSettings(epsilon="1/255", iterations=3), 12, VerifiedRecord, "verified"),
 }
-if find_spec("auto_LiRPA"):
-    CASES["alpha-crown"] = (AlphaCrownSettings(epsilon="1/255", iterations=3), 12, VerifiedRecord, "verified")
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +83,7 @@ def numbers(summary):
 
 
 def test_every_kind_of_evaluation_is_tested():
-    assert set(CASES) | {"alpha-crown"} == set(EVALUATORS)
+    assert set(CASES) == set(EVALUATORS)
 
 
 @pytest.mark.parametrize("kind", CASES)
@@ -312,14 +311,13 @@ def test_a_layer_whose_settings_have_no_rule_is_refused_as_well():
 @pytest.mark.parametrize(
     "settings",
     [
-        AlphaCrownSettings(epsilon="1/255"),
+        AlphaCrownSettings(epsilon="1/255", engine="auto_lirpa"),
         VerifiedSettings(kind="ibp", epsilon="1/255", engine="auto_lirpa"),
-        VerifiedSettings(kind="cascade", epsilon="1/255", methods=("ibp", "alpha-crown")),
     ],
     ids=lambda settings: settings.protocol,
 )
 def test_without_auto_lirpa_nothing_is_written(subject, cpu, tmp_path, monkeypatch, settings):
-    lirpa._auto_lirpa.cache_clear()
+    lirpa.auto_lirpa.cache_clear()
     monkeypatch.setitem(sys.modules, "auto_LiRPA", None)
     with pytest.raises(HydrabenchError, match=r"auto_LiRPA cannot be imported .* `pip install --no-deps auto_LiRPA`"):
         evaluate(subject, settings, tmp_path / "run", options=cpu, n=5)
@@ -330,8 +328,8 @@ def test_without_auto_lirpa_nothing_is_written(subject, cpu, tmp_path, monkeypat
 @pytest.mark.parametrize(
     "settings",
     [
-        AlphaCrownSettings(epsilon="1/255"),
-        VerifiedSettings(kind="cascade", epsilon="1/255", methods=("ibp", "alpha-crown")),
+        AlphaCrownSettings(epsilon="1/255", engine="auto_lirpa"),
+        VerifiedSettings(kind="crown", epsilon="1/255", engine="auto_lirpa"),
     ],
     ids=lambda settings: settings.protocol,
 )
@@ -348,8 +346,15 @@ def test_what_auto_lirpa_cannot_read_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_cascade_that_ends_with_alpha_crown_still_needs_rules_of_our_own(subject, cpu, tmp_path):
-    settings = VerifiedSettings(kind="cascade", epsilon="1/255", methods=("ibp", "alpha-crown"))
+@pytest.mark.parametrize(
+    "settings",
+    [
+        AlphaCrownSettings(epsilon="1/255"),
+        VerifiedSettings(kind="cascade", epsilon="1/255", methods=("ibp", "alpha-crown")),
+    ],
+    ids=lambda settings: settings.protocol,
+)
+def test_alpha_crown_needs_rules_of_our_own(subject, cpu, tmp_path, settings):
     strange = replace(subject, network=nn.Sequential(subject.network, nn.Softmax(dim=1)).eval())
     with pytest.raises(UnsupportedLayerError, match="Softmax"):
         evaluate(strange, settings, tmp_path / "run", options=cpu, n=5)

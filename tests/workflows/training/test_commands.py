@@ -438,7 +438,7 @@ def test_finetuning_says_what_it_lacks(line, make_recipe, cpu, tmp_path, source,
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(make_recipe, cpu, tmp_path):
-    recipe = make_recipe(train={"lr": 1e30, "optimizer": "sgd", "epsilon_ramp_epochs": 1})
+    recipe = make_recipe(train={"lr": 1e9, "optimizer": "sgd", "epsilon_ramp_epochs": 1})
     with pytest.raises(
         NonFiniteError, match=r"tiny: the loss is (nan|inf) at step \d+ \(epoch 1; there is none .*lower"
     ):

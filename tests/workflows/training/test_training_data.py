@@ -52,7 +52,9 @@ def train(data: Path, out: Path, *overrides: str) -> tuple[dict, list[dict[str, 
     file.write_text(yaml.safe_dump(RECIPE))
     training.train(load_recipe(file, overrides), out, options=RunOptions("cpu", data))
     with (out / "metrics.csv").open() as table:
-        return json.loads((out / "run.json").read_text())["dataset"], list(csv.DictReader(table))
+        dataset = json.loads((out / "run.json").read_text())["dataset"]
+        assert len(dataset.pop("fingerprint")) == 64
+        return dataset, list(csv.DictReader(table))
 
 
 def test_a_run_says_how_many_images_of_each_kind_it_had(data, tmp_path):

@@ -1,4 +1,4 @@
-"""What auto_LiRPA 0.3 uses and newer torch and numpy have moved or changed, put back; each gap only where it is.
+"""What auto_LiRPA 0.3 uses and newer torch and numpy have moved or changed, put back while it runs; then taken away.
 
 Release 0.3 was written for torch below 1.13. The source releases since (looked at up to 0.7.1) need the clamp only.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -20,26 +20,78 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+MISSING = object()
 
-def bridge_imports() -> list[str]:
-    """Put back what auto_LiRPA 0.3 imports; return the stand-in modules, needed during the import only."""
-    helper: Any = import_module("torch.onnx.symbolic_helper")  # the name `torch.onnx` exports is another module
-    if not hasattr(helper, "_set_opset_version"):
-        exporter = import_module("torch.onnx.utils")._optimize_graph.__globals__["GLOBALS"]
-        helper._set_opset_version = partial(setattr, exporter, "export_onnx_opset_version")
-    graph_node: Any = torch._C.Node
-    if not hasattr(graph_node, "__getitem__"):
-        graph_node.__getitem__ = lambda node, key: getattr(node, node.kindOf(key))(key)
-    if find_spec("numpy.lib.arraysetops") is not None:
-        return []
+
+@contextmanager
+def import_shims() -> Iterator[None]:
+    """What the import of release 0.3 needs."""
     stand_in = ModuleType("numpy.lib.arraysetops")
     stand_in.isin = np.isin  # type: ignore[attr-defined]
-    sys.modules[stand_in.__name__] = stand_in
-    return [stand_in.__name__]
+    there = stand_in.__name__ in sys.modules or find_spec(stand_in.__name__) is not None
+    with _torch_shims():
+        if not there:
+            sys.modules[stand_in.__name__] = stand_in
+        try:
+            yield
+        finally:
+            if not there:
+                del sys.modules[stand_in.__name__]
 
 
-def bridge_members(bounded: type[Any]) -> None:
-    """Let `BoundedModule._named_members` take the argument that torch passes since 2.0."""
+@contextmanager
+def shims(library: ModuleType) -> Iterator[None]:
+    """What release 0.3 needs to read and bound networks; each gap is filled only where it is.
+
+    Args: library: auto_LiRPA, imported.
+    """
+    operators = import_module(f"{library.__name__}.operators")
+    with _torch_shims(), ExitStack() as stack:
+        for owner, name, value in (
+            *_members(library.BoundedModule),
+            *_pooling(operators.BoundMaxPool),
+            *_pooling(operators.BoundAveragePool),
+            *_slopes(operators.BoundMaxPool),
+        ):
+            stack.enter_context(_replaced(owner, name, value))
+        yield
+
+
+@contextmanager
+def _torch_shims() -> Iterator[None]:
+    """Names of torch that were renamed or removed."""
+    helper: Any = import_module("torch.onnx.symbolic_helper")  # the name `torch.onnx` exports is another module
+    with ExitStack() as stack:
+        if not hasattr(helper, "_set_opset_version"):
+            exporter = import_module("torch.onnx.utils")._optimize_graph.__globals__["GLOBALS"]
+            version = partial(setattr, exporter, "export_onnx_opset_version")
+            stack.enter_context(_replaced(helper, "_set_opset_version", version))
+        if not hasattr(torch._C.Node, "__getitem__"):
+            stack.enter_context(
+                _replaced(torch._C.Node, "__getitem__", lambda node, key: getattr(node, node.kindOf(key))(key))
+            )
+        yield
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Set an attribute, and put back what was there."""
+    before = vars(owner).get(name, MISSING)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if before is MISSING:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)
+
+
+Replacement = tuple[type[Any], str, Any]
+
+
+def _members(bounded: type[Any]) -> Iterator[Replacement]:
+    """`BoundedModule._named_members` that takes the argument that torch passes since 2.0."""
     original = bounded._named_members
     if "remove_duplicate" in inspect.signature(original).parameters:
         return
@@ -49,22 +101,22 @@ def bridge_members(bounded: type[Any]) -> None:
     ) -> Iterator[tuple[str, Any]]:
         return original(self, get_members_fn, prefix, recurse)  # type: ignore[no-any-return]
 
-    bounded._named_members = named_members
+    yield bounded, "_named_members", named_members
 
 
-def bridge_pooling(pool: type[Any]) -> None:
-    """Hand pooling its coefficients in one piece, because it calls `view`."""
+def _pooling(pool: type[Any]) -> Iterator[Replacement]:
+    """Pooling that gets its coefficients in one piece, because it calls `view`."""
     backward = pool.bound_backward
 
     def bound_backward(self: Any, last_lower: Any, last_upper: Any, *args: Any, **options: Any) -> Any:
         whole = [A.contiguous() if isinstance(A, Tensor) else A for A in (last_lower, last_upper)]
         return backward(self, *whole, *args, **options)
 
-    pool.bound_backward = bound_backward
+    yield pool, "bound_backward", bound_backward
 
 
-def bridge_slopes(pool: type[Any]) -> None:
-    """Give max pooling the sizes of its slopes as numbers, not as shapes, and these, float32 always, the bounds' type.
+def _slopes(pool: type[Any]) -> Iterator[Replacement]:
+    """Max pooling that gets the sizes of its slopes as numbers, not as shapes, and these, float32 always, its type.
 
     Releases since 0.3 need neither, and say more of a start than its name, its size and the rows that are needed.
     """
@@ -75,7 +127,7 @@ def bridge_slopes(pool: type[Any]) -> None:
         for name, slopes in self.alpha.items():
             self.alpha[name] = slopes.detach().to(self.inputs[0].lower).requires_grad_()
 
-    pool.init_opt_parameters = init_opt_parameters
+    yield pool, "init_opt_parameters", init_opt_parameters
 
 
 class _Clamp(torch.autograd.Function):

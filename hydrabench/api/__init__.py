@@ -1,0 +1,30 @@
+"""What `import hydrabench as hb` offers: the commands as functions, for notebooks, scripts and training loops.
+
+networks    what is judged: a module, a checkpoint or a zoo id, and the images it is judged on
+evaluation  `load`, `attack`, `certify`, `verify`
+runs        `Run` and `TrainingRun`: what a finished run says
+training    `train`, `prune`, `finetune`, `pipeline`
+reports     `report`: the leaderboard of runs
+
+Each function calls the workflow that the command of the same name calls, and writes the same run folder.
+"""
+
+from hydrabench.api.evaluation import attack, certify, load, verify
+from hydrabench.api.reports import Report, report
+from hydrabench.api.runs import Run, TrainingRun
+from hydrabench.api.training import finetune, pipeline, prune, train
+
+__all__ = [
+    "Report",
+    "Run",
+    "TrainingRun",
+    "attack",
+    "certify",
+    "finetune",
+    "load",
+    "pipeline",
+    "prune",
+    "report",
+    "train",
+    "verify",
+]

@@ -1,0 +1,61 @@
+"""The command report as a function: the leaderboard of runs as a table of pandas."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from hydrabench.api.runs import Run
+from hydrabench.reporting import Leaderboard, build_leaderboard, headings, markdown
+from hydrabench.workflows.reporting import find_runs, write_report
+
+
+@dataclass(frozen=True)
+class Report:
+    """A leaderboard: one row for each network, one column for each way of making a number."""
+
+    leaderboard: Leaderboard = field(repr=False)
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """One row for each network, by name: `density`, `nonzero_parameters`, and each number with its interval.
+
+        A number is a fraction in [0, 1] or a mean L2 radius in pixel units. Its column is called as in the report,
+        "PGD-50 L∞ 8/255"; the columns with " low" and " high" behind it are the ends of its 95 % interval.
+        """
+        names = headings(self.leaderboard)
+        rows = {}
+        for row in self.leaderboard.rows:
+            about = row.checkpoint
+            rows[row.label] = {"density": about.density, "nonzero_parameters": about.nonzero_parameters}
+            for column, cell in row.cells.items():
+                name = names[column]
+                rows[row.label] |= {name: cell.value, f"{name} low": cell.low, f"{name} high": cell.high}
+        order = [f"{names[column]}{end}" for column in self.leaderboard.columns for end in ("", " low", " high")]
+        table = pd.DataFrame.from_dict(rows, orient="index", columns=None)
+        return table[["density", "nonzero_parameters", *order]].rename_axis("network")
+
+    def to_markdown(self) -> str:
+        """The whole leaderboard as a Markdown page, with how to read it and what the protocols are."""
+        return markdown(self.leaderboard)
+
+    def __repr__(self) -> str:
+        return f"Report of {len(self.leaderboard.rows)} networks, {len(self.leaderboard.columns)} numbers; see .table"
+
+
+def report(runs: Run | str | Path | Sequence[Run | str | Path], out: str | Path | None = None) -> Report:
+    """Make the leaderboard of runs.
+
+    Args:
+        runs: runs of `attack` and `certify`, run folders, or folders with run folders below them; one or several.
+        out: also write the report there, in the formats of `hydrabench report`.
+    Raises: LedgerError if a run is incomplete, altered, or about other images than another; GateError if an image is
+        verified in one run and broken in another.
+    """
+    several = [runs] if isinstance(runs, Run | str | Path) else list(runs)
+    paths = [one.path if isinstance(one, Run) else Path(one) for one in several]
+    return Report(build_leaderboard(find_runs(paths)) if out is None else write_report(paths, Path(out)))

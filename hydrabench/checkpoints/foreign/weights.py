@@ -1,0 +1,71 @@
+"""Weights for a network that somebody's own code builds: safetensors, and what torch.save leaves of a state dict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from torch import Tensor, nn
+
+from hydrabench.checkpoints.foreign.state_dicts import StateDict, find_state_dict, plain_tensors, without_prefixes
+from hydrabench.checkpoints.foreign.torch_files import is_torch_file, read_torch_file
+from hydrabench.checkpoints.format import read_file
+from hydrabench.checkpoints.header import shown
+from hydrabench.config import Normalization
+from hydrabench.errors import CheckpointError
+
+COUNTER = ".num_batches_tracked"  # of batch norm; old files have none, and nothing is computed with it
+
+
+def load_weights(network: nn.Module, path: Path) -> Normalization | None:
+    """Copy the tensors of a file into a network, strictly.
+
+    The names in the file may be those of the network, or these behind containers and prefixes that wrappers leave (see
+    `state_dicts`), or those of torch.nn.utils.prune.
+    Returns: the normalisation that the file has in front of the network and the network itself does not have.
+    Raises: CheckpointError naming what is missing, unexpected or of another shape.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"--weights {path}: there is no such file")
+    values = read_torch_file(path)[0] if is_torch_file(path) else _safetensors(path)
+    plain, found = plain_tensors(values), find_state_dict(values)
+    if plain is None or found is None:
+        raise CheckpointError(f"--weights {path} holds no state dict of tensors")
+    wanted = network.state_dict()
+    for tensors in (plain, without_prefixes(plain, numbered=False)[0]):  # `mean` and `std` may be the network's own
+        if not _problems(wanted, tensors):
+            network.load_state_dict({**wanted, **tensors})
+            return None
+    _require_fit(wanted, found, path)
+    network.load_state_dict({**wanted, **found.tensors})
+    return found.normalization
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = load_safetensors(read_file(path))
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"--weights {path} is neither a safetensors file nor one of torch.save ({shown(str(error), 100)})"
+        ) from error
+    return tensors
+
+
+def _problems(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:
+    lacking = [f"missing {key}" for key in wanted if key not in tensors and not key.endswith(COUNTER)]
+    strange = [f"unexpected {shown(key)}" for key in tensors if key not in wanted]
+    shapes = [
+        f"{key} has shape {tuple(tensors[key].shape)}, expected {tuple(tensor.shape)}"
+        for key, tensor in wanted.items()
+        if key in tensors and tensors[key].shape != tensor.shape
+    ]
+    return [*shapes, *lacking, *strange]
+
+
+def _require_fit(wanted: Mapping[str, Tensor], found: StateDict, path: Path) -> None:
+    problems = _problems(wanted, found.tensors)
+    if problems:
+        more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
+        raise CheckpointError(f"--weights {path} does not fit the network of --model: {'; '.join(problems[:4])}{more}")
