@@ -1,4 +1,4 @@
-"""JSON and YAML that others wrote, read in bounded time and memory.
+"""Read untrusted JSON and YAML in bounded time and memory.
 
 A document is refused when its file is too large or no regular file (a device never ends, a pipe may never begin), and
 when it is nested too deeply, repeats a key, or expands to too many values through YAML aliases. Numbers that Python

@@ -1,4 +1,4 @@
-"""What can go wrong that a user can put right, and the one way to look a name up in a registry."""
+"""Errors that a user can fix, and the one way to look a name up in a registry."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import TypeVar
 
-Entry = TypeVar("Entry")
+Item = TypeVar("Item")
 
 # Beside torch.OutOfMemoryError: what the CPU's allocator and CUDA's libraries say when there is no memory left.
 SHORTAGES = ("out of memory", "can't allocate memory", "_ALLOC_FAILED", "Storage size calculation overflowed")
@@ -21,11 +21,11 @@ class ConfigError(HydrabenchError):
 
 
 class CheckpointError(HydrabenchError):
-    """A checkpoint is missing, damaged, or does not fit what is asked of it."""
+    """A checkpoint is missing, damaged, or does not fit the request."""
 
 
 class DataError(HydrabenchError):
-    """A data set is missing, incomplete, or smaller than what is asked of it."""
+    """A data set is missing, incomplete, or smaller than requested."""
 
 
 class LedgerError(HydrabenchError):
@@ -33,7 +33,7 @@ class LedgerError(HydrabenchError):
 
 
 class UnsupportedLayerError(HydrabenchError):
-    """A bound was asked to pass an operation that it has no sound rule for."""
+    """A bound met an operation that it has no sound rule for."""
 
 
 class NonFiniteError(HydrabenchError):
@@ -63,7 +63,7 @@ def shortened(value: object, longest: int = 80) -> str:
     return text if len(text) <= longest else f"{text[:half]}…{text[-half:]}"
 
 
-def lookup(kind: str, registry: Mapping[str, Entry], name: str) -> Entry:
+def lookup(kind: str, registry: Mapping[str, Item], name: str) -> Item:
     """Return `registry[name]`.
 
     Raises: ConfigError naming `name`, the closest entry and all entries if there is none of that name.

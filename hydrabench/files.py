@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, their hashes, and the folders that hydrabench knows by itself."""
+"""Atomic writes, hashes of files, and the standard folders."""
 
 from __future__ import annotations
 

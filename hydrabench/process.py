@@ -1,4 +1,4 @@
-"""How this process uses cores and memory; to be set before torch is imported, which this module does not do."""
+"""Threads and memory of this process, set before torch is imported (this module does not import it)."""
 
 from __future__ import annotations
 

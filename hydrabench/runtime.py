@@ -93,7 +93,7 @@ def exact_arithmetic() -> Iterator[None]:
 
 
 def require_exact_arithmetic(device: torch.device) -> None:
-    """Refuse arithmetic that `exact_arithmetic` switches off, so that no bound is computed outside such a block.
+    """Raise outside a block of `exact_arithmetic`, so that no bound is computed in reduced precision.
 
     Raises: ValueError if matrix products or convolutions on `device` may round their operands to TF32 or bfloat16.
     """

@@ -1,4 +1,4 @@
-"""Which images of a split an evaluation is about, as `run.json`, ledgers and columns of a report say it.
+"""The selection of images of a split, as stored in `run.json` and shown in reports.
 
 `dataset` in `run.json` holds the number `n` of images and, unless they are the first ones, which they are: `first` and
 `step` for every step-th image, or `images`, the list of a file; and `chosen`, the name of the selection in a column.

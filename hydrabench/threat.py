@@ -91,7 +91,7 @@ def _in_levels(written: str, example: str) -> str:
 
 
 def doubt(norm: Norm, radius: Fraction) -> str | None:
-    """A line for the user about an L2 radius that looks like an L∞ one, such as 8/255."""
+    """Return a warning for an L2 radius that looks like an L∞ one, such as 8/255."""
     if norm == "linf" or not 0 < radius * 255 <= SMALLEST_L2_LEVELS:
         return None
     return (

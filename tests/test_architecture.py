@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,19 @@ def test_modules_and_functions_stay_small(path):
             assert node.end_lineno - node.lineno < 50, f"split {node.name}"
 
 
+@pytest.mark.parametrize(
+    "path", [path for path in MODULES if path.name == "__init__.py"], ids=lambda path: str(path.parent.name)
+)
+def test_a_package_file_is_a_table_of_contents(path):
+    """`cli` lists the commands, some packages import names when they are first used; other code is in modules."""
+    defined = [
+        node.name
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name not in ("main", "__getattr__", "__dir__")
+    ]
+    assert not defined
+
+
 def test_reporting_knows_nothing_of_torch():
     for path in MODULES:
         if room(path) in {"reporting", "ledger", "threat", "files"} or path.stem in {
@@ -81,3 +95,31 @@ def test_reporting_knows_nothing_of_torch():
         }:
             tops = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
             assert not any("torch" in ast.unparse(node) or "runtime" in ast.unparse(node) for node in tops), path
+
+
+MORE_THAN_ONCE = {
+    "Result": "a type variable",
+    "IBP": "the objective and the evaluator of one method, each for its own registry",
+    "CROWN_IBP": "as IBP",
+    "PGD": "as IBP",
+    "Run": "what the Python interface returns; in bounds, neighbouring images",
+}
+
+
+def defined_names(path: Path) -> set[str]:
+    """Public classes of a module, and outside bounds its types and constants; several rooms may share a verb."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        found |= {target.id for target in targets if isinstance(target, ast.Name) and room(path) != "bounds"}
+        found |= {node.name} if isinstance(node, ast.ClassDef) else set()
+    return {name for name in found if not name.startswith("_")}
+
+
+def test_a_name_means_one_thing_in_the_whole_package():
+    homes = defaultdict(list)
+    for path in MODULES:
+        for name in defined_names(path):
+            homes[name].append(str(path.relative_to(PACKAGE)))
+    assert homes["Evaluator"] == ["evaluators/description.py"]
+    assert not {name: places for name, places in homes.items() if len(places) > 1 and name not in MORE_THAN_ONCE}

@@ -15,7 +15,7 @@ from hydrabench.attacks.losses import LOSSES
 from hydrabench.errors import lookup
 from hydrabench.threat import PIXEL_MAX, PIXEL_MIN, Norm, linf_box
 
-Objective = Callable[[Tensor], Tensor]
+Ascended = Callable[[Tensor], Tensor]
 
 
 def default_step_size(epsilon: float, steps: int) -> float:
@@ -102,7 +102,7 @@ def ascent_step(points: Tensor, value: Tensor, x: Tensor, epsilon: float, *, nor
 
 
 def ascend(
-    x: Tensor, start: Tensor, epsilon: float, objective: Objective, *, norm: Norm, steps: int, step_size: float
+    x: Tensor, start: Tensor, epsilon: float, objective: Ascended, *, norm: Norm, steps: int, step_size: float
 ) -> Tensor:
     """Climb `objective` from `start` by projected gradient steps.
 

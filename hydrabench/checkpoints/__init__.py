@@ -1,33 +1,35 @@
-"""Checkpoint files and the zoo."""
+"""Checkpoint files and the zoo.
 
-from hydrabench.checkpoints.foreign.exports import EXPORTS, export_original, export_state_dict
-from hydrabench.checkpoints.foreign.importing import import_checkpoint
-from hydrabench.checkpoints.foreign.normalization import better_normalization, parse_normalization
-from hydrabench.checkpoints.foreign.onnx_file import export_onnx
-from hydrabench.checkpoints.foreign.torch_files import is_torch_file
-from hydrabench.checkpoints.format import (
-    Checkpoint,
-    export_checkpoint,
-    load_checkpoint,
-    load_state,
-    save_checkpoint,
-    state_of,
-    stored_state,
-)
-from hydrabench.checkpoints.header import Header, Layout, PhaseLabel, PluginFile, Selection
+The names below `TYPE_CHECKING` need torch, which takes seconds to import; they are imported when they are first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from hydrabench.checkpoints.header import BestEpoch, Header, Layout, PhaseLabel, PluginFile
 from hydrabench.checkpoints.manifest import ProtocolResult, PublishedNumber, ZooEntry, json_schema
-from hydrabench.checkpoints.zoo import (
-    checkpoint_name,
-    fetch,
-    find_entry,
-    open_ref,
-    read_manifest,
-    read_zoo,
-    resolve,
-)
+from hydrabench.checkpoints.zoo import checkpoint_name, fetch, find_entry, read_manifest, read_zoo, resolve
+
+if TYPE_CHECKING:
+    from hydrabench.checkpoints.foreign.exports import EXPORTS, export_original, export_state_dict
+    from hydrabench.checkpoints.foreign.importing import import_checkpoint
+    from hydrabench.checkpoints.foreign.normalization import better_normalization, parse_normalization
+    from hydrabench.checkpoints.foreign.onnx_file import export_onnx
+    from hydrabench.checkpoints.foreign.torch_files import is_torch_file
+    from hydrabench.checkpoints.format import (
+        Checkpoint,
+        export_checkpoint,
+        load_checkpoint,
+        load_state,
+        save_checkpoint,
+        state_of,
+        stored_state,
+    )
+    from hydrabench.checkpoints.opening import open_ref
 
 __all__ = [
     "EXPORTS",
+    "BestEpoch",
     "Checkpoint",
     "Header",
     "Layout",
@@ -35,7 +37,6 @@ __all__ = [
     "PluginFile",
     "ProtocolResult",
     "PublishedNumber",
-    "Selection",
     "ZooEntry",
     "better_normalization",
     "checkpoint_name",
@@ -59,3 +60,29 @@ __all__ = [
     "state_of",
     "stored_state",
 ]
+
+_LATER = {
+    "foreign.exports": ("EXPORTS", "export_original", "export_state_dict"),
+    "foreign.importing": ("import_checkpoint",),
+    "foreign.normalization": ("better_normalization", "parse_normalization"),
+    "foreign.onnx_file": ("export_onnx",),
+    "foreign.torch_files": ("is_torch_file",),
+    "format": (
+        "Checkpoint",
+        "export_checkpoint",
+        "load_checkpoint",
+        "load_state",
+        "save_checkpoint",
+        "state_of",
+        "stored_state",
+    ),
+    "opening": ("open_ref",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name of `_LATER`."""
+    for module, names in _LATER.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

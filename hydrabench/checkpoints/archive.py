@@ -54,7 +54,7 @@ def unpack_weights(path: Path, folder: Path) -> dict[Role, Path]:
 
 
 def _safe(member: zipfile.ZipInfo) -> zipfile.ZipInfo:
-    """Refuse members that lead out of the folder, are links, or are absurdly large."""
+    """Raise for members that lead out of the folder, are links, or are absurdly large."""
     # ZipInfo turns the separators of this system into "/"; those of others would pass as part of a name.
     name = PurePosixPath(member.filename.replace("\\", "/"))
     if (

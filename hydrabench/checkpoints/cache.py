@@ -11,16 +11,13 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, ValidationError
 
 from hydrabench.checkpoints.archive import unpack_weights, weights_suffix
 from hydrabench.checkpoints.download import TIMEOUT, Expected, Progress, download
-from hydrabench.checkpoints.foreign.importing import import_checkpoint
-from hydrabench.checkpoints.foreign.torch_files import is_torch_file
-from hydrabench.checkpoints.format import Checkpoint, load_checkpoint
-from hydrabench.checkpoints.manifest import Identity, Sha256, ZooEntry
+from hydrabench.checkpoints.manifest import Sha256, ZooEntry, ZooId
 from hydrabench.config.fields import Section
 from hydrabench.errors import CheckpointError, ConfigError
 from hydrabench.files import CACHE_VARIABLE, cache_folder, sha256_of, write_text
@@ -47,7 +44,7 @@ class Lock(Section):
     """The lock file: id -> file name -> what it was."""
 
     schema_version: Literal["hydrabench.zoo-lock/1"] = "hydrabench.zoo-lock/1"
-    checkpoints: dict[Identity, dict[FileName, LockedFile]] = Field(default_factory=dict)
+    checkpoints: dict[ZooId, dict[FileName, LockedFile]] = Field(default_factory=dict)
 
 
 def cached_files(entry: ZooEntry, *, check: bool = True) -> list[Path]:
@@ -116,10 +113,12 @@ def _fetch(entry: ZooEntry, *, timeout: float, progress: Progress | None) -> lis
 
 
 def _require_network(entry: ZooEntry, files: Sequence[Path]) -> None:
-    """Refuse what is no network of the manifest's, before its hash is trusted, and take it away again.
+    """Delete downloaded files that are not the network of the manifest, before their hash is recorded.
 
     Raises: CheckpointError with what is wrong with it.
     """
+    from hydrabench.checkpoints.opening import read_entry  # noqa: PLC0415 - only a download needs torch
+
     try:
         for path in files:
             read_entry(entry, path)
@@ -127,18 +126,6 @@ def _require_network(entry: ZooEntry, files: Sequence[Path]) -> None:
         for path in files:
             path.unlink()
         raise CheckpointError(f"what came is no {entry.arch} for {entry.dataset}: {error}") from error
-
-
-def read_entry(entry: ZooEntry, path: Path, **given: Any) -> Checkpoint:
-    """Read a file of an entry; what it does not say, and is not given, is as in the manifest.
-
-    Args: given: `arch`, `dataset`, `density`, `normalization`; None where they are not given.
-    """
-    if not is_torch_file(path):
-        return load_checkpoint(path)
-    said: dict[str, Any] = {"arch": entry.arch, "dataset": entry.dataset, "density": entry.density}
-    said["normalization"] = entry.normalization or "none"
-    return import_checkpoint(path, **(said | {key: value for key, value in given.items() if value is not None}))
 
 
 def _unpack(entry: ZooEntry, folder: Path, known: dict[str, Expected]) -> list[Path]:
@@ -172,7 +159,7 @@ def _compare(name: str, path: Path | None, expected: Expected) -> None:
 
 
 def _expected(entry: ZooEntry) -> dict[str, Expected]:
-    """What the files of a checkpoint must be, by name, as far as a fetch has told; the manifest has the last word."""
+    """Return what is known of a checkpoint's files by name, from the lock file; the manifest overrides it."""
     path = cache_folder() / LOCK
     origin = f"the first fetch, recorded in {path} (to trust the new file, remove {entry.id} there)"
     files = _read_lock(path).checkpoints.get(entry.id, {})

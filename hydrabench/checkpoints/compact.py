@@ -55,7 +55,7 @@ DTYPES: dict[str, tuple[torch.dtype, type[np.unsignedinteger[Any]]]] = {
 }
 
 
-class Entry(NamedTuple):
+class TensorEntry(NamedTuple):
     """One tensor in the table. kept: its elements in `values`. width: of its Rice code; None if all are kept."""
 
     name: str
@@ -65,14 +65,14 @@ class Entry(NamedTuple):
     width: Annotated[int, Field(ge=0, le=rice.MAX_WIDTH)] | None
 
 
-class Table(Section):
+class TensorTable(Section):
     """What the streams mean. planes: by dtype, the bytes that each plane takes in `values`.
 
     A plane of as many bytes as elements is stored, a shorter one is deflated.
     """
 
     schema_: Literal["hydrabench.compact/1"] = Field(default="hydrabench.compact/1", alias="schema")
-    tensors: tuple[Entry, ...]
+    tensors: tuple[TensorEntry, ...]
     planes: dict[str, tuple[NonNegativeInt, ...]]
     sha256: str
 
@@ -85,7 +85,7 @@ def pack(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Returns: the tensors of `STREAMS`. The same state and zlib give the same bytes; any zlib reads them.
     Raises: CheckpointError for a tensor of another dtype.
     """
-    entries: list[Entry] = []
+    entries: list[TensorEntry] = []
     kept: dict[str, list[Words]] = {}
     codes: list[tuple[rice.Bits, rice.Bits]] = []
     digest = hashlib.sha256()
@@ -97,13 +97,13 @@ def pack(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if width is not None:
             codes.append(rice.encode(positions, width))
         values = words if width is None else words[positions]
-        entry = Entry(name, _dtype_name(tensor), tuple(tensor.shape), values.size, width)
+        entry = TensorEntry(name, _dtype_name(tensor), tuple(tensor.shape), values.size, width)
         entries.append(entry)
         kept.setdefault(entry.dtype, []).append(values)
         _digest(digest, entry, words)
     planes = {dtype: [_shorter(plane) for plane in _planes(np.concatenate(parts))] for dtype, parts in kept.items()}
     lengths = {dtype: tuple(map(len, parts)) for dtype, parts in planes.items()}
-    table = Table(tensors=tuple(entries), planes=lengths, sha256=digest.hexdigest())
+    table = TensorTable(tensors=tuple(entries), planes=lengths, sha256=digest.hexdigest())
     streams = {
         "values": _array(b"".join(part for parts in planes.values() for part in parts)),
         "unary": rice.join([unary for unary, _ in codes]),
@@ -184,7 +184,7 @@ def _array(data: bytes) -> Bytes:
     return np.frombuffer(bytearray(data), np.uint8)
 
 
-def _digest(digest: hashlib._Hash, entry: Entry, words: Words) -> None:
+def _digest(digest: hashlib._Hash, entry: TensorEntry, words: Words) -> None:
     """Add one tensor. Its name, dtype and shape count, too: they are part of what must come back."""
     digest.update(f"{entry.name}\n{entry.dtype}\n{list(entry.shape)}\n".encode())
     digest.update(words.data)
@@ -203,9 +203,9 @@ def _check_streams(streams: Mapping[str, Tensor]) -> dict[str, Bytes]:
     return {name: stream.numpy() for name, stream in streams.items()}
 
 
-def _read_table(stream: Bytes) -> Table:
+def _read_table(stream: Bytes) -> TensorTable:
     try:
-        table = TypeAdapter(Table).validate_json(_inflate(stream, "its table", limit=MOST_TABLE))
+        table = TypeAdapter(TensorTable).validate_json(_inflate(stream, "its table", limit=MOST_TABLE))
     except ValidationError as error:
         raise CheckpointError(
             f"the compact data has a table this version cannot read: {described(error, most=4)}"
@@ -220,7 +220,7 @@ def _read_table(stream: Bytes) -> Table:
     return table
 
 
-def _read_values(stream: Bytes, table: Table) -> dict[str, Words]:
+def _read_values(stream: Bytes, table: TensorTable) -> dict[str, Words]:
     """The kept elements of all tensors, in order, by dtype."""
     needed = sum(length for lengths in table.planes.values() for length in lengths)
     if stream.size != needed:
@@ -262,8 +262,8 @@ def _inflate(part: Bytes, what: str, limit: int = 0) -> bytes:
 
 
 def _read_positions(
-    found: Mapping[str, Bytes], entries: tuple[Entry, ...]
-) -> Iterator[tuple[Entry, rice.Positions | None]]:
+    found: Mapping[str, Bytes], entries: tuple[TensorEntry, ...]
+) -> Iterator[tuple[TensorEntry, rice.Positions | None]]:
     """Yield every entry with the positions of its kept elements, None if it keeps all."""
     coded = [(entry.kept, entry.width) for entry in entries if entry.width is not None]
     unary, remainders = np.unpackbits(found["unary"]), np.unpackbits(found["remainders"])
@@ -281,7 +281,7 @@ def _read_positions(
         yield entry, rice.decode(part, low, entry.width)
 
 
-def _spread(values: Words, positions: rice.Positions, entry: Entry) -> Words:
+def _spread(values: Words, positions: rice.Positions, entry: TensorEntry) -> Words:
     """All elements of a tensor: `values` at `positions`, zeros elsewhere."""
     count = prod(entry.shape)
     if positions.size and positions[-1] >= count:

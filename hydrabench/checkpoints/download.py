@@ -35,7 +35,7 @@ Progress = Callable[[int, int | None], None]  # bytes there so far, bytes in all
 
 @dataclass(frozen=True)
 class Expected:
-    """What is known of a file before it is fetched, and who says so."""
+    """The expected hash and size of a file, and where they come from."""
 
     sha256: str | None = None
     bytes: int | None = None
@@ -131,7 +131,7 @@ class _Partial:
             write_json(self.about, {"address": address, "etag": etag})
 
     def drop_unless_resumable(self) -> None:
-        """Forget a beginning that no later call could go on with."""
+        """Delete a partial file that no later call could resume."""
         if not self.about.exists():
             self.drop()
 
@@ -203,7 +203,7 @@ def _length(response: Response) -> int | None:
 
 
 def _goes_on(response: Response, start: int, etag: str | None) -> bool:
-    """Whether an answer is the rest of the same version of the file."""
+    """Return whether a response continues the same version of the file."""
     same = response.headers.get("ETag", etag) == etag
     return response.status_code == 206 and _content_range(response)[0] == start and same
 
@@ -217,4 +217,4 @@ def _content_range(response: Response) -> tuple[int | None, int | None]:
 
 
 def _ignore(done: int, total: int | None) -> None:
-    """Progress of a download that nobody watches."""
+    """Show no progress."""

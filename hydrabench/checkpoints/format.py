@@ -29,7 +29,7 @@ from hydrabench.plugins import require
 
 METADATA_KEY = "hydrabench"
 MASK = ".mask"
-MOST_BYTES = 16 << 30  # of a file; the largest network of the registry with scores and optimizer takes two
+LARGEST_FILE = 16 << 30  # of a file; the largest network of the registry with scores and optimizer takes two
 _ORIGINAL, _SCORES = ".parametrizations.weight.original", ".parametrizations.weight.0.scores"
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -111,8 +111,8 @@ def read_file(path: Path) -> bytes:
         raise CheckpointError(f"no checkpoint at {path}")
     try:
         size = path.stat().st_size
-        if size > MOST_BYTES:
-            most = MOST_BYTES >> 30
+        if size > LARGEST_FILE:
+            most = LARGEST_FILE >> 30
             raise CheckpointError(f"{path} has {size / 1e9:.0f} GB; no checkpoint has more than {most}, so it is none")
         return path.read_bytes()
     except OSError as error:

@@ -19,7 +19,7 @@ Side = Annotated[int, Field(gt=0, le=1 << 16)]
 Classes = Annotated[int, Field(gt=0, lt=1 << 31)]
 
 
-class Selection(Section):
+class BestEpoch(Section):
     """Which epoch was kept, and by which number: `metric` is a fraction of the images of `split`."""
 
     split: str
@@ -66,7 +66,7 @@ class Header(Section):
     recipe: str | None
     recipe_sha256: str | None
     seed: int | None
-    selection: Selection | None
+    selection: BestEpoch | None
     parent: str | None
     kept: dict[str, PositiveInt] | None = None
     plugins: tuple[PluginFile, ...] = ()
@@ -92,7 +92,7 @@ class Header(Section):
 
 
 def shown(text: object, most: int = 80) -> str:
-    """What a file or a server says, fit to print: one line, at most so many characters, no control characters."""
+    """Return untrusted text fit to print: one line, at most `most` characters, no control characters."""
     words = text if isinstance(text, str) else type(text).__name__
     return "".join(letter if letter.isprintable() else "?" for letter in " ".join(words[: 4 * most].split()))[:most]
 

@@ -1,4 +1,4 @@
-"""The format of the zoo's manifests: what is said of every checkpoint, shipped with hydrabench or released elsewhere.
+"""The format of the zoo's manifests: one entry for each checkpoint, shipped with hydrabench or released elsewhere.
 
 Two files in the zoo's folder have this format: `manifest.yml`, written by `make zoo`, lists the checkpoints that
 come with hydrabench; `released.yml`, written by hand, lists those that others put on the web. The same format as JSON
@@ -22,7 +22,7 @@ SHIPPED, RELEASED, SCHEMA = "manifest.yml", "released.yml", "manifest.schema.jso
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 WebAddress = Annotated[str, Field(pattern=r"^https?://[^\s/]+/\S*$")]
 # No part of an id starts with a dot: ids become folders of the cache.
-Identity = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)*$")]
+ZooId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)*$")]
 
 
 class ManifestSection(Section):
@@ -76,7 +76,7 @@ class ZooEntry(ManifestSection):
     additional_data: whether it was trained on images that are not in the data set.
     """
 
-    id: Identity
+    id: ZooId
     file: str | None = None
     url: WebAddress | None = None
     mirrors: tuple[WebAddress, ...] = ()

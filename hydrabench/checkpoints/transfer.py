@@ -1,6 +1,6 @@
-"""One request for a file over HTTP, through the library requests: who is asked, how long, and what is no file.
+"""One HTTP request for a file: which addresses are allowed, time limits, and responses that are not the file.
 
-Only encrypted addresses are asked, unless the hash of the file is known; that holds for every redirect. A body may take
+Only https addresses are allowed, unless the hash of the file is known; that holds for every redirect. A body may take
 only so long, must come at `SLOWEST` bytes a second, and may not be longer than the caller allows.
 """
 
@@ -20,7 +20,7 @@ import urllib3
 from hydrabench.checkpoints.header import shown
 
 Answer = TypeVar("Answer")
-BLOCK = 1 << 16
+RECEIVED_BYTES = 1 << 16
 SLOWEST = 1000  # bytes a second, on average over the time-out
 REDIRECTS = 10
 HERE = ("127.0.0.1", "localhost", "::1")
@@ -47,7 +47,7 @@ class _Session(requests.Session):  # type: ignore[misc]
         self.headers.update({"User-Agent": "hydrabench", "Accept-Encoding": "identity"})
 
     def get_redirect_target(self, resp: requests.Response) -> str | None:
-        """Where an answer leads. Raises: Refused if that may not be asked."""
+        """Return the target of a redirect. Raises: Refused if that address is not allowed."""
         target: str | None = super().get_redirect_target(resp)
         if target:
             require_secure(urljoin(resp.url, target), hash_known=self.hash_known, redirected=True)
@@ -55,7 +55,7 @@ class _Session(requests.Session):  # type: ignore[misc]
 
 
 def require_secure(address: str, *, hash_known: bool, redirected: bool = False) -> None:
-    """Refuse addresses that anybody on the way could answer, and those that are not on the web."""
+    """Raise for addresses that are not https, or not on the web."""
     parts = urlsplit(address)
     where = f"redirects to {shown(address)}, which" if redirected else "it"
     if parts.scheme not in ("http", "https"):
@@ -65,7 +65,7 @@ def require_secure(address: str, *, hash_known: bool, redirected: bool = False) 
 
 
 def open_address(address: str, headers: dict[str, str], *, timeout: float, hash_known: bool) -> requests.Response:
-    """Ask for a file and return the answer, whose body is still to be read.
+    """Send the request and return the response, whose body is still to be read.
 
     Args:
         timeout: seconds to wait for the connection and for each piece; the head of the answer may take three times it.
@@ -100,7 +100,7 @@ def blocks(response: requests.Response, *, most: int, timeout: float, deadline: 
     since = time.monotonic()
     while True:
         try:
-            block = response.raw.read1(BLOCK, decode_content=False)
+            block = response.raw.read1(RECEIVED_BYTES, decode_content=False)
         except urllib3.exceptions.ReadTimeoutError as error:
             raise Broken(f"nothing came for {timeout:g} s") from error
         except urllib3.exceptions.ProtocolError:

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
-from functools import partial
 from pathlib import Path
 
-from hydrabench.checkpoints.cache import fetch_remote, read_entry
+from hydrabench.checkpoints.cache import fetch_remote
 from hydrabench.checkpoints.download import Progress
-from hydrabench.checkpoints.foreign.importing import Given, import_checkpoint
-from hydrabench.checkpoints.foreign.torch_files import is_torch_file
-from hydrabench.checkpoints.format import Checkpoint, load_checkpoint
 from hydrabench.checkpoints.manifest import RELEASED, SHIPPED, ProtocolResult, ZooEntry, read_entries
 from hydrabench.errors import CheckpointError, ConfigError
 from hydrabench.files import sha256_of, shipped
@@ -21,7 +17,6 @@ __all__ = [
     "checkpoint_name",
     "fetch",
     "find_entry",
-    "open_ref",
     "read_manifest",
     "read_zoo",
     "resolve",
@@ -107,30 +102,3 @@ def checkpoint_name(ref: str) -> str:
     if path.name == "checkpoint.safetensors":
         path = path.parent
     return "/".join(path.with_suffix("" if path.suffix == ".safetensors" else path.suffix).parts[-2:])
-
-
-def open_ref(
-    ref: str,
-    *,
-    arch: str | None = None,
-    dataset: str | None = None,
-    density: float | None = None,
-    normalization: Given = None,
-    progress: Progress | None = None,
-) -> Checkpoint:
-    """Resolve and load: one of our files, or one of others.
-
-    Args:
-        ref, progress: see `resolve`.
-        arch, dataset, density, normalization: of a file of others, see `import_checkpoint`; for a zoo id they are
-            taken from the manifest if they are not given. Our files say them themselves.
-    Raises: CheckpointError or ConfigError as `resolve`, `load_checkpoint` and `import_checkpoint` do.
-    """
-    path = resolve(ref, progress=progress)
-    if is_torch_file(path):
-        read = import_checkpoint if Path(ref).exists() else partial(read_entry, read_zoo()[ref])
-        return read(path, arch=arch, dataset=dataset, density=density, normalization=normalization)
-    given = {"--arch": arch, "--dataset": dataset, "--source-density": density, "--normalization": normalization}
-    if superfluous := [option for option, value in given.items() if value is not None]:
-        raise ConfigError(f"{ref} is a file of ours and says that itself; leave {', '.join(superfluous)} out")
-    return load_checkpoint(path)

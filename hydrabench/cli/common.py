@@ -29,7 +29,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 GRACE_SECONDS = 2.0
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 FOLDER = click.Path(path_type=Path, file_okay=False)
-REF_HELP = "Checkpoint: a file (ours, or a .pth.tar or .pt of others), a run folder, or an id of `hydrabench zoo list`."
+REF_HELP = "Checkpoint: a file (ours, or a foreign .pth.tar or .pt), a run folder, or an id of `hydrabench zoo list`."
 
 
 class Commands(click.Group):
@@ -61,7 +61,7 @@ class Commands(click.Group):
 
 
 def _report(message: str) -> None:
-    """Print one line, not one from every process that torchrun started, but an error that only one of them has too."""
+    """Print an error once, from the main process, or from the only process that has it."""
     main = is_main_process()
     if not main:
         time.sleep(GRACE_SECONDS)
@@ -127,7 +127,7 @@ machine_options = options(
     click.option(
         "--threads",
         type=click.IntRange(1, 1024),
-        help="CPU threads.  [default: 1, whose bits repeat; to use more cores, torchrun starts more processes]",
+        help="CPU threads.  [default: 1, which is reproducible bit by bit; torchrun uses more cores by more processes]",
     ),
     click.option("--data-dir", type=FOLDER, envvar="HYDRABENCH_DATA", help="Where data sets lie.", show_envvar=True),
     click.option("--download", is_flag=True, help="Fetch a missing data set (cifar10, cifar100, svhn)."),
@@ -179,17 +179,19 @@ model_options = options(
     click.option("--weights", type=click.Path(path_type=Path), help="State dict for --model: safetensors, .pt, .pth."),
 )
 foreign_options = options(
-    click.option("--arch", help="Of a file of others (.pth.tar, .pt): its network.  [default: what the file says]"),
+    click.option("--arch", help="Architecture of a file of other code (.pth.tar, .pt).  [default: what the file says]"),
     click.option(
         "--dataset",
-        help="Of such a file, or of --model: its data set; of --model also folder:DIR (one folder per class), npz:FILE "
+        help="Data set of such a file, or of --model; for --model also folder:DIR (one folder per class), npz:FILE "
         "(images, labels), parquet:PATH.  [default: what the file says]",
     ),
-    click.option("--source-density", type=float, help="Of such a file: HYDRA's --k.  [default: from its zeros]"),
+    click.option(
+        "--source-density", type=float, help="Density of such a file, HYDRA's --k.  [default: from its zeros]"
+    ),
     click.option(
         "--normalization",
-        help="Of such a file: none, cifar10, imagenet, or MEAN/STD, e.g. 0.49,0.48,0.44/0.2,0.19,0.2.  "
-        "[default: what the file says; HYDRA's: none, imagenet for ImageNet]",
+        help="Normalisation of such a file, or of --model: none, cifar10, imagenet, or MEAN/STD, e.g. "
+        "0.49,0.48,0.44/0.2,0.19,0.2.  [default: what the file says; HYDRA's: none, imagenet for ImageNet]",
     ),
 )
 image_options = options(

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from hydrabench.workflows.run_options import RunOptions
 
 MACHINE = {
-    "A network of others": ("arch", "dataset", "source_density", "normalization"),
+    "A network of other code": ("arch", "dataset", "source_density", "normalization"),
     "Machine": ("device", "threads", "data_dir", "download"),
 }
 settings_option = click.option(
@@ -201,9 +201,9 @@ def _export_vnnlib(
     subject: Subject, settings: EvaluationSettings, run_options: RunOptions, given: dict[str, Any]
 ) -> None:
     """Write the files of --export-vnnlib. Raises: ConfigError if the images are chosen one by one."""
-    from hydrabench.workflows.evaluation.vnnlib import TIMEOUT, export_vnnlib
+    from hydrabench.workflows.evaluation.vnnlib import VERIFIER_TIMEOUT, export_vnnlib
 
     if given["indices"] or given["skip"] != 1 or given["ids"]:
         raise ConfigError("--export-vnnlib writes properties of the first -n images; leave --index, --skip, --ids out")
-    limit = TIMEOUT if given["vnnlib_timeout"] is None else given["vnnlib_timeout"]
+    limit = VERIFIER_TIMEOUT if given["vnnlib_timeout"] is None else given["vnnlib_timeout"]
     export_vnnlib(subject, settings, given["export_vnnlib"], options=run_options, n=given["n"], timeout=limit)

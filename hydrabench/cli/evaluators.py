@@ -13,7 +13,7 @@ from hydrabench.errors import ConfigError, lookup
 if TYPE_CHECKING:
     from hydrabench.evaluators import Evaluator, Option
 
-COMMANDS = {"attack": "attack", "method": "certify"}  # by the option that chooses the evaluator
+COMMAND_OF = {"attack": "attack", "method": "certify"}  # by the option that chooses the evaluator
 TYPES: dict[str, Any] = {"int": int, "float": float, "folder": FOLDER}
 
 
@@ -57,7 +57,7 @@ def evaluators_of(choice: str) -> dict[str, Evaluator]:
     """The evaluators of a command, by kind."""
     from hydrabench.evaluators import EVALUATORS
 
-    return {kind: one for kind, one in EVALUATORS.items() if one.command == COMMANDS[choice]}
+    return {kind: one for kind, one in EVALUATORS.items() if one.command == COMMAND_OF[choice]}
 
 
 def declared_options(evaluators: Mapping[str, Evaluator]) -> dict[str, list[Option]]:

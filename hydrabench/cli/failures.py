@@ -1,4 +1,4 @@
-"""What ends a command, in one line: what was wrong, the reason, and the next step."""
+"""Turn errors into one line: what was wrong, the reason, and the next step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 
 from hydrabench.errors import HydrabenchError, is_out_of_memory
 
-LONGEST = 4000  # characters of a message
+LONGEST_MESSAGE = 4000  # characters of a message
 LONGEST_PATH = 200
 _NO_ROOM = "free some space or choose a folder on another disk; what was finished is kept, and --resume goes on from it"
 # What torch.save says when it cannot write; it does not tell why.
@@ -40,7 +40,7 @@ def one_line(error: BaseException) -> str | None:
     if text is None:
         return None
     flat = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
-    return flat if len(flat) <= LONGEST else f"{flat[: LONGEST // 2]} … {flat[-LONGEST // 2 :]}"
+    return flat if len(flat) <= LONGEST_MESSAGE else f"{flat[: LONGEST_MESSAGE // 2]} … {flat[-LONGEST_MESSAGE // 2 :]}"
 
 
 def _text(error: BaseException) -> str | None:

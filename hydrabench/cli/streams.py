@@ -1,4 +1,4 @@
-"""Standard output and error that take every text: closed ones swallow it, narrow ones get its nearest letters."""
+"""Standard streams that never fail: closed ones discard text, limited encodings get the nearest letters."""
 
 from __future__ import annotations
 

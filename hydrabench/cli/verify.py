@@ -44,10 +44,10 @@ def verify(run: Path, as_json: bool, **given: Any) -> None:
       hydrabench verify runs/smoothing --sample 5 --ckpt runs/final
       hydrabench verify runs/pgd --model mynet.py:build --weights mynet.pt
     """
-    from hydrabench.workflows.verifying import Network, verify_run
+    from hydrabench.workflows.verifying import NetworkSource, verify_run
 
     described, request = read_network(given, given["ref"], needed=False)
-    network = Network(given["ref"], described, given["reuse"], given["parent"], request)
+    network = NetworkSource(given["ref"], described, given["reuse"], given["parent"], request)
     options, sample, seed = read_run_options(given), given["sample"], given["seed"]
     found = verify_run(run, options=options, sample=sample, seed=seed, network=network)
     differing = [one for one in found if one.differences]

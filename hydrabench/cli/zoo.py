@@ -37,9 +37,9 @@ def zoo_list(as_json: bool, **wanted: Any) -> None:
     Example
       hydrabench zoo list --dataset cifar10 --density 0.01
     """
-    from hydrabench.workflows import zoo as workflow
+    from hydrabench.workflows import zoo_listing
 
-    entries = workflow.list_entries(**wanted)
+    entries = zoo_listing.list_entries(**wanted)
     if as_json:
         click.echo(json.dumps(entries, indent=2))
     elif entries:
@@ -69,9 +69,9 @@ def zoo_show(name: str) -> None:
     Example
       hydrabench zoo show digits-trades-95
     """
-    from hydrabench.workflows import zoo as workflow
+    from hydrabench.workflows import zoo_listing
 
-    click.echo(workflow.show_entry(name))
+    click.echo(zoo_listing.show_entry(name))
 
 
 @zoo.command("fetch")
@@ -104,7 +104,7 @@ def zoo_verify(names: tuple[str, ...], **given: Any) -> None:
     """
     from hydrabench.workflows import zoo as workflow
 
-    lines = workflow.verify(names, options=read_run_options(given))
+    lines = workflow.verify_shipped(names, options=read_run_options(given))
     click.echo(json.dumps(lines, indent=2) if given["as_json"] else f"{len(lines)} ledgers agree")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from typing import Annotated, Any, ClassVar, get_args
+from typing import Annotated, Any, ClassVar
 
 from pydantic import (
     AfterValidator,
@@ -73,12 +73,7 @@ def _form(value: object) -> str:
     return BY_LAYER if isinstance(value, dict) else FOR_ALL
 
 
-def _stored(radius: Fraction) -> str:
-    """What hashes and ledgers have: `radius_text`, and whole numbers as decimals, since the first of them do."""
-    return f"{radius}.0" if radius and radius.denominator == 1 else radius_text(radius)
-
-
-Radius = Annotated[Fraction, BeforeValidator(_radius), PlainSerializer(_stored)]
+Radius = Annotated[Fraction, BeforeValidator(_radius), PlainSerializer(radius_text)]
 Noise = Annotated[float, BeforeValidator(_noise), Field(gt=0, le=LARGEST_NOISE)]  # σ in pixel units
 Length = Annotated[float, BeforeValidator(_length), Field(ge=0)]  # an L2 distance in pixel units
 Density = Annotated[float, Field(allow_inf_nan=True), AfterValidator(_density)]
@@ -148,9 +143,3 @@ class Section(BaseModel):
 
 def _is_number(field: FieldInfo | None) -> bool:
     return field is not None and field.annotation in (int, float)
-
-
-def members_by_tag(union: Any, tag: str) -> dict[str, type[Section]]:
-    """The models of a discriminated union, by every value that its `tag` field may have."""
-    members = get_args(get_args(union)[0])
-    return {name: member for member in members for name in get_args(member.model_fields[tag].annotation)}

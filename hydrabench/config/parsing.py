@@ -15,7 +15,7 @@ from hydrabench.config.fields import BY_LAYER, FOR_ALL, Conflicts
 from hydrabench.errors import ConfigError, shortened
 
 Parsed = TypeVar("Parsed")
-Problem = Mapping[str, Any]  # one of pydantic's: "type", "loc", "msg", "input", "ctx"
+Complaint = Mapping[str, Any]  # one of pydantic's: "type", "loc", "msg", "input", "ctx"
 # Pydantic puts the tag of a union's member into the path of a problem.
 TAGS = frozenset({FOR_ALL, BY_LAYER})
 
@@ -35,14 +35,14 @@ def described(error: ValidationError, keys: Collection[str] = (), *, most: int |
     return "; ".join(describe(problem, keys if len(place(problem)) == 1 else ()) for problem in shown)
 
 
-def problems(error: ValidationError) -> list[Problem]:
+def problems(error: ValidationError) -> list[Complaint]:
     """Every problem of an error, the conflicts of a section one by one."""
     found = [each for problem in error.errors() for each in _single(problem)]
     # A sequence is too short without its wrong items: only the items are reported.
     return [one for one in found if one["type"] != "too_short" or not any(_inside(o["loc"], one["loc"]) for o in found)]
 
 
-def describe(problem: Problem, keys: Collection[str] = (), *, tags: Collection[str] = TAGS) -> str:
+def describe(problem: Complaint, keys: Collection[str] = (), *, tags: Collection[str] = TAGS) -> str:
     """One problem as "path: what is wrong".
 
     Args:
@@ -67,12 +67,12 @@ def describe(problem: Problem, keys: Collection[str] = (), *, tags: Collection[s
     return f"{lead}{message[0].lower()}{message[1:]}{f' (got {shortened(received)})' if shown else ''}"
 
 
-def place(problem: Problem, tags: Collection[str] = TAGS) -> list[int | str]:
+def place(problem: Complaint, tags: Collection[str] = TAGS) -> list[int | str]:
     """Where a problem stands in the file."""
     return [part for part in problem["loc"] if part not in tags]
 
 
-def _single(problem: Any) -> list[Problem]:
+def _single(problem: Any) -> list[Complaint]:
     """The conflicts of a section one by one, and any other problem as it is."""
     cause = problem.get("ctx", {}).get("error")
     return [{**problem, "msg": text} for text in cause.found] if isinstance(cause, Conflicts) else [problem]

@@ -18,7 +18,7 @@ _SUFFIX = re.compile(r"_n\d{8}(?=\.\w+$)")  # the hub puts the class into ImageN
 
 @dataclass(frozen=True)
 class Choice:
-    """What a user says of the images.
+    """The user's choice of test images.
 
     n: only so many of those that the others leave, from the first on; None: all. step: every step-th image, from 0 on.
     ids: a file with one image a line, by position in the split or by file name; None: no list.
@@ -56,7 +56,7 @@ def _of(images: ImageSource) -> str:
 
 
 def _listed(images: ImageSource, file: Path) -> list[int]:
-    """The images of a file's lines, in their order. Empty lines and those that begin with # are passed over."""
+    """Return the images listed in a file, in its order. Empty lines and those that begin with # are skipped."""
     lines = [line.strip() for line in read_text(file, LIST_BYTES).splitlines()]
     entries = [line for line in lines if line and not line.startswith("#")]
     if not entries:
@@ -93,3 +93,11 @@ def _names(images: ImageSource) -> dict[str, int]:
 def _plain(name: str) -> str:
     """A file name without its folders, and without the class that the hub adds: ILSVRC2012_val_00000293.JPEG."""
     return _SUFFIX.sub("", name.rsplit("/", 1)[-1])
+
+
+def first_images(images: ImageSource, n: int | None) -> int:
+    """Return how many of the first images to take: `n`, or all if None.
+
+    Raises: DataError if there are fewer than `n`.
+    """
+    return len(choose(images, Choice(n)))

@@ -14,7 +14,7 @@ from hydrabench.data.parquet import find_parquet, places_of, read_parquet
 from hydrabench.errors import DataError
 
 SHAPE = (3, 32, 32)
-CLASSES = {"CIFAR-10": ("cifar10", 10), "CIFAR-100": ("cifar100", 100)}
+VARIANTS = {"CIFAR-10": ("cifar10", 10), "CIFAR-100": ("cifar100", 100)}
 
 
 def load_cifar10(split: str, folder: Path | None, *, download: bool = False) -> ImageSet:
@@ -63,5 +63,5 @@ def _from_torchvision(kind: Any, title: str, split: str, folder: Path | None, *,
             "name the folder with --data-dir or HYDRABENCH_DATA, or add --download"
         ) from error
     images = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
-    name, classes = CLASSES[title]
+    name, classes = VARIANTS[title]
     return ImageSet(name, split, images, torch.tensor(found.targets), num_classes=classes)

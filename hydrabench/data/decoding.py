@@ -1,4 +1,4 @@
-"""Encoded images of strangers, as RGB: what is converted, what is refused; its size is known before one is decoded.
+"""Decode untrusted image files as RGB; the size is checked before decoding.
 
 - Grey, palette, black-and-white, CMYK and YCbCr images become RGB as Pillow converts them.
 - Of 16 bits a channel, the high byte is kept: v / 256 rounded down, in grey as in colour. Nothing is clipped.
@@ -56,7 +56,7 @@ def _pillow() -> Any:
 
 
 def _require_size(image: Any, size: tuple[int, int] | None) -> None:
-    """Refuse an image by what its first bytes say."""
+    """Raise for an image whose header gives another size, or too many pixels."""
     if size is not None and (image.height, image.width) != size:
         raise ValueError(f"it has {image.height} x {image.width} pixels, not {size[0]} x {size[1]}")
     if image.height * image.width > MOST_PIXELS:

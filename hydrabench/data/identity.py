@@ -1,23 +1,20 @@
-"""Which images a run is about, so that it is not continued, or called held-out, on others."""
+"""Fingerprints of images, so that a run is never continued on other images."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hydrabench.data.encoded import EncodedImages
 from hydrabench.data.images import ImageSource, batches, load_block
-
-if TYPE_CHECKING:
-    from hydrabench.data import TrainingImages
+from hydrabench.data.training_images import TrainingImages
 
 HASHED_TOGETHER = 500  # images
 
 
 def identities(images: ImageSource, chosen: Sequence[int]) -> list[tuple[str, int]]:
-    """The SHA-256 of the float32 pixels, as in records, and the label of each image at `chosen`, in order."""
+    """Return the SHA-256 of the float32 pixels, as in records, and the label of each image at `chosen`, in order."""
     found: list[tuple[str, int]] = []
     for start in range(0, len(chosen), HASHED_TOGETHER):
         block = load_block(images, 0, tuple(chosen[start : start + HASHED_TOGETHER]))

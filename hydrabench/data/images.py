@@ -1,4 +1,4 @@
-"""What every image source offers, image sets in memory, and the fixed blocks in which images are evaluated."""
+"""The interface of image sources, image sets in memory, and the fixed blocks of evaluation."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from hydrabench.errors import ConfigError, DataError
 from hydrabench.runtime import stream
 
 WORKERS = 8  # processes that decode images, at most
-Rows = Callable[[int], slice]  # of a minibatch of so many images, those that are asked for
+BatchPart = Callable[[int], slice]  # minibatch size -> the rows wanted
 
 
 class TrainingBatches:
@@ -66,10 +66,10 @@ class TrainingBatches:
 
     @property
     def decodes(self) -> bool:
-        """Whether images are decoded on the way, which takes long, and fails where one is damaged."""
+        """Return whether images are decoded during training, which is slow and fails if one is damaged."""
         return isinstance(self.sources[0], EncodedImages)
 
-    def epoch(self, number: int, *, first: int = 0, rows: Rows | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, number: int, *, first: int = 0, rows: BatchPart | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the minibatches of epoch `number` (from 0), from minibatch `first` on.
 
         Args:
@@ -98,7 +98,7 @@ class TrainingBatches:
             yield pixels(images), torch.cat([source.labels[indices.to(images.device)] for source, indices in parts])
 
     def _decoded(
-        self, labelled: EncodedImages, number: int, first: int, rows: Rows | None
+        self, labelled: EncodedImages, number: int, first: int, rows: BatchPart | None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Minibatches of encoded images."""
         chosen = self._order(0, number)[first:]
@@ -138,7 +138,7 @@ class _Views(Dataset[Tensor | DataError]):
     images: EncodedImages
     flip: bool
     key: tuple[object, ...]
-    rows: Rows | None
+    rows: BatchPart | None
 
     def __getitem__(self, indices: Tensor) -> Tensor | DataError:
         """Returns an error instead of raising it: on its way out of a worker, the loader would rewrite its message."""

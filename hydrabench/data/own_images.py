@@ -22,7 +22,7 @@ from hydrabench.data.labels import feature_names, plain_class
 from hydrabench.data.parquet import LABEL_COLUMNS, column_names, read_column, read_parquet
 from hydrabench.errors import DataError
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 LOOKED_AT = 100  # images whose sizes decide whether all are taken as they are
 MOST_IN_MEMORY = 4 << 30  # bytes of pixels
 
@@ -42,7 +42,7 @@ def load_own(name: str) -> ImageSource:
     form, _, place = name.partition(":")
     path = Path(place)
     if not path.exists():
-        raise DataError(f"--dataset {name}: there is no {place or 'path'}; give {FORMS}")
+        raise DataError(f"--dataset {name}: there is no {place or 'path'}; give {OWN_FORMS}")
     images = OWN[form](path, name)
     check_labels(images, name)
     return images
@@ -58,10 +58,10 @@ def _from_folder(root: Path, name: str) -> ImageSource:
         (f"{group}/{file.relative_to(root / group).as_posix()}", label)
         for label, group in enumerate(classes)
         for file in sorted((root / group).rglob("*"))
-        if file.suffix.lower() in SUFFIXES
+        if file.suffix.lower() in IMAGE_SUFFIXES
     ]
     if not found:
-        raise DataError(f"--dataset {name}: {root} holds no folder per class with images ({', '.join(SUFFIXES)})")
+        raise DataError(f"--dataset {name}: {root} holds no folder per class with images ({', '.join(IMAGE_SUFFIXES)})")
     found.sort(key=lambda one: (hashlib.sha256(os.fsencode(one[0])).digest(), one[0]))
     files = Files(root, [file for file, _ in found])
     labels = torch.tensor([label for _, label in found])
@@ -182,4 +182,4 @@ OWN: dict[str, Callable[[Path, str], ImageSource]] = {
     "npz": _from_npz,
     "parquet": _from_parquet,
 }
-FORMS = "folder:DIR (one folder per class), npz:FILE (images, labels) or parquet:PATH (Hugging Face layout)"
+OWN_FORMS = "folder:DIR (one folder per class), npz:FILE (images, labels) or parquet:PATH (Hugging Face layout)"

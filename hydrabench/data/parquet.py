@@ -40,7 +40,7 @@ def find_parquet(places: Sequence[Path], split: str) -> list[Path]:
 
 
 def places_of(folder: Path, name: str, hub: str) -> list[Path]:
-    """Where the files of a data set may lie in a data folder, which may be its own; `hub`: their folder on the hub."""
+    """Return where the files of a data set may lie in a data folder; `hub`: their folder on the hub."""
     own = [folder / name, folder / name / hub]
     return [*own, folder, folder / hub] if folder.name == name else own
 

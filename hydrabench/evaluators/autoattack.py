@@ -1,4 +1,4 @@
-"""The standard AutoAttack ensemble, run by its authors' own code, and judged again by us.
+"""The standard AutoAttack ensemble: the authors' own code; we check every point it returns.
 
 What we add to package `pyautoattack`: a seed per block, which attack broke which image, and a
 second opinion. Upstream prints warnings about suspicious defences; here those that would make the
@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import NonNegativeInt
 
 from hydrabench.config import Radius
+from hydrabench.config.passes import INPUT_GRADIENT
 from hydrabench.config.protocol import unless
 from hydrabench.errors import HydrabenchError, NonFiniteError
 from hydrabench.evaluators.clean import attack_records, clean_breaks, clean_logits, require_finite
 from hydrabench.evaluators.description import EvaluationSettings, Evaluator, robust_metrics
-from hydrabench.evaluators.pgd import EPSILON, INPUT_GRADIENT, NORM, SEED, short_pgd
+from hydrabench.evaluators.pgd import EPSILON, NORM, SEED, short_pgd
 from hydrabench.ledger import AttackRecord
 from hydrabench.threat import Norm
 
@@ -156,7 +157,7 @@ def require_pyautoattack() -> Any:
 
 
 def require_suitable(network: nn.Module, block: Block, settings: AutoAttackSettings) -> Tensor:
-    """Refuse what the standard ensemble cannot judge.
+    """Raise for networks that the standard ensemble cannot judge.
 
     These are upstream's checks of the class count, of outputs that are already probabilities (the
     attacks' gradients vanish) and of randomized networks, and the image side that Square's L2
@@ -204,7 +205,7 @@ def _require_suitable_block(network: nn.Module, block: Block, settings: AutoAtta
 
 @contextmanager
 def _left_as_found(network: nn.Module, *, on_gpu: bool) -> Iterator[None]:
-    """Keep upstream's seeding, logging and parameter gradients from being noticed outside.
+    """Undo upstream's side effects: seeding, logging and parameter gradients.
 
     It seeds torch's global generators, warns through the logger "auto-attack" (of zero gradients,
     for every target), and FAB calls `backward`, which would fill the parameters' gradients.

@@ -1,4 +1,4 @@
-"""How many images are evaluated, and written, together: what is lost at most when a run is killed.
+"""The number of images evaluated and written together; at most one block is lost when a run is killed.
 
 Sizes depend on the network and the settings alone, never on the clock, so that a ledger can be made again.
 """
@@ -27,7 +27,7 @@ class Blocks:
     cheaper: str = ""
 
     def warning(self, kind: str, images: int) -> str | None:
-        """A line for the user if an image may take more than a minute."""
+        """Return a warning if one image may take more than a minute."""
         if self.seconds <= MINUTE:
             return None
         several = images > 1
@@ -46,7 +46,7 @@ def fixed_blocks(_settings: Any, _network: Any, _shape: tuple[int, int, int]) ->
 
 
 def blocks_of_a_minute(seconds: float, most: int) -> int:
-    """How many images take a core about a minute: at least 1 and `most` at most."""
+    """Return blocks that take one core about a minute: at least 1 and at most `most` images."""
     return most if seconds == 0 else int(min(max(MINUTE / seconds, 1), most))
 
 

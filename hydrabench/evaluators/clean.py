@@ -96,7 +96,7 @@ def clean_logits(network: nn.Module, block: Block) -> Tensor:
 
 
 def require_eval_mode(network: nn.Module) -> None:
-    """Refuse train mode, in which batch statistics make an image's verdict depend on its neighbours.
+    """Raise in train mode, where batch statistics make a verdict depend on the rest of the batch.
 
     Raises: ValueError if any module of the network is in train mode.
     """
@@ -105,7 +105,7 @@ def require_eval_mode(network: nn.Module) -> None:
 
 
 def require_finite(values: Tensor, indices: Sequence[int], what: str) -> None:
-    """Stop if a value is NaN or infinite, which must never be taken for a verdict.
+    """Raise if a value is NaN or infinite, which must never become a verdict.
 
     Args:
         values: (B,) or (B, K). indices: data-set index of each row. what: one value, with its article.

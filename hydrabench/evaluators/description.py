@@ -1,7 +1,7 @@
-"""What there is to say about a way of judging networks: one frozen `Evaluator` each, which every other room reads.
+"""The description of an evaluator: one frozen `Evaluator` each, which all other packages read.
 
-The command line, `run.json`, the report, the gate and the dry run know evaluators by these descriptions alone. Modules
-here are imported where torch must not be: they import torch, bounds, attacks and smoothing inside functions.
+The command line, `run.json`, the report, the gate and the dry run know evaluators by these descriptions alone. These
+modules must not import torch at the top: torch, bounds, attacks and smoothing are imported inside functions.
 
 Settings with these names mean the same to every evaluator: `norm` and `epsilon` a ball, `sigma` the noise of smoothing,
 `radii` the L2 radii at which certificates are counted, `samples` the most draws for an image.
@@ -51,7 +51,7 @@ class EvaluationSettings(Section):
 
 @dataclass(frozen=True)
 class Metric:
-    """What each image contributes to a number.
+    """One metric: the contribution of each image, and how to compute its interval.
 
     values: one for each record, in order: truth values, or numbers >= 0 of which the mean is taken.
     interval: "wilson" of a fraction, "clopper-pearson" of one that claims a guarantee, "t" of a mean.
@@ -102,7 +102,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What costs depend on.
+    """The sizes that an evaluation's cost depends on.
 
     flops: floating-point operations of one forward pass of one image. symbolic: how many forward passes the
     symbolic bounds of one image take, if every neuron is bounded. classes: outputs.
@@ -128,14 +128,14 @@ class Computing:
 
 @dataclass(frozen=True)
 class Ready:
-    """evaluate: judges a block. header: what `run.json` says of how it is computed."""
+    """An evaluator ready to run. evaluate: judges a block. header: further entries of `run.json`."""
 
     evaluate: Callable[[Block], Sequence[Record]]
     header: Mapping[str, Any] = field(default_factory=dict)
 
 
 def nothing(*_arguments: Any) -> None:
-    """There is nothing to check."""
+    """Check nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +192,7 @@ class Evaluator:
     more: Callable[[Any, tuple[int, int, int]], dict[str, Any]] = lambda _settings, _shape: {}
 
     def ready(self, network: nn.Module, settings: Any, computing: Computing) -> Ready:
-        """What judges block after block."""
+        """Return the function that judges one block after another, prepared once."""
         if self.prepare is not None:
             return self.prepare(network, settings, computing)
         return Ready(lambda block: self.evaluate(network, block, settings))
@@ -215,19 +215,19 @@ class Evaluator:
 
 
 def said(text: str | Callable[[Any], str], settings: Any) -> str:
-    """A heading or a meaning."""
+    """Return a heading or a meaning as text, for the given settings."""
     return text if isinstance(text, str) else text(settings)
 
 
 def at(settings: Any) -> str:
-    """What tells numbers of one protocol apart: " at L∞ 8/255", " at σ=0.25", or nothing."""
+    """Return what distinguishes columns of one protocol: " at L∞ 8/255", " at σ=0.25", or ""."""
     if "sigma" in type(settings).model_fields:
         return f" at σ={settings.sigma:g}"
     return f" at {Threat(settings.norm, settings.epsilon)}" if "epsilon" in type(settings).model_fields else ""
 
 
 def require_precision(kind: str, precision: str, evaluators: Mapping[str, Evaluator]) -> None:
-    """Refuse reduced precision wherever a verdict would rest on it. Raises: ConfigError."""
+    """Raise ConfigError for reduced precision where a verdict would depend on it."""
     if precision in FULL_PRECISIONS or evaluators[kind].reduced_precision:
         return
     able = [name for name, evaluator in evaluators.items() if evaluator.reduced_precision]
@@ -246,17 +246,17 @@ def is_correct(line: Line) -> bool:
 
 
 def clean_metric(lines: Sequence[Line]) -> Metric:
-    """Accuracy on the images as they are, which every evaluator of the network itself can tell."""
+    """Return the clean accuracy, which every evaluator of the network itself records."""
     return Metric(tuple(map(is_correct, lines)), column_of="clean")
 
 
 def robust_metrics(lines: Sequence[Line], _settings: Any) -> dict[str, Metric]:
-    """Of `AttackRecord`: right on the clean image, and robust."""
+    """Return the metrics of attack records: clean and robust accuracy."""
     robust = tuple(is_correct(line) and bool(line["robust"]) for line in lines)
     return {"clean_accuracy": clean_metric(lines), "robust_accuracy": Metric(robust)}
 
 
 def verified_metrics(lines: Sequence[Line], _settings: Any) -> dict[str, Metric]:
-    """Of `VerifiedRecord`: right on the clean image, and verified."""
+    """Return the metrics of verification records: clean and verified accuracy."""
     verified = tuple(is_correct(line) and bool(line["verified"]) for line in lines)
     return {"clean_accuracy": clean_metric(lines), "verified_accuracy": Metric(verified, "clopper-pearson")}

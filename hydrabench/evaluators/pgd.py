@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from hydrabench.config import Radius
+from hydrabench.config.passes import INPUT_GRADIENT
 from hydrabench.config.protocol import unless
 from hydrabench.evaluators.blocks import BLOCK_SIZE
 from hydrabench.evaluators.clean import attack_records, clean_breaks, clean_logits, require_finite
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from hydrabench.data.images import Block
-
-INPUT_GRADIENT = 2  # forward passes of one pass with its gradient to the image
 
 
 class PgdSettings(EvaluationSettings):
@@ -124,7 +123,7 @@ def _attack_once(network: nn.Module, block: Block, settings: PgdSettings, *, los
 
 
 def _rows(block: Block, rows: Sequence[int]) -> Block:
-    """The images of a block that are still to be attacked."""
+    """Return the rows of a block that are still to be attacked."""
     import torch
 
     from hydrabench.data.images import Block
@@ -140,7 +139,7 @@ SEED = Option("seed", "Key of all random streams.", "int", default="0")
 
 
 def short_pgd(settings: Any) -> tuple[PgdSettings, int]:
-    """Ten steps at radius 0, where every image resists to the end: what is timed of attacks with gradients."""
+    """Return ten steps at radius 0, where no image breaks: the piece that is timed for gradient attacks."""
     return PgdSettings(norm=settings.norm, epsilon=Fraction(0), steps=10, losses=("ce",)), BLOCK_SIZE
 
 

@@ -40,14 +40,12 @@ def parse_settings(values: Mapping[str, Any], source: str = "") -> EvaluationSet
 
 
 def recorded_settings(values: Mapping[str, Any], protocol: str, source: str = "settings") -> EvaluationSettings:
-    """Read settings as `run.json` has them; those from before there was a `version` have it in the protocol id.
+    """Read settings as `run.json` has them.
 
     Raises: ConfigError naming, as part of `source`, what is wrong; also if the settings make another protocol.
     """
     model, _ = lookup("evaluator", EVALUATORS, str(values.get("kind"))).models(values)
-    number = protocol.rpartition("@")[2]
-    known = {"version": int(number)} if "version" in model.model_fields and number.isdecimal() else {}
-    settings = parse(model, {**known, **values}, source)
+    settings = parse(model, values, source)
     if settings.protocol != protocol:
         raise ConfigError(f"{source} make the protocol {settings.protocol}, not {protocol}")
     return settings
@@ -59,7 +57,7 @@ def record_of(settings: EvaluationSettings) -> type[Record]:
 
 
 def with_default_threat(entry: Any, threat: Mapping[str, Any]) -> Any:
-    """Give evaluation options that lack a radius, or a noise level, that of `threat`, and its norm with the radius."""
+    """Fill in a missing radius and norm, or noise level, of evaluation options from `threat`."""
     evaluator = EVALUATORS.get(str(entry.get("kind"))) if isinstance(entry, dict) else None
     if evaluator is None:
         return entry

@@ -1,4 +1,4 @@
-"""Certified radii of a pruned network, by comparing its votes with those of the network it was made from."""
+"""Incremental smoothing: certified radii of a pruned network from its parent's certificates and votes of both."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from hydrabench.data.images import Block
 from hydrabench.errors import DataError
 from hydrabench.evaluators.clean import require_eval_mode
 from hydrabench.evaluators.reuse_settings import ReuseSettings
-from hydrabench.evaluators.smoothed import ABSTAIN, certify
+from hydrabench.evaluators.smoothed import certify_image
 from hydrabench.evaluators.smoothing_settings import SmoothingSettings
-from hydrabench.ledger import ReuseRecord
+from hydrabench.ledger import ABSTAIN, ReuseRecord
 from hydrabench.smoothing import RULES, Draws, Plan, Routine, Sampling, are_grey_levels, collect, radius_of, slack
-from hydrabench.smoothing.reuse import Kept, parent_bound, shares
+from hydrabench.smoothing.reuse import LostVotes, parent_bound, shares
 
 Known = Mapping[str, Any]  # one line of the parent's ledger
 
 
 class Paired(nn.Module):
-    """Two networks as one "classifier" whose classes say what both of them voted.
+    """Two networks as one classifier with 2K classes that encode the votes of both.
 
     Class a < K: both say a. Class K + a: the parent says a, the child another class.
     """
@@ -56,9 +56,9 @@ def evaluate_reuse(
     """Certify the smoothed `network` from the parent's ledger, with fewer draws than it took there.
 
     Both networks vote on the first draws of the parent's estimation stream until the votes that are lost are few
-    enough (`smoothing.reuse.Kept`). Where the parent's bound does not exceed 1/2 the child abstains, without a draw.
-    With `settings.direct`, images that the child certifies at fewer of the radii than the parent's ledger does, and
-    those where it abstains, are certified directly as well, and the better certificate counts.
+    enough (`smoothing.reuse.LostVotes`). Where the parent's bound does not exceed 1/2 the child abstains
+    without a draw. With `settings.direct`, images that the child certifies at fewer of the radii than the parent's
+    ledger does, and those where it abstains, are certified directly as well, and the better certificate counts.
 
     Args:
         network, block, sampling: as for `evaluate_smoothed`. parent: in eval mode, run as for its ledger.
@@ -72,7 +72,7 @@ def evaluate_reuse(
     sampling = _sampling(block, settings, sampling or Sampling())
     lost = slack(settings.sigma, block.images[0].numel()) if settings.rigor == "discrete" else 0.0
     split = shares(settings.alpha, direct=settings.direct)
-    rule = Kept(Plan(settings.reuse_samples, split.lost, settings.sigma, settings.radii, lost))
+    rule = LostVotes(Plan(settings.reuse_samples, split.lost, settings.sigma, settings.radii, lost))
     records = [_abstention(settings, ledger[index], _about(block, row)) for row, index in enumerate(block.indices)]
     comparable = [row for row, record in enumerate(records) if record.parent_p_lower - lost > 0.5]
     routines = [compare(settings, rule, records[row], block.images[row].numel()) for row in comparable]
@@ -101,7 +101,7 @@ def _about(block: Block, row: int) -> dict[str, Any]:
 
 
 def _abstention(settings: ReuseSettings, known: Known, about: Mapping[str, Any]) -> ReuseRecord:
-    """What the parent's record alone says: which class, the bound that there is to reuse, and no claim yet."""
+    """Return a record that abstains, with the class and the bound of the parent's record."""
     split = shares(settings.alpha, direct=settings.direct)
     rule = RULES[settings.parent_mode](Plan(settings.samples, split.parent, settings.sigma, ()))
     looks = [] if known.get("skipped") else known.get("looks") or [[known["samples"], known["count"]]]
@@ -126,12 +126,12 @@ def _abstention(settings: ReuseSettings, known: Known, about: Mapping[str, Any])
     )
 
 
-def compare(settings: ReuseSettings, rule: Kept, record: ReuseRecord, coordinates: int) -> Routine[ReuseRecord]:
+def compare(settings: ReuseSettings, rule: LostVotes, record: ReuseRecord, coordinates: int) -> Routine[ReuseRecord]:
     """Count the votes that one image loses, among draws of `Paired`, until the rule has enough.
 
     Args: record: see `_abstention`. coordinates: C * H * W.
     """
-    # The very draws of `evaluators.smoothed.certify`, of which the parent's ledger counted the votes.
+    # The very draws of `evaluators.smoothed.certify_image`, of which the parent's ledger counted the votes.
     key = (settings.seed, "smoothing", "estimate", record.index)
     n: int | None = rule.first
     best, looks, agreed, parted = 0.0, [], [0], [0]
@@ -178,7 +178,7 @@ def _certify_directly(
         **{name: getattr(settings, name) for name in names},
     )
     images = block.images[list(rows)]
-    routines = [certify(alone, block.images[row].numel(), _about(block, row)) for row in rows]
+    routines = [certify_image(alone, block.images[row].numel(), _about(block, row)) for row in rows]
     found = collect(network, images, routines, sigma=settings.sigma, sampling=sampling)
     for row, (direct, spent) in zip(rows, found, strict=True):
         passes = records[row].passes + spent

@@ -15,7 +15,7 @@ from hydrabench.data.images import Block
 from hydrabench.errors import DataError
 from hydrabench.evaluators.clean import require_eval_mode
 from hydrabench.evaluators.smoothing_settings import SmoothingSettings
-from hydrabench.ledger import SmoothedRecord
+from hydrabench.ledger import ABSTAIN, SmoothedRecord
 from hydrabench.smoothing import (
     RULES,
     Draws,
@@ -29,8 +29,6 @@ from hydrabench.smoothing import (
     radius_of,
     slack,
 )
-
-ABSTAIN = -1
 
 
 def evaluate_smoothed(
@@ -63,7 +61,8 @@ def evaluate_smoothed(
     ]
     coordinates = block.images[0].numel()
     routines = [
-        predict(settings, one) if settings.mode == "predict" else certify(settings, coordinates, one) for one in about
+        predict(settings, one) if settings.mode == "predict" else certify_image(settings, coordinates, one)
+        for one in about
     ]
     found = collect(network, block.images, routines, sigma=settings.sigma, sampling=sampling)
     share = (perf_counter() - started) / sum(spent for _, spent in found)
@@ -77,7 +76,7 @@ def rule_for(settings: SmoothingSettings, coordinates: int) -> Rule:
     return RULES[settings.mode](Plan(settings.samples, settings.alpha, settings.sigma, settings.radii, lost))
 
 
-def certify(settings: SmoothingSettings, coordinates: int, about: Mapping[str, Any]) -> Routine[SmoothedRecord]:
+def certify_image(settings: SmoothingSettings, coordinates: int, about: Mapping[str, Any]) -> Routine[SmoothedRecord]:
     """Algorithm CERTIFY for one image: requests draws until the stopping rule has enough.
 
     Args: about: index, input_sha, label and seconds of the record.

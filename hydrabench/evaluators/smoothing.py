@@ -1,4 +1,4 @@
-"""Randomized smoothing: what there is to say about it; `smoothed` certifies, `reused` from a parent's certificates."""
+"""The description of randomized smoothing; `smoothed` certifies, `reuse` derives from a parent's certificates."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ MEANINGS = {
 # What "smoothing" alone means elsewhere; the others are named in headings.
 HEADINGS = {"cohen": "smoothing", "imported": "smoothing", "reused": "smoothing reuse"}
 HOW, REUSE = "Smoothing, how it is computed", "Smoothing, from the certificates of a parent network"
-OPTIONS = (
+SMOOTHING_OPTIONS = (
     Option("mode", "cohen, curtailed, adaptive or betting: when to stop.", heading="Smoothing", default="cohen"),
     Option(
         "predict",
@@ -90,7 +90,7 @@ OPTIONS = (
 
 @dataclass(frozen=True)
 class SmoothingOptions:
-    """How smoothing computes, apart from what is computed.
+    """Options of smoothing that change its speed, not its protocol.
 
     compile, channels_last, fold_batch_norm: see `smoothing.forward`. batch: noisy images in one forward pass, None:
     by their size. noise: where it is drawn, "cpu" or "device"; "auto": on a GPU if there is one.
@@ -152,7 +152,7 @@ def _blocks(settings: SmoothingSettings, _network: nn.Module, _shape: tuple[int,
 
 
 def metrics(lines: Sequence[Line], settings: Any) -> dict[str, Metric]:
-    """What smoothing's records say at each of the radii of the settings.
+    """Return the metrics of smoothing: certified accuracy at each radius, and the mean radius.
 
     `certified_accuracy@R` (R written with %g) asks for a correct prediction, no abstention and a radius of at least R;
     whatever is not abstained has a radius above 0, so R = 0 gives the accuracy of the smoothed classifier with
@@ -223,7 +223,7 @@ SMOOTHING = Evaluator(
     meaning=_meaning,
     passes=lambda settings, _sizes: settings.n0 + settings.samples,
     piece=_piece,
-    options=OPTIONS,
+    options=SMOOTHING_OPTIONS,
     variant=lambda values: (ReuseSettings, ReuseRecord) if values.get("mode") == "reused" else None,
     blocks=_blocks,
     prepare=_prepare,

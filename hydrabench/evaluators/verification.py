@@ -1,14 +1,15 @@
-"""The evaluators that bound every margin over a ball: what there is to say about them; `verified` computes."""
+"""The descriptions of the evaluators that bound margins over a ball; `verified` computes them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from hydrabench.config.passes import BOXES
 from hydrabench.evaluators.blocks import BLOCK_SIZE, Blocks, blocks_of_a_minute, fixed_blocks
 from hydrabench.evaluators.description import Computing, Evaluator, Option, Ready, Sizes, verified_metrics
 from hydrabench.evaluators.pgd import EPSILON, NORM
-from hydrabench.evaluators.verified_settings import AlphaCrownSettings, VerifiedSettings
+from hydrabench.evaluators.verified_settings import AlphaCrownSettings, Settings, VerifiedSettings
 from hydrabench.ledger import VerifiedRecord
 
 if TYPE_CHECKING:
@@ -16,11 +17,9 @@ if TYPE_CHECKING:
 
     from hydrabench.data.images import Block
 
-Settings = VerifiedSettings | AlphaCrownSettings
-BOXES = 2  # forward passes of interval bounds: centers and widths
 SEARCHED_BLOCK = 10  # images of alpha-crown, and where auto_LiRPA bounds, of which little is known beforehand
 
-METHODS = Option("methods", "Cascade: in order; alpha-crown last.", "list", "Bounds", default="ibp,crown-ibp,crown")
+IN_TURN = Option("methods", "Cascade: in order; alpha-crown last.", "list", "Bounds", default="ibp,crown-ibp,crown")
 ENGINE = Option("engine", "hydrabench, or auto_lirpa: a second opinion in L∞.", heading="Bounds", default="hydrabench")
 RIGOR = Option(
     "rigor",
@@ -28,7 +27,7 @@ RIGOR = Option(
     "either.",
     default="standard",
 )
-SEARCH = (
+SEARCH_OPTIONS = (
     Option("slopes", "Optimise those of the output, or all (slower).", heading="alpha-crown", default="output"),
     Option("iterations", "Iterations of the search.", "int", "alpha-crown", default="100"),
     Option("learning_rate", "Learning rate of the search.", "float", "alpha-crown", default="0.1"),
@@ -59,7 +58,7 @@ def _prepare(network: nn.Module, settings: Settings, _computing: Computing) -> R
 
 
 def _require(network: nn.Module, settings: Settings) -> None:
-    """Refuse a layer without a rule, and a missing auto_LiRPA, which learns from images which layers there are."""
+    """Raise for a layer without a rule, or if auto_LiRPA is needed and missing."""
     from hydrabench.bounds import program_of, read, require_auto_lirpa
 
     if settings.needs_auto_lirpa:
@@ -78,7 +77,7 @@ def _require_readable(network: nn.Module, block: Block, settings: Settings) -> N
 
 
 def _blocks_of_passes(settings: VerifiedSettings, network: nn.Module, shape: tuple[int, int, int]) -> Blocks:
-    """Of methods that bound every neuron by a pass of its own: up to hours an image on a deep network."""
+    """Return the blocks of methods with a backward pass for every unstable neuron: up to hours an image."""
     from hydrabench.bounds import image_seconds
 
     if not settings.uses_our_bounds:
@@ -173,13 +172,13 @@ CROWN = _evaluator("CROWN", "CROWN for every neuron", options=(ENGINE, RIGOR), f
 CASCADE = _evaluator(
     "cascade",
     lambda settings: f"the first of {', '.join(settings.methods)} that proves it",
-    options=(METHODS, RIGOR, *SEARCH),
+    options=(IN_TURN, RIGOR, *SEARCH_OPTIONS),
     frugal="choose crown-ibp",
 )
 ALPHA_CROWN = _evaluator(
     "α-CROWN",
     "CROWN with optimised slopes",
-    options=(ENGINE, *SEARCH),
+    options=(ENGINE, *SEARCH_OPTIONS),
     frugal="choose crown-ibp",
     settings=AlphaCrownSettings,
     blocks=_blocks_of_search,

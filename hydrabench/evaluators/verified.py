@@ -32,16 +32,13 @@ from hydrabench.bounds import (
 from hydrabench.data.images import Block
 from hydrabench.errors import GateError, UnsupportedLayerError, lookup
 from hydrabench.evaluators.clean import clean_logits
-from hydrabench.evaluators.verified_settings import AlphaCrownSettings, VerifiedSettings
+from hydrabench.evaluators.verified_settings import AlphaCrownSettings, Settings, VerifiedSettings
 from hydrabench.ledger import VerifiedRecord
 from hydrabench.runtime import require_exact_arithmetic
 
 VACUOUS = -sys.float_info.max  # what is recorded where nothing is known; JSON has no infinity
 # What rounding alone may add to a bound, relative to the largest logit: many times the unit roundoff.
-ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-10}
-
-
-Settings = VerifiedSettings | AlphaCrownSettings
+LOGIT_ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-10}
 
 
 def evaluate_verified(network: nn.Module | Prepared, block: Block, settings: Settings) -> list[VerifiedRecord]:
@@ -107,7 +104,7 @@ def require_readable(network: nn.Module | Prepared, block: Block, settings: Sett
 
 @dataclass(frozen=True)
 class _Bound:
-    """What was found of one image.
+    """The bound of one image.
 
     lower: of its margin. kind: the method whose rounding counts, a key of `FACTORS`.
     method: which one of a cascade proved it. settled: whether the image is unproved and stays so whatever rounding
@@ -121,11 +118,11 @@ class _Bound:
     rechecked: bool = False
 
 
-Network = nn.Module | Prepared
-Method = Callable[[Any, Tensor, Tensor, Any], list[_Bound]]  # (network, images, labels, settings)
+AnyNetwork = nn.Module | Prepared
+BoundFunction = Callable[[Any, Tensor, Tensor, Any], list[_Bound]]  # (network, images, labels, settings)
 
 
-def _bounds(network: Network, block: Block, settings: Settings, wrong: Tensor) -> list[_Bound]:
+def _bounds(network: AnyNetwork, block: Block, settings: Settings, wrong: Tensor) -> list[_Bound]:
     """Bounds of a block; `wrong` says which images are misclassified, (B,)."""
     x, y = block.images, block.labels
     if settings.engine == "auto_lirpa":
@@ -148,11 +145,13 @@ def _bounds(network: Network, block: Block, settings: Settings, wrong: Tensor) -
 
 
 def _known(bound: _Bound) -> _Bound:
-    """The bound, or -inf for one that says nothing: NaN or infinite, as intervals of a deep network may become."""
+    """Return the bound, or -inf for a vacuous one (NaN or infinite, as intervals of deep networks may become)."""
     return bound if math.isfinite(bound.lower) else replace(bound, lower=-math.inf, method=None)
 
 
-def _decided(network: Network, x: Tensor, y: Tensor, settings: Settings, method: Method, wrong: Tensor) -> list[_Bound]:
+def _decided(
+    network: AnyNetwork, x: Tensor, y: Tensor, settings: Settings, method: BoundFunction, wrong: Tensor
+) -> list[_Bound]:
     """Bounds in the precision of `x`, but in float64 where rounding to float32 could have turned a verdict.
 
     An image that is misclassified, as `wrong` (B,) says, is settled by a bound that does not say otherwise.
@@ -174,7 +173,7 @@ def _decided(network: Network, x: Tensor, y: Tensor, settings: Settings, method:
     return found
 
 
-def _cleared(network: Network, x: Tensor, y: Tensor, settings: Settings, found: list[_Bound]) -> list[_Bound]:
+def _cleared(network: AnyNetwork, x: Tensor, y: Tensor, settings: Settings, found: list[_Bound]) -> list[_Bound]:
     """Bounds in float64, and 0 where rounding could have lifted one from there."""
     proved = {row: bound.kind for row, bound in enumerate(found) if bound.lower > 0 and math.isfinite(bound.lower)}
     for row, reach in _reach(network, x, y, settings, proved).items():
@@ -183,8 +182,8 @@ def _cleared(network: Network, x: Tensor, y: Tensor, settings: Settings, found: 
     return found
 
 
-def _reach(network: Network, x: Tensor, y: Tensor, settings: Settings, kinds: dict[int, str]) -> dict[int, float]:
-    """How far rounding can lift the bounds of some images.
+def _reach(network: AnyNetwork, x: Tensor, y: Tensor, settings: Settings, kinds: dict[int, str]) -> dict[int, float]:
+    """Return how far rounding can raise the bounds of some images.
 
     auto_LiRPA may have a rule where we have none: nothing is known then, and float64 is the best there is.
     """
@@ -202,7 +201,7 @@ def _by_one_method(network: Prepared, x: Tensor, y: Tensor, settings: VerifiedSe
     return [_Bound(value, settings.kind) for value in lower.tolist()]
 
 
-def _by_auto_lirpa(network: Network, x: Tensor, y: Tensor, settings: Settings) -> list[_Bound]:
+def _by_auto_lirpa(network: AnyNetwork, x: Tensor, y: Tensor, settings: Settings) -> list[_Bound]:
     if isinstance(settings, AlphaCrownSettings):
         return _searched(lirpa_alpha_margins(_module(network), x, y, float(settings.epsilon), search=_search(settings)))
     lower = lirpa_margins(_module(network), x, y, float(settings.epsilon), method=settings.kind)
@@ -221,7 +220,7 @@ def _by_cascade(network: Prepared, x: Tensor, y: Tensor, settings: VerifiedSetti
 
 
 def _most_rounded(methods: Sequence[str]) -> str:
-    """The one among some methods whose rounding is the largest; `FACTORS` names them in ascending order."""
+    """Return the method with the largest rounding error; `FACTORS` lists them in ascending order."""
     return max(methods, key=list(FACTORS).index)
 
 
@@ -241,7 +240,7 @@ def _searched(lower: Tensor) -> list[_Bound]:
 
 def _refuse_contradictions(logits: Tensor, lower: Tensor, block: Block, settings: Settings) -> None:
     """Stop if a margin is bounded above 0, by more than rounding, although the clean image is misclassified."""
-    rounding = ROUNDING[logits.dtype] * logits.abs().amax(1).clamp_min(1)
+    rounding = LOGIT_ROUNDING[logits.dtype] * logits.abs().amax(1).clamp_min(1)
     contradicted = (lower > rounding) & (logits.argmax(1) != block.labels)
     if contradicted.any():
         row = int(contradicted.nonzero()[0, 0])

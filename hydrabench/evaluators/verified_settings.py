@@ -13,7 +13,7 @@ from hydrabench.evaluators.description import EvaluationSettings
 from hydrabench.threat import Norm
 
 Method = Literal["ibp", "symbolic", "crown-ibp", "crown", "alpha-crown"]
-CASCADE: tuple[Method, ...] = ("ibp", "crown-ibp", "crown")
+CASCADE_METHODS: tuple[Method, ...] = ("ibp", "crown-ibp", "crown")
 SOUND = ("ibp", "crown-ibp")  # what can be rounded outwards
 AUTO_LIRPA = ("ibp", "crown-ibp", "crown")  # what it is called for; alpha-crown has settings of its own
 SEARCH = ("slopes", "iterations", "learning_rate", "time_limit")
@@ -32,7 +32,7 @@ class VerifiedSettings(EvaluationSettings):
     kind: Literal["ibp", "symbolic", "crown-ibp", "crown", "cascade"]
     norm: Norm = "linf"
     epsilon: Radius
-    methods: tuple[Method, ...] = Field(CASCADE, min_length=1)
+    methods: tuple[Method, ...] = Field(CASCADE_METHODS, min_length=1)
     engine: Literal["hydrabench", "auto_lirpa"] = "hydrabench"
     rigor: Literal["standard", "sound", "deployed"] = "standard"
     slopes: Literal["output", "all"] = "output"
@@ -44,7 +44,7 @@ class VerifiedSettings(EvaluationSettings):
     def conflicts(self) -> Iterator[str]:
         """Yield what does not fit: methods out of place, and what an engine or a rigor is not for."""
         methods = ",".join(self.methods)
-        if self.kind != "cascade" and "methods" in self.model_fields_set and self.methods != CASCADE:
+        if self.kind != "cascade" and "methods" in self.model_fields_set and self.methods != CASCADE_METHODS:
             yield f"methods: belong to kind cascade, got {methods} with kind {self.kind}"
         if len(set(self.methods)) < len(self.methods):
             yield f"methods: names one twice, got {methods}; name each once"
@@ -62,7 +62,7 @@ class VerifiedSettings(EvaluationSettings):
             )
 
     def _conflicts_of_search(self, methods: str) -> Iterator[str]:
-        """alpha-crown is by far the slowest method, and its options are for nothing else."""
+        """Yield what does not fit alpha-crown: its place in `methods`, its options without it."""
         if not self.searches:
             for key in SEARCH:
                 if key not in self.left_out():
@@ -95,7 +95,7 @@ class VerifiedSettings(EvaluationSettings):
 
         Version 2 ends with alpha-crown of our own engine, version 1 did with auto_LiRPA's.
         """
-        methods = "" if self.methods == CASCADE else "-" + "+".join(self.methods)
+        methods = "" if self.methods == CASCADE_METHODS else "-" + "+".join(self.methods)
         engine = "" if self.engine == "hydrabench" else f"-{self.engine}"
         rigor = "" if self.rigor == "standard" else f"-{self.rigor}"
         return f"{self.kind}{methods}{_search_text(self)}{engine}{rigor}@{2 if self.searches else 1}"
@@ -139,7 +139,10 @@ class AlphaCrownSettings(EvaluationSettings):
         return f"alpha-crown{_search_text(self)}" + ("-auto_lirpa@1" if self.needs_auto_lirpa else "@2")
 
 
-def _search_text(settings: VerifiedSettings | AlphaCrownSettings) -> str:
+Settings = VerifiedSettings | AlphaCrownSettings
+
+
+def _search_text(settings: Settings) -> str:
     slopes = "" if settings.slopes == "output" else f"-{settings.slopes}"
     search = unless(100, "i", settings.iterations) + unless(0.1, "lr", settings.learning_rate)
     return slopes + search + ("" if settings.time_limit is None else f"-t{settings.time_limit:g}")

@@ -1,16 +1,25 @@
 """Run folders: who writes them, what they hold, what must hold of it. Nothing here knows about tensors."""
 
-from hydrabench.ledger.checking import check_record, fingerprint, name_images, parse_record, read_record, whole_ledger
+from hydrabench.ledger.checking import (
+    RUN_AGAIN,
+    check_record,
+    fingerprint,
+    name_images,
+    parse_record,
+    read_record,
+    whole_ledger,
+)
 from hydrabench.ledger.folder import (
     RUN_SCHEMA,
     SUMMARY_SCHEMA,
     RunFolder,
     find_run,
-    finite,
+    finite_or_none,
     open_run,
     read_run,
 )
 from hydrabench.ledger.records import (
+    ABSTAIN,
     AttackRecord,
     Record,
     ReuseRecord,
@@ -20,6 +29,8 @@ from hydrabench.ledger.records import (
 from hydrabench.ledger.writer import writing
 
 __all__ = [
+    "ABSTAIN",
+    "RUN_AGAIN",
     "RUN_SCHEMA",
     "SUMMARY_SCHEMA",
     "AttackRecord",
@@ -31,7 +42,7 @@ __all__ = [
     "check_record",
     "find_run",
     "fingerprint",
-    "finite",
+    "finite_or_none",
     "name_images",
     "open_run",
     "parse_record",

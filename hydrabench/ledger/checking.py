@@ -1,4 +1,4 @@
-"""A ledger is checked before anybody relies on it: every record on its own terms, every image exactly once."""
+"""Check a ledger: every record is valid by itself, every image appears exactly once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hydrabench.errors import LedgerError
 from hydrabench.ledger.folder import RunFolder
 from hydrabench.ledger.records import Record
 
-_AGAIN = "run the same command again into a new --out"
+RUN_AGAIN = "run the same command again into a new --out"
 MOST_LACKING = 10**6  # images without a record that are still looked up one by one
 _READERS: dict[type[Record], TypeAdapter[Record]] = {}
 
@@ -70,7 +70,7 @@ def check_record(run: RunFolder, values: Mapping[str, Any], kind: type[Record]) 
     try:
         return read_record(values, kind, run.header["settings"])
     except ValueError as error:
-        raise LedgerError(f"{run.path}: the record of image {values['index']} {error}; {_AGAIN}") from error
+        raise LedgerError(f"{run.path}: the record of image {values['index']} {error}; {RUN_AGAIN}") from error
 
 
 def whole_ledger(run: RunFolder, chosen: Sequence[int], kind: type[Record]) -> tuple[dict[str, Any], ...]:
@@ -79,23 +79,23 @@ def whole_ledger(run: RunFolder, chosen: Sequence[int], kind: type[Record]) -> t
     Raises: LedgerError naming the images that are missing or occur twice, or a record with what is wrong with it.
     """
     if not run.records_path.is_file():
-        raise LedgerError(f"{run.path} holds no records.jsonl; {_AGAIN}")
+        raise LedgerError(f"{run.path} holds no records.jsonl; {RUN_AGAIN}")
     records = sorted(run.records(), key=lambda record: record["index"])
     indices = [record["index"] for record in records]
     if len(chosen) > MOST_LACKING + len(records):  # too many to name those that are missing
-        raise LedgerError(f"{run.path} holds {len(records)} records but selects {len(chosen)} images; {_AGAIN}")
+        raise LedgerError(f"{run.path} holds {len(records)} records but selects {len(chosen)} images; {RUN_AGAIN}")
     twice = sorted({a for a, b in pairwise(indices) if a == b})
     missing = sorted(set(chosen) - set(indices))
     for problem, images in (("holds more than one record of", twice), ("has no record of", missing)):
         if images:
-            raise LedgerError(f"{run.path} {problem} {name_images(images)}, of {len(chosen)} images; {_AGAIN}")
+            raise LedgerError(f"{run.path} {problem} {name_images(images)}, of {len(chosen)} images; {RUN_AGAIN}")
     if len(records) != len(chosen):
-        raise LedgerError(f"{run.path} holds {len(records)} records but selects {len(chosen)} images; {_AGAIN}")
+        raise LedgerError(f"{run.path} holds {len(records)} records but selects {len(chosen)} images; {RUN_AGAIN}")
     for record in records:
         check_record(run, record, kind)
     known = run.header.get("dataset", {}).get("fingerprint")
     if known is not None and known != fingerprint((record["input_sha"], record["label"]) for record in records):
-        raise LedgerError(f"{run.path}: its records are about other images than its run.json says; {_AGAIN}")
+        raise LedgerError(f"{run.path}: its records are about other images than its run.json says; {RUN_AGAIN}")
     return tuple(records)
 
 

@@ -1,4 +1,4 @@
-"""Run folders: `run.json` says what was asked, `records.jsonl` holds one record per image, `summary.json` the result.
+"""Run folders: `run.json` holds the settings, `records.jsonl` one record per image, `summary.json` the result.
 
 A ledger grows by whole blocks of images, in the order of the selection, and is flushed to the disk
 after each. A run that was killed therefore holds some whole blocks and at most one torn one, which
@@ -27,7 +27,7 @@ SUMMARY_SCHEMA = "hydrabench.summary/1"
 # What may differ between the first start of a run and its continuation.
 VOLATILE = frozenset({"started", "ended", "status", "environment", "environments", "world_size", "micro_batch"})
 # What a finished run holds besides its summary, by the key under which the summary has its SHA-256.
-PRODUCTS = {"records_sha256": "records.jsonl", "checkpoint_sha256": "checkpoint.safetensors"}
+HASHED_FILES = {"records_sha256": "records.jsonl", "checkpoint_sha256": "checkpoint.safetensors"}
 
 
 class RunFolder:
@@ -52,7 +52,7 @@ class RunFolder:
         if not (self.path / "summary.json").is_file():
             return ["summary.json"]
         summary = self.summary()
-        return [name for key, name in PRODUCTS.items() if key in summary and not (self.path / name).is_file()]
+        return [name for key, name in HASHED_FILES.items() if key in summary and not (self.path / name).is_file()]
 
     def require_intact(self) -> None:
         """Compare what a finished run left with the hashes in its summary.
@@ -60,9 +60,9 @@ class RunFolder:
         Raises: LedgerError naming the file that was altered, or that has no hash although its run wrote one.
         """
         summary = self.summary()
-        if "fingerprint" in self.header.get("dataset", {}) and not PRODUCTS.keys() & summary.keys():
+        if "fingerprint" in self.header.get("dataset", {}) and not HASHED_FILES.keys() & summary.keys():
             raise LedgerError(f"{self.path / 'summary.json'} was altered: it holds no hash of what the run made")
-        for key, name in PRODUCTS.items():
+        for key, name in HASHED_FILES.items():
             if key in summary and (found := sha256_of(self.path / name)) != summary[key]:
                 raise LedgerError(
                     f"{self.path / name} has SHA-256 {found[:16]}…, its summary.json says {str(summary[key])[:16]}…; "
@@ -120,7 +120,7 @@ class RunFolder:
         return whole
 
     def note_environment(self, environment: Mapping[str, Any], **first: int) -> list[str]:
-        """Write down with what the run goes on from here, if that is not what it was made with so far.
+        """Record the environment of what follows, if it differs from that of the run so far.
 
         Args:
             environment: versions and hardware. first: what it makes first, such as first_record=300.
@@ -141,7 +141,7 @@ class RunFolder:
         ]
 
     def reopen(self, **changed: Any) -> None:
-        """Let a run go on, finished or not, with other values in its header; it has no summary until it ends again."""
+        """Reopen a run, finished or not, with changed header values; its summary is removed until it ends again."""
         self.header = {key: value for key, value in self.header.items() if key != "ended"} | changed
         self.header["status"] = "running"
         write_json(self.path / "run.json", self.header)
@@ -265,6 +265,6 @@ def _parse(line: str, path: Path, number: int) -> dict[str, Any]:
     return record  # type: ignore[no-any-return]
 
 
-def finite(value: float) -> float | None:
+def finite_or_none(value: float) -> float | None:
     """Return `value`, or None where JSON has no number for it."""
     return value if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""What evaluators say about one image, and what must hold of it: each record class checks and compares its own."""
+"""Records: one image's result. Each class checks its own consistency and compares two records."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Record:
             yield f"has input_sha {self.input_sha[:20]!r}, which is no SHA-256 in hexadecimal"
 
     def differences(self, again: Record) -> Iterator[str]:
-        """Yield what another computation of the same record says differently, beyond rounding: verdicts first."""
+        """Yield the differences of a recomputed record, beyond rounding; verdicts first."""
         for name in ("input_sha", "label", *self.exact):
             if getattr(self, name) != getattr(again, name):
                 yield _changed(name, self, again)

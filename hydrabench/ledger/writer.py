@@ -1,4 +1,4 @@
-"""One process writes a folder at a time: a lock of the operating system, which dies with the process that holds it."""
+"""One writer for a folder: a lock of the operating system, released when its process ends."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LOCK, HOLDER = ".writer.lock", ".writer.json"
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Be the only writer of `folder` inside the block; the folder is made if need be.
+    """Hold the lock of `folder` inside the block; the folder is created if needed.
 
     What killed writers left half written is removed. Afterwards nothing of the lock is left, nor a folder that it
     made and in which nothing was written.
@@ -49,7 +49,7 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 def _holder(folder: Path) -> str:
-    """Who writes the folder, in words."""
+    """Return a description of the process that holds the lock."""
     try:
         about = json.loads((folder / HOLDER).read_text(encoding="utf-8"))
         return f"process {about['pid']} on {about['host']}, started {about['started']}"

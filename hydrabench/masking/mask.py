@@ -200,8 +200,8 @@ def shared_masks(network: nn.Module) -> Iterator[None]:
     """Select every mask and compute every effective weight once and use it for all forward passes inside the block.
 
     Enter it anew for each optimizer step: the weights inside do not follow an update. They are computed
-    here, with gradients enabled, because whoever asked first might do so under `no_grad` and leave the
-    loss without a way back to the scores.
+    here, with gradients enabled: if the first forward pass ran under `no_grad`, the loss would have no gradient with
+    respect to the scores.
     """
     masked = [layer for layer in prunable_layers(network).values() if parametrize.is_parametrized(layer, "weight")]
     with parametrize.cached():

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 POOL = "M"
-Layout = tuple[int | str, ...]
-_VGG4: Layout = (64, 64, POOL, 128, 128, POOL)
-_VGG6: Layout = (*_VGG4, 256, 256, POOL)
+LayerList = tuple[int | str, ...]
+_VGG4: LayerList = (64, 64, POOL, 128, 128, POOL)
+_VGG6: LayerList = (*_VGG4, 256, 256, POOL)
 # depth in the name -> output channels of the convolutions, and "M" for a pooling layer
-LAYOUTS: dict[int, Layout] = {
+LAYOUTS: dict[int, LayerList] = {
     2: (64, POOL, 64, POOL),
     4: _VGG4,
     6: _VGG6,

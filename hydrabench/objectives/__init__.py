@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from hydrabench.config.passes import BOXES, INPUT_GRADIENT, TRAINING
 from hydrabench.objectives.crown_ibp import CROWN_IBP
-from hydrabench.objectives.description import BOXES, INPUT_GRADIENT, TRAINING, Objective, ObjectiveSettings, Workload
+from hydrabench.objectives.description import Objective, ObjectiveSettings, Workload
 from hydrabench.objectives.free import FREE
 from hydrabench.objectives.ibp import IBP
 from hydrabench.objectives.mixtrain import MIXTRAIN

@@ -1,4 +1,4 @@
-"""What objectives that train on certified bounds share: the loss of the bounds, and the verdict."""
+"""Shared by objectives that train on certified bounds: the loss of the bounds, and the verdict."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hydrabench.bounds import class_margins
-from hydrabench.objectives.description import BOXES, TRAINING
+from hydrabench.config.passes import BOXES, TRAINING
 from hydrabench.objectives.step import StepLoss, TrainingStep
 
 

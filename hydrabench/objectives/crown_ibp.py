@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from hydrabench.bounds import class_margins
 from hydrabench.config import Radius
+from hydrabench.config.passes import TRAINING
 from hydrabench.objectives.certified import box_passes, certified, certified_loss, kappa_at
-from hydrabench.objectives.description import TRAINING, Objective, ObjectiveSettings, Workload
+from hydrabench.objectives.description import Objective, ObjectiveSettings, Workload
 from hydrabench.objectives.step import StepLoss, TrainingStep
 
 

@@ -11,11 +11,6 @@ from torch import Tensor, nn
 from hydrabench.config.fields import Section
 from hydrabench.objectives.step import StepLoss, TrainingStep
 
-# Costs are counted in forward passes. A gradient with respect to the image costs as much again as the forward pass, one
-# to image and parameters twice as much again (Kaplan et al., arXiv:2001.08361, section 2.1, count the same way).
-INPUT_GRADIENT, TRAINING = 2, 3  # one pass with its gradient: to the image, to everything
-BOXES = 2  # interval bounds: centers and widths
-
 
 class ObjectiveSettings(Section):
     """Base of the settings of an objective, an `objective:` section.
@@ -35,7 +30,7 @@ class ObjectiveSettings(Section):
 
 @dataclass(frozen=True)
 class Workload:
-    """What the cost of a training step depends on.
+    """The sizes that the cost of a training step depends on.
 
     batch: images of a step. ramp: share of the steps at which the radius still grows, in [0, 1]. classes: outputs.
     symbolic: how many forward passes the symbolic bounds of one image take, if every neuron is bounded.
@@ -47,7 +42,7 @@ class Workload:
     symbolic: float
 
 
-def once(settings: Any) -> int:  # noqa: ARG001 - asked of every objective alike
+def once(settings: Any) -> int:  # noqa: ARG001 - every objective has the same signature
     """Number of steps in a row that most objectives train on each minibatch."""
     return 1
 

@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from hydrabench.attacks import steepest
 from hydrabench.config import Radius
-from hydrabench.objectives.description import TRAINING, Objective, ObjectiveSettings, Workload
+from hydrabench.config.passes import TRAINING
+from hydrabench.objectives.description import Objective, ObjectiveSettings, Workload
 from hydrabench.objectives.pgd import survivors
 from hydrabench.objectives.step import StepLoss, TrainingStep
 from hydrabench.threat import PIXEL_MAX, PIXEL_MIN
@@ -51,7 +52,7 @@ def free_loss(network: nn.Module, x: Tensor, y: Tensor, settings: FreeSettings, 
 
 
 def _perturbation(x: Tensor, step: TrainingStep) -> Tensor:
-    """The rows that are remembered, and zeros up to the size of the whole batch."""
+    """Return the perturbation kept from the last minibatch, with zeros up to the size of this batch."""
     kept = step.memory.get(PERTURBATION, x.new_zeros(0, *x.shape[1:])).to(x)
     missing = max(0, step.total(x) - len(kept))
     step.memory[PERTURBATION] = torch.cat([kept, x.new_zeros(missing, *x.shape[1:])]) if missing else kept

@@ -12,8 +12,9 @@ from torch.nn import functional
 
 from hydrabench.bounds import symbolic_class_margins
 from hydrabench.config import Radius
+from hydrabench.config.passes import TRAINING
 from hydrabench.objectives.certified import certified
-from hydrabench.objectives.description import TRAINING, Objective, ObjectiveSettings, Workload
+from hydrabench.objectives.description import Objective, ObjectiveSettings, Workload
 from hydrabench.objectives.step import StepLoss, TrainingStep
 
 

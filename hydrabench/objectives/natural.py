@@ -7,7 +7,8 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hydrabench.objectives.description import TRAINING, Objective, ObjectiveSettings
+from hydrabench.config.passes import TRAINING
+from hydrabench.objectives.description import Objective, ObjectiveSettings
 from hydrabench.objectives.step import StepLoss, TrainingStep
 
 

@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from hydrabench.attacks import LOSSES, ascend, pgd
 from hydrabench.config import Radius
-from hydrabench.objectives.description import INPUT_GRADIENT, TRAINING, Objective, ObjectiveSettings, Workload
+from hydrabench.config.passes import INPUT_GRADIENT, TRAINING
+from hydrabench.objectives.description import Objective, ObjectiveSettings, Workload
 from hydrabench.objectives.step import StepLoss, TrainingStep
 from hydrabench.threat import Norm
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hydrabench.config.fields import Noise
-from hydrabench.objectives.description import TRAINING, Objective, ObjectiveSettings, Workload
+from hydrabench.config.passes import TRAINING
+from hydrabench.objectives.description import Objective, ObjectiveSettings, Workload
 from hydrabench.objectives.step import StepLoss, TrainingStep
 from hydrabench.objectives.trades import divergence
 

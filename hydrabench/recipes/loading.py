@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from hydrabench.config import Normalization, PseudoLabelRecipe
-from hydrabench.config.parsing import TAGS, Problem, describe, place, problems
+from hydrabench.config.parsing import TAGS, Complaint, describe, place, problems
 from hydrabench.documents import parse_yaml
 from hydrabench.errors import ConfigError, shortened
 from hydrabench.evaluators import with_default_threat
@@ -56,11 +56,11 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
         raise ConfigError(f"{file}: {'; '.join(_descriptions(problems(error), values))}") from error
 
 
-def _descriptions(found: Sequence[Problem], values: Any) -> list[str]:
+def _descriptions(found: Sequence[Complaint], values: Any) -> list[str]:
     """Describe the problems, each once: a wrong value that evaluations inherit is reported at the objective."""
     own = [problem for problem in found if not _is_inherited(problem["loc"], values)]
     places = [".".join(map(str, place(problem, _tags()))) for problem in own]
-    heirs: dict[tuple[str, str], list[Problem]] = {}  # by where a value stands and what is wrong with it
+    heirs: dict[tuple[str, str], list[Complaint]] = {}  # by where a value stands and what is wrong with it
     for problem in found:
         if _is_inherited(problem["loc"], values):
             heirs.setdefault((f"objective.{problem['loc'][-1]}", problem["msg"]), []).append(problem)
@@ -93,7 +93,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     values[last] = parse_yaml(text, f"--set {shortened(override)}")
 
 
-def _describe(problem: Problem) -> str:
+def _describe(problem: Complaint) -> str:
     return describe(problem, _known_keys(problem["loc"]), tags=_tags())
 
 

@@ -1,4 +1,4 @@
-"""Ledgers, read and checked: what is not whole, or was not made from the same images, is refused."""
+"""Read and check ledgers: incomplete ones, and ones made from other images, are refused."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from pydantic import PositiveInt
 from hydrabench.config import parse
 from hydrabench.errors import ConfigError, LedgerError, shortened
 from hydrabench.evaluators import EVALUATORS, Evaluator, Metric, record_of, recorded_settings
-from hydrabench.ledger import RunFolder, whole_ledger
+from hydrabench.ledger import RUN_AGAIN, RunFolder, whole_ledger
 from hydrabench.reporting.statistics import summarize
 from hydrabench.selection import selected_indices
 from hydrabench.threat import Threat, parse_radius
 
 COMMANDS = ("attack", "certify")  # of the runs that are evaluations; the others train
 IMPORTED = "imported"  # precision and mode of what was read from another tool's file
-_AGAIN = "run the same command again into a new --out"
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class Evaluation:
 
     @property
     def evaluator(self) -> Evaluator:
-        """What there is to say about this kind of evaluation."""
+        """Return the description of this evaluator."""
         return EVALUATORS[self.kind]
 
     def metrics(self) -> dict[str, Metric]:
@@ -126,7 +125,7 @@ def read_evaluation(run: RunFolder) -> Evaluation:
             "continue it with --resume, or leave it out"
         )
     if not isinstance(run.header.get("dataset"), dict):
-        raise LedgerError(f"{run.path / 'run.json'}: dataset is {shortened(run.header.get('dataset'))}; {_AGAIN}")
+        raise LedgerError(f"{run.path / 'run.json'}: dataset is {shortened(run.header.get('dataset'))}; {RUN_AGAIN}")
     if "indices" in run.header["dataset"]:
         raise LedgerError(
             f"{run.path} holds images that were chosen one by one (--index), which are no sample of the data set; "
@@ -153,7 +152,7 @@ def _checked_header(run: RunFolder) -> RunHeader:
         recorded_settings(header.settings, header.protocol, f"{source}: settings")
     except ConfigError as error:
         place = "" if str(error).startswith(source) else f"{source}: settings."
-        raise LedgerError(f"{place}{error}; {_AGAIN}") from error
+        raise LedgerError(f"{place}{error}; {RUN_AGAIN}") from error
     return header
 
 
@@ -175,11 +174,11 @@ def _indices(run: RunFolder) -> Sequence[int]:
     try:
         return selected_indices(run.header["dataset"])
     except ValueError as error:
-        raise LedgerError(f"{run.path / 'run.json'}: {error}; {_AGAIN}") from error
+        raise LedgerError(f"{run.path / 'run.json'}: {error}; {RUN_AGAIN}") from error
 
 
 def _refuse_other_summary(run: RunFolder, evaluation: Evaluation) -> None:
-    """The table is made from the records; a summary that says something else means one was altered."""
+    """Raise if the summary disagrees with the records, from which the table is made: one of them was altered."""
     summary = run.summary()
     settings = evaluation.evaluator.read(evaluation.settings)
     for metric, found in summarize(evaluation.kind, evaluation.records, settings)["metrics"].items():
@@ -187,7 +186,7 @@ def _refuse_other_summary(run: RunFolder, evaluation: Evaluation) -> None:
         if value is None or not math.isclose(value, found["value"], abs_tol=1e-9):
             raise LedgerError(
                 f"{run.path / 'summary.json'} says {metric} = {value} but records.jsonl gives "
-                f"{found['value']:.6g}; one was altered, {_AGAIN}"
+                f"{found['value']:.6g}; one was altered, {RUN_AGAIN}"
             )
 
 
@@ -199,7 +198,7 @@ def _number(value: Any, *keys: str) -> float | None:
 
 
 def refuse_mixed_inputs(evaluations: Sequence[Evaluation]) -> None:
-    """The same index of the same split must be the same pixels and the same label in every ledger.
+    """Raise unless an index of a split has the same pixels and label in every ledger.
 
     Of imported records, which have no hash of the pixels, only the labels are compared.
     Raises: LedgerError naming the first difference.

@@ -24,11 +24,12 @@ from hydrabench.config.protocol import unless
 from hydrabench.documents import read_text
 from hydrabench.errors import ConfigError, LedgerError, shortened
 from hydrabench.evaluators.smoothing_settings import DEFAULT_RADII
+from hydrabench.ledger import ABSTAIN
 from hydrabench.reporting.evaluations import IMPORTED, EvaluatedNetwork, Evaluation, ImageSelection
 from hydrabench.selection import selection_name
 
 COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
-ABSTAIN = -1
+
 EXACT_DIGITS = 9  # a radius with as many significant digits is as good as exact
 EXAMPLE = "logs/sigma_0.25,name=resnet110,dataset=cifar10,sigma=0.25"
 _TIME = re.compile(r"(?:(\d{1,9}) days?, )?(\d{1,9}):(\d\d):(\d\d(?:\.\d+)?)|(\d{1,12}(?:\.\d+)?)")
@@ -51,7 +52,7 @@ class Described(Section):
 
     @property
     def protocol(self) -> str:
-        """Never that of a run of ours; if anything is not known, of this name alone: it cannot be compared."""
+        """Never a protocol of our own runs; if a setting is unknown, one of this name alone, compared with nothing."""
         if None in (self.n0, self.samples, self.alpha):
             return f"smoothing-{IMPORTED}-{self.name}@1"
         spelt = unless(100, "n0_", self.n0 or 0) + unless(100_000, "n", self.samples or 0)

@@ -12,7 +12,7 @@ from hydrabench.threat import Threat
 
 # A misclassified clean image is broken by the perturbation 0, which every ball of every norm contains;
 # "l2" because `Threat.contains` finds an L2 ball inside L∞ balls too.
-CLEAN = Threat("l2", Fraction(0))
+UNPERTURBED = Threat("l2", Fraction(0))
 
 
 def refuse_contradictions(evaluations: Sequence[Evaluation]) -> None:
@@ -43,7 +43,7 @@ def _contradictions(verifier: Evaluation, evaluations: Sequence[Evaluation]) -> 
     for other in _about_the_same(verifier, evaluations):
         wrong, broken = _misclassified(other), _broken(other)
         for images, breaks, how in (
-            (wrong, CLEAN, "misclassified"),
+            (wrong, UNPERTURBED, "misclassified"),
             (broken, other.threat, f"broken at {other.threat}"),
         ):
             found = sorted(open_images & images) if breaks is not None and threat.contains(breaks) else []
@@ -57,7 +57,7 @@ def _contradictions(verifier: Evaluation, evaluations: Sequence[Evaluation]) -> 
 
 
 def _about_the_same(verifier: Evaluation, evaluations: Sequence[Evaluation]) -> list[Evaluation]:
-    """The evaluations of the same network, not a smoothed one, on the same split."""
+    """Return the evaluations of the same network (not smoothed) on the same split."""
     same = (verifier.checkpoint.sha256, verifier.images.name, verifier.images.split)
     return [
         other
@@ -72,7 +72,7 @@ def _misclassified(evaluation: Evaluation) -> set[int]:
 
 
 def _broken(evaluation: Evaluation) -> set[int]:
-    """Images that an attack broke; those that were misclassified before it began are not its doing."""
+    """Return the images that an attack broke, without those misclassified from the start."""
     if evaluation.evaluator.claims != "upper":
         return set()
     return {record["index"] for record in evaluation.records if not record["robust"]} - _misclassified(evaluation)

@@ -145,7 +145,7 @@ def _protocol_of(kind: str) -> str:
 
 
 def _cells(evaluations: Sequence[Evaluation]) -> dict[tuple[str, Column], tuple[float, ...]]:
-    """What fills each cell; a cell that two runs fill is counted once if they agree on every image."""
+    """Return the contents of each cell; two runs may fill one cell if they agree on every image."""
     cells: dict[tuple[str, Column], tuple[Evaluation, tuple[float, ...]]] = {}
     for evaluation in evaluations:
         for column, values in _measured(evaluation):
@@ -161,7 +161,7 @@ def _cells(evaluations: Sequence[Evaluation]) -> dict[tuple[str, Column], tuple[
 
 
 def _refuse_contradictory_predictions(evaluations: Sequence[Evaluation]) -> None:
-    """One network in one precision has one prediction per clean image; smoothed predictions are apart."""
+    """Raise if one network in one precision has two predictions for a clean image; smoothed ones are separate."""
     seen: dict[tuple[str, str, str, str], dict[int, tuple[Evaluation, int]]] = {}
     for evaluation in evaluations:
         if evaluation.evaluator.claims == "smoothed":
@@ -184,7 +184,7 @@ def _two_predictions(first: Evaluation, second: Evaluation) -> str:
 
 
 def _checkpoints(evaluations: Sequence[Evaluation]) -> dict[str, EvaluatedNetwork]:
-    """One checkpoint per hash; if runs know the same file under several names, the first in the alphabet."""
+    """Return one checkpoint per hash; of several names, the alphabetically first."""
     found: dict[str, EvaluatedNetwork] = {}
     for evaluation in evaluations:
         checkpoint = evaluation.checkpoint
@@ -207,7 +207,6 @@ def _protocols(evaluations: Sequence[Evaluation], columns: Sequence[Column]) -> 
     shared = {metric.column_of for one in evaluations for metric in one.metrics().values() if metric.column_of}
     found = {_protocol_of(kind): (Protocol(_protocol_of(kind), kind, {}), evaluations[0]) for kind in sorted(shared)}
     for evaluation in evaluations:
-        # The id ends with the version, which the settings of the first ledgers lack.
         given = ("kind", "version", *CONDITIONS)
         settings = {key: value for key, value in evaluation.settings.items() if key not in given}
         protocol = Protocol(evaluation.protocol, evaluation.kind, settings)

@@ -1,4 +1,4 @@
-"""The words around a table: headings, what the numbers mean, how they were made, how large a network is."""
+"""The text around a table: headings, caption, notes, protocols, sizes."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def protocol_lines(board: Leaderboard) -> list[tuple[str, str]]:
 
 
 def meaning(protocol: Protocol) -> str:
-    """What a number under this protocol says of an image."""
+    """Return what a number under this protocol means."""
     evaluator = EVALUATORS[protocol.kind]
     return said(evaluator.meaning, evaluator.read(protocol.settings))
 

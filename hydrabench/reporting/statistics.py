@@ -1,4 +1,4 @@
-"""What the records of one evaluation amount to: accuracies and mean radii, each with a 95 % interval.
+"""Accuracies and mean radii of one evaluation, each with a 95 % interval.
 
 An interval speaks about the sampling of images alone: what the same procedure would give on other
 images from the same source. It says nothing about other seeds, stronger attacks or tighter bounds.
@@ -13,7 +13,7 @@ from typing import Any
 
 from hydrabench.errors import lookup
 from hydrabench.evaluators import EVALUATORS
-from hydrabench.ledger import finite
+from hydrabench.ledger import finite_or_none
 
 LEVEL = 0.95
 
@@ -36,7 +36,7 @@ class Estimate:
 
     def as_json(self) -> dict[str, Any]:
         """The entry of `summary.json`; `count` is null for a mean, `high` is null if it is infinite."""
-        return {"value": self.value, "low": self.low, "high": finite(self.high), "count": self.count}
+        return {"value": self.value, "low": self.low, "high": finite_or_none(self.high), "count": self.count}
 
 
 def wilson(count: int, n: int) -> Estimate:

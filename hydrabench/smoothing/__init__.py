@@ -3,7 +3,7 @@
 from hydrabench.smoothing.confidence import certified_radius, clopper_pearson_lower, prediction_p_value, radius_of
 from hydrabench.smoothing.discrete import slack
 from hydrabench.smoothing.noise import CHUNK, NoiseSource, are_grey_levels
-from hydrabench.smoothing.reuse import Kept, parent_bound, shares
+from hydrabench.smoothing.reuse import LostVotes, parent_bound, shares
 from hydrabench.smoothing.sampling import Draws, Routine, Sampling, class_counts, collect
 from hydrabench.smoothing.sequential import RULES, Plan, Rule
 
@@ -11,7 +11,7 @@ __all__ = [
     "CHUNK",
     "RULES",
     "Draws",
-    "Kept",
+    "LostVotes",
     "NoiseSource",
     "Plan",
     "Routine",

@@ -40,7 +40,7 @@ def clopper_pearson_upper(count: int, n: int, *, alpha: float) -> float:
 
 
 def log_wealth(count: int, n: int, p: float) -> float:
-    """Log of what a gambler has made of 1 who bets against "the probability is `p`" and saw `count` of `n` come true.
+    """Log wealth of a gambler who starts with 1 and bets against probability `p`, after `count` of `n` successes.
 
     The gambler averages over all constant bets with Jeffreys' prior (the Krichevsky-Trofimov mixture):
     E_n(p) = B(A + 1/2, n - A + 1/2) / (B(1/2, 1/2) p^A (1 - p)^(n - A)). If the probability is `p`, E_n is

@@ -24,7 +24,7 @@ an image of d coordinates by at most delta = d (2M + 2) 2^-62. If c has probabil
 at least p - delta; and where F has at least 1/2 + delta at x', drawn noise has at least 1/2. The radius
 sigma (Phi^-1(p - delta) - Phi^-1(1/2 + delta)) is therefore certified for the classifier that is deployed,
 noise and all. Phi^-1 steepens away from 1/2, so Phi^-1(p - 2 delta) is no larger wherever it is positive:
-it is enough to subtract 2 delta from the confidence bound, and `slack` adds `ROUNDING` for evaluating
+it is enough to subtract 2 delta from the confidence bound, and `slack` adds `EVALUATION_ERROR` for evaluating
 the binomial quantile and Phi^-1 in float64.
 
 What is assumed: the bits are fair and independent (a pseudo-random generator stands in for them, as in all
@@ -42,8 +42,8 @@ from functools import lru_cache
 LEVELS = 255
 BITS = 62
 TAIL = 9  # deviations; Phi(-9) = 1.1e-19 < 2^-62 = 2.2e-19
-ROUNDING = 1e-12
-DIGITS = 60
+EVALUATION_ERROR = 1e-12
+DECIMALS = 60
 _PI = Decimal("3.14159265358979323846264338327950288419716939937510582097494459230781640628620899862803482534211706798")
 
 
@@ -57,13 +57,13 @@ def slack(sigma: float, coordinates: int) -> float:
 
     Args:
         sigma: noise standard deviation in pixel units, > 0. coordinates: d = C * H * W.
-    Returns: 2 delta + ROUNDING of the module's docstring, rounded up.
+    Returns: 2 delta + EVALUATION_ERROR of the module's docstring, rounded up.
     Raises: ValueError if an argument is not positive.
     """
     if not (sigma > 0 and coordinates >= 1):
         raise ValueError(f"out of range: {sigma=}, {coordinates=}")
     delta = coordinates * (2 * largest_noise(sigma) + 2) / 2**BITS
-    return math.nextafter(2 * delta + ROUNDING, math.inf)
+    return math.nextafter(2 * delta + EVALUATION_ERROR, math.inf)
 
 
 @lru_cache(maxsize=8)
@@ -77,7 +77,7 @@ def thresholds(sigma: float) -> tuple[int, ...]:
         raise ValueError(f"out of range: {sigma=}")
     below, above = [], []
     with localcontext() as context:
-        context.prec = DIGITS
+        context.prec = DECIMALS
         whole = Decimal(2**BITS)
         for beyond_half in _halves(sigma, largest_noise(sigma)):
             above.append(math.floor(whole * (Decimal("0.5") + beyond_half)))
@@ -96,7 +96,7 @@ def _halves(sigma: float, count: int) -> Iterator[Decimal]:
     for k in range(count):
         t = (k + Decimal("0.5")) / deviation
         term, total, odd = t, t, 1
-        while term > total * Decimal(10) ** (5 - DIGITS):
+        while term > total * Decimal(10) ** (5 - DECIMALS):
             odd += 2
             term = term * t * t / odd
             total += term

@@ -30,7 +30,7 @@ class Forward:
         return {name: True for name in names if getattr(self, name)}
 
     def apply(self, network: nn.Module) -> nn.Module:
-        """The network as it is to be run, in eval mode; the one given is left as it is unless nothing is asked for.
+        """Return the network to run, in eval mode: a changed copy or wrapper, or the given one if no option applies.
 
         Raises: ValueError if `network` is in train mode and batch norms are to be folded.
         """

@@ -55,7 +55,7 @@ def parent_bound(rule: Rule, looks: Sequence[Sequence[int]]) -> float:
     """Lower bound of the parent's probability at another level than it was certified with.
 
     Args:
-        rule: the parent's rule at that level; its slack must be 0, because it is taken off once, by `Kept`.
+        rule: the parent's rule at that level; its slack must be 0, because it is taken off once, by `LostVotes`.
         looks: (draws, count) of each look of the parent, as its ledger has them.
     Returns: the bound, in [0, 1); it exceeds the truth with probability at most the rule's alpha.
     """
@@ -66,8 +66,8 @@ def parent_bound(rule: Rule, looks: Sequence[Sequence[int]]) -> float:
 
 
 @dataclass(frozen=True)
-class Kept:
-    """When to stop counting lost votes, and what the child may claim.
+class LostVotes:
+    """Stopping rule for counting lost votes, and the bound that the child may claim.
 
     plan: samples is the most shared draws, alpha the share of the lost votes, radii those asked for of the child.
     Looks and their shares are those of `GroupSequential`. Draws stop when each radius that the parent's bound

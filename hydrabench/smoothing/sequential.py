@@ -48,7 +48,7 @@ class Plan:
     slack: float = 0.0
 
     def certified(self, p_lower: float) -> int:
-        """How many of the radii a lower bound of the probability certifies."""
+        """Return how many of the radii a lower bound of the probability certifies."""
         radius = radius_of(p_lower, sigma=self.sigma)
         return 0 if radius is None else sum(radius >= asked for asked in self.radii)
 

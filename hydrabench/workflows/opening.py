@@ -22,7 +22,7 @@ def open_checkpoint(ref: str, **described: Any) -> Checkpoint:
 
     Args:
         described: `arch`, `dataset`, `density` and `normalization` of a file of others, as far as they were given.
-    What was taken off around its tensors is said on stderr.
+    Wrappers that were removed around the tensors are named on stderr.
     """
     with megabytes(ref) as progress:
         checkpoint = open_ref(ref, **described, progress=progress)

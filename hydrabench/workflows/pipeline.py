@@ -87,7 +87,7 @@ def _with_density(recipe: Recipe, section: str, density: float) -> Recipe:
 def _check(
     recipe: Recipe, steps: Sequence[PlannedRun], out: Path, options: RunOptions, world: World, *, resume: bool
 ) -> None:
-    """Find what would stop the pipeline hours later."""
+    """Check before the first run what would otherwise fail hours later."""
     if not recipe.evaluate:
         raise ConfigError(f"recipe {recipe.name} has no `evaluate:` entries; a pipeline ends in a leaderboard")
     if not resume and any(out.glob("[!.]*")):

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a status line every few seconds in a log, on stderr both."""
+"""Progress on stderr: a bar on a terminal, a status line every few seconds in a log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where and how a command computes, and where it finds data sets: what is no part of a recipe."""
+"""Options that are not part of a recipe: device, precision, data folder and the like."""
 
 from __future__ import annotations
 

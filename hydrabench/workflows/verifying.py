@@ -1,4 +1,4 @@
-"""The command `verify`: a sample of a run's records, computed again and compared with what the run says."""
+"""The command `verify`: compute a sample of a run's records again and compare."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hydrabench.files import sha256_of
 from hydrabench.ledger import Record, RunFolder, check_record, read_run, whole_ledger
 from hydrabench.runtime import exact_arithmetic
 from hydrabench.selection import selected_indices
-from hydrabench.workflows.evaluation.continuing import Selection
+from hydrabench.workflows.evaluation.continuing import ChosenImages
 from hydrabench.workflows.evaluation.judging import Judge
 from hydrabench.workflows.evaluation.loading import Subject, open_subject, with_parent
 from hydrabench.workflows.evaluation.opening import ModelRequest, open_model
@@ -39,12 +39,12 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Network:
-    """Where the networks of a run are, beyond what the run says.
+class NetworkSource:
+    """Where to find the networks of a run, where that differs from what the run says.
 
-    ref: the checkpoint; None: what the run names, found by its hash. model: the network, of a run of --model.
-    described: what a file of others does not say of itself, see `open_checkpoint`. reuse: the parent's run, of a run of
-    `certify --reuse`. parent: its checkpoint; None: what that run names.
+    ref: the checkpoint; None: what the run names, found by its hash. described: what a file of others does not say of
+    itself, see `open_checkpoint`. reuse: the parent's run, of a run of `certify --reuse`. parent: its checkpoint; None:
+    what that run names. model: the network, of a run of --model.
     """
 
     ref: str | None = None
@@ -60,7 +60,7 @@ def verify_run(
     options: RunOptions,
     sample: int = SAMPLE,
     seed: int = 0,
-    network: Network | None = None,
+    network: NetworkSource | None = None,
     subject: Subject | None = None,
 ) -> list[Finding]:
     """Compute a random sample of a run's records again, with the same settings, images and random streams.
@@ -92,7 +92,7 @@ def verify_run(
     picked = random.Random(seed).sample(records, min(sample, len(records)))
     options = replace(options, computing=_as_recorded(header))
     if subject is None:
-        subject = _open_network(run, network or Network(), options)
+        subject = _open_network(run, network or NetworkSource(), options)
         images = load_images(dataset["name"], "test", options.data_dir, download=options.download)
     else:
         _require_same_network(run, subject, subject.name, "give that network")
@@ -108,7 +108,7 @@ def recompute(judge: Judge, records: Sequence[Record], chosen: Sequence[int]) ->
     Args: records: in ascending order of their images. chosen: all images of their run.
     """
     size, wanted = judge.blocks.size, {record.index: record for record in records}
-    selection = Selection(judge.images, tuple(wanted if judge.evaluator.by_image else chosen))
+    selection = ChosenImages(judge.images, tuple(wanted if judge.evaluator.by_image else chosen))
     blocks = [(n, block) for n, block in enumerate(selection.blocks(size)) if not wanted.keys().isdisjoint(block)]
     title = f"verify {judge.settings.protocol} {judge.subject.name}"
     found = []
@@ -126,7 +126,7 @@ def open_judge(ref: str, settings: EvaluationSettings, images: ImageSource, opti
 
 
 def _as_recorded(header: dict[str, Any]) -> dict[str, Any]:
-    """How the run computed its forward passes, and where it drew its noise."""
+    """Return the options under which the run computed its forward passes and drew its noise."""
     flags = {name: bool(header.get(name, False)) for name in ("compile", "channels_last", "fold_batch_norm")}
     return {**flags, "noise": "cpu" if header.get("noise", "cpu") == "cpu" else "device"}
 
@@ -137,7 +137,7 @@ def _require_same_noise(run: RunFolder, judge: Judge) -> None:
         raise LedgerError(f"the noise of {run.path} was drawn on {there}, here it would be {here}; verify it there")
 
 
-def _open_network(run: RunFolder, network: Network, options: RunOptions) -> Subject:
+def _open_network(run: RunFolder, network: NetworkSource, options: RunOptions) -> Subject:
     """Load the run's checkpoint, and with it the parent's run where certificates were reused.
 
     Raises: CheckpointError or LedgerError if one is not given or to be found, or is another.
@@ -157,21 +157,22 @@ def _open_network(run: RunFolder, network: Network, options: RunOptions) -> Subj
     return subject
 
 
-def _open_subject(run: RunFolder, network: Network, options: RunOptions) -> Subject:
+def _open_subject(run: RunFolder, network: NetworkSource, options: RunOptions) -> Subject:
     """Load what the run judged: what --model names, or a checkpoint. Raises: CheckpointError if it is another."""
     about, precision = run.header["checkpoint"], run.header["precision"]
     if network.model is not None:
         request = replace(network.model, dataset=network.model.dataset or run.header["dataset"]["name"])
-        subject, option, ref = open_model(request, options=options, precision=precision), "--model", request.spec
+        ref, remedy = request.spec, "name that network with --model"
+        subject = open_model(request, options=options, precision=precision)
     elif about.get("external") and network.ref is None:
         raise CheckpointError(
             f"{run.path} is about {about['arch']}, which hydrabench did not build; name it as then with --model, "
             "--weights, --normalization"
         )
     else:
-        option, ref = "--ckpt", network.ref or _find_checkpoint(run)
+        ref, remedy = network.ref or _find_checkpoint(run), "name that checkpoint with --ckpt"
         subject = open_subject(ref, options=options, precision=precision, described=network.described)
-    _require_same_network(run, subject, ref, f"name that network with {option}")
+    _require_same_network(run, subject, ref, remedy)
     return subject
 
 
@@ -197,7 +198,7 @@ def _find_checkpoint(run: RunFolder) -> str:
 
 
 def _candidates(run: Path, name: str) -> Iterator[Path]:
-    """Where a checkpoint of that name may lie: here, or in the folders above the run."""
+    """Yield the places where a checkpoint of that name may lie: here, or in the folders above the run."""
     names = dict.fromkeys((name, Path(name).name))
     for folder in (Path(), *run.resolve().parents[:SEARCHED]):
         for one in names:

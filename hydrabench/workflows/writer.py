@@ -1,4 +1,4 @@
-"""One command, one writer of a folder: the main process of those that torchrun started holds its lock for all."""
+"""One writer for a folder: under torchrun, the main process holds the lock for all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands `zoo list|show|fetch|verify|export`."""
+"""The commands `zoo fetch|verify|export`."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from hydrabench.checkpoints import (
     read_zoo,
     state_of,
 )
-from hydrabench.checkpoints.cache import cached_files, fetch_remote
+from hydrabench.checkpoints.cache import fetch_remote
 from hydrabench.data import load_images
-from hydrabench.errors import CheckpointError, ConfigError, GateError, LedgerError, lookup
+from hydrabench.errors import CheckpointError, GateError, LedgerError, lookup
 from hydrabench.evaluators import parse_settings, record_of
 from hydrabench.files import shipped
 from hydrabench.ledger import parse_record
@@ -29,41 +29,6 @@ from hydrabench.workflows.opening import NOTHING, megabytes, open_checkpoint
 from hydrabench.workflows.progress import say
 from hydrabench.workflows.run_options import RunOptions
 from hydrabench.workflows.verifying import open_judge, recompute
-
-
-def list_entries(
-    *, dataset: str | None = None, arch: str | None = None, objective: str | None = None, density: float | None = None
-) -> list[dict[str, Any]]:
-    """The entries of the zoo with all of the given properties as plain values, in the order of the manifests.
-
-    Each also says under `where` whether its file is "shipped", "cached", or on the "web".
-    Raises: ConfigError naming the values there are, if no checkpoint at all has a given one.
-    """
-    entries = everything = list(read_zoo().values())
-    for key, wanted in (("dataset", dataset), ("arch", arch), ("objective", objective)):
-        if wanted is not None:
-            lookup(key, {getattr(entry, key): entry for entry in everything}, wanted)
-            entries = [entry for entry in entries if getattr(entry, key) == wanted]
-    if density is not None:
-        known = sorted({entry.density for entry in everything})
-        if density not in known:
-            raise ConfigError(
-                f"no checkpoint has density {density:g}, the fraction of weights kept; "
-                f"choose one of: {', '.join(f'{value:g}' for value in known)}"
-            )
-        entries = [entry for entry in entries if entry.density == density]
-    return [{**entry.model_dump(mode="json"), "where": _where(entry)} for entry in entries]
-
-
-def _where(entry: ZooEntry) -> str:
-    if entry.file is not None:
-        return "shipped"
-    return "cached" if cached_files(entry, check=False) else "web"
-
-
-def show_entry(name: str) -> str:
-    """Everything the manifest says of one checkpoint, as JSON. Raises: ConfigError if there is none of that name."""
-    return find_entry(name).model_dump_json(indent=2)
 
 
 def fetch_entry(name: str, *, offline: bool = False) -> Path:
@@ -99,7 +64,7 @@ def dense_bytes(path: Path) -> int:
     return sum(tensor.nbytes for tensor in state_of(load_checkpoint(path).network).values())
 
 
-def verify(names: Sequence[str], *, options: RunOptions) -> list[str]:
+def verify_shipped(names: Sequence[str], *, options: RunOptions) -> list[str]:
     """Evaluate shipped checkpoints again and compare every image with the shipped ledgers.
 
     Args:

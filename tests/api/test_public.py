@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import subprocess
 import sys
 
@@ -64,7 +65,7 @@ def test_functions_say_what_each_argument_is(name):
     common = "The other arguments are those of" in text or "Args: those of `train`" in text
     shared = {"n", "out", "resume", "device", "name", "data_dir", "download", "computing", "network", "data", "epsilon"}
     for parameter in inspect.signature(function).parameters:
-        assert f"{parameter}" in text or (common and parameter in shared | {"recipe"}), parameter
+        assert re.search(rf"\b{parameter}\b", text) or (common and parameter in shared | {"recipe"}), parameter
 
 
 @pytest.mark.parametrize("name", CLASSES)

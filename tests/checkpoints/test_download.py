@@ -22,14 +22,14 @@ from hydrabench.checkpoints.archive import unpack_weights
 from hydrabench.checkpoints.cache import LOCK, cache_folder, cached_files, fetch_remote
 from hydrabench.checkpoints.download import Expected, download
 from hydrabench.checkpoints.manifest import ZooEntry
-from hydrabench.checkpoints.transfer import BLOCK, Refused, require_secure
+from hydrabench.checkpoints.transfer import RECEIVED_BYTES, Refused, require_secure
 from hydrabench.errors import CheckpointError
 from hydrabench.masking import attach_masks, bake_masks
 from hydrabench.models import build_model
 
 # More than three blocks, no two alike, so that bytes put in the wrong place are noticed.
-BODY = b"".join(hashlib.sha256(str(i).encode()).digest() for i in range(3 * BLOCK // 32 + 100))
-CUT = 2 * BLOCK + 1000
+BODY = b"".join(hashlib.sha256(str(i).encode()).digest() for i in range(3 * RECEIVED_BYTES // 32 + 100))
+CUT = 2 * RECEIVED_BYTES + 1000
 PAGE = b"\n<!DOCTYPE html><html><head><title>Link\n not found &amp; gone</title></head>" + b" " * 300
 
 
@@ -253,7 +253,7 @@ def endless(request):
     answer(b"", length=False)(request)
     try:
         while True:
-            request.wfile.write(bytes(BLOCK))
+            request.wfile.write(bytes(RECEIVED_BYTES))
     except OSError:
         pass
 
@@ -341,7 +341,7 @@ def test_the_next_call_goes_on_where_a_failed_one_stopped(site, tmp_path):
     seen = []
     assert download([url], tmp_path / "w", expected=KNOWN, progress=lambda *now: seen.append(now)) == sha(BODY)
     assert site.asked("/w")[-1]["Range"] == "bytes=3000-"
-    assert 3000 < seen[0][0] <= 3000 + BLOCK
+    assert 3000 < seen[0][0] <= 3000 + RECEIVED_BYTES
     assert seen[0][1] == len(BODY)
 
 
@@ -387,7 +387,7 @@ def test_what_one_address_began_is_not_finished_by_another(site, tmp_path):
 
 def test_an_interrupted_download_is_not_the_file(site, tmp_path):
     def interrupt(done, total):
-        if done > BLOCK:
+        if done > RECEIVED_BYTES:
             raise KeyboardInterrupt
 
     url = site.put("/w", ranges())
@@ -396,7 +396,7 @@ def test_an_interrupted_download_is_not_the_file(site, tmp_path):
     assert not (tmp_path / "w").exists()
     assert download([url], tmp_path / "w") == sha(BODY)
     begun = int(site.asked("/w")[-1]["Range"].removeprefix("bytes=").removesuffix("-"))
-    assert BLOCK < begun < len(BODY)
+    assert RECEIVED_BYTES < begun < len(BODY)
 
 
 # Zip files ------------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from hydrabench.checkpoints import (
+    BestEpoch,
     Header,
-    Selection,
     checkpoint_name,
     export_checkpoint,
     load_checkpoint,
@@ -56,7 +56,7 @@ def header(arch="cifar_model", shape=(1, 8, 8), **changes) -> Header:
         "recipe": "r",
         "recipe_sha256": "0" * 64,
         "seed": 0,
-        "selection": Selection(split="validation", images=100, metric="robust_accuracy", value=0.5, epoch=3),
+        "selection": BestEpoch(split="validation", images=100, metric="robust_accuracy", value=0.5, epoch=3),
         "parent": None,
     }
     return Header(**{**values, **changes})

@@ -11,7 +11,7 @@ import torch
 import yaml
 from click.testing import CliRunner, Result
 
-from hydrabench.checkpoints import Header, Selection, save_checkpoint, state_of
+from hydrabench.checkpoints import BestEpoch, Header, save_checkpoint, state_of
 from hydrabench.cli import main
 from hydrabench.data import DATASETS
 from hydrabench.masking import attach_masks, bake_masks
@@ -91,7 +91,7 @@ def write_checkpoint() -> Callable[..., Path]:
             "recipe": "by-hand",
             "recipe_sha256": "0" * 64,
             "seed": 0,
-            "selection": Selection(split="validation", images=1, metric="robust_accuracy", value=0.5, epoch=1),
+            "selection": BestEpoch(split="validation", images=1, metric="robust_accuracy", value=0.5, epoch=1),
             "parent": None,
         }
         save_checkpoint(path, state, Header.model_validate(header))

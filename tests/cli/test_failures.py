@@ -8,7 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from hydrabench.cli.failures import LONGEST, one_line
+from hydrabench.cli.failures import LONGEST_MESSAGE, one_line
 from hydrabench.errors import ConfigError
 from hydrabench.workflows import progress
 
@@ -52,7 +52,7 @@ def test_a_mistake_of_the_programs_keeps_its_traceback():
 
 def test_a_long_message_keeps_its_ends():
     said = str(one_line(ConfigError("a" * 9000 + "b")))
-    assert len(said) < LONGEST + 10
+    assert len(said) < LONGEST_MESSAGE + 10
     assert said.endswith("b")
 
 

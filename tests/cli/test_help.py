@@ -55,6 +55,8 @@ def test_every_option_is_explained_and_every_example_uses_options_that_exist(wor
     command = COMMANDS[words]
     options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
     assert all(option.help for option in options)
+    names = [name for option in options for name in option.opts]
+    assert len(names) == len(set(names))
     known = {name for option in options for name in (*option.opts, *option.secondary_opts)} | {"--nproc-per-node"}
     examples = (command.help or "").partition("Example")[2]
     used = {word for word in examples.split() if word.startswith("-") and word != "-m"}
@@ -79,6 +81,14 @@ def test_help_imports_nothing_heavy():
     assert (done.returncode, done.stderr) == (0, "")
     assert "Train, prune, attack, certify and compare" in done.stdout
     assert done.stdout.endswith("LOADED []\n")
+
+
+@pytest.mark.parametrize("words", [("zoo", "list"), ("zoo", "show", "digits-trades")], ids=" ".join)
+def test_what_stands_in_the_manifest_is_shown_without_torch(words):
+    probe = f"import sys; from hydrabench.cli import main; main({list(words)}, standalone_mode=False); "
+    done = python("-c", probe + "assert 'torch' not in sys.modules")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "digits-trades" in done.stdout
 
 
 def test_the_module_can_be_run_and_knows_its_version():

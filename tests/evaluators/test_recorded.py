@@ -1,4 +1,4 @@
-"""Settings read back from run.json, those of the first ledgers included."""
+"""Settings read back from run.json."""
 
 from __future__ import annotations
 
@@ -28,14 +28,6 @@ SETTINGS = [
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: settings.protocol)
 def test_settings_are_read_as_they_were_written(settings):
     assert recorded_settings(settings.plain(), settings.protocol) == settings
-
-
-@pytest.mark.parametrize("settings", [SETTINGS[1], SETTINGS[4]], ids=lambda settings: settings.protocol)
-def test_settings_from_before_there_was_a_version_have_that_of_their_protocol_id(settings):
-    old = {key: value for key, value in settings.plain().items() if key != "version"}
-    found = recorded_settings(old, settings.protocol.replace("@2", "@1"))
-    assert (found.version, found.protocol) == (1, settings.protocol.replace("@2", "@1"))
-    assert found.model_copy(update={"version": 2}) == settings
 
 
 @pytest.mark.parametrize("protocol", ["pgd-50@2", "pgd-20@1", "pgd-20@3", "pgd", "crown@1"])

@@ -14,7 +14,7 @@ from hydrabench.errors import DataError, NonFiniteError
 from hydrabench.evaluators import ReuseSettings, SmoothingSettings
 from hydrabench.evaluators.reuse import Paired, evaluate_reuse
 from hydrabench.evaluators.smoothed import evaluate_smoothed
-from hydrabench.smoothing import Kept, NoiseSource, Plan, Sampling, shares, slack
+from hydrabench.smoothing import LostVotes, NoiseSource, Plan, Sampling, shares, slack
 from hydrabench.smoothing.noise import NoiseStream
 
 SIGMA, N, M, ALPHA = 0.25, 2000, 800, 0.02
@@ -83,7 +83,7 @@ def test_votes_are_compared_on_the_very_noise_of_the_parents_ledger():
 def test_bounds_shares_and_passes_add_up():
     parent, block = Mean().eval(), block_of((*LEVELS, 127.5))
     records = run(Mean(0.502), parent, block, reusing())
-    rule = Kept(Plan(M, ALPHA / 2, SIGMA, RADII))
+    rule = LostVotes(Plan(M, ALPHA / 2, SIGMA, RADII))
     assert {record.certificate for record in records} == {"none", "reused"}
     assert max(record.lost for record in records) > 0
     for record in records:
@@ -153,7 +153,7 @@ def test_integer_noise_costs_its_slack_once_and_needs_8_bit_images():
     chosen = SmoothingSettings(samples=N, n0=30, alpha=ALPHA, radii=(9.0,), rigor="discrete")
     parent, block = Mean().eval(), block_of((160,))
     (record,) = run(Mean(), parent, block, reusing(chosen), ledger_of(parent, block, chosen))
-    exact = Kept(Plan(M, ALPHA / 2, SIGMA, (9.0,)))
+    exact = LostVotes(Plan(M, ALPHA / 2, SIGMA, (9.0,)))
     best = max(exact.bound(n, lost, record.parent_p_lower) for n, lost in record.looks)
     assert record.p_lower == pytest.approx(best - slack(SIGMA, 16), abs=1e-15)
     assert best > record.p_lower

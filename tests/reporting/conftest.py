@@ -27,14 +27,14 @@ def settings_of(kind: str, **changes: Any) -> dict[str, Any]:
         base |= {"norm": "linf", "epsilon": "8/255"}
     if kind == "pgd":
         base |= {"steps": 50, "restarts": 1, "losses": ["ce", "margin"], "seed": 0}
+    if kind in ("pgd", "smoothing"):
+        base |= {"version": 1}
     return base | changes
 
 
 def protocol_of(asked: dict[str, Any]) -> str:
-    """The id of the first version of these settings, which do not name one."""
-    versioned = {"version": 1} if asked["kind"] in ("pgd", "smoothing") else {}
     model: Any = ReuseSettings if asked.get("mode") == "reused" else EVALUATORS[asked["kind"]].settings
-    settings = model.model_validate(versioned | asked)
+    settings = model.model_validate(asked)
     return str(settings.protocol)
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest
 
-from hydrabench.smoothing import RULES, Kept, Plan, parent_bound, reuse, sequential, shares
+from hydrabench.smoothing import RULES, LostVotes, Plan, parent_bound, reuse, sequential, shares
 from hydrabench.smoothing.confidence import clopper_pearson_lower
 
 SIGMA = 0.25
@@ -45,7 +45,7 @@ def test_the_bound_where_nothing_is_lost_worked_by_hand():
     plan = Plan(10_000, split.parent, SIGMA, GRID)
     parent = parent_bound(RULES["cohen"](plan), [(10_000, 10_000)])
     assert parent == pytest.approx(0.9993095, abs=1e-7)
-    rule = Kept(Plan(400, split.lost, SIGMA, (0.5, 0.53)))
+    rule = LostVotes(Plan(400, split.lost, SIGMA, (0.5, 0.53)))
     assert (rule.first, rule.looks.alphas) == (200, (0.0005, 0.0005))
     first = rule.look(200, 0, parent=parent, best=0.0)
     assert first.p_lower == pytest.approx(0.9620181, abs=1e-7)
@@ -66,13 +66,13 @@ def test_bounds_agree_with_scipys_exact_intervals(count, lost, n):
     low = binomtest(count, 1000, alternative="greater").proportion_ci(0.99, method="exact").low
     assert parent == pytest.approx(low, rel=1e-9)
     high = binomtest(lost, n, alternative="less").proportion_ci(1 - 0.005, method="exact").high
-    assert Kept(Plan(400, 0.01, SIGMA, GRID)).bound(n, lost, parent) == pytest.approx(low - high, rel=1e-9)
+    assert LostVotes(Plan(400, 0.01, SIGMA, GRID)).bound(n, lost, parent) == pytest.approx(low - high, rel=1e-9)
 
 
 @given(lost=st.integers(0, 400), parent=st.floats(0, 0.9999), slack=st.floats(0, 0.01))
 @settings(deadline=None, max_examples=50)
 def test_the_child_never_has_more_than_the_parent_and_less_with_every_vote_lost(lost, parent, slack):
-    rule = Kept(Plan(400, 0.01, SIGMA, GRID, slack))
+    rule = LostVotes(Plan(400, 0.01, SIGMA, GRID, slack))
     bound = rule.bound(400, lost, parent)
     assert bound < parent - lost / 400 - slack or lost == 400
     assert lost == 0 or bound < rule.bound(400, lost - 1, parent)
@@ -81,7 +81,7 @@ def test_the_child_never_has_more_than_the_parent_and_less_with_every_vote_lost(
 
 def test_draws_stop_once_the_child_has_what_its_parent_has():
     """The parent's 0.9 is worth 0.32 at sigma 0.25: radius 0.25 (0.8413), and 0.5 is not asked of the child."""
-    rule = Kept(Plan(3200, 0.001, SIGMA, GRID))
+    rule = LostVotes(Plan(3200, 0.001, SIGMA, GRID))
     assert rule.look(200, 0, parent=0.9, best=0.0).following is None
     assert rule.look(200, 5, parent=0.9, best=0.0).following == 400
     assert rule.look(200, 150, parent=0.9, best=0.0).following is None, "no radius is within reach"
@@ -117,7 +117,7 @@ def simulate(rng, mode, p_child, lost, *, samples=1000, shared=800):
         verdict = first.look(*looks[-1], best)
         best, n = verdict.p_lower, verdict.following
     parent = parent_bound(RULES[mode](Plan(samples, split.parent, SIGMA, ())), looks)
-    rule, best, n = Kept(Plan(shared, split.lost, SIGMA, GRID)), 0.0, 200
+    rule, best, n = LostVotes(Plan(shared, split.lost, SIGMA, GRID)), 0.0, 200
     while n is not None:
         drawn, gone = n, int(lost_votes[n - 1])
         verdict = rule.look(n, gone, parent=parent, best=best)

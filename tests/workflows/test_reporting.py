@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from hydrabench.errors import ConfigError, GateError, LedgerError
@@ -27,7 +30,7 @@ def write_run(path, kind, *, holds=(True, True, False), command=None, finish=Tru
     header = {
         "command": command or ("attack" if kind == "pgd" else "certify"),
         "settings": settings,
-        "protocol": "pgd-50@1" if kind == "pgd" else f"{kind}@1",
+        "protocol": "pgd-50@2" if kind == "pgd" else f"{kind}@1",
         "checkpoint": CHECKPOINT,
         "dataset": {"name": "digits", "split": "test", "n": 3},
         "precision": "float32",
@@ -136,3 +139,13 @@ def test_a_report_does_not_replace_the_summary_of_a_run(runs):
 def test_an_out_that_is_a_file_is_refused(runs, tmp_path):
     (tmp_path / "out").write_text("mine")
     refused(LedgerError, "out is a file; --out names a folder", [runs], tmp_path / "out")
+
+
+def test_a_report_is_written_without_torch(tmp_path):
+    write_run(tmp_path / "run", "pgd")
+    command = (
+        f"main(['report', {str(tmp_path / 'run')!r}, '--out', {str(tmp_path / 'report')!r}], standalone_mode=False)"
+    )
+    program = f"import sys; from hydrabench.cli import main; {command}; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+    assert (tmp_path / "report" / "leaderboard.md").is_file()

@@ -15,7 +15,7 @@ from hydrabench.files import sha256_of
 from hydrabench.workflows.evaluation.evaluate import evaluate
 from hydrabench.workflows.evaluation.loading import open_subject, with_parent
 from hydrabench.workflows.evaluation.reuse import reuse_settings
-from hydrabench.workflows.verifying import Network, verify_run
+from hydrabench.workflows.verifying import NetworkSource, verify_run
 
 CASES = {
     "clean": (CleanSettings(), 130),
@@ -74,12 +74,14 @@ def test_certificates_that_were_reused_are_computed_again_from_the_run_of_the_pa
     settings = reuse_settings(child.parent, {"kind": "smoothing", "reuse_samples": 100})
     evaluate(child, settings, tmp_path / "reused", options=cpu, n=6)
     ref = str(runs / "pruned")
-    found = verify_run(tmp_path / "reused", options=cpu, network=Network(ref, {}, parent, str(runs / "net")))
+    found = verify_run(
+        tmp_path / "reused", options=cpu, network=NetworkSource(ref, reuse=parent, parent=str(runs / "net"))
+    )
     assert [one.differences for one in found] == [()] * 6
     with pytest.raises(LedgerError, match=r"reuses the certificates of .*; name that run with --reuse"):
-        verify_run(tmp_path / "reused", options=cpu, network=Network(ref))
+        verify_run(tmp_path / "reused", options=cpu, network=NetworkSource(ref))
     with pytest.raises(ConfigError, match=r"reuses no certificates; leave --reuse out"):
-        verify_run(parent, options=cpu, network=Network(reuse=parent))
+        verify_run(parent, options=cpu, network=NetworkSource(reuse=parent))
 
 
 @pytest.mark.parametrize(
@@ -119,7 +121,7 @@ def test_a_turned_verdict_is_found_in_an_attack_by_blocks(runs, cpu, tmp_path):
     if records[index]["robust"]:
         turned = {"robust": False, "broken_by": "square", "margin": -1.0}
     alter(run, index, **turned)
-    found = verify_run(run, options=cpu, network=Network(str(runs / "net")))
+    found = verify_run(run, options=cpu, network=NetworkSource(str(runs / "net")))
     assert [one.index for one in found if one.differences] == [index]
     assert "robust was" in str(found[index])
 
@@ -129,8 +131,10 @@ def test_what_cannot_be_verified_is_refused(runs, line, cpu, tmp_path):
     shutil.copytree(runs / "evaluations" / "pgd", run)
     with pytest.raises(CheckpointError, match=r"the checkpoint of .*copy, .* is not to be found; name it with --ckpt"):
         verify_run(run, options=cpu)
-    with pytest.raises(CheckpointError, match=r"has SHA-256 .*, .*copy was made with .*; name that checkpoint"):
-        verify_run(run, options=cpu, network=Network(str(line.finetune)))
+    with pytest.raises(
+        CheckpointError, match=r"has SHA-256 .*, .*copy was made with .*; name that network with --ckpt"
+    ):
+        verify_run(run, options=cpu, network=NetworkSource(str(line.finetune)))
     with pytest.raises(ConfigError, match="--sample 0: give 1 or more records"):
         verify_run(run, options=cpu, sample=0)
     with pytest.raises(LedgerError, match="train is no finished run of attack or certify"):
@@ -138,4 +142,4 @@ def test_what_cannot_be_verified_is_refused(runs, line, cpu, tmp_path):
     with (run / "records.jsonl").open("a") as file:
         file.write("\n")
     with pytest.raises(LedgerError, match=r"records\.jsonl has SHA-256 .*, its summary\.json says"):
-        verify_run(run, options=cpu, network=Network(str(line.train)))
+        verify_run(run, options=cpu, network=NetworkSource(str(line.train)))

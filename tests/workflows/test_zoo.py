@@ -21,7 +21,7 @@ from hydrabench.errors import CheckpointError, ConfigError, GateError, LedgerErr
 from hydrabench.evaluators import PgdSettings, VerifiedSettings
 from hydrabench.files import sha256_of
 from hydrabench.masking import score_masks
-from hydrabench.workflows import zoo
+from hydrabench.workflows import zoo, zoo_listing
 from hydrabench.workflows.evaluation.evaluate import evaluate
 from hydrabench.workflows.evaluation.loading import open_subject
 
@@ -170,10 +170,10 @@ def test_a_manifest_that_is_wrong_or_missing_is_refused_in_one_line(folder):
     values["checkpoints"][0] |= {"sha256": "abc", "licence": None}
     manifest.write_text(yaml.safe_dump(values))
     with pytest.raises(ConfigError, match=r"manifest\.yml: checkpoints\.0\.sha256: .*; checkpoints\.0\.licence: "):
-        zoo.list_entries()
+        zoo_listing.list_entries()
     manifest.unlink()
     with pytest.raises(CheckpointError, match=r"the zoo's manifest .* is missing; install hydrabench again"):
-        zoo.list_entries()
+        zoo_listing.list_entries()
 
 
 # Checkpoints on the web -------------------------------------------------------------------------
@@ -318,10 +318,10 @@ def test_a_shipped_checkpoint_is_there_offline(web, folder):
 
 
 def test_verify_passes_over_what_has_no_shipped_ledger_unless_it_is_named(web, cpu, capsys):
-    assert len(zoo.verify([], options=cpu)) == 4
+    assert len(zoo.verify_shipped([], options=cpu)) == 4
     assert "skipped: 3 checkpoints of which no ledger is shipped\n" in capsys.readouterr().err
     with pytest.raises(CheckpointError, match=r"^no ledger of hydra/a is shipped, so there is nothing to compare with"):
-        zoo.verify(["tiny", "hydra/a"], options=cpu)
+        zoo.verify_shipped(["tiny", "hydra/a"], options=cpu)
     assert web == []
 
 
@@ -331,8 +331,8 @@ def test_verify_passes_over_what_has_no_shipped_ledger_unless_it_is_named(web, c
 def test_verify_passes_on_what_was_shipped(folder, cpu):
     agreed = [f"{name} {protocol}: 40/40 records as shipped" for name in ("tiny", "tiny-90") for protocol in
               ("pgd-3@2", "ibp@1")]  # fmt: skip
-    assert zoo.verify([], options=cpu) == agreed
-    assert zoo.verify(["tiny-90"], options=cpu) == agreed[2:]
+    assert zoo.verify_shipped([], options=cpu) == agreed
+    assert zoo.verify_shipped(["tiny-90"], options=cpu) == agreed[2:]
     result = hydrabench("verify", "tiny", "--json", "--device", "cpu")
     assert (result.exit_code, json.loads(result.stdout)) == (0, agreed[:2])
     assert hydrabench("verify", "tiny", "--device", "cpu").stdout == "2 ledgers agree\n"
@@ -347,7 +347,7 @@ def test_verify_exits_1_and_names_the_image_whose_verdict_was_turned(folder, cpu
     problem = f"error: 1 records differ from the shipped ledgers: tiny-90 {protocol} image {index}"
     assert result.stderr.splitlines()[-1] == problem
     assert f"tiny-90 {protocol}: 39/40 records as shipped" in result.stderr
-    assert len(zoo.verify(["tiny"], options=cpu)) == 2
+    assert len(zoo.verify_shipped(["tiny"], options=cpu)) == 2
 
 
 @pytest.mark.parametrize(("margin", "excused"), [(9e-6, True), (-9e-6, True), (1.1e-5, False)])
@@ -356,10 +356,10 @@ def test_a_verdict_that_rests_on_a_margin_next_to_zero_may_turn_on_another_machi
     """The tolerance is 1e-5."""
     flip(folder, kind, margin=margin)
     if excused:
-        assert len(zoo.verify(["tiny-90"], options=cpu)) == 2
+        assert len(zoo.verify_shipped(["tiny-90"], options=cpu)) == 2
     else:
         with pytest.raises(GateError, match=r"1 records differ from the shipped ledgers"):
-            zoo.verify(["tiny-90"], options=cpu)
+            zoo.verify_shipped(["tiny-90"], options=cpu)
 
 
 def test_verify_notices_another_number_and_a_value_that_cannot_be(folder, cpu):
@@ -367,17 +367,17 @@ def test_verify_notices_another_number_and_a_value_that_cannot_be(folder, cpu):
     records = read_ledger(path)
     write_ledger(path, [records[0] | {"lower": records[0]["lower"] + 1.0}, *records[1:]])
     with pytest.raises(GateError, match=r"1 records differ .*: tiny ibp@1 image 0$"):
-        zoo.verify(["tiny"], options=cpu)
+        zoo.verify_shipped(["tiny"], options=cpu)
     write_ledger(path, [records[0] | {"lower": None}, *records[1:]])
     with pytest.raises(LedgerError, match=r"a record of the shipped ledger tiny/ibp.jsonl.gz has lower null: input"):
-        zoo.verify(["tiny"], options=cpu)
+        zoo.verify_shipped(["tiny"], options=cpu)
 
 
 def test_verify_notices_other_images_and_names_ten_of_many(folder, cpu):
     path = folder / "tiny" / "pgd.jsonl.gz"
     write_ledger(path, [record | {"input_sha": "0" * 64} for record in read_ledger(path)])
     with pytest.raises(GateError, match=r"40 records differ .*image 0; .*image 9 and 30 more$"):
-        zoo.verify(["tiny"], options=cpu)
+        zoo.verify_shipped(["tiny"], options=cpu)
 
 
 @pytest.mark.parametrize(
@@ -393,7 +393,7 @@ def test_verify_notices_other_images_and_names_ten_of_many(folder, cpu):
 def test_a_damaged_ledger_is_refused_in_one_line(folder, cpu, damage, message):
     damage(folder / "tiny" / "ibp.jsonl.gz")
     with pytest.raises(LedgerError, match=message):
-        zoo.verify(["tiny"], options=cpu)
+        zoo.verify_shipped(["tiny"], options=cpu)
 
 
 # export ----------------------------------------------------------------------------------------

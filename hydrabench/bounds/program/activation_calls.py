@@ -11,7 +11,17 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from hydrabench.bounds.program.activations import Absolute, Clamp, Hardsigmoid, Hardswish, LeakyRelu, Prelu, Square
-from hydrabench.bounds.program.arguments import REQUIRED, Arguments, Call, NoRule, Reader, given, in_place, simple
+from hydrabench.bounds.program.arguments import (
+    REQUIRED,
+    Arguments,
+    Call,
+    NoRule,
+    Reader,
+    given,
+    in_place,
+    numbers,
+    simple,
+)
 from hydrabench.bounds.program.gated import Gelu, Silu, TanhGelu
 from hydrabench.bounds.program.operations import Operation
 from hydrabench.bounds.program.smooth import Elu, Sigmoid, Softplus, Tanh
@@ -146,6 +156,7 @@ def _either(make: Callable[..., Operation], **defaults: Any) -> Reader:
     def read(call: Arguments) -> Call:
         found = given(call, input=REQUIRED, **defaults, inplace=False)
         value, writes = found.pop("input"), bool(found.pop("inplace"))
+        numbers(found)
         return Call((make(**found),), (value,), in_place=writes)
 
     return read

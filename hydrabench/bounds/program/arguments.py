@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from torch import fx
+
 from hydrabench.bounds.program.operations import Operation
 
 
@@ -49,12 +51,21 @@ def given(call: Arguments, **defaults: Any) -> dict[str, Any]:
     return found
 
 
+def numbers(settings: dict[str, Any]) -> None:
+    """Refuse settings that are computed from a value of the network, or from its shape."""
+    for name, setting in settings.items():
+        parts = setting if isinstance(setting, tuple | list) else (setting,)
+        if any(isinstance(part, fx.Node) for part in parts):
+            raise NoRule(f"takes {name}={setting}, which is computed from a value or its shape and has no rule")
+
+
 def simple(make: Callable[..., Operation], /, **defaults: Any) -> Reader:
     """The reader of a call that takes one value, and settings for `make`."""
 
     def read(call: Arguments) -> Call:
         found = given(call, input=REQUIRED, **defaults)
         value = found.pop("input")
+        numbers(found)
         return Call((make(**found),), (value,))
 
     return read
@@ -65,6 +76,8 @@ def in_place(read: Reader) -> Reader:
 
     def read_in_place(call: Arguments) -> Call:
         found = read(call)
+        if found.inputs[0] is not (call.args[0] if call.args else call.kwargs.get("input")):
+            raise NoRule("writes over a constant, which has no rule")
         return Call(found.operations, found.inputs, in_place=True)
 
     return read_in_place

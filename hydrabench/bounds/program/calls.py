@@ -7,6 +7,7 @@ been put in place of the nodes that stood for them.
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +16,17 @@ from torch.nn import functional as F
 
 from hydrabench.bounds.program.activation_calls import ACTIVATION_FUNCTIONS, ACTIVATION_METHODS
 from hydrabench.bounds.program.activations import Square
-from hydrabench.bounds.program.arguments import REQUIRED, Arguments, Call, NoRule, Reader, given, in_place, simple
+from hydrabench.bounds.program.arguments import (
+    REQUIRED,
+    Arguments,
+    Call,
+    NoRule,
+    Reader,
+    given,
+    in_place,
+    numbers,
+    simple,
+)
 from hydrabench.bounds.program.arithmetic import Factor, Product, Shift, Subtract, Sum
 from hydrabench.bounds.program.convert import (
     LAYERS,
@@ -34,7 +45,7 @@ from hydrabench.bounds.program.linear import Add
 from hydrabench.bounds.program.pooling import AdaptiveAveragePool
 from hydrabench.bounds.program.relu import Relu
 from hydrabench.bounds.program.sizes import is_batch_size, shape_of
-from hydrabench.bounds.program.structure import Flatten, Identity, Join, Part, Permute, Reshape
+from hydrabench.bounds.program.structure import Flatten, Identity, Join, Part, Permute, Reshape, image_axis
 from hydrabench.errors import UnsupportedLayerError
 
 
@@ -163,21 +174,17 @@ def _transposed(dim0: int, dim1: int) -> Permute:
     return Permute(order)
 
 
-def _squeezed(dim: int) -> Reshape:
+def _squeezed(dim: int | Sequence[int]) -> Reshape:
     def shape(size: torch.Size) -> list[int]:
-        return [*size[1:]] if size[dim] != 1 else [n for axis, n in enumerate(size) if axis and axis != dim % len(size)]
+        axes = {image_axis(axis, len(size)) for axis in (dim if isinstance(dim, tuple | list) else (dim,))}
+        return [n for axis, n in enumerate(size) if axis and (n != 1 or axis not in axes)]
 
-    if dim == 0:
-        raise NoRule("squeezes the batch axis, which has no rule")
     return Reshape(shape)
 
 
 def _unsqueezed(dim: int) -> Reshape:
-    if dim == 0:
-        raise NoRule("adds an axis before the batch axis, which has no rule")
-
     def shape(size: torch.Size) -> list[int]:
-        axes, at = [*size], dim % (len(size) + 1)
+        axes, at = [*size], image_axis(dim, len(size) + 1)
         return [*axes[1:at], 1, *axes[at:]]
 
     return Reshape(shape)
@@ -200,7 +207,14 @@ def _picked(call: Arguments) -> Call:
         raise NoRule(f"picks entries by {index}, only whole numbers and slices have a rule")
     if index[0] is not Ellipsis and index[0] != slice(None):
         raise NoRule(f"picks images of a batch by {index[0]}, which has no rule")
-    return Call((Part(lambda x: x[index]),), (value,))
+    places = sum(part is not None and part is not Ellipsis for part in index)
+
+    def take(x: Tensor) -> Tensor:
+        if index[0] is Ellipsis and places >= x.ndim and index[1] != slice(None):
+            raise UnsupportedLayerError(f"cannot bound picking by {index} of {x.ndim} axes: it picks images of a batch")
+        return x[index]
+
+    return Call((Part(take),), (value,))
 
 
 def _chunks(method: str, size: str) -> Reader:
@@ -209,9 +223,14 @@ def _chunks(method: str, size: str) -> Reader:
     def read(call: Arguments) -> Call:
         found = given(call, input=REQUIRED, **{size: REQUIRED}, dim=0)
         count, dim = found[size], found["dim"]
-        if not isinstance(dim, int) or dim == 0 or not isinstance(count, int | tuple | list):
+        numbers({size: count})
+        if not isinstance(dim, int) or dim == 0:
             raise NoRule(f"takes a value apart along axis {dim}, which has no rule")
-        return Call((), (found["input"],), pieces=lambda number: Part(lambda x: getattr(x, method)(count, dim)[number]))
+
+        def piece(number: int) -> Part:
+            return Part(lambda x: getattr(x, method)(count, image_axis(dim, x.ndim))[number])
+
+        return Call((), (found["input"],), pieces=piece)
 
     return read
 
@@ -240,8 +259,11 @@ METHODS: dict[Any, Reader] = {
     "add": _add,
     "add_": in_place(_add),
     "sub": _subtract,
+    "sub_": in_place(_subtract),
     "mul": _multiply,
+    "mul_": in_place(_multiply),
     "div": _divide,
+    "div_": in_place(_divide),
     "neg": simple(_negated),
     "mean": _sum(mean=True),
     "sum": _sum(mean=False),
@@ -264,8 +286,11 @@ FUNCTIONS: dict[Any, Reader] = {
     operator.add: _add,
     operator.iadd: in_place(_add),
     operator.sub: _subtract,
+    operator.isub: in_place(_subtract),
     operator.mul: _multiply,
+    operator.imul: in_place(_multiply),
     operator.truediv: _divide,
+    operator.itruediv: in_place(_divide),
     operator.neg: METHODS["neg"],
     operator.getitem: _picked,
     torch.cat: _join,

@@ -17,10 +17,10 @@ from hydrabench.bounds.patches import Pair
 from hydrabench.bounds.program.activation_calls import ACTIVATION_LAYERS
 from hydrabench.bounds.program.arguments import NoRule
 from hydrabench.bounds.program.linear import Convolution, Dense, OtherConvolution, Scale
-from hydrabench.bounds.program.operations import Linear, Operation
+from hydrabench.bounds.program.operations import Linear, Operation, images
 from hydrabench.bounds.program.pooling import AdaptiveAveragePool, AveragePool, MaxPool
 from hydrabench.bounds.program.relu import Relu
-from hydrabench.bounds.program.structure import Flatten, Identity, Pad, Part, Repeat, Reshape
+from hydrabench.bounds.program.structure import Flatten, Identity, Pad, Part, Repeat, Reshape, image_axis
 from hydrabench.errors import UnsupportedLayerError
 from hydrabench.models.normalize import Normalize
 
@@ -100,17 +100,29 @@ def flatten(start: object, end: object) -> Linear:
 
 def unflatten(dim: int, sizes: Sequence[int]) -> Reshape:
     """`torch.unflatten` of an axis."""
-    return Reshape(lambda size: (*size[1 : dim % len(size)], *sizes, *size[dim % len(size) + 1 :]))
+
+    def shape(size: torch.Size) -> Sequence[int]:
+        at = image_axis(dim, len(size))
+        return (*size[1:at], *sizes, *size[at + 1 :])
+
+    return Reshape(shape)
 
 
 def pixel_shuffle(upscale_factor: int) -> Part:
     """`torch.nn.functional.pixel_shuffle`."""
-    return Part(lambda x: nn.functional.pixel_shuffle(x, upscale_factor))
+    return Part(lambda x: nn.functional.pixel_shuffle(images(x, "pixel_shuffle"), upscale_factor))
 
 
 def pixel_unshuffle(downscale_factor: int) -> Part:
     """`torch.nn.functional.pixel_unshuffle`."""
-    return Part(lambda x: nn.functional.pixel_unshuffle(x, downscale_factor))
+    r = downscale_factor
+
+    def take(x: Tensor) -> Tensor:  # torch's function gives an empty batch another shape
+        *_, height, width = images(x, "pixel_unshuffle").shape
+        blocks = x.reshape(*x.shape[:2], height // r, r, width // r, r)
+        return blocks.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
+
+    return Part(take)
 
 
 def upsample(settings: dict[str, Any]) -> Repeat:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from hydrabench.bounds.box import channels_last
 from hydrabench.bounds.outward import MORE
 from hydrabench.bounds.patches import Pair, Rows
-from hydrabench.bounds.program.operations import Linear
+from hydrabench.bounds.program.operations import Linear, images
 from hydrabench.errors import UnsupportedLayerError
 
 Kind = TypeVar("Kind", bound="Weighted")
@@ -75,7 +75,9 @@ class Convolution(Weighted):
 
     def apply(self, x: Tensor) -> Tensor:
         """Convolve images (B, C, H, W)."""
-        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        return F.conv2d(
+            images(x, "conv2d"), self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
+        )
 
     def terms(self, _before: Sequence[torch.Size], after: torch.Size) -> tuple[int, int]:
         """See `Linear`; constants are summed over the positions of an image, then over its channels."""
@@ -139,9 +141,7 @@ class OtherConvolution(Weighted):
     def apply(self, x: Tensor) -> Tensor:
         """Convolve values (B, C, ...) of as many further axes as `axes`."""
         name = f"conv_transpose{self.axes}d" if self.transposed else f"conv{self.axes}d"
-        if x.ndim != self.axes + 2:
-            raise UnsupportedLayerError(f"cannot bound {name} of {x.ndim} axes: it has no batch axis")
-        found: Tensor = CONVOLUTIONS[name](x, self.weight, self.bias, *self.settings)
+        found: Tensor = CONVOLUTIONS[name](images(x, name, self.axes + 2), self.weight, self.bias, *self.settings)
         return found
 
     def terms(self, _before: Sequence[torch.Size], after: torch.Size) -> tuple[int, int]:

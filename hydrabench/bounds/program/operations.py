@@ -20,8 +20,16 @@ from hydrabench.bounds.box import Interval
 from hydrabench.bounds.outward import MORE, TINY, ULP, UNIT, down, growth, up
 from hydrabench.bounds.patches import Rows
 from hydrabench.bounds.relaxations import Lines, Sloped
+from hydrabench.errors import UnsupportedLayerError
 
 NARROW = 1e-8  # intervals no wider than this get a horizontal chord, because its slope would be rounding alone
+
+
+def images(x: Tensor, name: str, ndim: int = 4) -> Tensor:
+    """`x` itself, if it has as many axes as a batch of images; torch takes the batch axis for channels if not."""
+    if x.ndim != ndim:
+        raise UnsupportedLayerError(f"cannot bound {name} of {x.ndim} axes: it needs {ndim}, the batch axis included")
+    return x
 
 
 @dataclass(frozen=True, eq=False)

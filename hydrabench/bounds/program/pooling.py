@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from hydrabench.bounds.outward import MORE, TINY, growth, up
 from hydrabench.bounds.patches import Pair
-from hydrabench.bounds.program.operations import Linear, Relaxed
+from hydrabench.bounds.program.operations import Linear, Relaxed, images
 from hydrabench.bounds.relaxations import Picked
 
 
@@ -34,7 +34,9 @@ class AveragePool(Linear):
 
     def apply(self, x: Tensor) -> Tensor:
         """Pool images (B, C, H, W)."""
-        return F.avg_pool2d(x, self.kernel, self.stride, self.padding, self.ceil_mode, self.count_padding)
+        return F.avg_pool2d(
+            images(x, "avg_pool2d"), self.kernel, self.stride, self.padding, self.ceil_mode, self.count_padding
+        )
 
     def absolute(self) -> AveragePool:
         """No weight is negative."""
@@ -72,7 +74,7 @@ class AdaptiveAveragePool(Linear):
 
     def apply(self, x: Tensor) -> Tensor:
         """Pool images (B, C, H, W)."""
-        return F.adaptive_avg_pool2d(x, self.size)  # type: ignore[arg-type]
+        return F.adaptive_avg_pool2d(images(x, "adaptive_avg_pool2d"), self.size)  # type: ignore[arg-type]
 
     def absolute(self) -> AdaptiveAveragePool:
         """No weight is negative."""
@@ -108,7 +110,9 @@ class MaxPool(Relaxed):
 
     def apply(self, x: Tensor) -> Tensor:
         """Pool images (B, C, H, W)."""
-        return F.max_pool2d(x, self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode)
+        return F.max_pool2d(
+            images(x, "max_pool2d"), self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode
+        )
 
     def box(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         """A maximum rises with what it is of."""

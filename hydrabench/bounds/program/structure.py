@@ -16,6 +16,16 @@ from hydrabench.bounds.program.operations import Linear
 from hydrabench.errors import UnsupportedLayerError
 
 
+def image_axis(axis: int, ndim: int) -> int:
+    """An axis of a value with `ndim` axes, counted from the front; the batch axis is refused."""
+    if axis % ndim == 0:
+        raise UnsupportedLayerError(
+            f"cannot bound what joins, splits, squeezes or adds axis {axis} of {ndim}: it is that of the batch; "
+            "use the axes of an image, or certify it with smoothing"
+        )
+    return axis % ndim
+
+
 class Rearrangement(Linear):
     """Every entry of the result is an entry of a value, or 0; nothing is computed."""
 
@@ -148,28 +158,22 @@ class Join(Rearrangement):
 
     def apply(self, *values: Tensor) -> Tensor:
         """Join values (B, ...)."""
-        axis = self._axis(values[0].ndim)
+        axis = image_axis(self.axis, values[0].ndim)
         return torch.cat(values, axis)
 
     def back(self, rows: Tensor, shapes: Sequence[torch.Size]) -> tuple[Tensor | None, ...]:
         """Take the coefficients apart."""
-        axis = self._axis(rows.ndim)
+        axis = image_axis(self.axis, rows.ndim)
         return (*torch.split(rows, [shape[axis] for shape in shapes], axis),)
 
     def back_patches(
         self, rows: Rows, shapes: Sequence[torch.Size], after: torch.Size
     ) -> tuple[tuple[Rows | None, ...], Tensor | None]:
         """Patches of joined channels are taken apart, too."""
-        if self._axis(len(after)) != 1:
+        if image_axis(self.axis, len(after)) != 1:
             return super().back_patches(rows, shapes, after)
         parts = torch.split(rows.coefficients, [shape[1] for shape in shapes], 1)
         return tuple(replace(rows, coefficients=part) for part in parts), None
-
-    def _axis(self, ndim: int) -> int:
-        axis = self.axis % ndim
-        if axis == 0:
-            raise UnsupportedLayerError("cannot bound values joined along the batch axis; join channels or features")
-        return axis
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,11 +8,13 @@ is read after an operation in place has changed it, and a network that changes i
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter, methodcaller
 from typing import Any
 
+import torch
 from torch import Tensor, fx, jit, nn
 from torch.nn.modules import module as torch_module
 
@@ -88,10 +90,30 @@ def _check(path: str, module: nn.Module) -> None:
         raise refusal(path, type(module).__name__, str(reason)) from None
 
 
+IN_PLACE = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor")
+
+
 class _Proxy(fx.Proxy):
-    def __iadd__(self, other: Any) -> Any:
-        """Record `a += b` as what it is; torch.fx would write down a + b, which leaves a as it was."""
-        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+    """A value for which `a += b` is recorded as what it is; torch.fx would write down a + b, which leaves a as it was.
+
+    A network that asks whether it is a tensor would be told that it is not.
+    """
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:  # type: ignore[override]  # isinstance reads it
+        asking = sys._getframe(1)
+        own = not str(asking.f_globals.get("__name__")).startswith("torch.")
+        if own and "isinstance" in asking.f_code.co_names:
+            raise fx.proxy.TraceError("it asks isinstance for the type of a value")
+        return type(self)
+
+
+def _recorded(function: Callable[..., Any]) -> Callable[[fx.Proxy, Any], fx.Proxy]:
+    return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
+
+
+for _name in IN_PLACE:
+    setattr(_Proxy, f"__{_name}__", _recorded(getattr(operator, _name)))
 
 
 class _Tracer(fx.Tracer):
@@ -105,10 +127,10 @@ class _Tracer(fx.Tracer):
 def _traced(network: nn.Module) -> tuple[Step, ...]:
     """Trace `network` inside a container, so that its own optional arguments keep their defaults."""
     tracer, root = _Tracer(), nn.Sequential(network)
-    before = _state(network)
+    before, chance = _state(network), torch.get_rng_state()
     try:
         graph = tracer.trace(root)
-    except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
+    except (fx.proxy.TraceError, AttributeError, IndexError, NameError, RuntimeError, TypeError, ValueError) as error:
         reason = f"does something that depends on the values of its input ({error})"
         raise refusal("", type(network).__name__, reason) from error
     if _state(network) != before:
@@ -122,6 +144,8 @@ def _traced(network: nn.Module) -> tuple[Step, ...]:
         record.finish(output)
     except NoRule as reason:
         raise refusal("", type(network).__name__, str(reason)) from None
+    if not chance.equal(torch.get_rng_state()):
+        raise refusal("", type(network).__name__, "draws random numbers")
     return tuple(record.steps)
 
 
@@ -174,7 +198,7 @@ class _Record:
         if node.op not in ("call_function", "call_method") or not values or not self.constants.keys() >= {*values}:
             return False
         name = getattr(node.target, "__name__", str(node.target))
-        if name.endswith("_") or node.target in (operator.iadd, operator.setitem):
+        if name.endswith("_") or name in (*IN_PLACE, "setitem") or node.kwargs.get("inplace"):
             raise NoRule(f"changes a constant of its own in {_path(node)}")
         args, kwargs = self._known(node)
         function = node.target if callable(node.target) else methodcaller(str(node.target), *args[1:], **kwargs)
@@ -197,7 +221,9 @@ class _Record:
         if node.target is operator.getitem and node.args[0] in self.pieces:
             call = self.pieces[node.args[0]]  # type: ignore[index]
             assert call.pieces is not None, "that is why it is there"
-            return (call.pieces(node.args[1]),), call.inputs, False  # type: ignore[arg-type]
+            if not isinstance(node.args[1], int):
+                raise NoRule(f"takes the part {node.args[1]} of {_path(node.args[0])}, only numbers have a rule")  # type: ignore[arg-type]
+            return (call.pieces(node.args[1]),), call.inputs, False
         call = _call(node, self._known(node))
         if call.pieces:
             self.pieces[node] = call

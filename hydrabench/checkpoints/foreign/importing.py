@@ -17,7 +17,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from hydrabench.checkpoints.foreign.kept import STRAY_ZEROS, Kept, counts_of_dense, counts_of_masked, keep
+from hydrabench.checkpoints.foreign.kept import STRAY_ZEROS, LayerCounts, counts_of_dense, counts_of_masked, keep
 from hydrabench.checkpoints.foreign.normalization import FORMS, KNOWN
 from hydrabench.checkpoints.foreign.state_dicts import HEADER_ENTRY, find_state_dict
 from hydrabench.checkpoints.foreign.torch_files import read_torch_file
@@ -30,7 +30,7 @@ from hydrabench.masking import kept_counts, prunable_layers, score_masks
 from hydrabench.models import inner_network
 from hydrabench.plugins import require
 
-SUFFIXES = (".pth.tar", ".pth", ".pt")  # before which the dense twin of a masked file has "_dense"
+TWIN_SUFFIXES = (".pth.tar", ".pth", ".pt")  # before which the dense twin of a masked file has "_dense"
 Given = Normalization | Literal["none"] | None
 # Data sets that the original knows and we do not evaluate: image shape (C, H, W), classes.
 OTHERS: dict[str, tuple[tuple[int, int, int], int]] = {"mnist": ((1, 28, 28), 10)}
@@ -245,14 +245,14 @@ def _restore_own(source: _Source, header: Header, network: nn.Module) -> None:
         counts_of_dense(source.path, network, header.density, at_most=counts)
 
 
-def _kept(source: _Source, header: Header, network: nn.Module, density: float | None) -> tuple[Kept, str]:
+def _kept(source: _Source, header: Header, network: nn.Module, density: float | None) -> tuple[LayerCounts, str]:
     """What every layer keeps, and the SHA-256 of all files that decide it."""
     if not source.masked:
         return counts_of_dense(source.path, network, density, masks=source.kept), source.sha256
     if density is not None:
         return counts_of_masked(network, density), source.sha256
     name = source.path.name
-    suffix = next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
+    suffix = next((suffix for suffix in TWIN_SUFFIXES if name.endswith(suffix)), "")
     twin = source.path.with_name(name.removesuffix(suffix) + "_dense" + suffix)
     if not twin.is_file():
         raise CheckpointError(
@@ -273,7 +273,7 @@ def _kept(source: _Source, header: Header, network: nn.Module, density: float | 
     return kept, hashlib.sha256(f"{source.sha256} {other.sha256}".encode()).hexdigest()
 
 
-def _require_twins(source: _Source, network: nn.Module, twin: Path, dense: nn.Module, kept: Kept) -> None:
+def _require_twins(source: _Source, network: nn.Module, twin: Path, dense: nn.Module, kept: LayerCounts) -> None:
     """Refuse a dense file that is not the masked one with its masks applied: it may be of another epoch."""
     plain = prunable_layers(dense)
     for name, mask in score_masks(network).items():

@@ -32,7 +32,7 @@ CHANCE = 1e-5
 
 
 @dataclass(frozen=True)
-class Kept:
+class LayerCounts:
     """What a network keeps.
 
     density: the fraction of weights, as the pruning was asked for. counts: the weights of each layer.
@@ -49,7 +49,7 @@ def counts_of_dense(
     *,
     masks: Mapping[str, int] | None = None,
     at_most: Mapping[str, int] | None = None,
-) -> Kept:
+) -> LayerCounts:
     """Return what the layers of a dense network keep.
 
     Args:
@@ -63,23 +63,23 @@ def counts_of_dense(
     if density is not None:
         counts = dict(at_most or {layer.name: hydra_kept_count(layer.weights, density) for layer in layers})
         _require_fit(path, layers, counts, density, exact=at_most is None)
-        return Kept(density, counts)
+        return LayerCounts(density, counts)
     if masks and set(masks) == {layer.name for layer in layers}:
         counts = {name: max(1, count) for name, count in masks.items()}
-        return Kept(_overall(layers, counts), counts)
+        return LayerCounts(_overall(layers, counts), counts)
     if all(layer.weights - layer.nonzero <= 1 + CHANCE * layer.weights for layer in layers):
-        return Kept(1.0, {layer.name: layer.weights for layer in layers})
+        return LayerCounts(1.0, {layer.name: layer.weights for layer in layers})
     counts = {layer.name: max(1, layer.nonzero) for layer in layers}
     found, tidy = infer_density(layers), _tidy_density(layers)
     if found is None or (tidy is not None and len(repr(found)) > len(repr(tidy))):
         found = tidy
-    return Kept(found or _overall(layers, counts), counts)
+    return LayerCounts(found or _overall(layers, counts), counts)
 
 
-def counts_of_masked(network: nn.Module, density: float) -> Kept:
+def counts_of_masked(network: nn.Module, density: float) -> LayerCounts:
     """Return what the original keeps of every layer at a density. Raises: ConfigError if it is out of range."""
     sizes = {name: layer.weight.numel() for name, layer in prunable_layers(network).items()}
-    return Kept(density, {name: hydra_kept_count(n, density) for name, n in sizes.items()})
+    return LayerCounts(density, {name: hydra_kept_count(n, density) for name, n in sizes.items()})
 
 
 def hydra_kept_count(n: int, density: float) -> int:
@@ -150,7 +150,7 @@ def settled(scores: Tensor, mask: Tensor) -> Tensor:
 def _require_fit(
     path: Path, layers: Collection[LayerDensity], counts: Mapping[str, int], density: float, *, exact: bool
 ) -> None:
-    """Refuse a density that the zeros of a file contradict; `exact` also asks that few kept weights are zero."""
+    """Raise for a density that the zeros of a file contradict; with `exact`, also if too many kept weights are zero."""
     fitting = infer_density(layers)
     hint = f"its zeros fit {fitting}" if fitting else "without a density, it keeps what is not zero"
     for layer in layers:

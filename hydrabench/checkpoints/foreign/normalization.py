@@ -1,4 +1,4 @@
-"""What a network does to images in [0, 1] before its first layer: named, read from text, and tested on images."""
+"""Input normalisation: known ones by name, read from text, and compared on images."""
 
 from __future__ import annotations
 

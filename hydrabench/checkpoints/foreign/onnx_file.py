@@ -78,7 +78,7 @@ def _traced(checkpoint: Checkpoint) -> ModelProto:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what the block prints and warns of to itself, unless it fails."""
+    """Suppress output and warnings of the block unless it fails."""
     said = io.StringIO()
     try:
         with warnings.catch_warnings(), redirect_stdout(said), redirect_stderr(said):
@@ -90,7 +90,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _forget_sources(model: ModelProto) -> None:
-    """Drop the notes of the exporter: stack traces, which name folders of this machine, and names of torch's."""
+    """Remove the exporter's metadata: stack traces, which name folders of this machine, and torch's names."""
     graph = model.graph
     parts = (model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer)
     for part in parts:
@@ -99,7 +99,7 @@ def _forget_sources(model: ModelProto) -> None:
 
 
 def _use_plain_operators(graph: GraphProto) -> None:
-    """Say Flatten and GlobalAveragePool where the exporter writes them as Reshape and ReduceMean.
+    """Replace Reshape and ReduceMean of the exporter by Flatten and GlobalAveragePool.
 
     Fewer verifiers read the latter two, which take their shape and their axes as a tensor.
     """

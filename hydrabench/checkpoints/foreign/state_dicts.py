@@ -1,4 +1,4 @@
-"""What is wrapped around a network's tensors in the files of others, taken off: containers, prefixes, masks beside
+"""Remove what others wrap around a network's tensors: containers, prefixes, masks beside
 weights, a normalisation in front.
 
 Everything that was taken off is named, because it decides which network is read: a file may hold two (`model` and

@@ -1,4 +1,4 @@
-"""How an evaluation starts, goes on or grows: which records are kept, and that they are about the same images."""
+"""Start, resume or extend an evaluation: which records stay, after a check that they are about the same images."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from hydrabench.workflows.progress import say
 
 
 @dataclass(frozen=True)
-class Selection:
+class ChosenImages:
     """Which images are evaluated: data-set indices in ascending order, `explicit` if they were named one by one."""
 
     images: ImageSource
     indices: tuple[int, ...]
     explicit: bool = False
 
-    def first(self, n: int) -> Selection:
+    def first(self, n: int) -> ChosenImages:
         """The first `n` of them."""
-        return Selection(self.images, self.indices[:n], self.explicit)
+        return ChosenImages(self.images, self.indices[:n], self.explicit)
 
     def describe(self, known: str, cuts: Sequence[int]) -> dict[str, Any]:
-        """What `run.json` says of them. known: their fingerprint. cuts: see `blocks`."""
+        """Return the entry `dataset` of `run.json`. known: the fingerprint of the images. cuts: see `blocks`."""
         named = {"indices": list(self.indices)} if self.explicit else describe_selection(self.indices)
         grown = {"cuts": list(cuts)} if cuts else {}
         described = {"name": self.images.name, "split": self.images.split, "n": len(self.indices)}
@@ -57,7 +57,7 @@ class Opened:
 def open_evaluation(
     out: Path,
     header: Mapping[str, Any],
-    selection: Selection,
+    selection: ChosenImages,
     settings: EvaluationSettings,
     *,
     environment: Mapping[str, Any],
@@ -95,8 +95,8 @@ def open_evaluation(
     return Opened(run, blocks, whole)
 
 
-def _kept(old: Mapping[str, Any], selection: Selection) -> int:
-    """How many of the chosen images an earlier start of the run had chosen; all if it cannot grow to these."""
+def _kept(old: Mapping[str, Any], selection: ChosenImages) -> int:
+    """Return how many of the chosen images the run had chosen before; all of them if it cannot be extended."""
     size = len(selection.indices)
     if selection.explicit != ("indices" in old):
         return size
@@ -126,11 +126,11 @@ class _Check:
 
 
 def _grow(
-    run: RunFolder, selection: Selection, settings: EvaluationSettings, *, done: int, known: str
+    run: RunFolder, selection: ChosenImages, settings: EvaluationSettings, *, done: int, known: str
 ) -> list[tuple[int, ...]]:
-    """Give a run more images and return its blocks, which begin anew after the `done` ones.
+    """Extend a run to more images and return its blocks; new blocks start after the first `done` images.
 
-    Of an evaluator that judges a block as one, such as AutoAttack, a part of a block is not kept.
+    An evaluator such as AutoAttack judges a block as a whole: records of a partial block are dropped.
     """
     size = run.header["block_size"]
     cuts = [cut for cut in run.header["dataset"].get("cuts", []) if cut < done]

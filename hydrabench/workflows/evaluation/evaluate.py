@@ -21,15 +21,14 @@ from hydrabench.ledger import Record, RunFolder, whole_ledger
 from hydrabench.reporting.statistics import summarize
 from hydrabench.runtime import World, environment, exact_arithmetic
 from hydrabench.threat import doubt
-from hydrabench.workflows.evaluation.continuing import Selection, open_evaluation
+from hydrabench.workflows.evaluation.continuing import ChosenImages, open_evaluation
 from hydrabench.workflows.evaluation.judging import Judge
 from hydrabench.workflows.evaluation.loading import Subject, doubt_of_normalization
+from hydrabench.workflows.evaluation.run_folders import ALL
 from hydrabench.workflows.evaluation.running_totals import RunningTotals
 from hydrabench.workflows.progress import say, tracking
 from hydrabench.workflows.run_options import RunOptions
 from hydrabench.workflows.writer import one_writer
-
-ALL = Choice()
 
 
 def evaluate(
@@ -60,7 +59,7 @@ def evaluate(
     require_precision(settings.kind, subject.precision, EVALUATORS)
     images = subject.test_images(options)
     chosen = _chosen(images, replace(among, n=n), indices, settings)
-    selection = Selection(images, chosen, explicit=bool(indices))
+    selection = ChosenImages(images, chosen, explicit=bool(indices))
     if world.is_main and (warned := doubt_of_normalization(subject, images)):
         say(warned)
     judge = Judge(subject, settings, images, options)
@@ -82,7 +81,7 @@ def evaluate(
 
 
 def _fill(run: RunFolder, judge: Judge, world: World, blocks: Sequence[tuple[int, ...]], whole: int) -> None:
-    """Append the records of all blocks but the first `whole` to the ledger, and show how far that is."""
+    """Compute and append the records of all blocks after the first `whole`, with a progress line."""
     total, done = sum(map(len, blocks)), sum(map(len, blocks[:whole]))
     settings = judge.settings
     title = f"{settings.protocol} {judge.subject.name}{at(settings)}"
@@ -109,7 +108,7 @@ def _fill(run: RunFolder, judge: Judge, world: World, blocks: Sequence[tuple[int
 def _chosen(
     images: ImageSource, choice: Choice, indices: Sequence[int], settings: EvaluationSettings
 ) -> tuple[int, ...]:
-    """Which images to evaluate, in ascending order."""
+    """Return the indices of the images to evaluate, in ascending order."""
     if not indices:
         return choose(images, choice)
     if choice != ALL:
@@ -133,7 +132,7 @@ def _rounds(world: World, judge: Judge, blocks: list[tuple[int, tuple[int, ...]]
         yield [record for records in world.share(work) for record in records]
 
 
-def _conclude(run: RunFolder, settings: EvaluationSettings, selection: Selection) -> dict[str, Any]:
+def _conclude(run: RunFolder, settings: EvaluationSettings, selection: ChosenImages) -> dict[str, Any]:
     """Summarise the whole ledger, read back from the disk.
 
     Raises: LedgerError if an image has no record or several, or a record cannot be.

@@ -18,7 +18,7 @@ from hydrabench.workflows.evaluation.loading import STORED_IN, Subject
 
 IMAGES = 100
 SAME = 1e-3  # logits of one image in two batches may differ by rounding, relative to the largest
-FAR_BETTER = 0.1  # of the images
+GUARD_GAP = 0.1  # of the images
 
 
 def guard(subject: Subject, images: ImageSource, *, normalization_given: bool) -> list[str]:
@@ -135,7 +135,7 @@ def _doubts(subject: Subject, x: Tensor, y: Tensor, logits: Tensor, *, normaliza
     noise: Callable[[float], float] = lambda p: math.sqrt(p * (1 - p) / count)  # noqa: E731
     if x.shape[1] == 3:
         flipped = _accuracy(subject.network(x.flip(1)), y)
-        if flipped - accuracy >= max(FAR_BETTER, 3 * (noise(accuracy) + noise(flipped))):
+        if flipped - accuracy >= max(GUARD_GAP, 3 * (noise(accuracy) + noise(flipped))):
             return [
                 f"warning: {right}, and on {100 * flipped:.0f}% with blue, green, red for red, green, blue; was it "
                 "trained on images in that order? Give it code that flips the channels first"

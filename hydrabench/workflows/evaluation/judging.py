@@ -1,4 +1,4 @@
-"""What judges the blocks of an evaluation: a network made ready, settings and images in, records out."""
+"""One evaluator bound to one network and one set of images: it turns blocks of images into records."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Judge:
         }
 
     def check(self, indices: tuple[int, ...]) -> None:
-        """Refuse a network that the evaluator cannot judge, going by the first block."""
+        """Raise if the evaluator cannot judge the network; the first block is enough to tell."""
         self.indices = indices
         with self._memory():
             self.evaluator.suits(self.subject.network, self._block(0, indices), self.settings)
@@ -58,7 +58,7 @@ class Judge:
 
     @contextmanager
     def _memory(self) -> Iterator[None]:
-        """Say where memory ran out, and what takes less."""
+        """Turn an out-of-memory error into one that names the images and what needs less memory."""
         try:
             yield
         except Exception as error:

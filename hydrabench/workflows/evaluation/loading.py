@@ -96,7 +96,7 @@ def open_subject(
 
 
 def doubt_of_normalization(subject: Subject, images: ImageSource) -> str | None:
-    """Say so if an imported network is far more accurate on one batch of images under another normalisation."""
+    """Warn if an imported network is far more accurate on one batch of images under another normalisation."""
     if subject.checkpoint.header.phase != "imported" or subject.external:  # these are guarded, see `guards`
         return None
     few = torch.arange(min(len(images), 256 if images.shape[1] <= 64 else 64))

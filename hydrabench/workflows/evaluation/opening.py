@@ -13,7 +13,7 @@ from hydrabench.checkpoints.foreign.normalization import FORMS
 from hydrabench.checkpoints.foreign.weights import load_weights
 from hydrabench.config import Normalization
 from hydrabench.data import DATASETS, ImageSource, load_images
-from hydrabench.data.own_images import FORMS as OWN_FORMS
+from hydrabench.data.own_images import OWN_FORMS
 from hydrabench.errors import ConfigError
 from hydrabench.files import sha256_of
 from hydrabench.models import normalized

@@ -12,7 +12,8 @@ from torch import nn
 
 from hydrabench.checkpoints import Checkpoint
 from hydrabench.config import Normalization, parse
-from hydrabench.data import ImageSource, load_block
+from hydrabench.data import ImageSource
+from hydrabench.data.identity import identities
 from hydrabench.errors import CheckpointError, ConfigError, HydrabenchError, LedgerError
 from hydrabench.evaluators import ReuseSettings, SmoothingSettings, recorded_settings
 from hydrabench.evaluators.reuse_settings import default_reuse_samples
@@ -23,7 +24,6 @@ from hydrabench.workflows.opening import open_expected
 
 TAKEN = ("n0", "samples", "label_aware", "mode")  # from the parent's run; options for them are refused
 SHARED = ("sigma", "seed", "rigor")  # may be given, but must be the parent's
-HASHED_TOGETHER = 500  # images
 
 
 @dataclass(frozen=True)
@@ -89,18 +89,15 @@ class Parent:
                 f"{self.run.path} has no record of image {strangers[0]} ({len(strangers)} of {len(chosen)} images are "
                 f"missing there); choose among its {len(self.records)} images with -n or --index"
             )
-        for start in range(0, len(chosen), HASHED_TOGETHER):
-            part = tuple(chosen[start : start + HASHED_TOGETHER])
-            block = load_block(images, 0, part)
-            for index, sha, label in zip(part, block.shas, block.labels.tolist(), strict=True):
-                known = self.records[index]
-                for what, old, new in (("pixels", known["input_sha"], sha), ("label", known["label"], label)):
-                    if old != new:
-                        raise LedgerError(
-                            f"image {index} has another {what if what == 'label' else 'content'} in {self.run.path} "
-                            f"({str(old)[:12]}) than here ({str(new)[:12]}); use the data that the parent was "
-                            "certified on"
-                        )
+        for index, (sha, label) in zip(chosen, identities(images, chosen), strict=True):
+            known = self.records[index]
+            for what, old, new in (("pixels", known["input_sha"], sha), ("label", known["label"], label)):
+                if old != new:
+                    raise LedgerError(
+                        f"image {index} has another {what if what == 'label' else 'content'} in {self.run.path} "
+                        f"({str(old)[:12]}) than here ({str(new)[:12]}); use the data that the parent was "
+                        "certified on"
+                    )
 
 
 def open_parent(path: Path, ref: str | None, *, device: torch.device, dtype: torch.dtype) -> Parent:

@@ -1,4 +1,4 @@
-"""Where evaluations go if the user names no folder, so that different ones never meet in one."""
+"""Default run folders: different evaluations get different names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hydrabench.evaluators.smoothing_settings import radii_text
 from hydrabench.workflows.evaluation.loading import Subject
 
 ALL = Choice()
-LONGEST = 40  # characters of the indices in a folder name
+LONGEST_NAME = 40  # characters of the indices in a folder name
 
 
 def default_folder(
@@ -33,7 +33,7 @@ def default_folder(
     parts += [subject.precision] if subject.precision != "float32" else []
     parts += [f"n{n}"] if n is not None else []
     parts += [f"skip{among.step}"] if among.step != 1 else []
-    parts += [f"ids-{among.ids.stem[:LONGEST]}"] if among.ids is not None else []
+    parts += [f"ids-{among.ids.stem[:LONGEST_NAME]}"] if among.ids is not None else []
     parts += [f"index{_indices_text(sorted(set(indices)))}"] if indices else []
     return Path("runs") / ("images" if indices else "evaluations") / subject.name / "-".join(parts)
 
@@ -55,4 +55,4 @@ def run_name(settings: EvaluationSettings) -> str:
 def _indices_text(indices: Sequence[int]) -> str:
     """Write [3, 17] as "3+17", and many as how many they are and a hash of them."""
     text = "+".join(map(str, indices))
-    return text if len(text) <= LONGEST else f"{len(indices)}x{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return text if len(text) <= LONGEST_NAME else f"{len(indices)}x{hashlib.sha256(text.encode()).hexdigest()[:8]}"

@@ -1,4 +1,4 @@
-"""What a progress line says of the images that are done."""
+"""Running totals for the progress line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from hydrabench.evaluators import EVALUATORS, EvaluationSettings
 from hydrabench.reporting.statistics import clopper_pearson
 
-SHOWN = 4
+SHOWN_TOTALS = 4
 
 
 class RunningTotals:
@@ -33,7 +33,7 @@ class RunningTotals:
     def __str__(self) -> str:
         if not self.seen:
             return ""
-        shown = [f"{name.replace('_accuracy', '')} {self._fraction(name)}" for name in list(self.counts)[:SHOWN]]
+        shown = [f"{name.replace('_accuracy', '')} {self._fraction(name)}" for name in list(self.counts)[:SHOWN_TOTALS]]
         most = getattr(self.settings, "samples", 0)
         if most:
             shown.append(f"{self.drawn:,} draws, {1 - self.drawn / (self.seen * most):.1%} saved")

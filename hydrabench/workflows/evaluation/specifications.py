@@ -24,7 +24,7 @@ from hydrabench.checkpoints.foreign.programs import PROGRAMS
 from hydrabench.errors import ConfigError, shortened
 from hydrabench.files import sha256_of
 
-FORMS = (
+SPEC_FORMS = (
     "FILE.py:NAME, package.module:NAME, torchvision:NAME, timm:NAME, or a file of torch.export (.pt2) or TorchScript "
     "(.pt)"
 )
@@ -47,7 +47,7 @@ def build(spec: str, arguments: Sequence[str], num_classes: int) -> Built:
     """Build the network of --model.
 
     Args:
-        spec: see `FORMS`. arguments: KEY=VALUE, passed by keyword to a class or a function.
+        spec: see `SPEC_FORMS`. arguments: KEY=VALUE, passed by keyword to a class or a function.
         num_classes: for the networks of libraries, unless an argument says it.
     Fresh weights are drawn from seed 0, so that the same specification is the same network.
     Raises: ConfigError or CheckpointError in one line, with the line of the user's code if that fails.
@@ -66,7 +66,7 @@ def build(spec: str, arguments: Sequence[str], num_classes: int) -> Built:
             identity = {"spec": spec, "arguments": given, "version": importlib.import_module(place).__version__}
             return Built(module, f"{place}-{name}", identity, normalizes=False)
         if not place or not name.isidentifier():
-            raise ConfigError(f"--model {shortened(spec)} names no network; give {FORMS}")
+            raise ConfigError(f"--model {shortened(spec)} names no network; give {SPEC_FORMS}")
         found, file = _from_file(Path(place)) if place.endswith(".py") else _from_package(place)
         module = _made(found, name, spec, given, file)
     identity = {"spec": spec, "arguments": given}
@@ -93,7 +93,7 @@ def _program(path: Path) -> Built:
 def _from_file(path: Path) -> tuple[ModuleType, Path]:
     """Run a file as a module; what lies beside it can be imported from it."""
     if not path.is_file():
-        raise ConfigError(f"--model {path}: there is no such file; give {FORMS}")
+        raise ConfigError(f"--model {path}: there is no such file; give {SPEC_FORMS}")
     path = path.resolve()
     _importable(path.parent)
     spec = importlib.util.spec_from_file_location(f"hydrabench_model_{path.stem}", path)
@@ -107,7 +107,7 @@ def _from_file(path: Path) -> tuple[ModuleType, Path]:
 
 def _from_package(name: str) -> tuple[ModuleType, Path | None]:
     if not all(part.isidentifier() for part in name.split(".")):
-        raise ConfigError(f"--model {shortened(name)} is neither a file *.py nor a package; give {FORMS}")
+        raise ConfigError(f"--model {shortened(name)} is neither a file *.py nor a package; give {SPEC_FORMS}")
     _importable(Path.cwd())
     try:
         module = importlib.import_module(name)

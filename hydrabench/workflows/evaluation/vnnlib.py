@@ -26,7 +26,7 @@ from hydrabench.workflows.progress import say
 from hydrabench.workflows.run_options import RunOptions
 from hydrabench.workflows.writer import one_writer
 
-TIMEOUT = 300.0  # seconds that a verifier gets for each image, unless told otherwise
+VERIFIER_TIMEOUT = 300.0  # seconds that a verifier gets for each image, unless told otherwise
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,13 @@ def export_vnnlib(
     *,
     options: RunOptions,
     n: int | None = None,
-    timeout: float = TIMEOUT,
+    timeout: float = VERIFIER_TIMEOUT,
 ) -> Export:
     """Write what a verifier needs to judge the first `n` test images (all if None) at the radius of `settings`.
 
     `folder` gets instances.csv, whose lines are network, property and timeout, paths relative to it;
     onnx/NAME.onnx, normalisation inside; and vnnlib/NAME-INDEX.vnnlib for every image that the network classifies
-    right. Of the others an adversarial example is known: the image itself. Networks and boxes are float32,
+    right. A misclassified image needs no verifier: it is its own adversarial example. Networks and boxes are float32,
     whatever the precision of `subject`, and a box is to the last bit the one that float32 bounds are computed for.
 
     Args:

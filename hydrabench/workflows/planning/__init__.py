@@ -1,1 +1,1 @@
-"""What a pipeline will do, and what it will cost, before it does it."""
+"""Dry runs: the plan of a pipeline and its estimated cost."""

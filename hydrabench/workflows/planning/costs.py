@@ -1,4 +1,4 @@
-"""What training and evaluating cost, counted in forward passes of the network before anything runs."""
+"""Costs of training and evaluation before they run, counted in forward passes of the network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a pipeline will do, before it does it: its runs, what each starts from, and what they cost."""
+"""The plan of a pipeline: its runs, what each starts from, and their estimated costs."""
 
 from __future__ import annotations
 
@@ -83,9 +83,9 @@ def dry_run(recipe: Recipe, network: nn.Module, *, device: str) -> dict[str, Any
         device: as for `pick_device`.
     Returns: `recipe`, resolved; `runs`, in order; `evaluations`, each of several runs; `total`; and
         `flops_per_second` of forward passes here. `passes` are forward passes for each image; `seconds` counts
-        optimizer steps and pieces of evaluations as they were timed, or if they are longer than `timing.LONGEST` their
-        operations at the speed of forward passes; without data loading and validation, for an attack as if every
-        image resisted to the end. Costs are None where they depend on the weights.
+        optimizer steps and pieces of evaluations as they were timed, or if they are longer than `LONGEST_PIECE` of
+        `timing` their operations at the speed of forward passes; without data loading and validation, for an attack
+        as if every image resisted to the end. Costs are None where they depend on the weights.
     """
     dataset = lookup("data set", DATASETS, recipe.data.name)
     sizes = sizes_of(network, dataset.shape, dataset.num_classes)
@@ -126,7 +126,7 @@ class _Costs:
         passes = OBJECTIVES[objective.name].passes(objective, self._workload(both * phase.batch_size, ramp))
         steps = phase.epochs * -(-images // phase.batch_size) * OBJECTIVES[objective.name].repeats(objective)
         costs = self._cost(passes, phase.epochs * both * images)
-        if costs["seconds"] <= steps * timing.LONGEST:
+        if costs["seconds"] <= steps * timing.LONGEST_PIECE:
             costs["seconds"] = steps * self._step_seconds(step, both * phase.batch_size)
         return {
             "name": step.name,
@@ -150,13 +150,13 @@ class _Costs:
             return {**entry, "passes": None, "pflop": None, "seconds": None}
         costs = self._cost(passes(settings, self.sizes), len(runs) * images)
         piece = timing.piece_of(self.network, settings, self.shape, self.sizes)
-        if piece.passes * self.sizes.flops <= timing.LONGEST * self.rate:
+        if piece.passes * self.sizes.flops <= timing.LONGEST_PIECE * self.rate:
             seconds = timing.seconds_of(piece.work, self.device) / piece.passes
             costs["seconds"] = seconds * costs["passes"] * len(runs) * images
         return {**entry, **costs}
 
     def _step_seconds(self, step: PlannedRun, images: int) -> float:
-        """Of an optimizer step of a run's section; how many weights a mask keeps does not matter to it."""
+        """Return the seconds of one optimizer step of a section; they do not depend on the density."""
         section = step.section
         if section not in self.timed:
             phase, objective = getattr(self.recipe, section), self.recipe.objective_of(section)
@@ -173,13 +173,13 @@ class _Costs:
 
 
 def _training_images(recipe: Recipe) -> int:
-    """Labelled images that are trained on: those that are not held out, or a fraction of them."""
+    """Return how many labelled images are trained on: those not held out, or a fraction of them."""
     published = DATASETS[recipe.data.name].train
     return round(recipe.data.fraction * (published - round(recipe.data.validation_fraction * published)))
 
 
 def plan_text(planned: dict[str, Any]) -> str:
-    """What `dry_run` returned, to be read: the recipe as YAML that `--config` takes again, and two tables."""
+    """Render what `dry_run` returned: the recipe as YAML for `--config`, and two tables."""
     recipe = yaml.safe_dump(planned["recipe"], sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
     lines = ["# recipe, resolved", recipe.rstrip(), "", "# runs"]
     lines.append(f"{'run':<16}{'from':<16}{'objective':<12}{'epochs':>6}{'steps':>10}{'passes/image':>14}{COSTS}")

@@ -1,7 +1,7 @@
 """How long training and evaluating take here: short pieces of both, timed on random images.
 
-For tiny images Python, the launching of kernels and the optimizer take longer than the arithmetic; for large ones
-they are nothing beside it. So pieces that should be short are timed whole; `planning` counts the operations of others.
+For tiny images the overhead of Python, kernel launches and the optimizer exceeds the arithmetic; for large ones it is
+negligible. So pieces that are expected to be short are timed; for long ones `planning` counts operations.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from hydrabench.recipes import PhaseRecipe
 from hydrabench.runtime import exact_arithmetic
 from hydrabench.workflows.training.optimizer import build_optimizer
 
-LONGEST = 1.0  # seconds that a piece may be expected to take; beside more, fixed costs are a few percent at most
+LONGEST_PIECE = 1.0  # seconds that a piece may be expected to take; beside more, fixed costs are a few percent at most
 ENOUGH = 0.3  # seconds after which no more calls are timed
 
 
@@ -116,6 +116,6 @@ def piece_of(network: nn.Module, settings: EvaluationSettings, shape: tuple[int,
 
 
 def _wait(device: torch.device) -> None:
-    """Until the device has done what it was given."""
+    """Wait until the device has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

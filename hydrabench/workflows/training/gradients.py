@@ -35,7 +35,7 @@ class Outcome:
 
     loss: their part of the mean loss over the whole batch; the processes' parts add up to it.
     correct: number of images classified correctly.
-    afters: what the objective wants called once the gradients are known to be finite.
+    afters: callbacks of the objective, to be called once the gradients are known to be finite.
     """
 
     loss: float

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hydrabench.checkpoints import Selection, state_of
+from hydrabench.checkpoints import BestEpoch, state_of
 from hydrabench.data import ImageSource, TrainingBatches
 from hydrabench.errors import NonFiniteError
 from hydrabench.masking import freeze_masks
@@ -72,7 +72,7 @@ class Trained:
     """The tensors of the best epoch (the latest of equals), how it was selected, and the micro-batch at the end."""
 
     tensors: dict[str, Tensor]
-    selection: Selection
+    selection: BestEpoch
     micro_batch: int | None
 
 
@@ -157,7 +157,7 @@ class Loop:
         }
 
     def _train_epoch(self, epoch: int, advance: Advance, write: Write) -> None:
-        """Go on with one pass over the training images."""
+        """Continue one pass over the training images."""
         job, sums = self.job, self.done.sums
         exact = OBJECTIVES[job.objective.name].uses_bounds
         before, started, images = sums.seconds, time.monotonic(), 0
@@ -222,7 +222,7 @@ class Loop:
     def _step_of(
         self, number: int, epsilon: float, memory: dict[str, Tensor], rows: slice | None, whole: int | None
     ) -> TrainingStep:
-        """Return what the objective is told; its random numbers are the same for all micro-batches and processes."""
+        """Return the step as the objective sees it, with the same random numbers in all processes and micro-batches."""
         job = self.job
         return TrainingStep(
             epsilon=epsilon,
@@ -250,7 +250,7 @@ class Loop:
 
     def _trained(self) -> Trained:
         done = self.done
-        selection = Selection(
+        selection = BestEpoch(
             split=self.job.validation.split,
             images=len(self.job.validation),
             metric=self.metric,

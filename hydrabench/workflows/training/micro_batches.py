@@ -82,7 +82,7 @@ def halved(whole: int, world: World, micro_batch: int | None) -> int | None:
 
 
 class Memory:
-    """What an objective keeps from step to step: tensors with a row for each image of a batch.
+    """State that an objective carries from step to step: tensors with a row for each image of a batch.
 
     A process changes the rows of its own images only. `gather` brings together what the processes have; it
     is due before the state is saved, and whenever the rows are dealt out in another way.

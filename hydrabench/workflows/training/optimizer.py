@@ -1,4 +1,4 @@
-"""What moves the weights: the optimizer, its learning rate, and weights averaged over the steps."""
+"""The optimizer, its learning rate, and the moving average of the weights."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Average:
         self.tensors = {key: tensor.clone() for key, tensor in network.state_dict().items()}
 
     def update(self) -> None:
-        """Take the network's present weights in."""
+        """Update the average with the current weights."""
         decay = min(self.decay, (1 + self.updates) / (AVERAGE_START + self.updates))
         self.updates += 1
         for key, tensor in self.network.state_dict().items():

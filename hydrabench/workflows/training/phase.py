@@ -59,7 +59,7 @@ class Masks:
 
 @dataclass(frozen=True)
 class Start:
-    """What a phase starts from.
+    """The starting point of a phase.
 
     masks: to be attached first; None if the network has its masks, or needs none.
     """
@@ -133,7 +133,7 @@ def _run_phase(
 def check_phase(
     recipe: Recipe, section: SectionName, network: nn.Module, *, device: torch.device, options: RunOptions, world: World
 ) -> None:
-    """Refuse what cannot work, before the run folder is made.
+    """Raise for everything that cannot work, before the run folder is made.
 
     Args:
         section: of the recipe, which has it. network: the recipe's; its weights do not matter.
@@ -185,7 +185,7 @@ def _prepare(
 
 
 def _fills(phase: PhaseRecipe) -> bool:
-    """Whether a phase draws its initial weights for interval bounds."""
+    """Return whether a phase draws its initial weights for interval bounds."""
     return isinstance(phase, TrainRecipe) and phase.initialization == "ibp"
 
 
@@ -274,7 +274,6 @@ def _budgets(network: nn.Module) -> dict[str, dict[str, int]]:
 
 def _run_header(recipe: Recipe, start: Start, options: RunOptions) -> dict[str, Any]:
     """What `run.json` says of a training run, without the data and the machine itself."""
-    unusual = {key: True for key in ("compile", "channels_last") if getattr(options, key)}
     return {
         "command": _section(start),
         "phase": start.label,
@@ -283,7 +282,8 @@ def _run_header(recipe: Recipe, start: Start, options: RunOptions) -> dict[str, 
         "parent": start.parent,
         "precision": options.precision,
         "micro_batch": options.micro_batch,
-        **unusual,  # left out where false, as in runs from before these options
+        "compile": options.compile,
+        "channels_last": options.channels_last,
     }
 
 

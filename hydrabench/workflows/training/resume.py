@@ -62,7 +62,7 @@ class Progressed:
 
 
 def open_training(out: Path, header: Mapping[str, Any], images: TrainingImages, *, resume: bool) -> RunFolder:
-    """Start or continue a training run; of one that was finished and lost a file, all is made again.
+    """Start or continue a training run; a finished run that lost a file is trained again from the start.
 
     Args: header: what `run.json` says, but for the fingerprints of the images and the environment.
     Raises: LedgerError as `open_run`, also if the images are not those it was started with.
@@ -78,7 +78,7 @@ def open_training(out: Path, header: Mapping[str, Any], images: TrainingImages, 
 
 
 def note_environment(run: RunFolder, environment: Mapping[str, str], epochs: int) -> None:
-    """Write down with what the epochs after the first `epochs` are made, and say what is new."""
+    """Record the environment of the epochs after the first `epochs`, and print what changed."""
     if changes := run.note_environment(environment, first_epoch=epochs):
         say(f"{run.path} goes on with {', '.join(changes)}; its run.json says which epochs each made")
 
@@ -105,7 +105,7 @@ def read_state(folder: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def resuming(folder: Path) -> Iterator[None]:
-    """Turn what goes wrong when a state is read or put to use into a LedgerError that names its file."""
+    """Turn errors in reading or restoring a state into a LedgerError that names its file."""
     try:
         yield
     except (RuntimeError, KeyError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:

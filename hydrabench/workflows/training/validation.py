@@ -1,4 +1,4 @@
-"""How good the network is on the held-out images, by which the best epoch is chosen."""
+"""Validation on the held-out images, which chooses the best epoch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def validate(
     device: torch.device,
     world: World,
 ) -> dict[str, float]:
-    """Clean accuracy and the objective's own verdict at the final radius, as fractions of `images`.
+    """Return the clean accuracy and the objective's own verdict at the final radius, as fractions of `images`.
 
     The processes share the batches; a verdict does not depend on how many there are. The network is computed
     in float32 without TF32, and left in eval mode.

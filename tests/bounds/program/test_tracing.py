@@ -270,8 +270,14 @@ def test_what_a_container_does_when_it_is_called_is_read(nested):
             Calls(lambda self, x: x + self.c, c=nn.Parameter(torch.ones(2, 2, 4, 4))),
             r"batch axis of its own",
         ),
-        (Calls(lambda self, x: F.avg_pool2d(x, x.size(2))), r"avg_pool2d .* windows that depend on the image"),
-        (Calls(lambda self, x: F.adaptive_avg_pool2d(x, x.size(2))), r"a size that depends on the image"),
+        (
+            Calls(lambda self, x: F.avg_pool2d(x, x.size(2))),
+            r"avg_pool2d .* kernel_size=size, which is computed from a value or its shape",
+        ),
+        (
+            Calls(lambda self, x: F.adaptive_avg_pool2d(x, x.size(2))),
+            r"output_size=.*, which is computed from a value or its shape",
+        ),
         (Calls(lambda self, x: F.dropout(x)), r"dropout \(function dropout\): it is random"),
         (Calls(lambda self, x: x.mean((0, 1))), r"mixes the images of a batch; .*smoothing"),
         (Calls(lambda self, x: F.relu(x.size(0))), r"gives relu something that is not a value"),

@@ -93,7 +93,7 @@ def test_every_evaluation_has_its_cost():
 def known_rate(monkeypatch):
     """A machine of 1 GFLOP/s, which nobody has to measure, and on which no step is short enough to be timed."""
     monkeypatch.setattr(planning, "measured_rate", lambda *_arguments: 1e9)
-    monkeypatch.setattr(timing, "LONGEST", 0.0)
+    monkeypatch.setattr(timing, "LONGEST_PIECE", 0.0)
 
 
 def test_costs_add_up(make_recipe, known_rate):
@@ -125,7 +125,7 @@ def test_a_short_step_costs_what_it_was_timed_at_and_a_long_one_its_operations(m
     network = fresh_network(recipe).eval()
     long = dry_run(recipe, network, device="cpu")["runs"]
     assert not asked
-    monkeypatch.setattr(timing, "LONGEST", 1e9)
+    monkeypatch.setattr(timing, "LONGEST_PIECE", 1e9)
     short = dry_run(recipe, network, device="cpu")["runs"]
     assert [run["seconds"] for run in short] == [0.5 * run["steps"] for run in short]
     assert short[0]["seconds"] == 7.5

@@ -1,0 +1,89 @@
+"""The registry of data sets: what is known of each before it is loaded, and loading one split."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from hydrabench.data.cifar import load_cifar10, load_cifar100
+from hydrabench.data.class_names import CIFAR10, CIFAR100, DIGITS
+from hydrabench.data.digits import load_digits
+from hydrabench.data.imagenet import load_imagenet
+from hydrabench.data.images import ImageSource, check_labels
+from hydrabench.data.own_images import is_own, load_own
+from hydrabench.data.svhn import load_svhn
+from hydrabench.errors import DataError, lookup
+
+
+class Loader(Protocol):
+    """Returns the "train" or "test" split found in a folder."""
+
+    def __call__(self, split: str, folder: Path | None, *, download: bool = False) -> ImageSource:
+        """Load one split."""
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What is known of a data set before it is loaded; an entry of `DATASETS`.
+
+    shape: of its images, (C, H, W). num_classes: labels are below it. load: its loader.
+    train, test: how many images each split has as published; those that lie in --data-dir may be fewer.
+    class_names: by label; empty where they are not written down.
+    """
+
+    shape: tuple[int, int, int]
+    num_classes: int
+    load: Loader
+    train: int
+    test: int
+    class_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.class_names and len(self.class_names) != self.num_classes:
+            raise ValueError(f"{self.num_classes} classes need as many names, got {len(self.class_names)}")
+
+
+DATASETS: dict[str, DataSet] = {
+    "cifar10": DataSet((3, 32, 32), 10, load_cifar10, 50_000, 10_000, CIFAR10),
+    "cifar100": DataSet((3, 32, 32), 100, load_cifar100, 50_000, 10_000, CIFAR100),
+    "digits": DataSet((1, 8, 8), 10, load_digits, 1_297, 500, DIGITS),
+    "imagenet": DataSet((3, 224, 224), 1000, load_imagenet, 1_281_167, 50_000),
+    "svhn": DataSet((3, 32, 32), 10, load_svhn, 73_257, 26_032, DIGITS),
+}
+
+
+def load_images(name: str, split: str, folder: Path | None = None, *, download: bool = False) -> ImageSource:
+    """Load one split of a registered data set, or the user's own test images, in a fixed order.
+
+    Any prefix is a fair sample.
+    Digits, CIFAR and SVHN keep the order of their files; for ImageNet see `load_imagenet`.
+
+    Args:
+        name: a key of `DATASETS`, or FORM:PATH for files of the user's own, see `own_images`.
+        split: "train" or "test".
+        folder: where data sets lie; None takes the environment variable HYDRABENCH_DATA if it is set.
+        download: fetch what is missing, where that is possible.
+    Raises: ConfigError for an unknown data set, DataError if it is not there or damaged.
+    """
+    if is_own(name):
+        if split != "test":
+            raise DataError(f"{name} has no {split} images: files of your own are evaluated, not trained on")
+        return load_own(name)
+    dataset = lookup("data set", DATASETS, name)
+    folder = data_folder(folder)
+    if folder is not None and not folder.is_dir() and not download:
+        raise DataError(f"data folder {str(folder)!r} does not exist; correct --data-dir or HYDRABENCH_DATA")
+    images = dataset.load(split, folder, download=download)
+    if images.shape != dataset.shape:
+        raise DataError(f"{name} images should be {dataset.shape}, found {images.shape}")
+    check_labels(images, name)
+    return images
+
+
+def data_folder(given: Path | None) -> Path | None:
+    """Return the folder of the data sets: the given one, else HYDRABENCH_DATA, else None."""
+    if given is None and os.environ.get("HYDRABENCH_DATA"):
+        return Path(os.environ["HYDRABENCH_DATA"])
+    return given

@@ -1,0 +1,68 @@
+"""The images of a training phase: labelled, pseudo-labelled and held-out ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from hydrabench.config import DataRecipe
+from hydrabench.data.images import ImageSource, validation_split
+from hydrabench.data.pseudo_labels import load_pseudo_labels
+from hydrabench.data.registry import DATASETS, data_folder, load_images
+from hydrabench.errors import DataError
+from hydrabench.runtime import stream
+
+
+@dataclass(frozen=True)
+class TrainingImages:
+    """What a phase trains on: labelled images, pseudo-labelled ones if the recipe has some, and those held out."""
+
+    labelled: ImageSource
+    pseudo: ImageSource | None
+    validation: ImageSource
+
+    def counts(self) -> dict[str, int]:
+        """How many images there are of each kind, as `run.json` says it."""
+        pseudo = {"pseudo_labelled": len(self.pseudo)} if self.pseudo is not None else {}
+        return {"train": len(self.labelled), "validation": len(self.validation), **pseudo}
+
+
+def load_training_images(
+    settings: DataRecipe, folder: Path | None = None, *, seed: int, download: bool = False
+) -> TrainingImages:
+    """Load the images of a recipe's `data:` section.
+
+    The validation split comes first and is the same for every `fraction` and seed; the fraction is drawn from what it
+    leaves. Smaller fractions of one seed are parts of larger ones.
+
+    Args:
+        settings: which images. seed: of the recipe; the fraction depends on it.
+        folder, download: as for `load_images`. A relative path of pseudo-labels begins there.
+    Raises: as `load_images`; DataError if a part would be empty, or the pseudo-labelled images do not fit.
+    """
+    images = load_images(settings.name, "train", folder, download=download)
+    labelled, validation = validation_split(images, settings.validation_fraction)
+    count = round(settings.fraction * len(labelled))
+    if count == 0:
+        raise DataError(f"data.fraction {settings.fraction} of {len(labelled)} training images leaves none")
+    if count < len(labelled):
+        order = torch.randperm(len(labelled), generator=stream(seed, "data fraction"))
+        labelled = labelled.subset(order[:count].sort().values, "train")
+    return TrainingImages(labelled, _pseudo_labelled(settings, folder), validation)
+
+
+def _pseudo_labelled(settings: DataRecipe, folder: Path | None) -> ImageSource | None:
+    if settings.pseudo_labels is None:
+        return None
+    dataset = DATASETS[settings.name]
+    path = (data_folder(folder) or Path("data")) / settings.pseudo_labels.path
+    return load_pseudo_labels(
+        path,
+        settings.pseudo_labels.fraction,
+        name=settings.name,
+        shape=dataset.shape,
+        num_classes=dataset.num_classes,
+        class_names=dataset.class_names,
+    )
