@@ -132,7 +132,7 @@ def test_what_cannot_be_verified_is_refused(runs, line, cpu, tmp_path):
     with pytest.raises(CheckpointError, match=r"the checkpoint of .*copy, .* is not to be found; name it with --ckpt"):
         verify_run(run, options=cpu)
     with pytest.raises(
-        CheckpointError, match=r"has SHA-256 .*, .*copy was made with .*; name that network with --ckpt"
+        CheckpointError, match=r"has SHA-256 .*, .*copy was made with .*; name that checkpoint with --ckpt"
     ):
         verify_run(run, options=cpu, network=NetworkSource(str(line.finetune)))
     with pytest.raises(ConfigError, match="--sample 0: give 1 or more records"):
