@@ -17,7 +17,7 @@ from hydrabench.ledger.records import (
     SmoothedRecord,
     VerifiedRecord,
 )
-from hydrabench.ledger.writer import writing
+from hydrabench.ledger.writer import interrupted, writing
 
 __all__ = [
     "RUN_SCHEMA",
@@ -32,6 +32,7 @@ __all__ = [
     "find_run",
     "fingerprint",
     "finite",
+    "interrupted",
     "name_images",
     "open_run",
     "parse_record",
