@@ -27,7 +27,7 @@ ROOT = Path(hydrabench.__file__).parents[1]
 PATIENCE = 120  # seconds until a process that should have done its work counts as hanging
 KILLS = 20
 OFTEN = ("finetune", "report")  # the verbs of which three kills are not slow
-IMPORTED = ("training", "evaluation", "reporting", "zoo")
+IMPORTED = ("evaluation", "pipeline", "reporting", "training", "verifying", "zoo")
 STATES = {"resume.pt"}
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
 TIMES = {"seconds", "started", "ended", "records_sha256", "environments"}  # and what follows from times
@@ -105,7 +105,7 @@ def forks(monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.chdir(tmp_path)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hydrabench.__main__", *(f"hydrabench.cli.{name}" for name in IMPORTED)])
+    context.set_forkserver_preload(["hydrabench.__main__", *(f"hydrabench.workflows.{name}" for name in IMPORTED)])
 
     def fork(arguments: tuple[object, ...], seconds: float) -> int:
         monkeypatch.setattr(sys, "argv", ["hydrabench", *map(str, arguments)])
