@@ -26,7 +26,7 @@ from hydrabench.ledger.records import (
     SmoothedRecord,
     VerifiedRecord,
 )
-from hydrabench.ledger.writer import writing
+from hydrabench.ledger.writer import interrupted, writing
 
 __all__ = [
     "ABSTAIN",
@@ -43,6 +43,7 @@ __all__ = [
     "find_run",
     "fingerprint",
     "finite_or_none",
+    "interrupted",
     "name_images",
     "open_run",
     "parse_record",

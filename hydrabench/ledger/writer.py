@@ -48,6 +48,11 @@ def writing(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def interrupted(folder: Path) -> bool:
+    """Whether a writer of `folder` was killed, and none was there since; or one is at work."""
+    return (folder / HOLDER).is_file()
+
+
 def _holder(folder: Path) -> str:
     """Return a description of the process that holds the lock."""
     try:

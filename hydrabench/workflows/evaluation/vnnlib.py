@@ -19,6 +19,7 @@ from hydrabench.evaluators import EvaluationSettings
 from hydrabench.evaluators.blocks import BLOCK_SIZE
 from hydrabench.evaluators.clean import clean_logits
 from hydrabench.files import write_text
+from hydrabench.ledger import interrupted
 from hydrabench.runtime import PRECISIONS, World, exact_arithmetic
 from hydrabench.threat import linf_box, parse_radius
 from hydrabench.workflows.evaluation.loading import Subject
@@ -53,6 +54,8 @@ def export_vnnlib(
     right. A misclassified image needs no verifier: it is its own adversarial example. Networks and boxes are float32,
     whatever the precision of `subject`, and a box is to the last bit the one that float32 bounds are computed for.
 
+    instances.csv is written last: an export that was killed before that is made anew.
+
     Args:
         timeout: seconds for each image, > 0.
     Raises: ConfigError if `settings` bound no L-infinity ball or `timeout` is not positive; LedgerError if `folder`
@@ -64,7 +67,8 @@ def export_vnnlib(
         raise ConfigError(f"--export-vnnlib writes L∞ balls, {settings.protocol} bounds none; {remedy}")
     if not timeout > 0:
         raise ConfigError(f"--vnnlib-timeout is a number of seconds above 0, got {timeout:g}")
-    _require_new(folder)
+    if not interrupted(folder):
+        _require_new(folder)
     images = subject.test_images(options)
     count = first_images(images, n)
     epsilon = float(parse_radius(values["epsilon"]))
@@ -82,7 +86,9 @@ def export_vnnlib(
 def _write(
     subject: Subject, images: ImageSource, folder: Path, *, count: int, epsilon: float, timeout: float
 ) -> Export:
-    _require_new(folder)  # again: now no other process writes there
+    _require_new(folder, but=frozenset({"onnx", "vnnlib"}))  # again: now no other process writes there
+    for left in (*folder.glob("onnx/*"), *folder.glob("vnnlib/*")):
+        left.unlink()  # by an export that was killed, perhaps of other images
     name = subject.name.replace("/", "_")
     onnx = f"onnx/{name}.onnx"
     network = copy.deepcopy(subject.network).to("cpu", torch.float32)
@@ -108,8 +114,8 @@ def _write(
     return Export(tuple(written), tuple(sorted(set(range(count)).difference(written))))
 
 
-def _require_new(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.glob("[!.]*"))):
+def _require_new(folder: Path, *, but: frozenset[str] = frozenset()) -> None:
+    if folder.exists() and (not folder.is_dir() or {path.name for path in folder.glob("[!.]*")} - but):
         raise LedgerError(f"{folder} already holds something; choose a new folder for --export-vnnlib, or leave it out")
 
 

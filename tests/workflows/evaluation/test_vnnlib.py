@@ -159,3 +159,21 @@ def test_folders_in_use_timeouts_of_zero_and_images_that_are_not_there_are_refus
     with pytest.raises(DataError, match=r"-n 501 is outside 1\.\.500"):
         export_vnnlib(subject, SETTINGS, tmp_path / "out", options=cpu, n=501)
     assert not (tmp_path / "out").exists()
+
+
+def test_only_what_a_killed_writer_left_is_made_anew(subject, cpu, tmp_path):
+    """Networks and properties of the user's own, which lie in folders of the same names, stay."""
+    folder = tmp_path / "out"
+    for name in ("onnx/a.onnx", "vnnlib/a-499.vnnlib", "vnnlib/.a-0.vnnlib.x.partial"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("left")
+    with pytest.raises(LedgerError, match=r"out already holds something"):
+        export_vnnlib(subject, SETTINGS, folder, options=cpu, n=3)
+    assert (folder / "onnx" / "a.onnx").read_text() == "left"
+    (folder / ".writer.json").write_text("{}")
+    written = export_vnnlib(subject, SETTINGS, folder, options=cpu, n=3).written
+    assert len(list(folder.glob("vnnlib/*"))) == len(written)
+    assert len(list(folder.glob("onnx/*"))) == 1
+    (folder / ".writer.json").write_text("{}")
+    with pytest.raises(LedgerError, match=r"out already holds something"):
+        export_vnnlib(subject, SETTINGS, folder, options=cpu, n=3)
