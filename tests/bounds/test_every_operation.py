@@ -158,6 +158,7 @@ EXAMPLES: dict[type[Operation], list[Middle]] = {
         ),
     ],
     Factor: [
+        lambda: Call(in_place_scaling, conv=nn.Conv2d(4, 4, 1)),
         lambda: Call(lambda self, x: -x * 0.5),
         lambda: Call(
             lambda self, x: torch.div(torch.mul(torch.neg(x), self.c), 3).mul(2).div(self.c),
@@ -230,6 +231,14 @@ def in_place_sums(self, x):
     found = self.conv(x)
     found += x
     return found.add_(self.other(x))
+
+
+def in_place_scaling(self, x):
+    found = self.conv(x)
+    found -= 0.5
+    found *= 1.5
+    found /= 2.0
+    return found.sub_(0.25).mul_(0.5).div_(0.75)
 
 
 def concrete(kind):

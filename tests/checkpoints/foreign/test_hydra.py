@@ -732,7 +732,8 @@ def test_a_zoo_id_knows_what_its_file_does_not_say(tmp_path, monkeypatch):
         density=0.01,
         licence="none stated",
     )
-    monkeypatch.setattr(zoo, "read_zoo", lambda: {"hydra/x": entry})
+    for room in ("zoo", "opening"):
+        monkeypatch.setattr(f"hydrabench.checkpoints.{room}.read_zoo", lambda: {"hydra/x": entry})
     monkeypatch.setattr(zoo, "fetch", lambda entry, progress: path)
     header = open_ref("hydra/x").header
     assert (header.dataset, header.arch, header.density) == ("svhn", "wrn_28_1", 0.01)

@@ -12,6 +12,7 @@ from hydrabench.errors import LedgerError
 from hydrabench.evaluators import AutoAttackSettings, PgdSettings, SmoothingSettings
 from hydrabench.ledger import writing
 from hydrabench.workflows.evaluation import evaluate as workflow
+from hydrabench.workflows.evaluation import loading
 from hydrabench.workflows.evaluation.evaluate import evaluate
 from hydrabench.workflows.evaluation.loading import open_subject
 
@@ -31,7 +32,7 @@ def read(folder, name="run.json"):
 
 def replace_images(monkeypatch, change):
     """Let the next evaluation find `change(DIGITS)` where the digits were."""
-    monkeypatch.setattr(workflow, "load_images", lambda *_, **__: change(DIGITS))
+    monkeypatch.setattr(loading, "load_images", lambda *_, **__: change(DIGITS))
 
 
 def other_pixels(index):
