@@ -7,6 +7,7 @@ kept as an exact `Fraction` until it meets a tensor.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -126,6 +127,18 @@ class Threat:
         dimension and is not claimed.
         """
         return other.epsilon <= self.epsilon and self.norm in (other.norm, "linf")
+
+
+def float_above(radius: Fraction) -> float:
+    """Return the smallest float that is at least `radius`."""
+    found = float(radius)
+    return found if Fraction(found) >= radius else math.nextafter(found, math.inf)
+
+
+def float_below(radius: Fraction) -> float:
+    """Return the largest float that is at most `radius`."""
+    found = float(radius)
+    return found if Fraction(found) <= radius else math.nextafter(found, -math.inf)
 
 
 def linf_box(x: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:

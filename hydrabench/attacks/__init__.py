@@ -2,8 +2,10 @@
 
 `LOSSES` is the registry of what an attack maximises, `pgd` the attack, `ascend` its core for any
 objective; `random_start`, `ascent_step`, `steepest` and `project` are the pieces.
+`in_exact_ball` rounds adversarial examples to pixels that anybody can replay.
 """
 
+from hydrabench.attacks.exact_ball import in_exact_ball
 from hydrabench.attacks.losses import LOSSES, AttackLoss, margin
 from hydrabench.attacks.pgd import (
     ascend,
@@ -22,6 +24,7 @@ __all__ = [
     "ascend",
     "ascent_step",
     "default_step_size",
+    "in_exact_ball",
     "margin",
     "pgd",
     "project",

@@ -20,6 +20,7 @@ from hydrabench.evaluators.description import (
     at,
     said,
 )
+from hydrabench.evaluators.exact import ExactSettings
 from hydrabench.evaluators.pgd import PgdSettings
 from hydrabench.evaluators.registry import (
     EVALUATORS,
@@ -40,6 +41,7 @@ __all__ = [
     "Computing",
     "EvaluationSettings",
     "Evaluator",
+    "ExactSettings",
     "Metric",
     "Option",
     "PgdSettings",

@@ -10,6 +10,7 @@ from hydrabench.errors import ConfigError, lookup
 from hydrabench.evaluators.autoattack import AUTOATTACK
 from hydrabench.evaluators.clean import CLEAN
 from hydrabench.evaluators.description import EvaluationSettings, Evaluator
+from hydrabench.evaluators.exact import EXACT
 from hydrabench.evaluators.pgd import PGD
 from hydrabench.evaluators.smoothing import SMOOTHING
 from hydrabench.evaluators.verification import ALPHA_CROWN, CASCADE, CROWN, CROWN_IBP, IBP, SYMBOLIC
@@ -25,6 +26,7 @@ EVALUATORS: dict[str, Evaluator] = {
     "crown": CROWN,
     "cascade": CASCADE,
     "alpha-crown": ALPHA_CROWN,
+    "exact": EXACT,
     "smoothing": SMOOTHING,
 }
 

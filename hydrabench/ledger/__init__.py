@@ -9,6 +9,7 @@ from hydrabench.ledger.checking import (
     read_record,
     whole_ledger,
 )
+from hydrabench.ledger.exact import ExactRecord
 from hydrabench.ledger.folder import (
     RUN_SCHEMA,
     SUMMARY_SCHEMA,
@@ -34,6 +35,7 @@ __all__ = [
     "RUN_SCHEMA",
     "SUMMARY_SCHEMA",
     "AttackRecord",
+    "ExactRecord",
     "Record",
     "ReuseRecord",
     "RunFolder",

@@ -19,6 +19,7 @@ from hydrabench.evaluators import (
     AutoAttackSettings,
     CleanSettings,
     EvaluationSettings,
+    ExactSettings,
     PgdSettings,
     Sizes,
     SmoothingSettings,
@@ -38,6 +39,7 @@ SETTINGS = {
     "crown": VerifiedSettings(kind="crown", epsilon="0.01"),
     "cascade": VerifiedSettings(kind="cascade", epsilon="0.01"),
     "alpha-crown": AlphaCrownSettings(epsilon="0.01", iterations=3),
+    "exact": ExactSettings(epsilon="0.01", max_subproblems=100),
     "smoothing": SmoothingSettings(samples=200),
 }
 

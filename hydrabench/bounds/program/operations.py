@@ -186,6 +186,13 @@ class Relaxed(Operation):
     def undecided(self, *corners: Any, **_: Any) -> tuple[Tensor, ...]:
         """For each value, which entries' bounds matter, because the operation is not linear on them; NaN matters."""
 
+    def cuts(self, *corners: Any, **_: Any) -> tuple[Tensor, ...]:
+        """For each value, where to cut the bounds of an entry in two for tighter lines; NaN if that gains nothing."""
+        ends = zip(corners[::2], corners[1::2], strict=True)
+        middles = [torch.lerp(lower, upper, 0.5) for lower, upper in ends]
+        found = zip(middles, self.undecided(*corners), strict=True)
+        return tuple(middle.masked_fill(~undecided, torch.nan) for middle, undecided in found)
+
     @abstractmethod
     def carried_error(self, corners: Sequence[Tensor], errors: Sequence[Tensor]) -> Tensor:
         """How far a result, or a line, can move if the values, on the box and around it, move by errors >= 0."""

@@ -66,6 +66,10 @@ class Relu(Elementwise):
         """On or off for certain."""
         return (lower >= 0) | (upper <= 0)
 
+    def cuts(self, lower: Tensor, upper: Tensor) -> tuple[Tensor]:
+        """At 0, where the neuron turns on."""
+        return (torch.zeros_like(lower).masked_fill(self.decided(lower, upper), torch.nan),)
+
     def interval(self, box: Interval, *, spent: bool = False) -> Interval:
         """The box of the result, without gradients in four sweeps over memory instead of six."""
         if torch.is_grad_enabled() and (box.center.requires_grad or box.width.requires_grad):
