@@ -19,8 +19,6 @@ from hydrabench.files import sha256_of
 from hydrabench.models import build_model
 from hydrabench.models.own_code import LIBRARIES, Built, CodeFile, build_code, is_code, short_spec
 
-DIGITS_SHOWN = 12  # characters of a hash in messages
-
 
 @dataclass(frozen=True)
 class UsedCode:
@@ -65,9 +63,7 @@ class Maker:
         known = header.code.file_sha256 if header.code else None
         if code is None or code.record.file_sha256 == known:
             return ()
-        return (
-            f"warning: {source} was made with another version of {header.arch} (sha256 {(known or '')[:DIGITS_SHOWN]}…)",
-        )
+        return (f"warning: {source} was made with another version of {header.arch} (sha256 {(known or '')[:12]}…)",)
 
     def _found(self, header: Header, code: CodeOfOthers, source: str) -> str:
         """The specification by which the code is found without the user. Raises: CheckpointError if it is not."""
@@ -84,7 +80,7 @@ class Maker:
             raise CheckpointError(f"{source} needs {file.name}, which is not beside it; put it there, or {remedy}")
         if sha256_of(file) != code.file_sha256:
             raise CheckpointError(
-                f"{file} is not the file that {source} was made with (sha256 {(code.file_sha256 or '')[:DIGITS_SHOWN]}…); put "
+                f"{file} is not the file that {source} was made with (sha256 {(code.file_sha256 or '')[:12]}…); put "
                 f"that one there, or {remedy} to take this one"
             )
         return f"{file}:{name}"
