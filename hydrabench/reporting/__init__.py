@@ -8,7 +8,7 @@ are read, `cohen` is one of them. Nothing here writes a file.
 
 from hydrabench.reporting.cohen import table_names, table_text
 from hydrabench.reporting.evaluations import read_evaluations
-from hydrabench.reporting.external import Imported, PublishedNumber, PublishedRow
+from hydrabench.reporting.external import ExternalNumber, ExternalRow, Imported
 from hydrabench.reporting.imports import IMPORTS
 from hydrabench.reporting.leaderboard import Column, Leaderboard, Row, build_leaderboard
 from hydrabench.reporting.legend import headings
@@ -19,10 +19,10 @@ __all__ = [
     "IMPORTS",
     "Column",
     "Estimate",
+    "ExternalNumber",
+    "ExternalRow",
     "Imported",
     "Leaderboard",
-    "PublishedNumber",
-    "PublishedRow",
     "Row",
     "build_leaderboard",
     "clopper_pearson",

@@ -1,7 +1,7 @@
 """What an import brings to a report: ledgers of other tools, and numbers that only stand in a table somewhere.
 
 A reader of another format returns one `Imported`. Evaluations have a record for each image and are compared like runs.
-A `PublishedRow` has numbers alone: it is shown beside the others, and takes part in no test and no ranking that needs
+A `ExternalRow` has numbers alone: it is shown beside the others, and takes part in no test and no ranking that needs
 the verdict on each image.
 """
 
@@ -16,7 +16,7 @@ from hydrabench.threat import Threat
 
 
 @dataclass(frozen=True)
-class PublishedNumber:
+class ExternalNumber:
     """One number as its source prints it.
 
     metric: as in `summary.json`: "clean_accuracy", "robust_accuracy", "verified_accuracy", "certified_accuracy@0.5",
@@ -51,7 +51,7 @@ class PublishedNumber:
 
 
 @dataclass(frozen=True)
-class PublishedRow:
+class ExternalRow:
     """The numbers that a source gives for one network.
 
     name: of the network. source: where the numbers stand: a link, or a citation. dataset, split: what they are about.
@@ -63,7 +63,7 @@ class PublishedRow:
     name: str
     source: str
     dataset: str
-    numbers: tuple[PublishedNumber, ...]
+    numbers: tuple[ExternalNumber, ...]
     split: str = "test"
     arch: str = "unknown"
     objective: str = "unknown"
@@ -77,5 +77,5 @@ class Imported:
     """What one `--import` read. skipped: how many files were passed over, by reason."""
 
     evaluations: tuple[Evaluation, ...] = ()
-    rows: tuple[PublishedRow, ...] = ()
+    rows: tuple[ExternalRow, ...] = ()
     skipped: Mapping[str, int] = field(default_factory=dict)

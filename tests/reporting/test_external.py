@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from hydrabench.reporting import PublishedNumber
+from hydrabench.reporting import ExternalNumber
 
 
 def test_a_published_number_knows_the_radius_that_it_is_about():
-    assert PublishedNumber("certified_accuracy@0.5", 0.43, sigma=0.25).radius == 0.5
-    assert PublishedNumber("clean_accuracy", 0.9).radius is None
-    assert PublishedNumber("average_certified_radius", 1.3, sigma=1.0).value == 1.3
+    assert ExternalNumber("certified_accuracy@0.5", 0.43, sigma=0.25).radius == 0.5
+    assert ExternalNumber("clean_accuracy", 0.9).radius is None
+    assert ExternalNumber("average_certified_radius", 1.3, sigma=1.0).value == 1.3
 
 
 @pytest.mark.parametrize(
@@ -25,4 +25,4 @@ def test_a_published_number_knows_the_radius_that_it_is_about():
 )
 def test_what_no_number_can_be_is_refused(metric, value, n, message):
     with pytest.raises(ValueError, match=message):
-        PublishedNumber(metric, value, n)
+        ExternalNumber(metric, value, n)

@@ -17,11 +17,12 @@ from hydrabench.data.own_images import OWN_FORMS
 from hydrabench.errors import ConfigError
 from hydrabench.files import sha256_of
 from hydrabench.models import normalized
+from hydrabench.models.own_code import Built
 from hydrabench.runtime import World
 from hydrabench.workflows.evaluation.external import external_subject
 from hydrabench.workflows.evaluation.guards import fitted, guard
 from hydrabench.workflows.evaluation.loading import Subject
-from hydrabench.workflows.evaluation.specifications import Built, build
+from hydrabench.workflows.evaluation.specifications import build
 from hydrabench.workflows.progress import say
 from hydrabench.workflows.run_options import RunOptions
 
@@ -49,8 +50,8 @@ def open_model(request: ModelRequest, *, options: RunOptions, precision: str = "
     if request.dataset is None:
         raise ConfigError(f"--model needs --dataset: one of {', '.join(sorted(DATASETS))}, {OWN_FORMS}")
     images = load_images(request.dataset, "test", options.data_dir, download=options.download)
-    built = build(request.spec, request.arguments, images.num_classes)
-    name, identity, inside = built.name, dict(built.identity), None
+    built, identity = build(request.spec, request.arguments, images.num_classes)
+    name, inside = built.name, None
     if request.weights is not None:
         inside = load_weights(built.module, request.weights)
         name = f"{name}-{request.weights.name.partition('.')[0]}"
