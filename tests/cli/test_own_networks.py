@@ -15,6 +15,7 @@ import hydrabench as hb
 from hydrabench.checkpoints import load_checkpoint, save_checkpoint
 from hydrabench.errors import CheckpointError
 
+CIFAR10 = Path(__file__).parents[3] / "shared" / "data"
 CODE = """
 import torch
 from torch import nn
