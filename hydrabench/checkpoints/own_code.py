@@ -14,10 +14,10 @@ from typing import Any
 from torch import nn
 
 from hydrabench.checkpoints.header import CodeOfOthers, Header
-from hydrabench.errors import CheckpointError, ConfigError
-from hydrabench.files import sha256_of
-from hydrabench.models import build_model
-from hydrabench.models.own_code import LIBRARIES, Built, CodeFile, build_code, is_code, short_spec
+from hydrabench.errors import CheckpointError, ConfigError, LedgerError
+from hydrabench.files import replacing, sha256_of
+from hydrabench.models import MODELS, build_model
+from hydrabench.models.own_code import LIBRARIES, Built, CodeFile, build_code, short_spec
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,21 @@ class UsedCode:
 
     record: CodeOfOthers
     source: CodeFile | None = None
+
+    def keep_in(self, folder: Path) -> None:
+        """Write the file into a folder of checkpoints, which then open by themselves.
+
+        Raises: LedgerError if another file of its name is there.
+        """
+        if self.source is None:
+            return
+        path = folder / self.source.name
+        if path.exists():
+            if sha256_of(path) != self.source.sha256:
+                raise LedgerError(f"{path} is not the {self.source.name} of the checkpoint; choose another folder")
+            return
+        with replacing(path) as scratch:
+            scratch.write_bytes(self.source.data)
 
 
 @dataclass(frozen=True)
@@ -43,7 +58,9 @@ class Maker:
         if self.spec is None:
             return
         if header.code is None:
-            raise ConfigError(f"{source} is a {header.arch} and needs no code; leave --model out")
+            raise ConfigError(
+                f"{source} is a {header.arch}, which needs no code such as {self.spec}; leave --model out"
+            )
         if short_spec(self.spec) != header.arch:
             raise ConfigError(f"{source} was made with {header.arch}, not with {self.spec}; name that with --model")
 
@@ -95,10 +112,10 @@ def used_code(built: Built, arguments: Mapping[str, Any]) -> UsedCode:
     return UsedCode(CodeOfOthers(arguments=dict(arguments), file_sha256=digest, version=built.version), built.source)
 
 
-def require_recordable(spec: str, source: str) -> None:
-    """Raise ConfigError for a network that no specification builds again, such as a .pt2 file."""
-    if not is_code(spec):
+def require_recordable(arch: str, code: CodeOfOthers | None, source: str) -> None:
+    """Raise ConfigError for a network that no header builds again, such as that of a .pt2 file."""
+    if code is None and arch not in MODELS:
         raise ConfigError(
-            f"{source} is a program, which no checkpoint can be built from again; give the code as FILE.py:NAME, or "
+            f"{source} is a program, which no checkpoint can be built from again; give its code as FILE.py:NAME, or "
             "export --format onnx or state-dict"
         )
