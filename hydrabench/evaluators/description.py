@@ -62,6 +62,7 @@ class Metric:
     label: what its heading adds.
     column_of: the evaluator whose column it belongs to, if that is another one.
     epsilon: the radius of the ball that it is about, if that is not the run's.
+    desired: whether it is good for an image to have it.
     """
 
     values: tuple[float, ...]
@@ -70,6 +71,7 @@ class Metric:
     label: str = ""
     column_of: str | None = None
     epsilon: Fraction | None = None
+    desired: bool = True
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,7 @@ class Evaluator:
     frugal: what takes less memory.
     by_image: whether an image's verdict depends on it alone, not on its block.
     repeatable: (settings) -> whether the same run gives the same verdicts on any machine, but for rounding.
+    sampled: whether verdicts rest on random draws that another network, or another seed, would have other luck with.
     notes: (settings and images of each of its columns) -> remarks below a report.
     more: (settings, (C, H, W)) -> further entries of `summary.json`.
     """
@@ -196,6 +199,7 @@ class Evaluator:
     frugal: str = ""
     by_image: bool = True
     repeatable: Callable[[Any], bool] = lambda _settings: True
+    sampled: bool = False
     notes: Callable[[Sequence[tuple[Any, int]]], list[str]] = lambda _columns: []
     more: Callable[[Any, tuple[int, int, int]], dict[str, Any]] = lambda _settings, _shape: {}
 
