@@ -136,8 +136,7 @@ def search(
         ball: around the images, (B, C, H, W). start: inside it.
         classes: of each image the true one, and for a targeted loss the target, each (B,); `loss` takes the logits and
             these.
-        check: called with logits that do not add up to a finite number, the rows that they are of, and the steps done;
-            it may raise.
+        check: called with logits whose sum is not finite, the rows they are of, and the steps done; may raise.
     Source: Madry et al. (2018), arXiv:1706.06083, section 2.1; momentum is that of Dong et al. (2018),
         arXiv:1710.06081, algorithm 1.
     """
@@ -167,9 +166,14 @@ def search(
             ball, classes = ball.rows(kept), tuple(one[kept] for one in classes)
             direction = direction[kept] if how.momentum else direction
         if how.momentum:
-            mean = gradient.abs().flatten(1).mean(1).clamp_min(torch.finfo(gradient.dtype).tiny)
-            gradient = direction = how.momentum * direction + gradient / per_image(mean, gradient)
+            gradient = direction = how.momentum * direction + _of_mean_one(gradient)
         points = ball.project(steepest(points, gradient, how.step_size, norm=ball.norm))
     result.keep(alive, wrong, lowest, points.detach(), done)
     result.smallest[alive], result.points[alive] = lowest, points.detach()
     return result
+
+
+def _of_mean_one(gradient: Tensor) -> Tensor:
+    """Scale the gradient of each image so that its absolute entries have mean 1; zero stays zero."""
+    mean = gradient.abs().flatten(1).mean(1).clamp_min(torch.finfo(gradient.dtype).tiny)
+    return gradient / per_image(mean, gradient)
