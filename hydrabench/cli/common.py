@@ -130,7 +130,7 @@ machine_options = options(
         help="CPU threads.  [default: 1, which is reproducible bit by bit; torchrun uses more cores by more processes]",
     ),
     click.option("--data-dir", type=FOLDER, envvar="HYDRABENCH_DATA", help="Where data sets lie.", show_envvar=True),
-    click.option("--download", is_flag=True, help="Fetch a missing data set (cifar10, cifar100, svhn)."),
+    click.option("--download", is_flag=True, help="Fetch a missing data set; not ImageNet."),
     click.option("--json", "as_json", is_flag=True, help="Print the summary, and nothing else, as JSON on stdout."),
 )
 training_options = options(

@@ -17,7 +17,7 @@ from hydrabench.checkpoints.foreign.weights import load_weights
 from hydrabench.checkpoints.own_code import used_code
 from hydrabench.config import Normalization
 from hydrabench.data import DATASETS, ImageSource, load_images
-from hydrabench.data.own_images import OWN_FORMS, is_own
+from hydrabench.data.forms import OWN_FORMS, is_own
 from hydrabench.errors import ConfigError
 from hydrabench.files import sha256_of
 from hydrabench.masking import kept_counts, prunable_layers
