@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-FORMS = ("folder", "npz", "parquet")
+OWN_KINDS = ("folder", "npz", "parquet")
 OWN_FORMS = "folder:DIR (one folder per class), npz:FILE (images, labels) or parquet:PATH (Hugging Face layout)"
 
 
 def is_own(name: str) -> bool:
     """Whether a data set is named by where the user's own files are."""
-    return name.partition(":")[0] in FORMS and ":" in name
+    return name.partition(":")[0] in OWN_KINDS and ":" in name

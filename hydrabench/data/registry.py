@@ -92,13 +92,18 @@ def load_images(name: str, split: str, folder: Path | None = None, *, download: 
         return load_own(name)
     dataset = lookup("data set", DATASETS, name)
     folder = data_folder(folder)
-    if folder is not None and not folder.is_dir() and not download:
-        raise DataError(f"data folder {str(folder)!r} does not exist; correct --data-dir or HYDRABENCH_DATA")
+    require_folder(folder, download=download)
     images = dataset.load(split, folder, download=download)
     if images.shape != dataset.shape:
         raise DataError(f"{name} images should be {dataset.shape}, found {images.shape}")
     check_labels(images, name)
     return images
+
+
+def require_folder(folder: Path | None, *, download: bool) -> None:
+    """Raise DataError for a folder of data sets that is not there, unless they are fetched into it."""
+    if folder is not None and not folder.is_dir() and not download:
+        raise DataError(f"data folder {str(folder)!r} does not exist; correct --data-dir or HYDRABENCH_DATA")
 
 
 def data_folder(given: Path | None) -> Path | None:
