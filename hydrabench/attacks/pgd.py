@@ -145,9 +145,8 @@ def search(
     lowest, alive = result.smallest, torch.arange(len(start), device=start.device)
     for done in range(how.steps + 1):
         last = done == how.steps
-        points.requires_grad_(not last)
         with torch.set_grad_enabled(not last):
-            logits = network(points)
+            logits = network(points.requires_grad_(not last))
         seen = logits.detach()
         if not math.isfinite(seen.sum().item()):
             check(seen, alive, done)
@@ -168,8 +167,8 @@ def search(
         if how.momentum:
             gradient = direction = how.momentum * direction + _of_mean_one(gradient)
         points = ball.project(steepest(points, gradient, how.step_size, norm=ball.norm))
-    result.keep(alive, wrong, lowest, points.detach(), done)
     result.smallest[alive], result.points[alive] = lowest, points.detach()
+    result.broke_at[alive[wrong]] = done
     return result
 
 
