@@ -13,7 +13,7 @@ from hydrabench.attacks.ball import (
     unit_noise,
 )
 from hydrabench.attacks.losses import FEWEST_CLASSES, LOSSES, TARGETED_LOSSES, AttackLoss, margin
-from hydrabench.attacks.pgd import Search, Searched, ascend, default_step_size, pgd, search
+from hydrabench.attacks.pgd import Moves, Searched, ascend, default_step_size, pgd, search
 
 __all__ = [
     "FEWEST_CLASSES",
@@ -21,7 +21,7 @@ __all__ = [
     "TARGETED_LOSSES",
     "AttackLoss",
     "ExactBall",
-    "Search",
+    "Moves",
     "Searched",
     "ascend",
     "default_step_size",

@@ -93,8 +93,8 @@ def pgd(  # noqa: PLR0913  (the attack's settings, each of which some caller cha
 
 
 @dataclass(frozen=True)
-class Search:
-    """How `search` moves. step_size: in pixel units. momentum: share of the last direction that is kept, in [0, 1)."""
+class Moves:
+    """The steps of `search`. step_size: in pixel units. momentum: share of the last direction that is kept, in [0, 1)."""
 
     steps: int
     step_size: float
@@ -127,7 +127,7 @@ def search(
     classes: tuple[Tensor, ...],
     loss: Callable[..., Tensor],
     *,
-    how: Search,
+    how: Moves,
     check: Checked,
 ) -> Searched:
     """Climb `loss`, classify every point, the start and the last included, and drop an image once it is misclassified.

@@ -131,7 +131,7 @@ def _search(
     network: nn.Module, block: Block, settings: PgdSettings, *, key: tuple[object, ...], aims: Tensor | None
 ) -> Searched:
     """Run one search from a random start of each image. key: of its streams, the loss first. aims: target classes."""
-    from hydrabench.attacks import LOSSES, TARGETED_LOSSES, ExactBall, Search, default_step_size, search
+    from hydrabench.attacks import LOSSES, TARGETED_LOSSES, ExactBall, Moves, default_step_size, search
 
     epsilon, loss = float(settings.epsilon), str(key[0])
     size = default_step_size(epsilon, settings.steps) if settings.step_size is None else float(settings.step_size)
@@ -146,7 +146,7 @@ def _search(
         ball.scaled(start_noise(block, settings, key)),
         (block.labels,) if aims is None else (block.labels, aims),
         LOSSES[loss] if aims is None else TARGETED_LOSSES[loss],
-        how=Search(settings.steps, size, settings.momentum),
+        how=Moves(settings.steps, size, settings.momentum),
         check=check,
     )
 

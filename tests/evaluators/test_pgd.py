@@ -12,7 +12,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch import nn
 
-from hydrabench.attacks import LOSSES, ExactBall, Search, margin, search
+from hydrabench.attacks import LOSSES, ExactBall, Moves, margin, search
 from hydrabench.data.images import Block
 from hydrabench.errors import ConfigError, NonFiniteError
 from hydrabench.evaluators import EVALUATORS, PgdSettings
@@ -259,7 +259,7 @@ def test_momentum_worked_by_hand():
     for momentum in (0.0, 0.5):
         watched = Watched(Turning())
         ball = ExactBall.around(x, 0.3, "l2")
-        how = Search(2, 0.1, momentum)
+        how = Moves(2, 0.1, momentum)
         search(watched, ball, x.clone(), (torch.tensor([0]),), LOSSES["margin"], how=how, check=lambda *_: None)
         seen.append(watched.seen[2].flatten().tolist())
     assert seen[0] == pytest.approx([0.6, 0.6])
