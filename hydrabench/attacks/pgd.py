@@ -94,7 +94,7 @@ def pgd(  # noqa: PLR0913  (the attack's settings, each of which some caller cha
 
 @dataclass(frozen=True)
 class Moves:
-    """The steps of `search`. step_size: in pixel units. momentum: share of the last direction that is kept, in [0, 1)."""
+    """The steps of `search`. step_size: in pixel units. momentum: share of the last direction kept, in [0, 1)."""
 
     steps: int
     step_size: float
