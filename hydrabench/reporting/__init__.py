@@ -7,8 +7,8 @@ and `tables` write those down. `external` says what an import brings, `imports` 
 are read, `cohen` is one of them. Nothing here writes a file.
 """
 
-from hydrabench.reporting.columns import Column
 from hydrabench.reporting.cohen import table_names, table_text
+from hydrabench.reporting.columns import Column
 from hydrabench.reporting.evaluations import read_evaluations
 from hydrabench.reporting.external import ExternalNumber, ExternalRow, Imported
 from hydrabench.reporting.imports import IMPORTS

@@ -25,7 +25,14 @@ from hydrabench.documents import read_text
 from hydrabench.errors import ConfigError, LedgerError, shortened
 from hydrabench.evaluators.smoothing_settings import DEFAULT_RADII
 from hydrabench.ledger import ABSTAIN
-from hydrabench.reporting.evaluations import IMPORTED, EvaluatedNetwork, Evaluation, ImageSelection, RunHeader, as_evaluation
+from hydrabench.reporting.evaluations import (
+    IMPORTED,
+    EvaluatedNetwork,
+    Evaluation,
+    ImageSelection,
+    RunHeader,
+    as_evaluation,
+)
 from hydrabench.reporting.external import Imported
 from hydrabench.selection import selection_name
 
