@@ -17,7 +17,7 @@ import click
 
 from hydrabench.cli.failures import one_line
 from hydrabench.cli.streams import open_streams
-from hydrabench.errors import ConfigError
+from hydrabench.errors import ConfigError, HydrabenchError
 
 if TYPE_CHECKING:
     from hydrabench.recipes import Recipe
@@ -33,7 +33,7 @@ REF_HELP = "Checkpoint: a file (ours, or a foreign .pth.tar or .pt), a run folde
 
 
 class Commands(click.Group):
-    """Prints what `failures.one_line` makes of an error and exits with status 1; any other keeps its traceback."""
+    """Prints what `failures.one_line` makes of an error and exits with its status; any other keeps its traceback."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program."""
@@ -57,7 +57,7 @@ class Commands(click.Group):
             if message is None:
                 raise
             _report(message)
-            sys.exit(1)
+            sys.exit(error.status if isinstance(error, HydrabenchError) else 1)
 
 
 def _report(message: str) -> None:
