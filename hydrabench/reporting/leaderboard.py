@@ -15,10 +15,9 @@ from hydrabench.reporting.evaluations import (
     EvaluatedNetwork,
     Evaluation,
     read_evaluations,
-    refuse_mixed_inputs,
-    shared,
 )
 from hydrabench.reporting.gate import refuse_contradictions
+from hydrabench.reporting.inputs import refuse_mixed_inputs, shared
 from hydrabench.reporting.sandwich import PROTOCOL as SANDWICH
 from hydrabench.reporting.sandwich import Sandwich, gap_cells, sandwiches
 from hydrabench.reporting.statistics import Estimate, estimate
