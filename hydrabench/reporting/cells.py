@@ -18,6 +18,7 @@ from hydrabench.evaluators import EVALUATORS
 from hydrabench.ledger import name_images
 from hydrabench.reporting.columns import Column
 from hydrabench.reporting.evaluations import Evaluation, ImageSelection
+from hydrabench.threat import Threat
 
 Meeting = Literal["common", "each"] | int  # how many images a column has
 
@@ -106,7 +107,9 @@ def _measured(evaluation: Evaluation) -> Iterator[tuple[Column, Sequence[float]]
     for name, metric in evaluation.metrics.items():
         column = replace(base, metric=name, radius=metric.radius, label=metric.label, interval=metric.interval)
         if metric.column_of is None:
-            yield replace(column, threat=evaluation.threat, sigma=sigma), metric.values
+            of_run = evaluation.threat
+            threat = of_run if of_run is None or metric.epsilon is None else Threat(of_run.norm, metric.epsilon)
+            yield replace(column, threat=threat, sigma=sigma), metric.values
         else:
             yield replace(column, kind=metric.column_of, protocol=default_protocol(metric.column_of)), metric.values
 

@@ -18,7 +18,7 @@ from hydrabench.ledger import RUN_AGAIN, RunFolder, whole_ledger
 from hydrabench.reporting.inputs import refuse_mixed_inputs
 from hydrabench.reporting.statistics import estimates
 from hydrabench.selection import selected_indices
-from hydrabench.threat import Threat, parse_radius
+from hydrabench.threat import NORM_TEXTS, Threat, parse_radius
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -257,7 +257,7 @@ def _checked_header(run: RunFolder) -> RunHeader:
 def _check_settings(settings: dict[str, Any]) -> None:
     """Raises: ConfigError naming the first setting that is missing or not known to this version."""
     kind, norm = settings.get("kind"), settings.get("norm", "linf")
-    for name, value, known in (("kind", kind, sorted(EVALUATORS)), ("norm", norm, ["linf", "l2"])):
+    for name, value, known in (("kind", kind, sorted(EVALUATORS)), ("norm", norm, list(NORM_TEXTS))):
         if value not in known:
             raise ConfigError(f"{name} is {value!r}, this version reads {', '.join(known)}")
     for name in EVALUATORS[str(kind)].needed():
