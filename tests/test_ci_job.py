@@ -106,7 +106,7 @@ def job(project, tmp_path):
                 )
                 if done.returncode:
                     break
-        return done, summary.read_text()
+        return done, summary.read_text() if summary.exists() else ""
 
     return run
 
