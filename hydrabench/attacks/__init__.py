@@ -5,6 +5,7 @@ objective; `random_start`, `ascent_step`, `steepest` and `project` are the piece
 """
 
 from hydrabench.attacks.losses import LOSSES, AttackLoss, margin
+from hydrabench.attacks.padding import Padded
 from hydrabench.attacks.pgd import (
     ascend,
     ascent_step,
@@ -19,6 +20,7 @@ from hydrabench.attacks.pgd import (
 __all__ = [
     "LOSSES",
     "AttackLoss",
+    "Padded",
     "ascend",
     "ascent_step",
     "default_step_size",

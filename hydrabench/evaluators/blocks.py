@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-BLOCK_SIZE = 100  # AutoAttack's streams are keyed by block
+BLOCK_SIZE = 100  # streams of the first version of AutoAttack's protocol are keyed by block
 MINUTE = 60.0  # processor seconds that a block of slow bounds may take, unless one image takes more
 
 

@@ -1,5 +1,6 @@
 """Run folders: who writes them, what they hold, what must hold of it. Nothing here knows about tensors."""
 
+from hydrabench.ledger.attempts import ATTEMPTS, CLEAN, Attempt, AttemptLog
 from hydrabench.ledger.checking import (
     RUN_AGAIN,
     check_record,
@@ -30,10 +31,14 @@ from hydrabench.ledger.writer import interrupted, writing
 
 __all__ = [
     "ABSTAIN",
+    "ATTEMPTS",
+    "CLEAN",
     "RUN_AGAIN",
     "RUN_SCHEMA",
     "SUMMARY_SCHEMA",
     "AttackRecord",
+    "Attempt",
+    "AttemptLog",
     "Record",
     "ReuseRecord",
     "RunFolder",

@@ -136,4 +136,6 @@ def settings_for(subject: Subject, values: Mapping[str, Any]) -> EvaluationSetti
             f"{subject.name} names no radius in this norm that it was trained for; add --epsilon, for example "
             f"{'0.25' if complete.get('norm') == 'l2' else '8/255'}"
         )
-    return parse_settings(complete)
+    settings = parse_settings(complete)
+    fitted: EvaluationSettings = EVALUATORS[settings.kind].fitted(settings, subject.checkpoint.header.num_classes)
+    return fitted
