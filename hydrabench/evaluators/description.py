@@ -58,6 +58,7 @@ class Metric:
     radius: the certified L2 radius that it is about, in pixel units.
     label: what its heading adds.
     column_of: the evaluator whose column it belongs to, if that is another one.
+    desired: whether it is good for an image to have it.
     """
 
     values: tuple[float, ...]
@@ -65,6 +66,7 @@ class Metric:
     radius: float | None = None
     label: str = ""
     column_of: str | None = None
+    desired: bool = True
 
 
 @dataclass(frozen=True)
@@ -183,6 +185,7 @@ class Evaluator:
     in_turn: its attacks one by one, if they can be run and kept so.
     fitted: (settings, classes) -> settings for a network of so many logits, where the protocol depends on it.
     repeatable: (settings) -> whether the same run gives the same verdicts on any machine, but for rounding.
+    sampled: whether verdicts rest on random draws that another network, or another seed, would have other luck with.
     notes: (settings and images of each of its columns) -> remarks below a report.
     more: (settings, (C, H, W)) -> further entries of `summary.json`.
     """
@@ -209,6 +212,7 @@ class Evaluator:
     in_turn: InTurn | None = None
     fitted: Callable[[Any, int], Any] = lambda settings, _classes: settings
     repeatable: Callable[[Any], bool] = lambda _settings: True
+    sampled: bool = False
     notes: Callable[[Sequence[tuple[Any, int]]], list[str]] = lambda _columns: []
     more: Callable[[Any, tuple[int, int, int]], dict[str, Any]] = lambda _settings, _shape: {}
 
