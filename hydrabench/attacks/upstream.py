@@ -26,31 +26,15 @@ from hydrabench.errors import HydrabenchError, NonFiniteError
 from hydrabench.runtime import stream
 
 NORMS = {"linf": "Linf", "l2": "L2"}
-ITERATIONS, QUERIES, TARGETS, EOT = 100, 5000, 9, 20  # what upstream's versions set
+TARGETS = 9  # classes that a targeted attack tries, where there are so many
 DRAWING = ("autopgd_base", "fab_base", "square")  # the modules of upstream that draw random numbers
-Forward = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Version:
-    """How often the attacks of one of upstream's versions start anew.
-
-    restarts: of APGD and of untargeted FAB; the targeted attacks start once for each target. eot: passes over which a
-    gradient of untargeted APGD is averaged.
-    """
-
-    restarts: int = 1
-    eot: int = 1
-
-
-VERSIONS = {"standard": Version(), "plus": Version(restarts=5), "rand": Version(eot=EOT)}
 
 
 @dataclass(frozen=True)
 class Attack:
     """One attack of the ensemble.
 
-    name: as upstream has it, such as "apgd-ce". version: a key of `VERSIONS`, whose settings it gets.
+    name: as upstream has it, such as "apgd-ce". version: upstream's, "standard", "plus" or "rand", whose settings it gets.
     norm: a key of `NORMS`. epsilon: radius in pixel units, >= 0. classes: logits of the network.
     seed: of all random draws, in [0, 2^63). alone: whether an image's points depend on it and the seed alone; False
     leaves draws and batches as upstream makes them, one batch after another.
@@ -122,7 +106,7 @@ def require_pyautoattack() -> Any:
     return AutoAttack
 
 
-def _forward(network: nn.Module, dtype: torch.dtype, heard: Callable[[], None]) -> Forward:
+def _forward(network: nn.Module, dtype: torch.dtype, heard: Callable[[], None]) -> Callable[[Tensor], Tensor]:
     """Return the network as upstream calls it: float32 images to finite float32 logits."""
 
     def predict(images: Tensor) -> Tensor:

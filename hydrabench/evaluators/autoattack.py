@@ -20,7 +20,7 @@ from hydrabench.evaluators.autoattack_settings import (
 from hydrabench.evaluators.clean import clean_logits, require_finite
 from hydrabench.evaluators.description import Evaluator, InTurn, Option, robust_metrics
 from hydrabench.evaluators.pgd import EPSILON, NORM, SEED, PgdSettings, evaluate_pgd, short_pgd
-from hydrabench.ledger import CLEAN, AttackRecord, Attempt
+from hydrabench.ledger import AS_IT_IS, AttackRecord, Attempt
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -48,7 +48,7 @@ def evaluate_autoattack(network: nn.Module, block: Block, settings: AutoAttackSe
     """
     require_suitable(network, block, settings)
     found: list[list[Attempt]] = [[] for _ in block.indices]
-    for name in (CLEAN, *settings.order):
+    for name in (AS_IT_IS, *settings.order):
         rows = [row for row, attempts in enumerate(found) if not any(one.broken for one in attempts)]
         if rows:
             for row, one in zip(rows, attempt(network, block.rows(rows), name, settings), strict=True):
@@ -84,9 +84,9 @@ def attempt(
     steady: nn.Module = Padded(network) if settings.by_image else network
     if name == SHORT_PGD:
         return _short_pgd(steady, block, settings)
-    points = block.images if name == CLEAN else _points(network, block, name, settings, heard)
+    points = block.images if name == AS_IT_IS else _points(network, block, name, settings, heard)
     with torch.no_grad():
-        logits = clean_logits(steady, block) if name == CLEAN else steady(points)
+        logits = clean_logits(steady, block) if name == AS_IT_IS else steady(points)
     require_finite(logits, block.indices, "a logit of an adversarial image")
     margins, predictions = margin(logits, block.labels).tolist(), logits.argmax(1).tolist()
     seconds = (perf_counter() - started) / len(block.indices)
@@ -141,7 +141,7 @@ def conclude(index: int, sha: str, label: int, attempts: Sequence[Attempt]) -> A
     Args: attempts: the clean one first; at most the last has broken the image.
     """
     clean, last = attempts[0], attempts[-1]
-    assert clean.attack == CLEAN
+    assert clean.attack == AS_IT_IS
     assert clean.prediction is not None
     return AttackRecord(
         index=index,
@@ -253,6 +253,6 @@ AUTOATTACK = Evaluator(
     fitted=fitted_to_classes,
     by_image=lambda settings: settings.by_image,
     in_turn=InTurn(
-        attacks=lambda settings: (CLEAN, *settings.order), attempt=attempt, conclude=conclude, passes=passes_of
+        attacks=lambda settings: (AS_IT_IS, *settings.order), attempt=attempt, conclude=conclude, passes=passes_of
     ),
 )

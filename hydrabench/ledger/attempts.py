@@ -18,8 +18,8 @@ from hydrabench.documents import parse_json
 from hydrabench.errors import ConfigError, LedgerError
 from hydrabench.files import write_text
 
-ATTEMPTS = "attacks.jsonl"
-CLEAN = "clean"  # the attempt that every image starts with: it as it is
+ATTEMPTS_FILE = "attacks.jsonl"
+AS_IT_IS = "clean"  # the attempt that every image starts with: it as it is
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class AttemptLog:
     """The file of attempts in a run folder."""
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / ATTEMPTS
+        self.path = folder / ATTEMPTS_FILE
 
     def append(self, attempts: Sequence[Attempt]) -> None:
         """Add the attempts of one share in one write, and wait until they are on the disk."""
