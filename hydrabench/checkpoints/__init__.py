@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydrabench.checkpoints.header import BestEpoch, Header, Layout, PhaseLabel, PluginFile
 from hydrabench.checkpoints.manifest import ProtocolResult, PublishedNumber, ZooEntry, json_schema
+from hydrabench.checkpoints.peeking import is_torch_file, peek
 from hydrabench.checkpoints.zoo import checkpoint_name, fetch, find_entry, read_manifest, read_zoo, resolve
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from hydrabench.checkpoints.foreign.importing import import_checkpoint
     from hydrabench.checkpoints.foreign.normalization import better_normalization, parse_normalization
     from hydrabench.checkpoints.foreign.onnx_file import export_onnx
-    from hydrabench.checkpoints.foreign.torch_files import is_torch_file
     from hydrabench.checkpoints.format import (
         Checkpoint,
         export_checkpoint,
@@ -53,6 +53,7 @@ __all__ = [
     "load_state",
     "open_ref",
     "parse_normalization",
+    "peek",
     "read_manifest",
     "read_zoo",
     "resolve",
@@ -66,7 +67,6 @@ _LATER = {
     "foreign.importing": ("import_checkpoint",),
     "foreign.normalization": ("better_normalization", "parse_normalization"),
     "foreign.onnx_file": ("export_onnx",),
-    "foreign.torch_files": ("is_torch_file",),
     "format": (
         "Checkpoint",
         "export_checkpoint",

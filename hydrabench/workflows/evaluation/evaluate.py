@@ -14,7 +14,8 @@ from typing import Any
 
 from hydrabench.bounds import watched
 from hydrabench.data import Choice, ImageSource, choose
-from hydrabench.errors import ConfigError, DataError
+from hydrabench.data.choosing import PICKED, require_indices
+from hydrabench.errors import ConfigError
 from hydrabench.evaluators import EVALUATORS, EvaluationSettings, at, record_of
 from hydrabench.evaluators.description import require_precision
 from hydrabench.ledger import Record, RunFolder, whole_ledger
@@ -117,16 +118,12 @@ def _chosen(
     if not indices:
         return choose(images, choice)
     if choice != ALL:
-        raise ConfigError("--index names the images one by one; leave -n, --skip and --ids out")
+        raise ConfigError(PICKED)
     if not EVALUATORS[settings.kind].by_image(settings):
         raise ConfigError(
             f"{settings.protocol} judges whole blocks of images, so no image has a verdict of its own; use -n"
         )
-    strange = [index for index in indices if not 0 <= index < len(images)]
-    if strange:
-        raise DataError(
-            f"--index {strange[0]} is outside 0..{len(images) - 1}, the {images.split} images of {images.name}"
-        )
+    require_indices(images, indices)
     return tuple(sorted(set(indices)))
 
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import nn
 
 from hydrabench.checkpoints import Checkpoint, better_normalization, checkpoint_name
 from hydrabench.data import ImageSource, load_images, pixels
-from hydrabench.errors import ConfigError, lookup
-from hydrabench.evaluators import EVALUATORS, EvaluationSettings, parse_settings, with_default_threat
+from hydrabench.errors import lookup
+from hydrabench.evaluators import EvaluationSettings
 from hydrabench.masking import prunable_layers, used_parameters
 from hydrabench.runtime import PRECISIONS, pick_device
-from hydrabench.threat import Norm
 from hydrabench.workflows.evaluation.reuse import Parent, open_parent
+from hydrabench.workflows.evaluation.settings import complete_settings
 from hydrabench.workflows.opening import NOTHING, open_checkpoint
 from hydrabench.workflows.run_options import RunOptions
 
@@ -127,15 +127,4 @@ def settings_for(subject: Subject, values: Mapping[str, Any]) -> EvaluationSetti
         values: `kind` and whatever was given of its settings.
     Raises: ConfigError naming every option that is wrong or missing.
     """
-    threat = subject.checkpoint.header.default_threat()
-    complete = with_default_threat(dict(values), threat) if threat else dict(values)
-    known_norm = complete.get("norm", "linf") in get_args(Norm)
-    needs_radius = "epsilon" in EVALUATORS[complete["kind"]].conditions()
-    if known_norm and needs_radius and "epsilon" not in complete:
-        raise ConfigError(
-            f"{subject.name} names no radius in this norm that it was trained for; add --epsilon, for example "
-            f"{'0.25' if complete.get('norm') == 'l2' else '8/255'}"
-        )
-    settings = parse_settings(complete)
-    fitted: EvaluationSettings = EVALUATORS[settings.kind].fitted(settings, subject.checkpoint.header.num_classes)
-    return fitted
+    return complete_settings(subject.name, subject.checkpoint.header, values)
