@@ -34,7 +34,7 @@ DRAWING = ("autopgd_base", "fab_base", "square")  # the modules of upstream that
 class Attack:
     """One attack of the ensemble.
 
-    name: as upstream has it, such as "apgd-ce". version: upstream's, whose settings it gets: "standard", "plus", "rand".
+    name: as upstream has it, such as "apgd-ce". version: upstream's, whose settings it gets, such as "standard".
     norm: a key of `NORMS`. epsilon: radius in pixel units, >= 0. classes: logits of the network.
     seed: of all random draws, in [0, 2^63). alone: whether an image's points depend on it and the seed alone; False
     leaves draws and batches as upstream makes them, one batch after another.

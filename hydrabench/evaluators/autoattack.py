@@ -17,9 +17,10 @@ from hydrabench.evaluators.autoattack_settings import (
     fitted_to_classes,
     passes_of,
 )
+from hydrabench.evaluators.ball_settings import EPSILON, NORM, SEED
 from hydrabench.evaluators.clean import clean_logits, require_finite
 from hydrabench.evaluators.description import Evaluator, InTurn, Option, robust_metrics
-from hydrabench.evaluators.pgd import EPSILON, NORM, SEED, PgdSettings, evaluate_pgd, short_pgd
+from hydrabench.evaluators.pgd import PgdSettings, evaluate_pgd, short_pgd
 from hydrabench.ledger import AS_IT_IS, AttackRecord, Attempt
 
 if TYPE_CHECKING:

@@ -22,6 +22,7 @@ from hydrabench.ledger.folder import (
 from hydrabench.ledger.records import (
     ABSTAIN,
     AttackRecord,
+    CurveRecord,
     Record,
     ReuseRecord,
     SmoothedRecord,
@@ -39,6 +40,7 @@ __all__ = [
     "AttackRecord",
     "Attempt",
     "AttemptLog",
+    "CurveRecord",
     "Record",
     "ReuseRecord",
     "RunFolder",

@@ -16,7 +16,7 @@ from hydrabench.evaluators import EVALUATORS, Evaluator, Metric, record_of, reco
 from hydrabench.ledger import RUN_AGAIN, RunFolder, whole_ledger
 from hydrabench.reporting.statistics import summarize
 from hydrabench.selection import selected_indices
-from hydrabench.threat import Threat, parse_radius
+from hydrabench.threat import NORM_TEXTS, Threat, parse_radius
 
 COMMANDS = ("attack", "certify")  # of the runs that are evaluations; the others train
 IMPORTED = "imported"  # precision and mode of what was read from another tool's file
@@ -159,7 +159,7 @@ def _checked_header(run: RunFolder) -> RunHeader:
 def _check_settings(settings: dict[str, Any]) -> None:
     """Raises: ConfigError naming the first setting that is missing or not known to this version."""
     kind, norm = settings.get("kind"), settings.get("norm", "linf")
-    for name, value, known in (("kind", kind, sorted(EVALUATORS)), ("norm", norm, ["linf", "l2"])):
+    for name, value, known in (("kind", kind, sorted(EVALUATORS)), ("norm", norm, list(NORM_TEXTS))):
         if value not in known:
             raise ConfigError(f"{name} is {value!r}, this version reads {', '.join(known)}")
     for name in EVALUATORS[str(kind)].needed():

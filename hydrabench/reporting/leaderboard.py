@@ -134,7 +134,9 @@ def _measured(evaluation: Evaluation) -> Iterator[tuple[Column, tuple[float, ...
     for name, metric in evaluation.metrics().items():
         column = replace(base, metric=name, radius=metric.radius, label=metric.label, interval=metric.interval)
         if metric.column_of is None:
-            yield replace(column, threat=evaluation.threat, sigma=sigma), metric.values
+            of_run = evaluation.threat
+            threat = of_run if of_run is None or metric.epsilon is None else Threat(of_run.norm, metric.epsilon)
+            yield replace(column, threat=threat, sigma=sigma), metric.values
         else:
             yield replace(column, kind=metric.column_of, protocol=_protocol_of(metric.column_of)), metric.values
 

@@ -182,6 +182,6 @@ def _stacked_cell(estimate: Estimate | None) -> str:
 
 def _stacked(heading: str) -> str:
     """Break a heading so that a threat or a radius stands on a line of its own: "PGD-50\\nL∞ 8/255"."""
-    for mark in (" L∞ ", " L2 ", " σ=", " r=", " (", " ["):
+    for mark in (" L∞ ", " L2 ", " L1 ", " σ=", " r=", " (", " ["):
         heading = heading.replace(mark, "\n" + mark[1:], 1)
     return heading
