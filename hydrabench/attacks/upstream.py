@@ -25,17 +25,17 @@ from hydrabench.attacks.padding import Padded
 from hydrabench.errors import HydrabenchError, NonFiniteError
 from hydrabench.runtime import stream
 
-NORMS = {"linf": "Linf", "l2": "L2"}
-TARGETS = 9  # classes that a targeted attack tries, where there are so many
+UPSTREAM_NORMS = {"linf": "Linf", "l2": "L2"}
+MOST_TARGETS = 9  # classes that a targeted attack tries, where there are so many
 DRAWING = ("autopgd_base", "fab_base", "square")  # the modules of upstream that draw random numbers
 
 
 @dataclass(frozen=True)
-class Attack:
+class UpstreamAttack:
     """One attack of the ensemble.
 
     name: as upstream has it, such as "apgd-ce". version: upstream's, whose settings it gets, such as "standard".
-    norm: a key of `NORMS`. epsilon: radius in pixel units, >= 0. classes: logits of the network.
+    norm: a key of `UPSTREAM_NORMS`. epsilon: radius in pixel units, >= 0. classes: logits of the network.
     seed: of all random draws, in [0, 2^63). alone: whether an image's points depend on it and the seed alone; False
     leaves draws and batches as upstream makes them, one batch after another.
     """
@@ -50,7 +50,7 @@ class Attack:
 
 
 def attack_points(
-    network: nn.Module, x: Tensor, y: Tensor, attack: Attack, *, heard: Callable[[], None] = lambda: None
+    network: nn.Module, x: Tensor, y: Tensor, attack: UpstreamAttack, *, heard: Callable[[], None] = lambda: None
 ) -> Tensor:
     """Run one attack on images that the network classifies right.
 
@@ -66,13 +66,13 @@ def attack_points(
     with _left_as_found(network, on_gpu=x.is_cuda), ExitStack() as stack:
         made: Any = require_pyautoattack()(
             forward,
-            norm=NORMS[attack.norm],
+            norm=UPSTREAM_NORMS[attack.norm],
             eps=attack.epsilon,
             seed=attack.seed,
             version=attack.version,
             device=x.device,
         )
-        made.fab.n_target_classes = made.apgd_targeted.n_target_classes = min(TARGETS, attack.classes - 1)
+        made.fab.n_target_classes = made.apgd_targeted.n_target_classes = min(MOST_TARGETS, attack.classes - 1)
         perturb = _choose(made, attack.name)
         if attack.alone:
             stack.enter_context(_same_draws(stream(attack.seed, attack.name, version=2)))

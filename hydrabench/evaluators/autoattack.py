@@ -106,11 +106,11 @@ def _points(
     import torch
 
     from hydrabench.attacks import project
-    from hydrabench.attacks.upstream import Attack, attack_points
+    from hydrabench.attacks.upstream import UpstreamAttack, attack_points
 
     with torch.no_grad():
         classes = network(block.images[:1]).shape[1]
-    attack = Attack(
+    attack = UpstreamAttack(
         name,
         settings.ensemble,
         settings.norm,

@@ -20,7 +20,7 @@ ATTACKS: dict[str, tuple[AttackName, ...]] = {
     "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
     "rand": ("apgd-ce", "apgd-dlr"),
 }
-FEWEST_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}  # a DLR loss compares three logits, its targeted form four
+LOGITS_COMPARED = {"apgd-dlr": 3, "apgd-t": 4}  # a DLR loss compares three logits, its targeted form four
 SHORT_PGD = "pgd-10"
 
 
@@ -107,12 +107,12 @@ def fitted_to_classes(settings: Any, classes: int) -> Any:
     The shorter ensemble is spelt out in its protocol id.
     Raises: ConfigError if an attack that was asked for by name needs more classes.
     """
-    lacking = [name for name in settings.order if FEWEST_CLASSES.get(name, 2) > classes]
+    lacking = [name for name in settings.order if LOGITS_COMPARED.get(name, 2) > classes]
     if not lacking:
         return settings
     if settings.attacks or settings.version == 1:
         raise ConfigError(
-            f"{lacking[0]} compares {FEWEST_CLASSES[lacking[0]]} logits, the network has {classes}; leave it out of "
+            f"{lacking[0]} compares {LOGITS_COMPARED[lacking[0]]} logits, the network has {classes}; leave it out of "
             f"the attacks, which are {', '.join(settings.order)}"
         )
     left = tuple(name for name in ATTACKS[settings.ensemble] if name not in lacking)

@@ -119,7 +119,9 @@ def test_one_image_alone_is_attacked_as_upstream_attacks_it(norm, name):
     """The same points, bit for bit, where upstream's draws come from the stream that we give it for one image."""
     network, block = problem()
     x, y = block.images[4:5], block.labels[4:5]
-    attack = upstream.Attack(name, "plus" if name in ATTACKS["plus"][1:3] else "standard", norm, 0.05, 10, seed=7)
+    attack = upstream.UpstreamAttack(
+        name, "plus" if name in ATTACKS["plus"][1:3] else "standard", norm, 0.05, 10, seed=7
+    )
     stream = upstream.stream(7, name, version=2)
     plain = AutoAttack(upstream.Padded(network), norm=NAMES[norm], eps=0.05, seed=7, version=attack.version)
     shortened = {"n_queries": 50, "n_iter": 10}
