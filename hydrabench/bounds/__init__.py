@@ -14,6 +14,7 @@ lirpa/            auto_LiRPA, a second opinion
 costs, progress   how long bounds may take, and how far they are
 initialization    weights from which a deep network can be trained with interval bounds
 kernels, box      sweeps over coefficients; a box around a value
+transposed        transposed convolutions by ordinary ones, where that is faster
 """
 
 from hydrabench.bounds.alpha import Search, alpha_crown_margins

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hydrabench.bounds.box import channels_last
+from hydrabench.bounds.box import Interval, channels_last
 from hydrabench.bounds.outward import MORE
 from hydrabench.bounds.patches import Pair, Rows
 from hydrabench.bounds.program.operations import Linear, images
+from hydrabench.bounds.transposed import by_phases, phases_pay, sorted_pixels
 from hydrabench.errors import UnsupportedLayerError
 
 Kind = TypeVar("Kind", bound="Weighted")
@@ -89,11 +90,15 @@ class Convolution(Weighted):
 
     def back(self, rows: Tensor, shapes: Sequence[torch.Size]) -> tuple[Tensor]:
         """A transposed convolution."""
+        rows = channels_last(rows)
+        # With a gradient, putting phases together would have to be paid twice.
+        if self._by_ordinary_ones(rows) and not torch.is_grad_enabled() and phases_pay(self.weight, self.stride):
+            return (by_phases(rows, self.weight, stride=self.stride, padding=self.padding, size=shapes[0][2:]),)
         # Input rows and columns that no window reached get no coefficient unless the output is padded for them.
         axes = zip(rows.shape[2:], self.stride, self.padding, self.dilation, self.weight.shape[2:], strict=True)
         reached = [(out - 1) * step - 2 * pad + apart * (taps - 1) + 1 for out, step, pad, apart, taps in axes]
         found = F.conv_transpose2d(
-            channels_last(rows),
+            rows,
             self.weight,
             stride=self.stride,
             padding=self.padding,
@@ -102,6 +107,18 @@ class Convolution(Weighted):
             dilation=self.dilation,
         )
         return (found,)
+
+    def back_to_box(self, rows: Tensor, box: Interval) -> tuple[Tensor, Interval]:
+        """Sort the few pixels instead of the many rows, whose channels are then enough to fill a CPU's vectors."""
+        rows = channels_last(rows)
+        known = self._by_ordinary_ones(rows)
+        found = sorted_pixels(rows, self.weight, box, stride=self.stride, padding=self.padding) if known else None
+        return super().back_to_box(rows, box) if found is None else found
+
+    def _by_ordinary_ones(self, rows: Tensor) -> bool:
+        """Return whether `transposed` knows the convolution."""
+        known = self.groups == 1 and self.dilation == (1, 1)
+        return known and rows.device.type == "cpu" and rows.dtype == torch.float32
 
     def gain(self, rows: Tensor, _shapes: Sequence[torch.Size]) -> Tensor | None:
         """See `Linear`."""

@@ -131,6 +131,15 @@ class Linear(Operation):
         found: tuple[Tensor, ...] = transposed(rows)
         return found
 
+    def back_to_box(self, rows: Tensor, box: Interval) -> tuple[Tensor, Interval]:
+        """Carry coefficients to the one value whose box this is, with the entries of both in any one order.
+
+        The smallest value over the box is the same in every order, and some orders are found faster.
+        Returns: coefficients (R, ...) and the box (B, ...), of equally many entries or with more that are 0.
+        """
+        (found,) = self.back(rows, [box.center.shape])
+        return rows.new_zeros(len(rows), *box.center.shape[1:]) if found is None else found, box
+
     def gain(self, rows: Tensor, shapes: Sequence[torch.Size]) -> Tensor | None:
         """What constants gain, (R,): the products of rows (R, *result) and b; None for nothing."""
         constant = self.constant([rows.new_zeros(1, *shape[1:]) for shape in shapes])
