@@ -17,7 +17,7 @@ import click
 
 from hydrabench.cli.failures import one_line
 from hydrabench.cli.streams import open_streams
-from hydrabench.errors import ConfigError
+from hydrabench.errors import ConfigError, HydrabenchError
 
 if TYPE_CHECKING:
     from hydrabench.recipes import Recipe
@@ -33,7 +33,7 @@ REF_HELP = "Checkpoint: a file (ours, or a foreign .pth.tar or .pt), a run folde
 
 
 class Commands(click.Group):
-    """Prints what `failures.one_line` makes of an error and exits with status 1; any other keeps its traceback."""
+    """Prints what `failures.one_line` makes of an error and exits with its status; any other keeps its traceback."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program."""
@@ -57,7 +57,7 @@ class Commands(click.Group):
             if message is None:
                 raise
             _report(message)
-            sys.exit(1)
+            sys.exit(error.status if isinstance(error, HydrabenchError) else 1)
 
 
 def _report(message: str) -> None:
@@ -173,7 +173,8 @@ model_options = options(
         "--model",
         metavar="SPEC",
         help="In place of --ckpt, any network: FILE.py:NAME, package.module:NAME, torchvision:NAME, timm:NAME, or a "
-        "file of torch.export (.pt2) or TorchScript (.pt). Code that it names is run.",
+        "file of torch.export (.pt2) or TorchScript (.pt). Code that it names is run. With --ckpt, the code of a "
+        "checkpoint that needs some.",
     ),
     click.option("--model-args", multiple=True, metavar="KEY=VALUE", help="Argument for NAME; may be repeated."),
     click.option("--weights", type=click.Path(path_type=Path), help="State dict for --model: safetensors, .pt, .pth."),
@@ -245,7 +246,7 @@ def read_foreign(given: dict[str, Any]) -> dict[str, Any]:
 def read_network(
     given: dict[str, Any], ref: str | None, *, needed: bool = True
 ) -> tuple[dict[str, Any], ModelRequest | None]:
-    """What a file of others does not say of itself, or the network of --model; exactly one of --ckpt and --model.
+    """What a file does not say of itself, its code included, or the network of --model.
 
     Args: needed: whether there must be one.
     Raises: ConfigError for options that do not go together; UsageError if a network is needed and none is named.
@@ -257,10 +258,12 @@ def read_network(
         if named:
             raise ConfigError(f"{named} is for --model; with --ckpt leave it out")
         if ref is None and needed:
-            raise click.UsageError("name what to judge: --ckpt FILE, run folder or zoo id, or --model FILE.py:NAME")
+            raise click.UsageError("name a network: --ckpt FILE, run folder or zoo id, or --model FILE.py:NAME")
         return described, None
     if ref is not None:
-        raise ConfigError("--ckpt and --model each name a network; give one of them")
+        if chosen["model_args"] or chosen["weights"]:
+            raise ConfigError("--ckpt has weights and arguments of its own; leave it or --weights, --model-args out")
+        return {**described, "model": chosen["model"]}, None
     for name, option in (("arch", "--arch"), ("density", "--source-density")):
         if name in described:
             raise ConfigError(f"{option} is for a checkpoint file of others; with --model leave it out")

@@ -15,8 +15,9 @@ from hydrabench.cli.common import (
     foreign_options,
     is_main_process,
     machine_options,
+    model_options,
     print_summary,
-    read_foreign,
+    read_network,
     read_recipe,
     read_training_options,
     recipe_options,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 @click.command()
 @recipe_options
 @click.option("--ckpt", "ref", help=f"Start from its weights instead of fresh ones. {REF_HELP}")
+@model_options
 @foreign_options
 @folder_options
 @training_options
@@ -52,21 +54,23 @@ def train(
       hydrabench train --config digits-trades --set train.epochs=5 --out runs/dense
       hydrabench train --config digits-trades --ckpt runs/dense --out runs/more
       hydrabench train --config hydra-cifar10-crown-ibp-cifar_model --micro-batch 32 --out runs/small-gpu
+      hydrabench train --config digits-trades --set model.arch=mynet.py:build --out runs/mine
       torchrun --nproc-per-node 2 -m hydrabench train --config digits-trades --out runs/two
     """
     recipe = read_recipe(config, overrides)
     from hydrabench.workflows.training import commands as training
     from hydrabench.workflows.training.run_folders import default_folder
 
-    folder = out or default_folder(recipe, "train")
-    described, options = read_foreign(given), read_training_options(given)
-    summary = training.train(recipe, folder, options=options, ref=ref, described=described, resume=resume)
+    described, request = read_network(given, ref, needed=False)
+    options, folder = read_training_options(given), out or default_folder(recipe, "train")
+    summary = training.train(recipe, folder, options=options, ref=ref or request, described=described, resume=resume)
     print_summary(summary, given["as_json"])
 
 
 @click.command()
 @recipe_options
-@click.option("--ckpt", "ref", required=True, help=REF_HELP)
+@click.option("--ckpt", "ref", help=REF_HELP)
+@model_options
 @click.option("--density", type=float, help="Fraction of weights kept, in (0, 1]; 0.01 prunes 99%.")
 @foreign_options
 @folder_options
@@ -75,7 +79,7 @@ def train(
 def prune(
     config: str,
     overrides: tuple[str, ...],
-    ref: str,
+    ref: str | None,
     density: float | None,
     out: Path | None,
     resume: bool,
@@ -84,22 +88,25 @@ def prune(
     """Learn which weights to keep, under the recipe's robust loss (HYDRA).
 
     \b
-    Example
+    Examples
       hydrabench prune --config digits-trades --ckpt runs/dense --density 0.05 --out runs/pruned
+      hydrabench prune --config mine.yml --model mynet.py:build --weights mynet.pt --density 0.05
     """
     recipe = read_recipe(config, (*overrides, *density_override("prune", density)))
     from hydrabench.workflows.training import commands as training
     from hydrabench.workflows.training.run_folders import default_folder
 
-    folder = out or default_folder(recipe, "prune")
-    described, options = read_foreign(given), read_training_options(given)
-    summary = training.prune(recipe, ref, folder, options=options, described=described, resume=resume)
+    described, request = read_network(given, ref)
+    source = request or str(ref)
+    options, folder = read_training_options(given), out or default_folder(recipe, "prune")
+    summary = training.prune(recipe, source, folder, options=options, described=described, resume=resume)
     print_summary(summary, given["as_json"])
 
 
 @click.command()
 @recipe_options
-@click.option("--ckpt", "ref", required=True, help=REF_HELP)
+@click.option("--ckpt", "ref", help=REF_HELP)
+@model_options
 @click.option("--lwm", is_flag=True, help="Baseline: keep the weights of largest magnitude; needs --density.")
 @click.option("--density", type=float, help="With --lwm: fraction of weights kept, in (0, 1].")
 @foreign_options
@@ -109,7 +116,7 @@ def prune(
 def finetune(
     config: str,
     overrides: tuple[str, ...],
-    ref: str,
+    ref: str | None,
     lwm: bool,
     density: float | None,
     out: Path | None,
@@ -122,14 +129,16 @@ def finetune(
     Examples
       hydrabench finetune --config digits-trades --ckpt runs/pruned --out runs/final
       hydrabench finetune --config digits-trades --ckpt runs/dense --lwm --density 0.05 --out runs/lwm
+      hydrabench finetune --config mine.yml --model torchvision:resnet18 --weights pruned.pt --normalization cifar10
     """
     recipe = read_recipe(config, (*overrides, *density_override("finetune", density)))
     from hydrabench.workflows.training import commands as training
     from hydrabench.workflows.training.run_folders import default_folder
 
-    folder = out or default_folder(recipe, "finetune", ref=ref, lwm=lwm)
-    described, options = read_foreign(given), read_training_options(given)
-    summary = training.finetune(recipe, ref, folder, options=options, lwm=lwm, described=described, resume=resume)
+    described, request = read_network(given, ref)
+    source = request or str(ref)
+    options, folder = read_training_options(given), out or default_folder(recipe, "finetune", ref=str(source), lwm=lwm)
+    summary = training.finetune(recipe, source, folder, options=options, lwm=lwm, described=described, resume=resume)
     print_summary(summary, given["as_json"])
 
 

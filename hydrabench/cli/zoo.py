@@ -9,7 +9,14 @@ from typing import Any
 
 import click
 
-from hydrabench.cli.common import foreign_options, machine_options, plugin_option, read_foreign, read_run_options
+from hydrabench.cli.common import (
+    foreign_options,
+    machine_options,
+    model_options,
+    plugin_option,
+    read_network,
+    read_run_options,
+)
 
 
 @click.group()
@@ -109,7 +116,8 @@ def zoo_verify(names: tuple[str, ...], **given: Any) -> None:
 
 
 @zoo.command("export")
-@click.argument("ref")
+@click.argument("ref", required=False)
+@model_options
 @click.option(
     "--format",
     "layout",
@@ -120,8 +128,8 @@ def zoo_verify(names: tuple[str, ...], **given: Any) -> None:
 @click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="File to write.")
 @foreign_options
 @plugin_option
-def zoo_export(ref: str, layout: str, out: Path, **given: Any) -> None:
-    """Write the checkpoint REF (file, run folder or zoo id) in another format.
+def zoo_export(ref: str | None, layout: str, out: Path, **given: Any) -> None:
+    """Write the checkpoint REF (file, run folder or zoo id), or the network of --model, in another format.
 
     REF may be a .pth.tar file of the original HYDRA code, RobustBench's of it, or a state dict of others. A masked one
     does not say its density, which is taken from the file NAME_dense.pth.tar beside it, or from --source-density.
@@ -137,10 +145,12 @@ def zoo_export(ref: str, layout: str, out: Path, **given: Any) -> None:
       hydrabench zoo export w.pt --arch wrn_28_10 --dataset cifar10 --normalization none --format dense --out b
       hydrabench zoo export runs/pruned --format hydra --out model_best.pth.tar
       hydrabench zoo export digits-crown-ibp-95 --format onnx --out digits-crown-ibp-95.onnx
+      hydrabench zoo export --model mynet.py:build --weights w.pt --dataset cifar10 --format compact --out mynet
     """
     from hydrabench.workflows import zoo as workflow
 
-    sha256 = workflow.export_entry(ref, out, layout, described=read_foreign(given))
+    described, request = read_network(given, ref)
+    sha256 = workflow.export_entry(request or str(ref), out, layout, described=described)
     size = out.stat().st_size
     click.echo(f"{out}: {size / 1000:.1f} kB, SHA-256 {sha256}")
     if layout == "compact":

@@ -58,6 +58,7 @@ class Metric:
     radius: the certified L2 radius that it is about, in pixel units.
     label: what its heading adds.
     column_of: the evaluator whose column it belongs to, if that is another one.
+    desired: whether it is good for an image to have it.
     """
 
     values: tuple[float, ...]
@@ -65,6 +66,7 @@ class Metric:
     radius: float | None = None
     label: str = ""
     column_of: str | None = None
+    desired: bool = True
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,7 @@ class Evaluator:
     frugal: what takes less memory.
     by_image: whether an image's verdict depends on it alone, not on its block.
     repeatable: (settings) -> whether the same run gives the same verdicts on any machine, but for rounding.
+    sampled: whether verdicts rest on random draws that another network, or another seed, would have other luck with.
     notes: (settings and images of each of its columns) -> remarks below a report.
     more: (settings, (C, H, W)) -> further entries of `summary.json`.
     """
@@ -188,6 +191,7 @@ class Evaluator:
     frugal: str = ""
     by_image: bool = True
     repeatable: Callable[[Any], bool] = lambda _settings: True
+    sampled: bool = False
     notes: Callable[[Sequence[tuple[Any, int]]], list[str]] = lambda _columns: []
     more: Callable[[Any, tuple[int, int, int]], dict[str, Any]] = lambda _settings, _shape: {}
 

@@ -2,12 +2,14 @@
 
 `statistics` turns records into numbers with intervals, `evaluations` reads and checks run folders,
 `gate` refuses ledgers that contradict each other, `leaderboard` arranges the numbers in rows and
-columns, `legend` and `tables` write them down, `external` knows other tools' formats. Nothing here writes
-a file.
+columns, `legend` and `tables` write them down. `external` says what an import brings, `imports` which formats
+are read, `cohen` is one of them. Nothing here writes a file.
 """
 
+from hydrabench.reporting.cohen import table_names, table_text
 from hydrabench.reporting.evaluations import read_evaluations
-from hydrabench.reporting.external import IMPORTS, table_names, table_text
+from hydrabench.reporting.external import ExternalNumber, ExternalRow, Imported
+from hydrabench.reporting.imports import IMPORTS
 from hydrabench.reporting.leaderboard import Column, Leaderboard, Row, build_leaderboard
 from hydrabench.reporting.legend import headings
 from hydrabench.reporting.statistics import Estimate, clopper_pearson, mean_interval, summarize, wilson
@@ -17,6 +19,9 @@ __all__ = [
     "IMPORTS",
     "Column",
     "Estimate",
+    "ExternalNumber",
+    "ExternalRow",
+    "Imported",
     "Leaderboard",
     "Row",
     "build_leaderboard",

@@ -102,7 +102,7 @@ class Leaderboard:
 def build_leaderboard(runs: Sequence[RunFolder], imported: Sequence[Evaluation] = ()) -> Leaderboard:
     """Make the leaderboard of all evaluations among `runs` and of those imported; their order makes no difference.
 
-    Args: runs: may be empty if there are imported ones, see `reporting.external`.
+    Args: runs: may be empty if there are imported ones, see `reporting.cohen`.
     Raises:
         LedgerError: see `read_evaluations`; also if one checkpoint has contradictory clean predictions,
             or different verdicts under one protocol, or one protocol id stands for different settings.

@@ -27,7 +27,7 @@ _FILES: dict[str, tuple[str, Callable[[Leaderboard], Any]]] = {
     "json": ("summary.json", summary_json),
 }
 REPORT_FORMATS = tuple(_FILES)
-TABLES = "tsv"  # one file for each smoothing run, see `reporting.external`
+TABLES = "tsv"  # one file for each smoothing run, see `reporting.cohen`
 
 
 def write_report(
@@ -57,7 +57,8 @@ def write_report(
     if out.exists() and not out.is_dir():
         raise LedgerError(f"{out} is a file; --out names a folder")
     runs = find_runs(paths)
-    board = build_leaderboard(runs, [read(text) for read, text in readers])
+    imported = [read(text) for read, text in readers]
+    board = build_leaderboard(runs, [evaluation for one in imported for evaluation in one.evaluations])
     rendered = [(out / name, render(board)) for name, render in chosen]
     if TABLES in formats:
         rendered += [(out / name, table_text(run)) for name, run in table_names(read_evaluations(runs)).items()]

@@ -224,7 +224,8 @@ def test_a_far_better_normalization_is_refused_or_if_one_was_given_said(code, hy
 
 
 BAD = [
-    (("--model", "mynet.py:build", "--ckpt", "x"), "--ckpt and --model each name a network; give one of them"),
+    ((*BUILD, "--ckpt", "x"), "--ckpt has weights and arguments of its own; leave it or --weights, --model-args out"),
+    (("--model", "mynet.py:build", "--ckpt", "digits-trades-95"), "which needs no code such as mynet.py:build"),
     (("--ckpt", "x", "--weights", "w.pt"), "--weights is for --model; with --ckpt leave it out"),
     (("--model", "mynet.py:build", "--arch", "vgg4"), "--arch is for a checkpoint file of others"),
     (("--model", "mynet.py:build", "--source-density", 0.1), "--source-density is for a checkpoint file of others"),
@@ -265,7 +266,7 @@ def test_each_mistake_is_one_line(code, hydrabench, arguments, message):
 def test_no_network_at_all_is_a_usage_error(hydrabench):
     result = hydrabench("attack", "--epsilon", "1/255")
     assert result.exit_code == 2
-    assert "name what to judge: --ckpt FILE, run folder or zoo id, or --model FILE.py:NAME" in result.output
+    assert "name a network: --ckpt FILE, run folder or zoo id, or --model FILE.py:NAME" in result.output
 
 
 def test_a_missing_data_set_and_a_missing_radius_are_named(code, hydrabench):

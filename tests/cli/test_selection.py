@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 from hydrabench.ledger import read_run
+from hydrabench.reporting.cohen import read_table
 from hydrabench.reporting.evaluations import read_evaluation
-from hydrabench.reporting.external import read_table
 
 SMOOTHED = ("certify", "--method", "smoothing", "--n0", 4, "--samples", 20, "--sigma", "1/4")
 

@@ -211,12 +211,12 @@ def _load(source: _Source, header: Header) -> nn.Module:
     name = str(source.path)
     state, _ = split_masks(source.state)
     with torch.device("meta"):
-        bare = inner_network(build_network(header, None, name))
+        bare = inner_network(build_network(header, None, name)[0])
     unused = {f"{layer}.scores" for layer in unused_layers(bare)}
     counters = {key: torch.tensor(0) for key in bare.state_dict() if key.endswith(".num_batches_tracked")}
     state = {**{key: zero for key, zero in counters.items() if key not in state}, **state}
     state = {key: tensor for key, tensor in state.items() if key not in unused}
-    network = build_network(header.model_copy(update={"density": 1.0, "kept": None}), state, name)
+    network, _ = build_network(header.model_copy(update={"density": 1.0, "kept": None}), state, name)
     load_state(network, state, name)
     return network.eval()
 

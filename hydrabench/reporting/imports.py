@@ -1,0 +1,10 @@
+"""The formats that `hydrabench report --import` reads: one reader each, from what the option says to `Imported`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hydrabench.reporting.cohen import read_tables
+from hydrabench.reporting.external import Imported
+
+IMPORTS: dict[str, Callable[[str], Imported]] = {"cohen": read_tables}
