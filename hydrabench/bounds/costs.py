@@ -16,10 +16,8 @@ from torch import nn
 from hydrabench.bounds.neurons import bounded_values
 from hydrabench.bounds.patches import Window
 from hydrabench.bounds.program.dead_channels import compacted
-from hydrabench.bounds.program.linear import Add, Convolution, Dense, Scale
-from hydrabench.bounds.program.operations import Elementwise
+from hydrabench.bounds.program.operations import Operation
 from hydrabench.bounds.program.program import Node, program_of, read, shapes_of
-from hydrabench.bounds.program.structure import Identity
 
 SIGNS = {"symbolic": 1, "crown": 2}  # rows of a neuron; the other methods take next to nothing
 MOVED = 200  # operations that a coefficient counts as, for each operation of the network that it passes
@@ -90,8 +88,7 @@ def neuron_operations(nodes: Sequence[Node], shapes: Sequence[torch.Size], numbe
         operation, window = nodes[position - 1].operation, waiting.pop(position)
         entries = _entries(shapes[position], window)
         count += MOVED * entries
-        if isinstance(operation, Convolution | Dense):
-            count += 2 * entries * prod(operation.weight.shape[1:])
+        count += 2 * entries * operation.products
         for source in nodes[position - 1].inputs:
             found = _behind(operation, window, shapes[source])
             waiting[source] = _joined(waiting[source], found) if source in waiting else found
@@ -102,14 +99,10 @@ def _entries(shape: torch.Size, window: Window | None) -> int:
     return shape.numel() if window is None else shape[0] * prod(window.size)
 
 
-def _behind(operation: object, window: Window | None, shape: torch.Size) -> Window | None:
+def _behind(operation: Operation, window: Window | None, shape: torch.Size) -> Window | None:
     """The window in what an operation takes, or None if rows are whole there, as in `back_patches`."""
-    if window is None or not isinstance(operation, Convolution | Scale | Identity | Elementwise | Add):
-        return None
-    grown = window
-    if isinstance(operation, Convolution):
-        grown = window.behind(operation.weight.shape[2:], operation.stride, operation.padding, operation.dilation)
-    return None if prod(grown.size) >= prod(shape[1:]) else grown
+    grown = None if window is None else operation.window_behind(window)
+    return None if grown is None or prod(grown.size) >= prod(shape[1:]) else grown
 
 
 def _joined(one: Window | None, other: Window | None) -> Window | None:

@@ -10,7 +10,7 @@ from hydrabench.bounds import class_margins, prepared
 from hydrabench.bounds.box import Interval, channels_last
 from hydrabench.bounds.crown import lower_bounds
 from hydrabench.bounds.interval import concretize, propagate
-from hydrabench.bounds.program.linear import Convolution
+from hydrabench.bounds.program.convolutions import Convolution
 from hydrabench.bounds.transposed import by_phases, phases, phases_pay, pixels_by_phase, squares, squares_pay
 from hydrabench.models import MODELS
 
