@@ -21,7 +21,7 @@ from hydrabench.errors import ConfigError, HydrabenchError
 
 if TYPE_CHECKING:
     from hydrabench.recipes import Recipe
-    from hydrabench.workflows.evaluation.opening import ModelRequest
+    from hydrabench.workflows.evaluation.request import ModelRequest
     from hydrabench.workflows.run_options import RunOptions
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -130,7 +130,7 @@ machine_options = options(
         help="CPU threads.  [default: 1, which is reproducible bit by bit; torchrun uses more cores by more processes]",
     ),
     click.option("--data-dir", type=FOLDER, envvar="HYDRABENCH_DATA", help="Where data sets lie.", show_envvar=True),
-    click.option("--download", is_flag=True, help="Fetch a missing data set (cifar10, cifar100, svhn)."),
+    click.option("--download", is_flag=True, help="Fetch a missing data set; not ImageNet."),
     click.option("--json", "as_json", is_flag=True, help="Print the summary, and nothing else, as JSON on stdout."),
 )
 training_options = options(
@@ -237,7 +237,7 @@ def read_foreign(given: dict[str, Any]) -> dict[str, Any]:
     texts = {name: given.pop(name) for name in ("arch", "dataset", "normalization")}
     described = {**texts, "density": given.pop("source_density")}
     if texts["normalization"] is not None:
-        from hydrabench.checkpoints import parse_normalization
+        from hydrabench.checkpoints.foreign.normalization import parse_normalization
 
         described["normalization"] = parse_normalization(texts["normalization"])
     return {name: value for name, value in described.items() if value is not None}
@@ -267,7 +267,7 @@ def read_network(
     for name, option in (("arch", "--arch"), ("density", "--source-density")):
         if name in described:
             raise ConfigError(f"{option} is for a checkpoint file of others; with --model leave it out")
-    from hydrabench.workflows.evaluation.opening import request_of
+    from hydrabench.workflows.evaluation.request import request_of
 
     return {}, request_of(chosen, described.get("normalization"), described.get("dataset"))
 

@@ -26,7 +26,7 @@ from hydrabench.errors import ConfigError, shortened
 if TYPE_CHECKING:
     from hydrabench.evaluators import EvaluationSettings
     from hydrabench.workflows.evaluation.loading import Subject
-    from hydrabench.workflows.evaluation.opening import ModelRequest
+    from hydrabench.workflows.evaluation.request import ModelRequest
     from hydrabench.workflows.run_options import RunOptions
 
 MACHINE = {
@@ -107,6 +107,8 @@ def certify(ref: str | None, method: str, **given: Any) -> None:
     """
     if given["vnnlib_timeout"] is not None and given["export_vnnlib"] is None:
         raise ConfigError("--vnnlib-timeout says something about the files of --export-vnnlib; give that, too")
+    if given["vnnlib_timeout"] is not None and not given["vnnlib_timeout"] > 0:
+        raise ConfigError(f"--vnnlib-timeout is a number of seconds above 0, got {given['vnnlib_timeout']:g}")
     given["indices"] = _indices(given["indices"])
     _evaluate(ref, "method", method, given)
 
@@ -125,13 +127,21 @@ def _indices(texts: tuple[str, ...]) -> tuple[int, ...]:
 def _evaluate(ref: str | None, choice: str, kind: str, given: dict[str, Any]) -> None:
     """Build the settings from the options that were given, fill in the checkpoint's threat, run."""
     require_options(choice, kind, given)
-    from hydrabench.workflows.evaluation import reuse
-    from hydrabench.workflows.evaluation.loading import settings_for, with_parent
+    from hydrabench.workflows import refusals
 
     described, request = read_network(given, ref)
     if request is not None and given.get("reuse") is not None:
         raise ConfigError("--reuse takes certificates from the checkpoint that --ckpt was pruned from; leave it out")
     runs = settings_of(kind, given)
+    refusals.refuse_machine(given, "evaluation")
+    refusals.refuse_folder(given["out"] if len(runs) == 1 else None, resume=given["resume"])
+    if request is not None:
+        refusals.refuse_model(request)
+    elif ref is not None:
+        refusals.refuse_evaluation(ref, runs, given)
+    from hydrabench.workflows.evaluation import reuse
+    from hydrabench.workflows.evaluation.loading import settings_for, with_parent
+
     run_options = replace(read_run_options(given), computing=computing_of(kind, given))
     subject = _open(ref, described, request, options=run_options, precision=given["precision"])
     if given.get("reuse") is not None:

@@ -27,6 +27,23 @@ from hydrabench.cli.reporting import show_report
 
 if TYPE_CHECKING:
     from hydrabench.recipes import Recipe
+    from hydrabench.workflows.evaluation.request import ModelRequest
+
+
+def _refuse(
+    given: dict[str, Any], ref: str | None, out: Path | None, *, resume: bool, needed: bool = True
+) -> tuple[dict[str, Any], ModelRequest | None]:
+    """Refuse what can be refused before torch is imported; return what `read_network` does."""
+    from hydrabench.workflows import refusals
+
+    described, request = read_network(given, ref, needed=needed)
+    refusals.refuse_machine(given, "training")
+    refusals.refuse_folder(out, resume=resume)
+    if request is not None:
+        refusals.refuse_model(request)
+    elif ref is not None:
+        refusals.header_of(ref)
+    return described, request
 
 
 @click.command()
@@ -58,10 +75,10 @@ def train(
       torchrun --nproc-per-node 2 -m hydrabench train --config digits-trades --out runs/two
     """
     recipe = read_recipe(config, overrides)
+    described, request = _refuse(given, ref, out, resume=resume, needed=False)
     from hydrabench.workflows.training import commands as training
     from hydrabench.workflows.training.run_folders import default_folder
 
-    described, request = read_network(given, ref, needed=False)
     options, folder = read_training_options(given), out or default_folder(recipe, "train")
     summary = training.train(recipe, folder, options=options, ref=ref or request, described=described, resume=resume)
     print_summary(summary, given["as_json"])
@@ -93,10 +110,10 @@ def prune(
       hydrabench prune --config mine.yml --model mynet.py:build --weights mynet.pt --density 0.05
     """
     recipe = read_recipe(config, (*overrides, *density_override("prune", density)))
+    described, request = _refuse(given, ref, out, resume=resume)
     from hydrabench.workflows.training import commands as training
     from hydrabench.workflows.training.run_folders import default_folder
 
-    described, request = read_network(given, ref)
     source = request or str(ref)
     options, folder = read_training_options(given), out or default_folder(recipe, "prune")
     summary = training.prune(recipe, source, folder, options=options, described=described, resume=resume)
@@ -132,10 +149,10 @@ def finetune(
       hydrabench finetune --config mine.yml --model torchvision:resnet18 --weights pruned.pt --normalization cifar10
     """
     recipe = read_recipe(config, (*overrides, *density_override("finetune", density)))
+    described, request = _refuse(given, ref, out, resume=resume)
     from hydrabench.workflows.training import commands as training
     from hydrabench.workflows.training.run_folders import default_folder
 
-    described, request = read_network(given, ref)
     source = request or str(ref)
     options, folder = read_training_options(given), out or default_folder(recipe, "finetune", ref=str(source), lwm=lwm)
     summary = training.finetune(recipe, source, folder, options=options, lwm=lwm, described=described, resume=resume)
@@ -163,9 +180,13 @@ def pipeline(
       torchrun --nproc-per-node 2 -m hydrabench pipeline --config digits-crown-ibp --out runs/two
     """
     recipe = read_recipe(config, overrides)
+    from hydrabench.workflows import refusals
+
+    refusals.refuse_machine(given, "training")
     if dry_run:
         _show_plan(recipe, given)
         return
+    refusals.require_place(out or Path("runs"))
     from hydrabench.workflows.pipeline import run_pipeline
 
     folder = out or Path("runs") / recipe.name

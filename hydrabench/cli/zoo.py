@@ -94,6 +94,9 @@ def zoo_fetch(name: str, offline: bool) -> None:
     Example
       hydrabench zoo fetch hydra/cifar10-wrn_28_4-adv-99
     """
+    from hydrabench.checkpoints import find_entry
+
+    find_entry(name)  # before torch is imported
     from hydrabench.workflows import zoo as workflow
 
     click.echo(str(workflow.fetch_entry(name, offline=offline)))
@@ -109,6 +112,12 @@ def zoo_verify(names: tuple[str, ...], **given: Any) -> None:
     Example
       hydrabench zoo verify digits-trades-95
     """
+    from hydrabench.checkpoints import find_entry
+    from hydrabench.workflows import refusals
+
+    refusals.refuse_machine(given, "evaluation")
+    for name in names:
+        find_entry(name)
     from hydrabench.workflows import zoo as workflow
 
     lines = workflow.verify_shipped(names, options=read_run_options(given))
@@ -147,9 +156,16 @@ def zoo_export(ref: str | None, layout: str, out: Path, **given: Any) -> None:
       hydrabench zoo export digits-crown-ibp-95 --format onnx --out digits-crown-ibp-95.onnx
       hydrabench zoo export --model mynet.py:build --weights w.pt --dataset cifar10 --format compact --out mynet
     """
-    from hydrabench.workflows import zoo as workflow
+    from hydrabench.workflows import refusals
 
     described, request = read_network(given, ref)
+    refusals.require_place(out)
+    if request is None:
+        refusals.header_of(str(ref))
+    else:
+        refusals.refuse_model(request)
+    from hydrabench.workflows import zoo as workflow
+
     sha256 = workflow.export_entry(request or str(ref), out, layout, described=described)
     size = out.stat().st_size
     click.echo(f"{out}: {size / 1000:.1f} kB, SHA-256 {sha256}")

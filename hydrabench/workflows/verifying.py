@@ -19,7 +19,8 @@ from hydrabench.selection import selected_indices
 from hydrabench.workflows.evaluation.continuing import ChosenImages
 from hydrabench.workflows.evaluation.judging import Judge
 from hydrabench.workflows.evaluation.loading import Subject, open_subject, with_parent
-from hydrabench.workflows.evaluation.opening import ModelRequest, open_model
+from hydrabench.workflows.evaluation.opening import open_model
+from hydrabench.workflows.evaluation.request import ModelRequest
 from hydrabench.workflows.progress import tracking
 from hydrabench.workflows.run_options import RunOptions
 

@@ -12,14 +12,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hydrabench.bounds import watched
 from hydrabench.data import Choice, ImageSource, choose
-from hydrabench.errors import ConfigError, DataError
+from hydrabench.data.choosing import PICKED, require_indices
+from hydrabench.errors import ConfigError
 from hydrabench.evaluators import EVALUATORS, EvaluationSettings, at, record_of
 from hydrabench.evaluators.description import require_precision
 from hydrabench.ledger import Record, RunFolder, whole_ledger
 from hydrabench.reporting.statistics import summarize
-from hydrabench.runtime import World, environment, exact_arithmetic, operations_per_second
+from hydrabench.runtime import World, environment, exact_arithmetic, operations_per_second, peak_memory
 from hydrabench.threat import doubt
 from hydrabench.workflows.evaluation.continuing import ChosenImages, open_evaluation
 from hydrabench.workflows.evaluation.judging import Judge
@@ -77,7 +80,7 @@ def evaluate(
                 say(f"{out} is complete already")
             return opened.run.summary()
         _fill(opened.run, judge, world, opened.blocks, opened.whole)
-        return world.on_main(lambda: _conclude(opened.run, settings, selection))
+        return world.on_main(lambda: _conclude(opened.run, settings, selection, subject.device))
 
 
 def _fill(run: RunFolder, judge: Judge, world: World, blocks: Sequence[tuple[int, ...]], whole: int) -> None:
@@ -114,16 +117,12 @@ def _chosen(
     if not indices:
         return choose(images, choice)
     if choice != ALL:
-        raise ConfigError("--index names the images one by one; leave -n, --skip and --ids out")
+        raise ConfigError(PICKED)
     if not EVALUATORS[settings.kind].by_image:
         raise ConfigError(
             f"{settings.kind} judges whole blocks of images, so no image has a verdict of its own; use -n"
         )
-    strange = [index for index in indices if not 0 <= index < len(images)]
-    if strange:
-        raise DataError(
-            f"--index {strange[0]} is outside 0..{len(images) - 1}, the {images.split} images of {images.name}"
-        )
+    require_indices(images, indices)
     return tuple(sorted(set(indices)))
 
 
@@ -134,11 +133,14 @@ def _rounds(world: World, judge: Judge, blocks: list[tuple[int, tuple[int, ...]]
         yield [record for records in world.share(work) for record in records]
 
 
-def _conclude(run: RunFolder, settings: EvaluationSettings, selection: ChosenImages) -> dict[str, Any]:
+def _conclude(
+    run: RunFolder, settings: EvaluationSettings, selection: ChosenImages, device: torch.device
+) -> dict[str, Any]:
     """Summarise the whole ledger, read back from the disk.
 
     Raises: LedgerError if an image has no record or several, or a record cannot be.
     """
     summary = summarize(settings.kind, whole_ledger(run, selection.indices, record_of(settings)), settings)
-    run.finish({**summary, **EVALUATORS[settings.kind].more(settings, selection.images.shape)})
+    more = EVALUATORS[settings.kind].more(settings, selection.images.shape)
+    run.finish({**summary, **more}, peak_memory=peak_memory(device))
     return run.summary()
