@@ -10,7 +10,7 @@ import click
 
 from hydrabench.cli.common import FOLDER, plugin_option
 
-TABLE_WIDTH = 130
+TABLE_WIDTH = 80
 
 
 @click.command()
