@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from typing import Any
 
 from hydrabench.checkpoints import ZooEntry, find_entry, read_zoo
@@ -50,15 +51,19 @@ def _where(entry: ZooEntry) -> str:
 def accuracies(entry: ZooEntry) -> dict[str, float | None]:
     """Return the clean, the lowest robust and the highest verified accuracy that are known; None where none is.
 
-    They are fractions of the images, ours where there is a ledger, and published ones elsewhere.
+    They are fractions of the images: ours where there is a ledger, of one radius, that of most ledgers; published ones
+    elsewhere.
     """
     found: dict[str, list[float]] = {"clean": [], "robust": [], "verified": []}
-    for result in entry.results:
+    radii = [(result.settings.get("norm"), result.settings.get("epsilon")) for result in entry.results]
+    for result, radius in zip(entry.results, radii, strict=True):
+        if radius != max(radii, key=radii.count):
+            continue
         claims = EVALUATORS[str(result.settings["kind"])].claims
         if claims in CLAIMED:
             found[CLAIMED[claims]].append(result.count / result.n)
     if entry.results:
-        found["clean"].append(_clean_accuracy(entry))
+        found["clean"] += _clean_accuracy(entry)
     for number in entry.published:
         name = number.metric.removesuffix("_accuracy")
         if name in found and not found[name]:
@@ -67,11 +72,14 @@ def accuracies(entry: ZooEntry) -> dict[str, float | None]:
     return {name: best[name](values) if values else None for name, values in found.items()}
 
 
-def _clean_accuracy(entry: ZooEntry) -> float:
-    """Count the right predictions in a shipped ledger."""
-    with gzip.open(shipped("zoo") / entry.results[0].ledger, "rt", encoding="utf-8") as file:
-        records = [json.loads(line) for line in file]
-    return sum(bool(record["prediction"] == record["label"]) for record in records) / len(records)
+def _clean_accuracy(entry: ZooEntry) -> list[float]:
+    """Return the fraction of right predictions in a shipped ledger; nothing if it is damaged, which `verify` says."""
+    try:
+        with gzip.open(shipped("zoo") / entry.results[0].ledger, "rt", encoding="utf-8") as file:
+            records = [json.loads(line) for line in file]
+        return [sum(bool(record["prediction"] == record["label"]) for record in records) / len(records)]
+    except (OSError, EOFError, ValueError, LookupError, TypeError, ArithmeticError, zlib.error):
+        return []
 
 
 def show_entry(name: str) -> str:
