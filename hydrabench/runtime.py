@@ -6,6 +6,7 @@ import atexit
 import hashlib
 import os
 import platform
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -192,6 +193,18 @@ def _whole(name: str, default: int) -> int:
     if not text.isascii() or not text.isdecimal() or len(text) > 6:
         raise ConfigError(f"the environment variable {name} is {text!r}, not a whole number; unset it")
     return int(text)
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Return the bytes that tensors on a GPU took at most, on a CPU those of the whole process; None if not known."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    try:
+        import resource  # noqa: PLC0415  (not on Windows)
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def environment(device: torch.device) -> dict[str, str]:

@@ -88,10 +88,13 @@ def allowed_values(choice: str, name: str) -> list[str]:
 
 def _click_option(options: list[Option], choice: str) -> click.Option:
     first = options[0]
-    text = " ".join(option.help for option in options)
+    texts = [option.help for option in options]
+    text = " ".join(one for one in texts if not any(one[:-1] in other for other in texts if other != one))
     shown = f"{text}  [default: {first.default}]" if first.default else text
     if first.kind == "flag":
         return click.Option([first.flag], is_flag=True, help=shown)
+    if first.kind == "repeated":
+        return click.Option([first.flag], multiple=True, help=shown)
     kind = TYPES.get(first.kind)
     if first.kind == "text" and first.role == "setting" and allowed_values(choice, first.setting or first.name):
         kind = Name(lambda: allowed_values(choice, first.setting or first.name), closed=True)
@@ -118,7 +121,7 @@ def require_options(choice: str, kind: str, given: Mapping[str, Any]) -> None:
 
 
 def _is_given(value: object) -> bool:
-    return value is not None and value is not False
+    return value is not None and value is not False and value != ()
 
 
 def options_of(kind: str) -> dict[str, Option]:
@@ -145,8 +148,10 @@ def settings_of(kind: str, given: Mapping[str, Any]) -> list[dict[str, Any]]:
         if not _is_given(value) or option.role != "setting":
             continue
         name, value = option.sets or (option.setting or option.name, value)
-        parts = [part.strip() for part in value.split(",")] if option.kind in ("list", "several") else [value]
-        values = parts if option.kind == "several" else [parts if option.kind == "list" else value]
+        value = ",".join(value) if option.kind == "repeated" else value
+        cut = option.kind in ("list", "repeated", "several")
+        parts = [part.strip() for part in value.split(",")] if cut else [value]
+        values = parts if option.kind == "several" else [parts if cut else value]
         runs = [{**run, name: one} for run in runs for one in values]
     for text in given["overrides"]:
         for run in runs:

@@ -19,9 +19,10 @@ from hydrabench.config import Radius
 from hydrabench.config.passes import INPUT_GRADIENT
 from hydrabench.config.protocol import unless
 from hydrabench.errors import HydrabenchError, NonFiniteError
+from hydrabench.evaluators.ball_settings import EPSILON, NORM, SEED
 from hydrabench.evaluators.clean import attack_records, clean_breaks, clean_logits, require_finite
 from hydrabench.evaluators.description import EvaluationSettings, Evaluator, robust_metrics
-from hydrabench.evaluators.pgd import EPSILON, NORM, SEED, short_pgd
+from hydrabench.evaluators.pgd import short_pgd
 from hydrabench.ledger import AttackRecord
 from hydrabench.threat import Norm
 

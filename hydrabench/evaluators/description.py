@@ -3,7 +3,8 @@
 The command line, `run.json`, the report, the gate and the dry run know evaluators by these descriptions alone. These
 modules must not import torch at the top: torch, bounds, attacks and smoothing are imported inside functions.
 
-Settings with these names mean the same to every evaluator: `norm` and `epsilon` a ball, `sigma` the noise of smoothing,
+Settings with these names mean the same to every evaluator: `norm` and `epsilon` a ball, `epsilons` all radii of a
+security curve, whose largest is `epsilon`, `sigma` the noise of smoothing,
 `radii` the L2 radii at which certificates are counted, `samples` the most draws for an image.
 """
 
@@ -20,13 +21,15 @@ from hydrabench.ledger import Record
 from hydrabench.threat import Threat
 
 if TYPE_CHECKING:
+    from fractions import Fraction
+
     import torch
-    from torch import nn
+    from torch import Tensor, nn
 
     from hydrabench.data.images import Block
 
 # Settings that tell columns of one protocol apart; all others are fixed by the protocol id.
-CONDITIONS = ("norm", "epsilon", "sigma", "radii")
+CONDITIONS = ("norm", "epsilon", "epsilons", "sigma", "radii")
 FULL_PRECISIONS = ("float32", "float64")
 Line = Mapping[str, Any]  # one record, as its ledger has it
 
@@ -58,6 +61,7 @@ class Metric:
     radius: the certified L2 radius that it is about, in pixel units.
     label: what its heading adds.
     column_of: the evaluator whose column it belongs to, if that is another one.
+    epsilon: the radius of the ball that it is about, if that is not the run's.
     desired: whether it is good for an image to have it.
     """
 
@@ -66,6 +70,7 @@ class Metric:
     radius: float | None = None
     label: str = ""
     column_of: str | None = None
+    epsilon: Fraction | None = None
     desired: bool = True
 
 
@@ -74,7 +79,8 @@ class Option:
     """An option of the command line.
 
     name: with underscores.
-    kind: how the text is read; "list" is cut at commas, and "several" makes a run of each value.
+    kind: how the text is read; "list" is cut at commas, "repeated" may also be given again and again, and "several"
+        makes a run of each value.
     heading: of its part of --help.
     role: "setting"; "computing" says how, and changes no protocol; "source" is where a run starts from.
     default: what --help shows, None: nothing.
@@ -86,7 +92,7 @@ class Option:
 
     name: str
     help: str
-    kind: Literal["text", "int", "float", "flag", "folder", "list", "several"] = "text"
+    kind: Literal["text", "int", "float", "flag", "folder", "list", "repeated", "several"] = "text"
     heading: str = ""
     role: Literal["setting", "computing", "source"] = "setting"
     default: str | None = None
@@ -147,6 +153,7 @@ class Evaluator:
     settings: its model.
     evaluate: (network, block, settings) -> one record for each image, in order. The network is in eval mode, on the
         device and in the precision of the images; a record's `seconds` is its share of the block's time.
+    points: the same, and with the records the point that broke each image, (B, C, H, W), which `--keep` stores.
     record: what every line of a ledger has.
     variant: (settings as JSON) -> model and record of a variant that has its own, None if it has not.
     metrics: (lines of a ledger, settings) -> metric by name.
@@ -181,6 +188,7 @@ class Evaluator:
     meaning: str | Callable[[Any], str]
     passes: Callable[[Any, Sizes], float] | None
     options: tuple[Option, ...] = ()
+    points: Callable[..., tuple[Sequence[Record], Tensor]] | None = None
     variant: Callable[[Line], tuple[type[EvaluationSettings], type[Record]] | None] = lambda _values: None
     piece: Callable[[Any], tuple[Any, int]] | None = None
     blocks: Callable[[Any, nn.Module, tuple[int, int, int]], Blocks] = fixed_blocks
@@ -215,7 +223,8 @@ class Evaluator:
 
     def needed(self) -> tuple[str, ...]:
         """The settings that a report cannot do without."""
-        return tuple(name for name in (*CONDITIONS, "alpha") if name in self.settings.model_fields)
+        known = self.settings.model_fields
+        return tuple(name for name in (*CONDITIONS, "alpha") if name in known and name not in self.settings.added)
 
 
 def said(text: str | Callable[[Any], str], settings: Any) -> str:
@@ -227,7 +236,10 @@ def at(settings: Any) -> str:
     """Return what distinguishes columns of one protocol: " at L∞ 8/255", " at σ=0.25", or ""."""
     if "sigma" in type(settings).model_fields:
         return f" at σ={settings.sigma:g}"
-    return f" at {Threat(settings.norm, settings.epsilon)}" if "epsilon" in type(settings).model_fields else ""
+    if "epsilon" not in type(settings).model_fields:
+        return ""
+    threat, radii = Threat(settings.norm, settings.epsilon), getattr(settings, "epsilons", ())
+    return f" at {len(radii)} radii up to {threat}" if radii else f" at {threat}"
 
 
 def require_precision(kind: str, precision: str, evaluators: Mapping[str, Evaluator]) -> None:

@@ -8,9 +8,9 @@ from math import prod, sqrt
 from typing import TYPE_CHECKING, Any
 
 from hydrabench.errors import ConfigError, lookup
+from hydrabench.evaluators.ball_settings import SEED
 from hydrabench.evaluators.blocks import Blocks
 from hydrabench.evaluators.description import Computing, Evaluator, Line, Metric, Option, Ready, is_correct
-from hydrabench.evaluators.pgd import SEED
 from hydrabench.evaluators.reuse_settings import ReuseSettings
 from hydrabench.evaluators.smoothing_settings import SmoothingSettings
 from hydrabench.ledger import ReuseRecord, SmoothedRecord

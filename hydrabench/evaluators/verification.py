@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hydrabench.config.passes import BOXES
+from hydrabench.evaluators.ball_settings import EPSILON, NORM
 from hydrabench.evaluators.blocks import BLOCK_SIZE, Blocks, blocks_of_a_minute, fixed_blocks
 from hydrabench.evaluators.description import Computing, Evaluator, Option, Ready, Sizes, verified_metrics
-from hydrabench.evaluators.pgd import EPSILON, NORM
 from hydrabench.evaluators.verified_settings import AlphaCrownSettings, Settings, VerifiedSettings
 from hydrabench.ledger import VerifiedRecord
 

@@ -21,6 +21,7 @@ from hydrabench.ledger.folder import (
 from hydrabench.ledger.records import (
     ABSTAIN,
     AttackRecord,
+    CurveRecord,
     Record,
     ReuseRecord,
     SmoothedRecord,
@@ -34,6 +35,7 @@ __all__ = [
     "RUN_SCHEMA",
     "SUMMARY_SCHEMA",
     "AttackRecord",
+    "CurveRecord",
     "Record",
     "ReuseRecord",
     "RunFolder",

@@ -254,7 +254,7 @@ def worse_by_chance(lost: int, gained: int) -> float:
     Args: lost, gained: images that lost or gained their verdict, each at least 0.
     Source: exact one-sided McNemar test; Fagerland, Lydersen and Laake (2013), section 3.
     """
-    from scipy.stats import binom  # noqa: PLC0415  (slow to import)
+    from scipy.stats import binom
 
     return float(binom.sf(lost - 1, lost + gained, 0.5))
 

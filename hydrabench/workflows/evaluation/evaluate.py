@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hydrabench.bounds import watched
 from hydrabench.data import Choice, ImageSource, choose
 from hydrabench.data.choosing import PICKED, require_indices
@@ -20,7 +22,7 @@ from hydrabench.evaluators import EVALUATORS, EvaluationSettings, at, record_of
 from hydrabench.evaluators.description import require_precision
 from hydrabench.ledger import Record, RunFolder, whole_ledger
 from hydrabench.reporting.statistics import summarize
-from hydrabench.runtime import World, environment, exact_arithmetic
+from hydrabench.runtime import World, environment, exact_arithmetic, peak_memory
 from hydrabench.threat import doubt
 from hydrabench.workflows.evaluation.continuing import ChosenImages, open_evaluation
 from hydrabench.workflows.evaluation.judging import Judge
@@ -78,7 +80,7 @@ def evaluate(
                 say(f"{out} is complete already")
             return opened.run.summary()
         _fill(opened.run, judge, world, opened.blocks, opened.whole)
-        return world.on_main(lambda: _conclude(opened.run, settings, selection))
+        return world.on_main(lambda: _conclude(opened.run, settings, selection, subject.device))
 
 
 def _fill(run: RunFolder, judge: Judge, world: World, blocks: Sequence[tuple[int, ...]], whole: int) -> None:
@@ -129,11 +131,14 @@ def _rounds(world: World, judge: Judge, blocks: list[tuple[int, tuple[int, ...]]
         yield [record for records in world.share(work) for record in records]
 
 
-def _conclude(run: RunFolder, settings: EvaluationSettings, selection: ChosenImages) -> dict[str, Any]:
+def _conclude(
+    run: RunFolder, settings: EvaluationSettings, selection: ChosenImages, device: torch.device
+) -> dict[str, Any]:
     """Summarise the whole ledger, read back from the disk.
 
     Raises: LedgerError if an image has no record or several, or a record cannot be.
     """
     summary = summarize(settings.kind, whole_ledger(run, selection.indices, record_of(settings)), settings)
-    run.finish({**summary, **EVALUATORS[settings.kind].more(settings, selection.images.shape)})
+    more = EVALUATORS[settings.kind].more(settings, selection.images.shape)
+    run.finish({**summary, **more}, peak_memory=peak_memory(device))
     return run.summary()

@@ -36,6 +36,7 @@ class Judge:
             "settings": self.settings.plain(),
             "protocol": self.settings.protocol,
             "checkpoint": self.subject.describe(),
+            "origin": self.subject.origin(),
             "precision": self.subject.precision,
             "block_size": self.blocks.size,
             "world_size": world.size,
