@@ -22,7 +22,7 @@ from hydrabench.evaluators import EVALUATORS, EvaluationSettings, at, record_of
 from hydrabench.evaluators.description import require_precision
 from hydrabench.ledger import Record, RunFolder, whole_ledger
 from hydrabench.reporting.statistics import summarize
-from hydrabench.runtime import World, environment, exact_arithmetic, peak_memory
+from hydrabench.runtime import World, environment, exact_arithmetic, operations_per_second, peak_memory
 from hydrabench.threat import doubt
 from hydrabench.workflows.evaluation.continuing import ChosenImages, open_evaluation
 from hydrabench.workflows.evaluation.judging import Judge
@@ -89,7 +89,9 @@ def _fill(run: RunFolder, judge: Judge, world: World, blocks: Sequence[tuple[int
     settings = judge.settings
     title = f"{settings.protocol} {judge.subject.name}{at(settings)}"
     totals = RunningTotals(settings, run.records() if done else ())
-    warning = judge.blocks.warning(settings.kind, total - done)
+    warning = None
+    if judge.blocks.may_be_slow and world.is_main:
+        warning = judge.blocks.warning(settings.kind, total - done, operations_per_second(judge.subject.device))
     values = dict(settings)
     for note in (warning, doubt(values["norm"], values["epsilon"]) if "epsilon" in values else None):
         if note and world.is_main:
