@@ -187,7 +187,7 @@ def _compare(run: Ledger, old: Ledger, tolerance: Tolerance, metric: str | None)
     settings = recorded(run)
     evaluator = EVALUATORS[settings.kind]
     before, after = _paired(_records(old), _records(run))
-    if not evaluator.by_image and run.images != old.images:
+    if not evaluator.by_image(settings) and run.images != old.images:
         raise ConfigError(
             f"verdicts of {run.protocol} depend on the other images of a block; it judged {run.images}, the baseline "
             f"{old.images}: judge the same images"
