@@ -9,7 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from hydrabench.api.runs import Runs, folders_of
-from hydrabench.reporting import Leaderboard, build_leaderboard, headings, markdown
+from hydrabench.reporting import Leaderboard, build_leaderboard, headings, latex, markdown
+from hydrabench.reporting.frames import numbers
 from hydrabench.workflows.reporting import find_runs, write_report
 
 
@@ -38,12 +39,21 @@ class Report:
         table = pd.DataFrame.from_dict(rows, orient="index", columns=None)
         return table[["density", "nonzero_parameters", *order]].rename_axis("network")
 
+    @cached_property
+    def numbers(self) -> pd.DataFrame:
+        """One row a number, as in `leaderboard.csv`; see `reporting.frames.numbers`."""
+        return numbers(self.leaderboard)
+
+    def to_latex(self) -> str:
+        """The leaderboard as a table of LaTeX, for the package booktabs."""
+        return latex(self.leaderboard)
+
     def to_markdown(self) -> str:
         """The whole leaderboard as a Markdown page, with how to read it and what the protocols are."""
         return markdown(self.leaderboard)
 
     def __repr__(self) -> str:
-        return f"Report of {len(self.leaderboard.rows)} networks, {len(self.leaderboard.columns)} numbers; see .table"
+        return f"Report of {len(self.leaderboard.rows)} networks, {len(self.leaderboard.columns)} columns; see .table"
 
 
 def report(runs: Runs, out: str | Path | None = None) -> Report:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hydrabench.checkpoints.foreign.onnx_file import export_onnx
     from hydrabench.checkpoints.format import (
         Checkpoint,
+        compact_size,
         export_checkpoint,
         load_checkpoint,
         load_state,
@@ -40,6 +41,7 @@ __all__ = [
     "ZooEntry",
     "better_normalization",
     "checkpoint_name",
+    "compact_size",
     "export_checkpoint",
     "export_onnx",
     "export_original",
@@ -69,6 +71,7 @@ _LATER = {
     "foreign.onnx_file": ("export_onnx",),
     "format": (
         "Checkpoint",
+        "compact_size",
         "export_checkpoint",
         "load_checkpoint",
         "load_state",

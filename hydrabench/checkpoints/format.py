@@ -97,6 +97,12 @@ def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
+def compact_size(model: nn.Module) -> int:
+    """Return how many bytes the weights of a network take without their zeros, coded as in a compact file."""
+    state = {name: one.float() if one.is_floating_point() else one for name, one in state_of(model).items()}
+    return sum(stream.numel() * stream.element_size() for stream in pack(positive_zeros(state)).values())
+
+
 def load_checkpoint(path: Path, *, model: str | None = None) -> Checkpoint:
     """Read a checkpoint and rebuild its network, in eval mode, on the CPU.
 

@@ -17,6 +17,7 @@ import click
 
 from hydrabench.cli.failures import one_line
 from hydrabench.cli.streams import open_streams
+from hydrabench.cli.values import ARCHITECTURE, DATASET, DEVICE, NORMALIZATION, RECIPE, Name, closed
 from hydrabench.errors import ConfigError, HydrabenchError
 
 if TYPE_CHECKING:
@@ -119,11 +120,12 @@ plugin_option = click.option(
     type=click.Path(path_type=Path),
     callback=_load_plugins,
     expose_value=False,
+    is_eager=True,  # other options may take what it adds
     help="Python file that adds an objective, an evaluator, a data set, ...; may be repeated.",
 )
 machine_options = options(
     plugin_option,
-    click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N, or auto."),
+    click.option("--device", type=DEVICE, default="auto", show_default=True, help="cpu, cuda, cuda:N, or auto."),
     click.option(
         "--threads",
         type=click.IntRange(1, 1024),
@@ -136,6 +138,7 @@ machine_options = options(
 training_options = options(
     click.option(
         "--precision",
+        type=closed("float32", "bfloat16", "float16"),
         default="float32",
         show_default=True,
         help="Of the network's forward and backward passes while training: float32, bfloat16, or float16 with scaled "
@@ -161,7 +164,12 @@ training_options = options(
     click.option("--tensorboard", is_flag=True, help="Also write the metrics for TensorBoard, to OUT/tensorboard."),
 )
 recipe_options = options(
-    click.option("--config", required=True, help="Recipe: a YAML file, or the name of one that comes with hydrabench."),
+    click.option(
+        "--config",
+        type=RECIPE,
+        required=True,
+        help="Recipe: a YAML file, or the name of one that comes with hydrabench.",
+    ),
     click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override, e.g. train.epochs=3."),
 )
 folder_options = options(
@@ -172,6 +180,7 @@ model_options = options(
     click.option(
         "--model",
         metavar="SPEC",
+        type=Name(tuple, files=True),
         help="In place of --ckpt, any network: FILE.py:NAME, package.module:NAME, torchvision:NAME, timm:NAME, or a "
         "file of torch.export (.pt2) or TorchScript (.pt). Code that it names is run. With --ckpt, the code of a "
         "checkpoint that needs some.",
@@ -180,9 +189,14 @@ model_options = options(
     click.option("--weights", type=click.Path(path_type=Path), help="State dict for --model: safetensors, .pt, .pth."),
 )
 foreign_options = options(
-    click.option("--arch", help="Architecture of a file of other code (.pth.tar, .pt).  [default: what the file says]"),
+    click.option(
+        "--arch",
+        type=ARCHITECTURE,
+        help="Architecture of a file of other code (.pth.tar, .pt).  [default: what the file says]",
+    ),
     click.option(
         "--dataset",
+        type=DATASET,
         help="Data set of such a file, or of --model; for --model also folder:DIR (one folder per class), npz:FILE "
         "(images, labels), parquet:PATH.  [default: what the file says]",
     ),
@@ -191,6 +205,7 @@ foreign_options = options(
     ),
     click.option(
         "--normalization",
+        type=NORMALIZATION,
         help="Normalisation of such a file, or of --model: none, cifar10, imagenet, or MEAN/STD, e.g. "
         "0.49,0.48,0.44/0.2,0.19,0.2.  [default: what the file says; HYDRA's: none, imagenet for ImageNet]",
     ),
@@ -204,7 +219,11 @@ image_options = options(
         help="Only the images that this file lists, one a line: positions, or ImageNet's file names.",
     ),
     click.option(
-        "--precision", default="float32", show_default=True, help="float32 or float64; for smoothing also bfloat16."
+        "--precision",
+        type=closed("float32", "float64", "bfloat16"),
+        default="float32",
+        show_default=True,
+        help="bfloat16 is for smoothing only.",
     ),
 )
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import click
 
 from hydrabench.cli.common import FOLDER, SectionedCommand
+from hydrabench.cli.values import Name
 from hydrabench.errors import ConfigError, lookup
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ class EvaluatorCommand(SectionedCommand):
         chooser = self._declared[place]
         assert isinstance(chooser, click.Option)
         chooser.help = f"One of: {', '.join(evaluators)}."
-        added = {name: _click_option(options) for name, options in declared_options(evaluators).items()}
+        declared = declared_options(evaluators)
+        added = {name: _click_option(options, self.choice) for name, options in declared.items()}
         self._declared[place + 1 : place + 1] = added.values()
         headings: dict[str, list[str]] = {}
         for name, options in declared_options(evaluators).items():
@@ -70,7 +72,21 @@ def declared_options(evaluators: Mapping[str, Evaluator]) -> dict[str, list[Opti
     return found
 
 
-def _click_option(options: list[Option]) -> click.Option:
+def allowed_values(choice: str, name: str) -> list[str]:
+    """The values that an option can have where its settings list them, of all evaluators; empty if they do not."""
+    found: dict[str, None] = {}
+    for evaluator in evaluators_of(choice).values():
+        field = evaluator.settings.model_fields.get(name)
+        if field is None:
+            continue
+        texts = [text for text in get_args(field.annotation) if isinstance(text, str)]
+        if get_origin(field.annotation) is not Literal or not texts:
+            return []
+        found |= dict.fromkeys(texts)
+    return list(found)
+
+
+def _click_option(options: list[Option], choice: str) -> click.Option:
     first = options[0]
     texts = [option.help for option in options]
     text = " ".join(one for one in texts if not any(one[:-1] in other for other in texts if other != one))
@@ -79,7 +95,10 @@ def _click_option(options: list[Option]) -> click.Option:
         return click.Option([first.flag], is_flag=True, help=shown)
     if first.kind == "repeated":
         return click.Option([first.flag], multiple=True, help=shown)
-    return click.Option([first.flag], type=TYPES.get(first.kind), help=shown)
+    kind = TYPES.get(first.kind)
+    if first.kind == "text" and first.role == "setting" and allowed_values(choice, first.setting or first.name):
+        kind = Name(lambda: allowed_values(choice, first.setting or first.name), closed=True)
+    return click.Option([first.flag], type=kind, help=shown)
 
 
 def require_options(choice: str, kind: str, given: Mapping[str, Any]) -> None:

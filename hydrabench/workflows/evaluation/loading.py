@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from hydrabench.checkpoints import Checkpoint, better_normalization, checkpoint_name
+from hydrabench.checkpoints import Checkpoint, better_normalization, checkpoint_name, compact_size, read_zoo
 from hydrabench.data import ImageSource, load_images, pixels
 from hydrabench.errors import lookup
 from hydrabench.evaluators import EvaluationSettings
+from hydrabench.ledger import read_run
 from hydrabench.masking import prunable_layers, used_parameters
 from hydrabench.runtime import PRECISIONS, pick_device
 from hydrabench.workflows.evaluation.reuse import Parent, open_parent
@@ -72,6 +73,35 @@ class Subject:
             **normalization,
             **({"external": True, **self.external} if self.external else {}),
         }
+
+    def origin(self) -> dict[str, Any]:
+        """What `run.json` says of how the network came about, beside `describe`; for the rows of a report."""
+        header = self.checkpoint.header
+        pruned = not self.external and header.density < 1
+        return {
+            "recipe": header.recipe,
+            "seed": header.seed,
+            "selection": header.selection.split if header.selection else None,
+            "parent": header.parent,
+            "additional_data": None if self.external else additional_data(self.checkpoint),
+            **({"compact_bytes": compact_size(self.network)} if pruned else {}),
+        }
+
+
+def additional_data(checkpoint: Checkpoint) -> bool | None:
+    """Whether a checkpoint was trained on images that are not in its data set; None if that is not known.
+
+    The zoo's manifest says so, or the recipe of the run that wrote it.
+    """
+    for entry in read_zoo().values():
+        if entry.sha256 == checkpoint.sha256:
+            return entry.additional_data
+    folder = checkpoint.path.parent
+    if not (folder / "run.json").is_file():
+        return None
+    recipe = read_run(folder).header.get("recipe")
+    data = recipe.get("data") if isinstance(recipe, dict) else None
+    return data.get("pseudo_labels") is not None if isinstance(data, dict) else None
 
 
 def open_subject(
