@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from hydrabench.errors import LedgerError
 from hydrabench.evaluators.description import CONDITIONS
 from hydrabench.ledger import RunFolder, name_images
 from hydrabench.reporting.cells import Cell, Meeting, default_protocol, gather
-from hydrabench.reporting.columns import OPEN, Column, Protocol
+from hydrabench.reporting.columns import OPEN, Column, Protocol, titles
 from hydrabench.reporting.evaluations import (
-    EvaluatedNetwork,
     Evaluation,
     read_evaluations,
 )
 from hydrabench.reporting.gate import refuse_contradictions
 from hydrabench.reporting.inputs import refuse_mixed_inputs, shared
+from hydrabench.reporting.ranking import arrange
+from hydrabench.reporting.rows import Row, distinct, networks_of
 from hydrabench.reporting.sandwich import PROTOCOL as SANDWICH
 from hydrabench.reporting.sandwich import Sandwich, gap_cells, sandwiches
 from hydrabench.reporting.statistics import Estimate, estimate
 
 
 @dataclass(frozen=True)
-class Row:
-    """A checkpoint and its numbers. label: its name, with part of its hash if another has the same name."""
-
-    checkpoint: EvaluatedNetwork
-    label: str
-    cells: Mapping[Column, Estimate]
-
-
-@dataclass(frozen=True)
 class Leaderboard:
-    """Rows by density, densest first, then by name, so that methods are compared at equal density; unknown last.
+    """Rows in groups, by score within each: networks of one density unless something else was asked for.
 
     cells: what each image contributes, by the hash of the network and the column. evaluations: all ledgers.
-    sandwiches: of each network and threat that a bound and an attack judged.
+    sandwiches: of each network and threat that a bound and an attack judged. score: the column that ranks the rows of
+    each data set. tests: how many comparisons of pairs the ranks rest on.
     """
 
     columns: tuple[Column, ...]
@@ -46,15 +38,25 @@ class Leaderboard:
     cells: Mapping[tuple[str, Column], Cell] = field(compare=False, repr=False, default_factory=dict)
     evaluations: tuple[Evaluation, ...] = field(compare=False, repr=False, default=())
     sandwiches: tuple[Sandwich, ...] = field(compare=False, repr=False, default=())
+    score: Mapping[str, Column] = field(default_factory=dict)
+    tests: int = 0
 
 
 def build_leaderboard(
-    runs: Sequence[RunFolder], imported: Sequence[Evaluation] = (), *, n: Meeting = "common"
+    runs: Sequence[RunFolder],
+    imported: Sequence[Evaluation] = (),
+    *,
+    n: Meeting = "common",
+    sort: str = "",
+    group_by: str = "density",
 ) -> Leaderboard:
     """Make the leaderboard of all evaluations among `runs` and of those imported; their order makes no difference.
 
-    Args: runs: may be empty if there are imported ones, see `reporting.cohen`. n: see `cells.gather`.
+    Args:
+        runs: may be empty if there are imported ones, see `reporting.cohen`.
+        n: see `cells.gather`. sort, group_by: see `ranking.arrange`.
     Raises:
+        ConfigError: see `ranking.arrange`.
         LedgerError: see `read_evaluations`; also if one checkpoint has contradictory clean predictions,
             or different verdicts under one protocol, or one protocol id stands for different settings.
         GateError: an image is verified in one ledger and broken in another (`refuse_contradictions`).
@@ -67,21 +69,21 @@ def build_leaderboard(
     layers = tuple(sandwiches(evaluations))
     cells = gather(evaluations, n, derived=gap_cells(layers))
     columns = tuple(sorted({column for _, column in cells}, key=lambda column: column.order))
-    networks = _networks(evaluations)
-    rows = [
-        Row(
-            networks[sha],
-            networks[sha].name,
-            {
-                column: estimate(column.interval, cells[sha, column].values)
-                for column in columns
-                if (sha, column) in cells
-            },
-        )
-        for sha in {sha for sha, _ in cells}
-    ]
-    rows.sort(key=lambda row: (-(row.checkpoint.density or 0.0), row.label, row.checkpoint.sha256))
-    return Leaderboard(columns, _distinct(rows), _protocols(evaluations, columns), cells, evaluations, layers)
+    networks = networks_of(evaluations)
+    rows = distinct(
+        [Row(networks[sha], networks[sha].name, _numbers(sha, columns, cells)) for sha in {s for s, _ in cells}]
+    )
+    protocols = _protocols(evaluations, columns)
+    found = arrange(rows, columns, cells, titles=titles(columns, protocols), sort=sort, group_by=group_by)
+    return Leaderboard(columns, found.rows, protocols, cells, evaluations, layers, found.score, found.tests)
+
+
+def _numbers(
+    sha256: str, columns: Sequence[Column], cells: Mapping[tuple[str, Column], Cell]
+) -> dict[Column, Estimate]:
+    """Return the numbers of a network."""
+    held = [column for column in columns if (sha256, column) in cells]
+    return {column: estimate(column.interval, cells[sha256, column].values) for column in held}
 
 
 def _refuse_contradictory_predictions(evaluations: Sequence[Evaluation]) -> None:
@@ -102,30 +104,6 @@ def _refuse_contradictory_predictions(evaluations: Sequence[Evaluation]) -> None
                     f"{first.checkpoint.name} on {named}; they were made by different code or hardware: run both again"
                 )
         group.append(evaluation)
-
-
-def _networks(evaluations: Sequence[Evaluation]) -> dict[str, EvaluatedNetwork]:
-    """Return one checkpoint per hash; of several names, the alphabetically first."""
-    found: dict[str, EvaluatedNetwork] = {}
-    for evaluation in evaluations:
-        checkpoint = evaluation.checkpoint
-        known = found.setdefault(checkpoint.sha256, checkpoint)
-        found[checkpoint.sha256] = min(known, checkpoint, key=lambda one: (one.name, _unknown(one)))
-    return found
-
-
-def _unknown(network: EvaluatedNetwork) -> int:
-    """How much is not known of a network."""
-    return sum(value is None for value in vars(network).values())
-
-
-def _distinct(rows: Sequence[Row]) -> tuple[Row, ...]:
-    """Tell rows of the same name apart by the beginning of their hash."""
-    uses = Counter(row.checkpoint.name for row in rows)
-    return tuple(
-        replace(row, label=f"{row.label} ({row.checkpoint.sha256[:8]})") if uses[row.checkpoint.name] > 1 else row
-        for row in rows
-    )
 
 
 def _protocols(evaluations: Sequence[Evaluation], columns: Sequence[Column]) -> tuple[Protocol, ...]:

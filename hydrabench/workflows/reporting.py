@@ -40,6 +40,8 @@ def write_report(
     *,
     imports: Sequence[tuple[str, str]] = (),
     n: Meeting = "common",
+    sort: str = "",
+    group_by: str = "density",
 ) -> Leaderboard:
     """Make the leaderboard of the runs in `paths` and write it to `out`; nothing is written if it is refused.
 
@@ -48,7 +50,7 @@ def write_report(
         out: folder for the files, made if needed; those of an earlier report are replaced.
         formats: which files to write: md, csv, json, latex, parquet, and `TABLES`.
         imports: files of other tools: (key of `IMPORTS`, what that reader takes).
-        n: how many images a column is about, see `cells.gather`.
+        n: how many images a column is about, see `cells.gather`. sort, group_by: see `ranking.arrange`.
     Raises:
         ConfigError: unknown format, or an import that is not described.
         LedgerError: a path holds no run, a ledger cannot be used, or `out` is a run folder or a file.
@@ -62,8 +64,8 @@ def write_report(
     if out.exists() and not out.is_dir():
         raise LedgerError(f"{out} is a file; --out names a folder")
     runs = find_runs(paths)
-    imported = [read(text) for read, text in readers]
-    board = build_leaderboard(runs, [evaluation for one in imported for evaluation in one.evaluations], n=n)
+    imported = [evaluation for read, text in readers for evaluation in read(text).evaluations]
+    board = build_leaderboard(runs, imported, n=n, sort=sort, group_by=group_by)
     rendered: list[tuple[Path, str | bytes]] = [(out / name, render(board)) for name, render in chosen]
     if TABLES in formats:
         rendered += [(out / name, table_text(run)) for name, run in table_names(board.evaluations).items()]
