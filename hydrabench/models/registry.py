@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hydrabench.errors import ConfigError, lookup
-from hydrabench.models.cnn import LARGE, SMALL, VGG4, sequential_cnn
+from hydrabench.models.cnn import CNN7, LARGE, SMALL, VGG4, sequential_cnn
 from hydrabench.models.normalize import normalized
 from hydrabench.models.resnet import cifar_resnet, imagenet_resnet
 from hydrabench.models.vgg import LAYOUTS, vgg
@@ -42,6 +42,7 @@ MODELS: dict[str, Architecture] = {
     "cifar_model": Architecture(partial(sequential_cnn, SMALL)),
     "cifar_model_bn": Architecture(partial(sequential_cnn, SMALL, batch_norm=True)),
     "cifar_model_large": Architecture(partial(sequential_cnn, LARGE)),
+    "cnn7": Architecture(partial(sequential_cnn, CNN7, batch_norm=True, linear_batch_norm=True)),
     "mnist_model": Architecture(partial(sequential_cnn, SMALL)),
     "mnist_model_large": Architecture(partial(sequential_cnn, LARGE)),
     "vgg4_without_maxpool": Architecture(partial(sequential_cnn, VGG4)),
