@@ -21,15 +21,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hydrabench.checkpoints.compact import pack, positive_zeros, unpack
-from hydrabench.checkpoints.header import Header, Layout, read_header, shown
+from hydrabench.checkpoints.header import Header, Layout, shown
 from hydrabench.checkpoints.own_code import BY_NAME, Maker, UsedCode
+from hydrabench.checkpoints.peeking import METADATA_KEY, not_whole, own_header
 from hydrabench.errors import CheckpointError, ConfigError
 from hydrabench.files import replacing, sha256_of
 from hydrabench.masking import attach_masks, bake_masks, freeze_masks, kept_counts, prunable_layers, score_masks
 from hydrabench.models import inner_network, normalized
 from hydrabench.plugins import require
 
-METADATA_KEY = "hydrabench"
 MASK = ".mask"
 LARGEST_FILE = 16 << 30  # of a file; the largest network of the registry with scores and optimizer takes two
 _ORIGINAL, _SCORES = ".parametrizations.weight.original", ".parametrizations.weight.0.scores"
@@ -95,6 +95,12 @@ def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         seen.add(tensor.untyped_storage().data_ptr())
         found[key] = tensor.clone() if shared else tensor
     return found
+
+
+def compact_size(model: nn.Module) -> int:
+    """Return how many bytes the weights of a network take without their zeros, coded as in a compact file."""
+    state = {name: one.float() if one.is_floating_point() else one for name, one in state_of(model).items()}
+    return sum(stream.numel() * stream.element_size() for stream in pack(positive_zeros(state)).values())
 
 
 def load_checkpoint(path: Path, *, model: str | None = None) -> Checkpoint:
@@ -269,13 +275,8 @@ def _read(path: Path, data: bytes, maker: Maker) -> tuple[Header, dict[str, Tens
         state = load_tensors(data)  # refuses sizes and offsets that do not add up to those of the file
         metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__") or {}
     except (SafetensorError, ValueError, KeyError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path} is not a whole safetensors file ({shown(str(error), 200)}); fetch or write it again, "
-            "or, if it is a .pt or .pth file, convert it first"
-        ) from error
-    if METADATA_KEY not in metadata:
-        raise CheckpointError(f"{path} is a safetensors file without a hydrabench header; it names no architecture")
-    header = read_header(metadata[METADATA_KEY], str(path))
+        raise not_whole(path, str(error)) from error
+    header = own_header(metadata, path)
     require([plugin.plain() for plugin in header.plugins], str(path))
     maker.require(header, str(path))
     if header.layout == "compact":

@@ -8,9 +8,9 @@ from typing import Any
 
 from hydrabench.checkpoints.download import Progress
 from hydrabench.checkpoints.foreign.importing import Given, import_checkpoint
-from hydrabench.checkpoints.foreign.torch_files import is_torch_file
 from hydrabench.checkpoints.format import Checkpoint, load_checkpoint
 from hydrabench.checkpoints.manifest import ZooEntry
+from hydrabench.checkpoints.peeking import is_torch_file
 from hydrabench.checkpoints.zoo import read_zoo, resolve
 from hydrabench.errors import ConfigError
 

@@ -17,11 +17,12 @@ import click
 
 from hydrabench.cli.failures import one_line
 from hydrabench.cli.streams import open_streams
-from hydrabench.errors import ConfigError
+from hydrabench.cli.values import ARCHITECTURE, DATASET, DEVICE, NORMALIZATION, RECIPE, Name, closed
+from hydrabench.errors import ConfigError, HydrabenchError
 
 if TYPE_CHECKING:
     from hydrabench.recipes import Recipe
-    from hydrabench.workflows.evaluation.opening import ModelRequest
+    from hydrabench.workflows.evaluation.request import ModelRequest
     from hydrabench.workflows.run_options import RunOptions
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -33,7 +34,7 @@ REF_HELP = "Checkpoint: a file (ours, or a foreign .pth.tar or .pt), a run folde
 
 
 class Commands(click.Group):
-    """Prints what `failures.one_line` makes of an error and exits with status 1; any other keeps its traceback."""
+    """Prints what `failures.one_line` makes of an error and exits with its status; any other keeps its traceback."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program."""
@@ -57,7 +58,7 @@ class Commands(click.Group):
             if message is None:
                 raise
             _report(message)
-            sys.exit(1)
+            sys.exit(error.status if isinstance(error, HydrabenchError) else 1)
 
 
 def _report(message: str) -> None:
@@ -119,23 +120,25 @@ plugin_option = click.option(
     type=click.Path(path_type=Path),
     callback=_load_plugins,
     expose_value=False,
+    is_eager=True,  # other options may take what it adds
     help="Python file that adds an objective, an evaluator, a data set, ...; may be repeated.",
 )
 machine_options = options(
     plugin_option,
-    click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N, or auto."),
+    click.option("--device", type=DEVICE, default="auto", show_default=True, help="cpu, cuda, cuda:N, or auto."),
     click.option(
         "--threads",
         type=click.IntRange(1, 1024),
         help="CPU threads.  [default: 1, which is reproducible bit by bit; torchrun uses more cores by more processes]",
     ),
     click.option("--data-dir", type=FOLDER, envvar="HYDRABENCH_DATA", help="Where data sets lie.", show_envvar=True),
-    click.option("--download", is_flag=True, help="Fetch a missing data set (cifar10, cifar100, svhn)."),
+    click.option("--download", is_flag=True, help="Fetch a missing data set; not ImageNet."),
     click.option("--json", "as_json", is_flag=True, help="Print the summary, and nothing else, as JSON on stdout."),
 )
 training_options = options(
     click.option(
         "--precision",
+        type=closed("float32", "bfloat16", "float16"),
         default="float32",
         show_default=True,
         help="Of the network's forward and backward passes while training: float32, bfloat16, or float16 with scaled "
@@ -161,7 +164,12 @@ training_options = options(
     click.option("--tensorboard", is_flag=True, help="Also write the metrics for TensorBoard, to OUT/tensorboard."),
 )
 recipe_options = options(
-    click.option("--config", required=True, help="Recipe: a YAML file, or the name of one that comes with hydrabench."),
+    click.option(
+        "--config",
+        type=RECIPE,
+        required=True,
+        help="Recipe: a YAML file, or the name of one that comes with hydrabench.",
+    ),
     click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override, e.g. train.epochs=3."),
 )
 folder_options = options(
@@ -172,6 +180,7 @@ model_options = options(
     click.option(
         "--model",
         metavar="SPEC",
+        type=Name(tuple, files=True),
         help="In place of --ckpt, any network: FILE.py:NAME, package.module:NAME, torchvision:NAME, timm:NAME, or a "
         "file of torch.export (.pt2) or TorchScript (.pt). Code that it names is run. With --ckpt, the code of a "
         "checkpoint that needs some.",
@@ -180,9 +189,14 @@ model_options = options(
     click.option("--weights", type=click.Path(path_type=Path), help="State dict for --model: safetensors, .pt, .pth."),
 )
 foreign_options = options(
-    click.option("--arch", help="Architecture of a file of other code (.pth.tar, .pt).  [default: what the file says]"),
+    click.option(
+        "--arch",
+        type=ARCHITECTURE,
+        help="Architecture of a file of other code (.pth.tar, .pt).  [default: what the file says]",
+    ),
     click.option(
         "--dataset",
+        type=DATASET,
         help="Data set of such a file, or of --model; for --model also folder:DIR (one folder per class), npz:FILE "
         "(images, labels), parquet:PATH.  [default: what the file says]",
     ),
@@ -191,6 +205,7 @@ foreign_options = options(
     ),
     click.option(
         "--normalization",
+        type=NORMALIZATION,
         help="Normalisation of such a file, or of --model: none, cifar10, imagenet, or MEAN/STD, e.g. "
         "0.49,0.48,0.44/0.2,0.19,0.2.  [default: what the file says; HYDRA's: none, imagenet for ImageNet]",
     ),
@@ -204,7 +219,11 @@ image_options = options(
         help="Only the images that this file lists, one a line: positions, or ImageNet's file names.",
     ),
     click.option(
-        "--precision", default="float32", show_default=True, help="float32 or float64; for smoothing also bfloat16."
+        "--precision",
+        type=closed("float32", "float64", "bfloat16"),
+        default="float32",
+        show_default=True,
+        help="bfloat16 is for smoothing only.",
     ),
 )
 
@@ -237,7 +256,7 @@ def read_foreign(given: dict[str, Any]) -> dict[str, Any]:
     texts = {name: given.pop(name) for name in ("arch", "dataset", "normalization")}
     described = {**texts, "density": given.pop("source_density")}
     if texts["normalization"] is not None:
-        from hydrabench.checkpoints import parse_normalization
+        from hydrabench.checkpoints.foreign.normalization import parse_normalization
 
         described["normalization"] = parse_normalization(texts["normalization"])
     return {name: value for name, value in described.items() if value is not None}
@@ -267,7 +286,7 @@ def read_network(
     for name, option in (("arch", "--arch"), ("density", "--source-density")):
         if name in described:
             raise ConfigError(f"{option} is for a checkpoint file of others; with --model leave it out")
-    from hydrabench.workflows.evaluation.opening import request_of
+    from hydrabench.workflows.evaluation.request import request_of
 
     return {}, request_of(chosen, described.get("normalization"), described.get("dataset"))
 

@@ -9,8 +9,10 @@ from typing import Any
 import click
 
 from hydrabench.cli.common import FOLDER, plugin_option
+from hydrabench.errors import ConfigError, shortened
+from hydrabench.selection import MOST_IMAGES
 
-TABLE_WIDTH = 130
+LEAST_WIDTH = 80
 
 
 @click.command()
@@ -20,7 +22,7 @@ TABLE_WIDTH = 130
     "--format",
     "formats",
     multiple=True,
-    help="md, csv, json, or tsv (Cohen's); may be repeated.  [default: the first three]",
+    help="md, csv, json, latex, parquet (records) or tsv (Cohen's); may be repeated.  [default: the first four]",
 )
 @click.option(
     "--import",
@@ -30,10 +32,23 @@ TABLE_WIDTH = 130
     metavar="cohen PATH,KEY=VALUE,...",
     help="Add a table of Cohen's format; name, dataset, sigma are required.",
 )
+@click.option(
+    "-n",
+    "--n",
+    "images",
+    metavar="N|each",
+    help="Compare on the first N images, or give each number of images columns of its own.  "
+    "[default: the images that all networks have]",
+)
 @plugin_option
 @click.option("--json", "as_json", is_flag=True, help="Print the summary, and nothing else, as JSON on stdout.")
 def report(
-    runs: tuple[Path, ...], out: Path, formats: tuple[str, ...], imports: tuple[tuple[str, str], ...], as_json: bool
+    runs: tuple[Path, ...],
+    out: Path,
+    formats: tuple[str, ...],
+    imports: tuple[tuple[str, str], ...],
+    images: str | None,
+    as_json: bool,
 ) -> None:
     """Make a leaderboard from the ledgers of RUNS (run folders, or folders that hold some).
 
@@ -50,9 +65,19 @@ def report(
     """
     from hydrabench.workflows.reporting import REPORT_FORMATS, write_report
 
+    n = _meeting(images)
     if not runs and not imports:
         raise click.UsageError("Missing argument 'RUNS...'.")
-    show_report(write_report(list(runs), out, formats or REPORT_FORMATS, imports=imports), out, as_json)
+    show_report(write_report(list(runs), out, formats or REPORT_FORMATS, imports=imports, n=n), out, as_json)
+
+
+def _meeting(text: str | None) -> Any:
+    """Read --n."""
+    if text is None or text == "each":
+        return text or "common"
+    if not text.isdecimal() or not 0 < int(text) <= MOST_IMAGES:
+        raise ConfigError(f"--n {shortened(text)} is no number of images; write for example --n 500, or --n each")
+    return int(text)
 
 
 def show_report(leaderboard: Any, out: Path, as_json: bool) -> None:
@@ -65,6 +90,6 @@ def show_report(leaderboard: Any, out: Path, as_json: bool) -> None:
         click.echo(json.dumps(summary_json(leaderboard), indent=2))
         return
     console = Console()
-    console.width = max(console.width, TABLE_WIDTH)  # a narrow window may wrap lines, a log must not lose columns
+    console.width = max(console.width, LEAST_WIDTH)  # a narrow window may wrap lines, a log must not lose columns
     console.print(*rich_tables(leaderboard, console.width))
     click.echo(f"report written to {out}")

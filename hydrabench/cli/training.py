@@ -24,14 +24,32 @@ from hydrabench.cli.common import (
     training_options,
 )
 from hydrabench.cli.reporting import show_report
+from hydrabench.cli.values import CHECKPOINT
 
 if TYPE_CHECKING:
     from hydrabench.recipes import Recipe
+    from hydrabench.workflows.evaluation.request import ModelRequest
+
+
+def _refuse(
+    given: dict[str, Any], ref: str | None, out: Path | None, *, resume: bool, needed: bool = True
+) -> tuple[dict[str, Any], ModelRequest | None]:
+    """Refuse what can be refused before torch is imported; return what `read_network` does."""
+    from hydrabench.workflows import refusals
+
+    described, request = read_network(given, ref, needed=needed)
+    refusals.refuse_machine(given, "training")
+    refusals.refuse_folder(out, resume=resume)
+    if request is not None:
+        refusals.refuse_model(request)
+    elif ref is not None:
+        refusals.header_of(ref)
+    return described, request
 
 
 @click.command()
 @recipe_options
-@click.option("--ckpt", "ref", help=f"Start from its weights instead of fresh ones. {REF_HELP}")
+@click.option("--ckpt", "ref", type=CHECKPOINT, help=f"Start from its weights instead of fresh ones. {REF_HELP}")
 @model_options
 @foreign_options
 @folder_options
@@ -58,10 +76,10 @@ def train(
       torchrun --nproc-per-node 2 -m hydrabench train --config digits-trades --out runs/two
     """
     recipe = read_recipe(config, overrides)
+    described, request = _refuse(given, ref, out, resume=resume, needed=False)
     from hydrabench.workflows.training import commands as training
     from hydrabench.workflows.training.run_folders import default_folder
 
-    described, request = read_network(given, ref, needed=False)
     options, folder = read_training_options(given), out or default_folder(recipe, "train")
     summary = training.train(recipe, folder, options=options, ref=ref or request, described=described, resume=resume)
     print_summary(summary, given["as_json"])
@@ -69,7 +87,7 @@ def train(
 
 @click.command()
 @recipe_options
-@click.option("--ckpt", "ref", help=REF_HELP)
+@click.option("--ckpt", "ref", type=CHECKPOINT, help=REF_HELP)
 @model_options
 @click.option("--density", type=float, help="Fraction of weights kept, in (0, 1]; 0.01 prunes 99%.")
 @foreign_options
@@ -90,13 +108,13 @@ def prune(
     \b
     Examples
       hydrabench prune --config digits-trades --ckpt runs/dense --density 0.05 --out runs/pruned
-      hydrabench prune --config mine.yml --model mynet.py:build --weights mynet.pt --density 0.05
+      hydrabench prune --config digits-trades --model mynet.py:build --weights mynet.pt --density 0.05
     """
     recipe = read_recipe(config, (*overrides, *density_override("prune", density)))
+    described, request = _refuse(given, ref, out, resume=resume)
     from hydrabench.workflows.training import commands as training
     from hydrabench.workflows.training.run_folders import default_folder
 
-    described, request = read_network(given, ref)
     source = request or str(ref)
     options, folder = read_training_options(given), out or default_folder(recipe, "prune")
     summary = training.prune(recipe, source, folder, options=options, described=described, resume=resume)
@@ -105,7 +123,7 @@ def prune(
 
 @click.command()
 @recipe_options
-@click.option("--ckpt", "ref", help=REF_HELP)
+@click.option("--ckpt", "ref", type=CHECKPOINT, help=REF_HELP)
 @model_options
 @click.option("--lwm", is_flag=True, help="Baseline: keep the weights of largest magnitude; needs --density.")
 @click.option("--density", type=float, help="With --lwm: fraction of weights kept, in (0, 1].")
@@ -129,13 +147,13 @@ def finetune(
     Examples
       hydrabench finetune --config digits-trades --ckpt runs/pruned --out runs/final
       hydrabench finetune --config digits-trades --ckpt runs/dense --lwm --density 0.05 --out runs/lwm
-      hydrabench finetune --config mine.yml --model torchvision:resnet18 --weights pruned.pt --normalization cifar10
+      hydrabench finetune --config digits-trades --model mynet.py:build --weights pruned.pt --out runs/tuned
     """
     recipe = read_recipe(config, (*overrides, *density_override("finetune", density)))
+    described, request = _refuse(given, ref, out, resume=resume)
     from hydrabench.workflows.training import commands as training
     from hydrabench.workflows.training.run_folders import default_folder
 
-    described, request = read_network(given, ref)
     source = request or str(ref)
     options, folder = read_training_options(given), out or default_folder(recipe, "finetune", ref=str(source), lwm=lwm)
     summary = training.finetune(recipe, source, folder, options=options, lwm=lwm, described=described, resume=resume)
@@ -163,9 +181,13 @@ def pipeline(
       torchrun --nproc-per-node 2 -m hydrabench pipeline --config digits-crown-ibp --out runs/two
     """
     recipe = read_recipe(config, overrides)
+    from hydrabench.workflows import refusals
+
+    refusals.refuse_machine(given, "training")
     if dry_run:
         _show_plan(recipe, given)
         return
+    refusals.require_place(out or Path("runs"))
     from hydrabench.workflows.pipeline import run_pipeline
 
     folder = out or Path("runs") / recipe.name

@@ -17,6 +17,7 @@ import torch
 
 from hydrabench.data.decoding import open_rgb
 from hydrabench.data.encoded import Encoded, EncodedImages, Files, ParquetRows
+from hydrabench.data.forms import OWN_FORMS
 from hydrabench.data.images import ImageSet, ImageSource, check_labels
 from hydrabench.data.labels import feature_names, plain_class
 from hydrabench.data.parquet import LABEL_COLUMNS, column_names, read_column, read_parquet
@@ -25,11 +26,6 @@ from hydrabench.errors import DataError
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 LOOKED_AT = 100  # images whose sizes decide whether all are taken as they are
 MOST_IN_MEMORY = 4 << 30  # bytes of pixels
-
-
-def is_own(name: str) -> bool:
-    """Whether a data set is named by where the user's own files are."""
-    return name.partition(":")[0] in OWN and ":" in name
 
 
 def load_own(name: str) -> ImageSource:
@@ -177,9 +173,9 @@ def _class_names(file: Path) -> tuple[str, ...]:
     return tuple(feature_names(pq.read_schema(file).metadata, column, file) or ())
 
 
+# by the first word of `forms.OWN_FORMS`
 OWN: dict[str, Callable[[Path, str], ImageSource]] = {
     "folder": _from_folder,
     "npz": _from_npz,
     "parquet": _from_parquet,
 }
-OWN_FORMS = "folder:DIR (one folder per class), npz:FILE (images, labels) or parquet:PATH (Hugging Face layout)"

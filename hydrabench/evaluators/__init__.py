@@ -7,7 +7,7 @@ at run time. Importing this package imports no torch.
 
 from __future__ import annotations
 
-from hydrabench.evaluators.autoattack import AutoAttackSettings
+from hydrabench.evaluators.autoattack_settings import AutoAttackSettings
 from hydrabench.evaluators.clean import CleanSettings
 from hydrabench.evaluators.description import (
     Computing,

@@ -45,6 +45,8 @@ def recorded_settings(values: Mapping[str, Any], protocol: str, source: str = "s
     Raises: ConfigError naming, as part of `source`, what is wrong; also if the settings make another protocol.
     """
     model, _ = lookup("evaluator", EVALUATORS, str(values.get("kind"))).models(values)
+    if "version" in model.model_fields and "version" not in values and protocol.endswith("@1"):
+        values = {**values, "version": 1}  # as ledgers from before there were other versions
     settings = parse(model, values, source)
     if settings.protocol != protocol:
         raise ConfigError(f"{source} make the protocol {settings.protocol}, not {protocol}")

@@ -11,6 +11,8 @@ from typing import Any, ClassVar
 
 from pydantic import ConfigDict
 
+from hydrabench.threat import read_number
+
 ABSTAIN = -1
 # Sums of floats in another order, on another machine or among other images, move numbers by about this much.
 NUMBER_TOLERANCE = 1e-4
@@ -100,6 +102,35 @@ class AttackRecord(Record):
         yield from super().differences(again)
         if self.robust == again.robust:
             yield from _far("margin", self, again, ATTACK_TOLERANCE)
+
+
+@dataclass(frozen=True)
+class CurveRecord(AttackRecord):
+    """A verdict at several radii at once.
+
+    distance: length in pixel units of the smallest perturbation that is known to break the image, of a search at given
+    radii the smallest of these; 0 if it is misclassified as it is, None if nothing was found.
+    """
+
+    distance: float | None
+
+    def problems(self, settings: Mapping[str, Any]) -> Iterator[str]:
+        """Yield what cannot be."""
+        yield from super().problems(settings)
+        epsilon = read_number(settings.get("epsilon", "")) or 0
+        if self.distance is not None and self.distance < 0:
+            yield f"has distance {self.distance:g}, which is at least 0"
+        if self.robust != (self.distance is None or self.distance > float(epsilon)):
+            yield f"says robust {self.robust} with distance {self.distance} at the radius {float(epsilon):g}"
+        if (self.distance == 0) == self.is_right:
+            yield f"has distance {self.distance}, but predicts {self.prediction} for label {self.label}"
+
+    def differences(self, again: Record) -> Iterator[str]:
+        """Yield what differs; the smallest perturbation moves with the end of an attack."""
+        assert isinstance(again, CurveRecord)
+        yield from super().differences(again)
+        if self.robust == again.robust:
+            yield from _far("distance", self, again, ATTACK_TOLERANCE)
 
 
 @dataclass(frozen=True)

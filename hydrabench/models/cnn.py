@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
+if TYPE_CHECKING:
+    from torch import nn
+
 
 # A convolution is (channels, kernel, stride, padding); an integer is a hidden linear layer.
 Layer = tuple[int, int, int, int] | int
@@ -35,6 +37,8 @@ def sequential_cnn(
         N(0, sqrt(2 / (kernel area · out channels))) with zero bias, linear layers from torch's default.
     Raises: ValueError if the images are too small for the strides.
     """
+    from torch import nn
+
     channels, height, width = shape
     modules: list[nn.Module] = []
     for spec in (spec for spec in layers if isinstance(spec, tuple)):
@@ -57,6 +61,9 @@ def sequential_cnn(
 
 
 def _convolution(in_channels: int, spec: tuple[int, int, int, int]) -> nn.Conv2d:
+    import torch
+    from torch import nn
+
     out, kernel, stride, padding = spec
     layer = nn.Conv2d(in_channels, out, kernel, stride, padding)
     with torch.no_grad():

@@ -13,13 +13,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from hydrabench.documents import read_bytes
 from hydrabench.errors import ConfigError, shortened
+
+if TYPE_CHECKING:
+    from torch import nn
+
 
 CODE_BYTES = 1 << 22
 CODE_FORMS = "FILE.py:NAME, package.module:NAME, torchvision:NAME, timm:NAME"
@@ -74,6 +75,8 @@ def build_code(spec: str, arguments: Mapping[str, Any], num_classes: int, *, see
         num_classes: for the networks of libraries, unless an argument says it.
     Raises: ConfigError in one line, with the line of the user's code if that fails.
     """
+    import torch
+
     place, _, name = spec.rpartition(":")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -129,6 +132,8 @@ def _importable(folder: Path) -> None:
 
 def _made(module: ModuleType, name: str, spec: str, given: Mapping[str, Any], file: Path | None) -> nn.Module:
     """The network that NAME is, or that calling it returns."""
+    from torch import nn
+
     if not hasattr(module, name):
         public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise ConfigError(f"--model {spec}: no {name} there; it has {', '.join(public[:8]) or 'nothing to call'}")
@@ -160,7 +165,7 @@ def _running(call: Callable[[], Any], what: str, file: Path | None) -> Any:
 
 
 def _torchvision(name: str, given: Mapping[str, Any]) -> nn.Module:
-    from torchvision import models  # noqa: PLC0415 - slow to import
+    from torchvision import models
 
     if name not in models.list_models():
         raise ConfigError(f"torchvision has no network {shortened(name)}; see torchvision.models.list_models()")
@@ -169,7 +174,7 @@ def _torchvision(name: str, given: Mapping[str, Any]) -> nn.Module:
 
 def _timm(name: str, given: Mapping[str, Any]) -> nn.Module:
     try:
-        import timm  # noqa: PLC0415 - may be missing
+        import timm
     except ImportError as error:
         raise ConfigError(f"--model timm:{name} needs timm, which is not installed; `pip install timm`") from error
     if not timm.is_model(name):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Literal
 
 from hydrabench.objectives.description import Objective
 from hydrabench.objectives.expressive import (
@@ -15,6 +13,9 @@ from hydrabench.objectives.expressive import (
     expressive_passes,
 )
 from hydrabench.objectives.step import StepLoss, TrainingStep
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 class CcIbpSettings(ExpressiveSettings):

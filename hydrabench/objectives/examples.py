@@ -6,9 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hydrabench.attacks.pgd import ascent_step, project
+from hydrabench.attacks import ExactBall, steepest
 from hydrabench.objectives.step import TrainingStep
+from hydrabench.threat import linf_box
 
+MIDDLE = 0.5  # of the pixel range
 FOOLED = 1e6  # lifts every misclassified point above all that are classified right
 DECAYS = (5, 8, 9)  # tenths of the steps after which the length of a step falls to a tenth
 
@@ -40,7 +42,8 @@ def strongest_examples(
         (arXiv:2305.13991, appendix F).
     """
     network.eval()
-    points = project(x + epsilon * step.uniform(x), x, epsilon, norm="linf")
+    ball = ExactBall.around(x, epsilon, "linf")
+    points = ball.scaled(step.uniform(x))
     best, most = points, torch.full((len(x),), -torch.inf, device=x.device)
     for number in range(steps):
         points = points.detach().requires_grad_()
@@ -50,7 +53,8 @@ def strongest_examples(
         if number:
             best, most = _stronger(best, most, points.detach(), _ranked(logits, losses, y))
         size = step_size * (_decay(number, steps) if decays else 1.0)
-        points = ascent_step(points, losses.sum(), x, epsilon, norm="linf", step_size=size)
+        (gradient,) = torch.autograd.grad(losses.sum(), points)
+        points = ball.project(steepest(points.detach(), gradient, size, norm="linf"))
     if steps > 1:
         with torch.no_grad():
             logits = network(points)
@@ -58,6 +62,18 @@ def strongest_examples(
         points, _ = _stronger(best, most, points, ranked)
     network.train()
     return points.detach()
+
+
+def small_centres(points: Tensor, x: Tensor, epsilon: float, half: float) -> Tensor:
+    """Return the centres nearest to `points` of boxes of half side `half` in the box around `x`, cut to [0, 1].
+
+    Where the pixel range cuts the box around `x` to less than a small box, the small one is cut on the same side.
+    Source: arXiv:2210.04871, section 3.
+    """
+    lower, upper = linf_box(x, epsilon)
+    low, high = lower + half, upper - half
+    cut = torch.where(x < MIDDLE, high, low)
+    return torch.where(low <= high, torch.minimum(torch.maximum(points, low), high), cut)
 
 
 def _ranked(logits: Tensor, losses: Tensor, y: Tensor) -> Tensor:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from torch import Tensor, nn
-from torch.nn import functional
+from typing import TYPE_CHECKING, Literal
 
 from hydrabench.objectives.description import Objective
 from hydrabench.objectives.expressive import (
@@ -15,6 +12,9 @@ from hydrabench.objectives.expressive import (
     expressive_passes,
 )
 from hydrabench.objectives.step import StepLoss, TrainingStep
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 SMALLEST = 1e-30  # of a loss: the power of 0 has no finite gradient
 
@@ -30,6 +30,7 @@ def exp_ibp_loss(network: nn.Module, x: Tensor, y: Tensor, settings: ExpIbpSetti
 
     Source: arXiv:2305.13991, equation 9; the rest is said of `expressive_loss`.
     """
+    from torch.nn import functional
 
     def product(adversarial: Tensor, margins: Tensor, labels: Tensor) -> Tensor:
         boxes = functional.cross_entropy(-margins, labels, reduction="none").clamp_min(SMALLEST)

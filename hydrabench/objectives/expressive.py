@@ -7,23 +7,23 @@ Source: De Palma et al. (2024), arXiv:2305.13991.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
-from torch import Tensor, nn
-from torch.nn import functional
 
-from hydrabench.bounds import TrainingBounds, class_margins, regularizer, training_bounds
 from hydrabench.config import Radius
 from hydrabench.config.passes import BOXES, INPUT_GRADIENT, TRAINING
-from hydrabench.masking import used_modules
 from hydrabench.objectives.certified import certified
 from hydrabench.objectives.description import ObjectiveSettings, Workload
-from hydrabench.objectives.examples import strongest_examples
 from hydrabench.objectives.step import StepLoss, TrainingStep
 
-# From the logits of the adversarial examples, (B, K), and the lower bounds of f_y - f_j, (B, K), to the loss.
-Combined = Callable[[Tensor, Tensor, Tensor], Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from hydrabench.bounds import TrainingBounds
+
+    # From the logits of adversarial examples, (B, K), lower bounds of f_y - f_j, (B, K), and labels to the loss.
+    Combined = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class BoxSettings(ObjectiveSettings):
@@ -65,6 +65,11 @@ def expressive_loss(
         x: images, (B, C, H, W), in [0, 1]; y: labels, (B,).
     Source: arXiv:2305.13991, section 4 and appendix F.
     """
+    import torch
+
+    from hydrabench.bounds import training_bounds
+    from hydrabench.objectives.examples import strongest_examples
+
     radius = settings.attack_factor * step.epsilon
     points = strongest_examples(
         network, x, y, step, epsilon=radius, steps=settings.steps, step_size=settings.step_size * radius
@@ -81,6 +86,12 @@ def penalties(network: nn.Module, bounds: TrainingBounds, settings: BoxSettings,
 
     Source: arXiv:2103.17268, section 3; arXiv:2305.13991, appendix F.
     """
+    import torch
+    from torch import nn
+
+    from hydrabench.bounds import regularizer
+    from hydrabench.masking import used_modules
+
     total = bounds.margins.new_zeros(())
     weight = settings.regularization * (1 - step.ramp)
     if weight and step.epsilon > 0:
@@ -93,6 +104,8 @@ def penalties(network: nn.Module, bounds: TrainingBounds, settings: BoxSettings,
 
 def box_loss(margins: Tensor, y: Tensor) -> Tensor:
     """Return the mean cross entropy of the worst logits of boxes: CE(-margins, y)."""
+    from torch.nn import functional
+
     return functional.cross_entropy(-margins, y)
 
 
@@ -101,6 +114,10 @@ def box_verdicts(network: nn.Module, x: Tensor, y: Tensor, settings: BoxSettings
 
     Boxes alone certify few images of networks that are trained for complete verification.
     """
+    import torch
+
+    from hydrabench.bounds import class_margins
+
     with torch.no_grad():
         return certified(class_margins(network, x, y, step.epsilon, beta=1.0), y)
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from torch import Tensor, nn
-from torch.nn import functional
+from typing import TYPE_CHECKING, Literal
 
 from hydrabench.objectives.description import Objective
 from hydrabench.objectives.expressive import (
@@ -16,6 +13,9 @@ from hydrabench.objectives.expressive import (
     expressive_passes,
 )
 from hydrabench.objectives.step import StepLoss, TrainingStep
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 class MtlIbpSettings(ExpressiveSettings):
@@ -29,6 +29,7 @@ def mtl_ibp_loss(network: nn.Module, x: Tensor, y: Tensor, settings: MtlIbpSetti
 
     Source: arXiv:2305.13991, equation 8; the rest is said of `expressive_loss`.
     """
+    from torch.nn import functional
 
     def mean(adversarial: Tensor, margins: Tensor, labels: Tensor) -> Tensor:
         attacked = functional.cross_entropy(adversarial, labels)

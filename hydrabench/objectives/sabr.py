@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
 
-from hydrabench.bounds import training_bounds
 from hydrabench.config.passes import BOXES, INPUT_GRADIENT, TRAINING
 from hydrabench.objectives.description import Objective, Workload
-from hydrabench.objectives.examples import strongest_examples
 from hydrabench.objectives.expressive import BoxSettings, box_loss, box_verdicts, penalties
 from hydrabench.objectives.step import StepLoss, TrainingStep
-from hydrabench.threat import linf_box
 
-MIDDLE = 0.5  # of the pixel range
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 class SabrSettings(BoxSettings):
@@ -43,6 +39,11 @@ def sabr_loss(network: nn.Module, x: Tensor, y: Tensor, settings: SabrSettings, 
         x: images, (B, C, H, W), in [0, 1]; y: labels, (B,).
     Source: arXiv:2210.04871, equation 4 and section 4.
     """
+    import torch
+
+    from hydrabench.bounds import training_bounds
+    from hydrabench.objectives.examples import small_centres, strongest_examples
+
     points = strongest_examples(
         network,
         x,
@@ -60,17 +61,6 @@ def sabr_loss(network: nn.Module, x: Tensor, y: Tensor, settings: SabrSettings, 
         network, small_centres(points, x, step.epsilon, half), y, half, statistics=x, shrinking=settings.shrinking
     )
     return StepLoss(box_loss(bounds.margins, y) + penalties(network, bounds, settings, step), logits)
-
-
-def small_centres(points: Tensor, x: Tensor, epsilon: float, half: float) -> Tensor:
-    """Return the centres nearest to `points` of boxes of half side `half` in the box around `x`, cut to [0, 1].
-
-    Where the pixel range cuts the box around `x` to less than a small box, the small one is cut on the same side.
-    """
-    lower, upper = linf_box(x, epsilon)
-    low, high = lower + half, upper - half
-    cut = torch.where(x < MIDDLE, high, low)
-    return torch.where(low <= high, torch.minimum(torch.maximum(points, low), high), cut)
 
 
 def sabr_passes(settings: SabrSettings, work: Workload) -> float:  # noqa: ARG001

@@ -25,7 +25,14 @@ from hydrabench.documents import read_text
 from hydrabench.errors import ConfigError, LedgerError, shortened
 from hydrabench.evaluators.smoothing_settings import DEFAULT_RADII
 from hydrabench.ledger import ABSTAIN
-from hydrabench.reporting.evaluations import IMPORTED, EvaluatedNetwork, Evaluation, ImageSelection
+from hydrabench.reporting.evaluations import (
+    IMPORTED,
+    EvaluatedNetwork,
+    Evaluation,
+    ImageSelection,
+    RunHeader,
+    as_evaluation,
+)
 from hydrabench.reporting.external import Imported
 from hydrabench.selection import selection_name
 
@@ -123,26 +130,15 @@ def read_table(text: str) -> Evaluation:
     digits, decimals = max(line.digits for line in lines), max(line.decimals for line in lines)
     indices = [line.values["idx"] for line in lines]
     settings = described.model_dump(mode="json", include={"sigma", "n0", "samples", "alpha", "radii"})
-    return Evaluation(
-        path,
-        # Not a hash: rows of one name are one network, and never the one of a checkpoint that we know.
-        EvaluatedNetwork(
-            described.name,
-            f"{IMPORTED}:{described.name}",
-            described.arch,
-            described.objective,
-            described.density,
-            None,
-            None,
-            None,
-        ),
-        ImageSelection(described.dataset, described.split, len(lines), selection_name(indices)),
-        IMPORTED,
-        "smoothing",
-        described.protocol,
-        {"kind": "smoothing", "mode": IMPORTED, **settings},
-        tuple(_record(line.values, digits, decimals) for line in lines),
+    # Not a hash: rows of one name are one network, and never the one of a checkpoint that we know.
+    sha256 = f"{IMPORTED}:{described.name}"
+    network = EvaluatedNetwork(
+        described.name, sha256, described.arch, described.objective, described.density, None, None, None
     )
+    images = ImageSelection(described.dataset, described.split, len(lines), selection_name(indices))
+    about = {"kind": "smoothing", "mode": IMPORTED, **settings}
+    header = RunHeader(network, images, IMPORTED, described.protocol, about)
+    return as_evaluation(path, header, [_record(line.values, digits, decimals) for line in lines])
 
 
 def _described(text: str) -> tuple[Path, Described]:

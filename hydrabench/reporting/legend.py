@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from hydrabench.evaluators import EVALUATORS, said
-from hydrabench.reporting.evaluations import IMPORTED
-from hydrabench.reporting.leaderboard import Column, Leaderboard, Protocol
+from hydrabench.evaluators import EVALUATORS
+from hydrabench.reporting.columns import OPEN, Column, Protocol
+from hydrabench.reporting.evaluations import IMPORTED, ImageSelection
+from hydrabench.reporting.leaderboard import Leaderboard
 
 MISSING = "–"
 
@@ -20,28 +21,33 @@ def headings(board: Leaderboard) -> dict[Column, str]:
     the precision unless it is not float32, the protocol unless the table has several of one method
     (for smoothing: and one σ), whatever their radii and images.
     """
-    several = len({column.images for column in board.columns}) > 1
-    methods = {column: _method(board, column) for column in board.columns}
-    plain = {column: _heading(column, methods[column], with_images=several) for column in board.columns}
+    said_of = _what_to_say({column.images for column in board.columns})
+    methods = {column: protocol_of(board, column).heading for column in board.columns}
+    plain = {column: _heading(column, methods[column], said_of[column.images]) for column in board.columns}
     protocols = {((methods[column], column.sigma), column.protocol) for column in board.columns}
     uses = Counter(method for method, _ in protocols)
     alone = {column for column in plain if uses[methods[column], column.sigma] == 1}
     return {column: text if column in alone else f"{text} [{column.protocol}]" for column, text in plain.items()}
 
 
-def _method(board: Leaderboard, column: Column) -> str:
-    return said(EVALUATORS[column.kind].heading, _settings(board, column))
+def _what_to_say(selections: set[ImageSelection]) -> dict[ImageSelection, str]:
+    """What tells each selection from the others: nothing of the only one, unless it is not the first images."""
+    splits = {(images.name, images.split) for images in selections}
+    found = {}
+    for images in selections:
+        size = f"n={images.size}" if len(selections) > 1 or images.chosen else ""
+        found[images] = f"{images.name} {images.split} {size}" if len(splits) > 1 else size
+    return found
 
 
-def _heading(column: Column, method: str, *, with_images: bool) -> str:
+def _heading(column: Column, method: str, images: str) -> str:
     parts = [method]
     if column.threat is not None:
         parts.append(str(column.threat))
     if column.sigma is not None:
         parts.append(f"σ={column.sigma:g}")
     parts += [column.label] if column.label else []
-    images = column.images
-    tail = [f"{images.name} {images.split} n={images.size}"] if with_images or images.chosen else []
+    tail = [images] if images else []
     tail += [column.precision] if column.precision != "float32" else []
     return " ".join(parts) + (f" ({', '.join(tail)})" if tail else "")
 
@@ -55,7 +61,8 @@ def caption(board: Leaderboard) -> str:
 def notes(board: Leaderboard) -> list[str]:
     """How to read the table, as far as it concerns columns that are in it."""
     found = []
-    if {EVALUATORS[column.kind].claims for column in board.columns} & {"upper", "lower"}:
+    claims = {column.claims for column in board.columns}
+    if claims & {"upper", "lower"}:
         found.append(
             "At one radius, verified ≤ true ≤ attacked: accuracy under attack is an upper bound on the true robust "
             "accuracy (a stronger attack can only lower it), verified accuracy a lower bound (a tighter bound can only "
@@ -65,9 +72,15 @@ def notes(board: Leaderboard) -> list[str]:
         "Intervals cover the sampling of images only: Wilson for clean and attacked accuracy, Clopper–Pearson for "
         "verified and certified accuracy, Student's t for mean radii (pixel units, L2; wrong or abstained counts 0)."
     )
-    for kind in dict.fromkeys(column.kind for column in board.columns):
+    if "gap" in claims:
+        found.append(
+            "Open: neither verified by any bound nor broken by any attack here, image by image. The true robust "
+            "accuracy lies between the images that are verified and those that are verified or open."
+        )
+    for kind in dict.fromkeys(column.kind for column in board.columns if column.kind != OPEN):
         of_kind = [column for column in board.columns if column.kind == kind]
-        found += EVALUATORS[kind].notes([(_settings(board, column), column.images.n) for column in of_kind])
+        read = [(protocol_of(board, column).read(), column.images.n) for column in of_kind]
+        found += EVALUATORS[kind].notes(read)
     if any(column.precision == IMPORTED for column in board.columns):
         names = ", ".join(row.label for row in board.rows if any(c.precision == IMPORTED for c in row.cells))
         found.append(
@@ -82,21 +95,14 @@ def notes(board: Leaderboard) -> list[str]:
 def protocol_lines(board: Leaderboard) -> list[tuple[str, str]]:
     """The protocol ids in the order of the columns, each with what it means and its settings."""
     return [
-        (protocol.id, "; ".join(filter(None, (meaning(protocol), _settings_text(protocol.settings)))))
+        (protocol.id, "; ".join(filter(None, (protocol.meaning, _settings_text(protocol.settings)))))
         for protocol in board.protocols
     ]
 
 
-def meaning(protocol: Protocol) -> str:
-    """Return what a number under this protocol means."""
-    evaluator = EVALUATORS[protocol.kind]
-    return said(evaluator.meaning, evaluator.read(protocol.settings))
-
-
-def _settings(board: Leaderboard, column: Column) -> Any:
-    """What the protocol of a column fixes, with its defaults."""
-    protocol = next(one for one in board.protocols if one.id == column.protocol)
-    return EVALUATORS[column.kind].read(protocol.settings)
+def protocol_of(board: Leaderboard, column: Column) -> Protocol:
+    """Return the protocol of a column."""
+    return next(one for one in board.protocols if one.id == column.protocol)
 
 
 def _settings_text(settings: Mapping[str, Any]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from hydrabench.errors import LedgerError, lookup
 from hydrabench.files import json_text, write_together
@@ -14,19 +13,23 @@ from hydrabench.reporting import (
     Leaderboard,
     build_leaderboard,
     csv_text,
+    latex,
     markdown,
-    read_evaluations,
+    parquet,
     summary_json,
     table_names,
     table_text,
 )
+from hydrabench.reporting.cells import Meeting
 
-_FILES: dict[str, tuple[str, Callable[[Leaderboard], Any]]] = {
+_FILES: dict[str, tuple[str, Callable[[Leaderboard], str | bytes]]] = {
     "md": ("leaderboard.md", markdown),
     "csv": ("leaderboard.csv", csv_text),
-    "json": ("summary.json", summary_json),
+    "json": ("summary.json", lambda board: json_text(summary_json(board))),
+    "latex": ("leaderboard.tex", latex),
+    "parquet": ("records.parquet", parquet),
 }
-REPORT_FORMATS = tuple(_FILES)
+REPORT_FORMATS = ("md", "csv", "json", "latex")  # what is written unless something else is asked for
 TABLES = "tsv"  # one file for each smoothing run, see `reporting.cohen`
 
 
@@ -36,14 +39,16 @@ def write_report(
     formats: Sequence[str] = REPORT_FORMATS,
     *,
     imports: Sequence[tuple[str, str]] = (),
+    n: Meeting = "common",
 ) -> Leaderboard:
     """Make the leaderboard of the runs in `paths` and write it to `out`; nothing is written if it is refused.
 
     Args:
         paths: run folders, or folders with run folders anywhere below; training runs are skipped.
         out: folder for the files, made if needed; those of an earlier report are replaced.
-        formats: which files to write, of `REPORT_FORMATS` and `TABLES`.
+        formats: which files to write: md, csv, json, latex, parquet, and `TABLES`.
         imports: files of other tools: (key of `IMPORTS`, what that reader takes).
+        n: how many images a column is about, see `cells.gather`.
     Raises:
         ConfigError: unknown format, or an import that is not described.
         LedgerError: a path holds no run, a ledger cannot be used, or `out` is a run folder or a file.
@@ -58,12 +63,12 @@ def write_report(
         raise LedgerError(f"{out} is a file; --out names a folder")
     runs = find_runs(paths)
     imported = [read(text) for read, text in readers]
-    board = build_leaderboard(runs, [evaluation for one in imported for evaluation in one.evaluations])
-    rendered = [(out / name, render(board)) for name, render in chosen]
+    board = build_leaderboard(runs, [evaluation for one in imported for evaluation in one.evaluations], n=n)
+    rendered: list[tuple[Path, str | bytes]] = [(out / name, render(board)) for name, render in chosen]
     if TABLES in formats:
-        rendered += [(out / name, table_text(run)) for name, run in table_names(read_evaluations(runs)).items()]
+        rendered += [(out / name, table_text(run)) for name, run in table_names(board.evaluations).items()]
     with writing(out):
-        write_together({path: text if isinstance(text, str) else json_text(text) for path, text in rendered})
+        write_together(dict(rendered))
     return board
 
 

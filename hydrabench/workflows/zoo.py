@@ -27,7 +27,8 @@ from hydrabench.errors import CheckpointError, GateError, LedgerError, lookup
 from hydrabench.evaluators import parse_settings, record_of
 from hydrabench.files import shipped
 from hydrabench.ledger import parse_record
-from hydrabench.workflows.evaluation.opening import ModelRequest, own_checkpoint
+from hydrabench.workflows.evaluation.opening import own_checkpoint
+from hydrabench.workflows.evaluation.request import ModelRequest
 from hydrabench.workflows.opening import NOTHING, megabytes, open_checkpoint
 from hydrabench.workflows.progress import say
 from hydrabench.workflows.run_options import RunOptions

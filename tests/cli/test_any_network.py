@@ -225,7 +225,6 @@ def test_a_far_better_normalization_is_refused_or_if_one_was_given_said(code, hy
 
 BAD = [
     ((*BUILD, "--ckpt", "x"), "--ckpt has weights and arguments of its own; leave it or --weights, --model-args out"),
-    (("--model", "mynet.py:build", "--ckpt", "digits-trades-95"), "which needs no code such as mynet.py:build"),
     (("--ckpt", "x", "--weights", "w.pt"), "--weights is for --model; with --ckpt leave it out"),
     (("--model", "mynet.py:build", "--arch", "vgg4"), "--arch is for a checkpoint file of others"),
     (("--model", "mynet.py:build", "--source-density", 0.1), "--source-density is for a checkpoint file of others"),
@@ -261,6 +260,12 @@ def test_each_mistake_is_one_line(code, hydrabench, arguments, message):
     assert result.exit_code == 1
     assert message in result.output
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_code_for_a_checkpoint_that_needs_none_is_refused(code, hydrabench):
+    result = hydrabench("attack", "--model", "mynet.py:build", "--ckpt", "digits-trades-95")
+    assert result.exit_code == 1
+    assert "is a cifar_model_bn, which needs no code such as mynet.py:build; leave --model out" in result.output
 
 
 def test_no_network_at_all_is_a_usage_error(hydrabench):

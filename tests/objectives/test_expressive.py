@@ -10,8 +10,7 @@ from torch.nn import functional
 from hydrabench.bounds import class_margins, regularizer, training_bounds
 from hydrabench.models import build_model
 from hydrabench.objectives import OBJECTIVES, TrainingStep
-from hydrabench.objectives.examples import strongest_examples
-from hydrabench.objectives.sabr import small_centres
+from hydrabench.objectives.examples import small_centres, strongest_examples
 from hydrabench.runtime import stream
 
 EXPRESSIVE = ("mtl-ibp", "cc-ibp", "exp-ibp")

@@ -150,7 +150,7 @@ def test_imports_share_no_column_with_runs_other_sigmas_or_other_selections(tmp_
     assert rows["other"] < rows["resnet110"]
     for a, b in (("dense", "resnet110"), ("dense", "unknown"), ("resnet110", "unknown")):
         assert not rows[a] & rows[b]
-    assert len({column.images for column in rows["resnet110"]}) == 3
+    assert len({column.images for column in rows["resnet110"]}) == 2
     assert len({column.sigma for column in rows["resnet110"]}) == 2
     titles = headings(board)
     assert len(set(titles.values())) == len(board.columns)
@@ -164,8 +164,8 @@ def test_a_report_says_what_it_does_not_know_of_imports(tmp_path, table, write_r
     assert "no hashes of the pixels" in note
     assert "| resnet110 | unknown | unknown | – | – | – |" in markdown(board)
     assert board.rows[-1].checkpoint.density is None
-    assert "resnet110,imported:resnet110,unknown,unknown,,,," in csv_text(board)
-    assert summary_json(board)["rows"][-1]["checkpoint"]["bytes"] is None
+    assert "resnet110,imported:resnet110,digits,test,first,4,imported," in csv_text(board)
+    assert summary_json(board)["networks"][-1]["bytes"] is None
     assert rich_tables(board, 130)[0].row_count == 2
     alone = build_leaderboard([], [imported])
     assert not any("α" in part for part in notes(alone))

@@ -52,7 +52,7 @@ from hydrabench.errors import UnsupportedLayerError
 def refusal(path: str, kind: str, reason: str) -> UnsupportedLayerError:
     """The error for a layer or call at `path` that has no sound rule, with everything that has one."""
     layers = ", ".join(sorted(layer.__name__ for layer in LAYERS))
-    functions = sorted({getattr(function, "__name__", function) for function in (*FUNCTIONS, *METHODS)} - {"fn"})
+    functions = sorted({getattr(function, "__name__", function) for function in (*FUNCTIONS, *TENSOR_METHODS)} - {"fn"})
     return UnsupportedLayerError(
         f"cannot bound {path or 'the network'} ({kind}): it {reason}; the bounds know the layers {layers} and the "
         f"functions {', '.join(functions)}; build the network from these, or certify it with smoothing, which needs "
@@ -253,7 +253,7 @@ _average_pool = simple(
 _adaptive_pool = simple(adaptive_pool, output_size=REQUIRED)
 _pad = simple(padded, pad=REQUIRED, mode="constant", value=None)
 
-METHODS: dict[Any, Reader] = {
+TENSOR_METHODS: dict[Any, Reader] = {
     "relu": _relu,
     "relu_": in_place(_relu),
     "add": _add,
@@ -281,7 +281,7 @@ METHODS: dict[Any, Reader] = {
     **ACTIVATION_METHODS,
 }
 FUNCTIONS: dict[Any, Reader] = {
-    **{getattr(torch, name): METHODS[name] for name in METHODS if hasattr(torch, name)},
+    **{getattr(torch, name): TENSOR_METHODS[name] for name in TENSOR_METHODS if hasattr(torch, name)},
     F.relu: _relu,
     operator.add: _add,
     operator.iadd: in_place(_add),
@@ -291,7 +291,7 @@ FUNCTIONS: dict[Any, Reader] = {
     operator.imul: in_place(_multiply),
     operator.truediv: _divide,
     operator.itruediv: in_place(_divide),
-    operator.neg: METHODS["neg"],
+    operator.neg: TENSOR_METHODS["neg"],
     operator.getitem: _picked,
     torch.cat: _join,
     torch.concat: _join,

@@ -11,9 +11,10 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
 from hydrabench.checkpoints.foreign.state_dicts import StateDict, find_state_dict, plain_tensors, without_prefixes
-from hydrabench.checkpoints.foreign.torch_files import is_torch_file, read_torch_file
-from hydrabench.checkpoints.format import METADATA_KEY, read_file
+from hydrabench.checkpoints.foreign.torch_files import read_torch_file
+from hydrabench.checkpoints.format import read_file
 from hydrabench.checkpoints.header import Header, read_header, shown
+from hydrabench.checkpoints.peeking import METADATA_KEY, is_torch_file
 from hydrabench.config import Normalization
 from hydrabench.errors import CheckpointError
 

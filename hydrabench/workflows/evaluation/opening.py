@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ from hydrabench.checkpoints.foreign.weights import load_weights
 from hydrabench.checkpoints.own_code import used_code
 from hydrabench.config import Normalization
 from hydrabench.data import DATASETS, ImageSource, load_images
-from hydrabench.data.own_images import OWN_FORMS, is_own
+from hydrabench.data.forms import OWN_FORMS, is_own
 from hydrabench.errors import ConfigError
 from hydrabench.files import sha256_of
 from hydrabench.masking import kept_counts, prunable_layers
@@ -27,27 +27,10 @@ from hydrabench.runtime import World
 from hydrabench.workflows.evaluation.external import external_subject
 from hydrabench.workflows.evaluation.guards import fitted, guard
 from hydrabench.workflows.evaluation.loading import Subject
+from hydrabench.workflows.evaluation.request import ModelRequest
 from hydrabench.workflows.evaluation.specifications import build
 from hydrabench.workflows.progress import say
 from hydrabench.workflows.run_options import RunOptions
-
-
-@dataclass(frozen=True)
-class ModelRequest:
-    """A network of the user's own in the words of the command line.
-
-    spec: see `specifications.build`. arguments: KEY=VALUE. weights: a file of tensors, None for those that it comes
-    with. dataset: see `data.load_images`. normalization: put in front of it; None: nothing was said.
-    """
-
-    spec: str
-    arguments: tuple[str, ...] = ()
-    weights: Path | None = None
-    dataset: str | None = None
-    normalization: Normalization | Literal["none"] | None = None
-
-    def __str__(self) -> str:
-        return self.spec
 
 
 @dataclass(frozen=True)
@@ -188,10 +171,3 @@ def _behind(module: nn.Module, front: Normalization | None, channels: int, datas
     if len(front.mean) != channels:
         raise ConfigError(f"--normalization has {len(front.mean)} channels, the images of {dataset} have {channels}")
     return normalized(module, front.mean, front.std)
-
-
-def request_of(given: Mapping[str, Any], normalization: Any, dataset: str | None) -> ModelRequest | None:
-    """The network of --model, --model-args and --weights; None if --model was not given."""
-    if given["model"] is None:
-        return None
-    return ModelRequest(given["model"], tuple(given["model_args"]), given["weights"], dataset, normalization)

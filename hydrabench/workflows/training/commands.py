@@ -19,7 +19,8 @@ from hydrabench.models import build_model, normalized
 from hydrabench.models.own_code import build_code, is_code, short_spec
 from hydrabench.recipes import ModelRecipe, Recipe
 from hydrabench.runtime import stream
-from hydrabench.workflows.evaluation.opening import ModelRequest, own_checkpoint, require_outputs
+from hydrabench.workflows.evaluation.opening import own_checkpoint, require_outputs
+from hydrabench.workflows.evaluation.request import ModelRequest
 from hydrabench.workflows.opening import NOTHING, open_expected
 from hydrabench.workflows.run_options import RunOptions
 from hydrabench.workflows.training.phase import Masks, Start, run_phase
