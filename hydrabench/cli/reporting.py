@@ -29,8 +29,9 @@ LEAST_WIDTH = 80
     "imports",
     type=(str, str),
     multiple=True,
-    metavar="cohen PATH,KEY=VALUE,...",
-    help="Add a table of Cohen's format; name, dataset, sigma are required.",
+    metavar="cohen|papers PATH",
+    help="Add results of others: cohen PATH,KEY=VALUE,...: a table of Cohen's format; papers FILE.yml: published "
+    "numbers. May be repeated.",
 )
 @click.option(
     "-n",
@@ -54,6 +55,7 @@ def report(
 
     `--format tsv` writes a table for each smoothing run, as Cohen's certify.py does; `--import cohen` reads one. Keys:
     name, dataset, sigma; if known samples (N), n0, alpha, split, arch, objective, density; radii=0+0.25+0.5.
+    `--import papers` reads numbers that a paper prints, with their source; they have no records, so no test uses them.
 
     Exits with status 1 if a ledger is incomplete, if ledgers speak of different images, or if one says
     "verified" where another says "broken".
@@ -62,6 +64,7 @@ def report(
     Examples
       hydrabench report runs/evaluations --out reports/mine
       hydrabench report runs/evaluations --import cohen logs/sigma_0.25,name=cohen,dataset=cifar10,sigma=0.25
+      hydrabench report runs/evaluations --import papers hydra.yml
     """
     from hydrabench.workflows.reporting import REPORT_FORMATS, write_report
 

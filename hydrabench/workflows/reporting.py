@@ -63,7 +63,8 @@ def write_report(
         raise LedgerError(f"{out} is a file; --out names a folder")
     runs = find_runs(paths)
     imported = [read(text) for read, text in readers]
-    board = build_leaderboard(runs, [evaluation for one in imported for evaluation in one.evaluations], n=n)
+    evaluations = [evaluation for one in imported for evaluation in one.evaluations]
+    board = build_leaderboard(runs, evaluations, n=n, external=[row for one in imported for row in one.rows])
     rendered: list[tuple[Path, str | bytes]] = [(out / name, render(board)) for name, render in chosen]
     if TABLES in formats:
         rendered += [(out / name, table_text(run)) for name, run in table_names(board.evaluations).items()]

@@ -137,7 +137,7 @@ def test_bounds_under_a_time_limit_are_tested_too(ledger):
 def test_a_prefix_is_compared_on_the_images_that_both_have(ledger):
     five = ledger(fails=[2], header={"dataset": {"name": "digits", "split": "test", "n": 5}})
     one = found(five, ledger(fails=[2, 8]))
-    assert (one.n, one.old, one.new, one.outcome) == (5, 4, 4, "passed")
+    assert (one.n, one.held, one.old, one.new, one.outcome) == (5, 10, 4, 4, "passed")
 
 
 def test_the_clean_accuracy_of_a_network_is_shown_once(ledger):
