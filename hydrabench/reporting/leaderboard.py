@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -16,8 +16,10 @@ from hydrabench.reporting.evaluations import (
     Evaluation,
     read_evaluations,
 )
+from hydrabench.reporting.external import ExternalRow
 from hydrabench.reporting.gate import refuse_contradictions
 from hydrabench.reporting.inputs import refuse_mixed_inputs, shared
+from hydrabench.reporting.published import published_cells, published_protocols
 from hydrabench.reporting.sandwich import PROTOCOL as SANDWICH
 from hydrabench.reporting.sandwich import Sandwich, gap_cells, sandwiches
 from hydrabench.reporting.statistics import Estimate, estimate
@@ -37,7 +39,7 @@ class Leaderboard:
     """Rows by density, densest first, then by name, so that methods are compared at equal density; unknown last.
 
     cells: what each image contributes, by the hash of the network and the column. evaluations: all ledgers.
-    sandwiches: of each network and threat that a bound and an attack judged.
+    sandwiches: of each network and threat that a bound and an attack judged. external: rows of published numbers.
     """
 
     columns: tuple[Column, ...]
@@ -46,42 +48,47 @@ class Leaderboard:
     cells: Mapping[tuple[str, Column], Cell] = field(compare=False, repr=False, default_factory=dict)
     evaluations: tuple[Evaluation, ...] = field(compare=False, repr=False, default=())
     sandwiches: tuple[Sandwich, ...] = field(compare=False, repr=False, default=())
+    external: tuple[ExternalRow, ...] = field(compare=False, repr=False, default=())
 
 
 def build_leaderboard(
-    runs: Sequence[RunFolder], imported: Sequence[Evaluation] = (), *, n: Meeting = "common"
+    runs: Sequence[RunFolder],
+    imported: Sequence[Evaluation] = (),
+    *,
+    n: Meeting = "common",
+    external: Sequence[ExternalRow] = (),
 ) -> Leaderboard:
     """Make the leaderboard of all evaluations among `runs` and of those imported; their order makes no difference.
 
     Args: runs: may be empty if there are imported ones, see `reporting.cohen`. n: see `cells.gather`.
+            external: numbers without records, see `reporting.published`.
     Raises:
         LedgerError: see `read_evaluations`; also if one checkpoint has contradictory clean predictions,
             or different verdicts under one protocol, or one protocol id stands for different settings.
         GateError: an image is verified in one ledger and broken in another (`refuse_contradictions`).
     """
-    of_runs = read_evaluations(runs) if runs or not imported else []
+    of_runs = read_evaluations(runs) if runs or not (imported or external) else []
     evaluations = (*of_runs, *sorted(imported, key=lambda one: str(one.path)))  # hashes first, to compare others with
     refuse_mixed_inputs(evaluations)
     refuse_contradictions(evaluations)
     _refuse_contradictory_predictions(evaluations)
     layers = tuple(sandwiches(evaluations))
-    cells = gather(evaluations, n, derived=gap_cells(layers))
-    columns = tuple(sorted({column for _, column in cells}, key=lambda column: column.order))
-    networks = _networks(evaluations)
+    cells = gather(evaluations, n, derived=gap_cells(layers)) if evaluations else {}
+    published = published_cells(external)
+    networks = {**{sha: network for sha, (network, _) in published.items()}, **_networks(evaluations)}
+    numbers: dict[str, dict[Column, Estimate]] = defaultdict(dict)
+    for (sha, column), cell in cells.items():
+        numbers[sha][column] = estimate(column.interval, cell.values)
+    for sha, (_, printed) in published.items():
+        numbers[sha] |= printed
+    columns = tuple(sorted({column for found in numbers.values() for column in found}, key=lambda one: one.order))
     rows = [
-        Row(
-            networks[sha],
-            networks[sha].name,
-            {
-                column: estimate(column.interval, cells[sha, column].values)
-                for column in columns
-                if (sha, column) in cells
-            },
-        )
-        for sha in {sha for sha, _ in cells}
+        Row(networks[sha], networks[sha].name, {column: found[column] for column in columns if column in found})
+        for sha, found in numbers.items()
     ]
     rows.sort(key=lambda row: (-(row.checkpoint.density or 0.0), row.label, row.checkpoint.sha256))
-    return Leaderboard(columns, _distinct(rows), _protocols(evaluations, columns), cells, evaluations, layers)
+    protocols = _protocols(evaluations, columns, published_protocols(published))
+    return Leaderboard(columns, _distinct(rows), protocols, cells, evaluations, layers, tuple(external))
 
 
 def _refuse_contradictory_predictions(evaluations: Sequence[Evaluation]) -> None:
@@ -128,13 +135,16 @@ def _distinct(rows: Sequence[Row]) -> tuple[Row, ...]:
     )
 
 
-def _protocols(evaluations: Sequence[Evaluation], columns: Sequence[Column]) -> tuple[Protocol, ...]:
+def _protocols(
+    evaluations: Sequence[Evaluation], columns: Sequence[Column], published: Sequence[Protocol]
+) -> tuple[Protocol, ...]:
     """The legend, in the order of the columns; one id must not stand for different settings."""
     shared_kinds = {metric.column_of for one in evaluations for metric in one.metrics.values() if metric.column_of}
     found = {
         id_: (Protocol(id_, kind, {}), evaluations[0]) for kind in shared_kinds for id_ in [default_protocol(kind)]
     }
-    found[SANDWICH] = Protocol(SANDWICH, OPEN, {}), evaluations[0]
+    if evaluations:
+        found[SANDWICH] = Protocol(SANDWICH, OPEN, {}), evaluations[0]
     for evaluation in evaluations:
         given = ("kind", "version", *CONDITIONS)
         settings = {key: value for key, value in evaluation.settings.items() if key not in given}
@@ -146,4 +156,5 @@ def _protocols(evaluations: Sequence[Evaluation], columns: Sequence[Column]) -> 
                     f"{first.path} and {evaluation.path} both say {protocol.id}, but {key} is "
                     f"{known.settings[key]!r} in one and {settings[key]!r} in the other; run one of them again"
                 )
-    return tuple(found[id_][0] for id_ in dict.fromkeys(column.protocol for column in columns))
+    known_protocols = {**{one.id: one for one in published}, **{id_: one for id_, (one, _) in found.items()}}
+    return tuple(known_protocols[id_] for id_ in dict.fromkeys(column.protocol for column in columns))
