@@ -19,7 +19,7 @@ from hydrabench.bounds.program.operations import Elementwise
 from hydrabench.bounds.program.relu import Relu
 
 MOMENTS = (0.9, 0.999)  # decays of Adam's two averages
-TINY = 1e-8  # Adam's epsilon
+ADAM_EPSILON = 1e-8
 BY_FUNCTION = (
     "index",
     "listed",
@@ -120,7 +120,7 @@ class Slopes:
         gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
         self.mean.mul_(MOMENTS[0]).add_(gradient, alpha=1 - MOMENTS[0])
         self.square.mul_(MOMENTS[1]).addcmul_(gradient, gradient, value=1 - MOMENTS[1])
-        size = (self.square / (1 - MOMENTS[1] ** step)).sqrt_().add_(TINY)
+        size = (self.square / (1 - MOMENTS[1] ** step)).sqrt_().add_(ADAM_EPSILON)
         moves = torch.div(self.mean, size, out=size).mul_(self.spread.unsqueeze(1))
         moved = self.chosen.detach().add_(moves, alpha=rate / (1 - MOMENTS[0] ** step))
         # Only here: clamped in the pass, a slope at an end, where all of a ReLU start, would get no gradient.

@@ -6,6 +6,7 @@ import click
 
 from hydrabench import __version__
 from hydrabench.cli.common import Commands
+from hydrabench.cli.completion import completion
 from hydrabench.cli.evaluation import attack, certify
 from hydrabench.cli.gating import baseline, gate
 from hydrabench.cli.listing import listing
@@ -32,7 +33,21 @@ def main() -> None:
     """
 
 
-for command in (train, prune, finetune, attack, certify, report, gate, baseline, verify, pipeline, zoo, listing):
+for command in (
+    train,
+    prune,
+    finetune,
+    attack,
+    certify,
+    report,
+    gate,
+    baseline,
+    verify,
+    pipeline,
+    zoo,
+    listing,
+    completion,
+):
     main.add_command(command)
 
 __all__ = ["main"]

@@ -20,7 +20,15 @@ from hydrabench.cli.common import (
     read_network,
     read_run_options,
 )
-from hydrabench.cli.evaluators import EvaluatorCommand, computing_of, require_distinct, require_options, settings_of
+from hydrabench.cli.evaluators import (
+    EvaluatorCommand,
+    computing_of,
+    evaluators_of,
+    require_distinct,
+    require_options,
+    settings_of,
+)
+from hydrabench.cli.values import CHECKPOINT, Name
 from hydrabench.errors import ConfigError, shortened
 
 if TYPE_CHECKING:
@@ -39,9 +47,9 @@ settings_option = click.option(
 
 
 @click.command(cls=EvaluatorCommand, choice="attack", sections=MACHINE)
-@click.option("--ckpt", "ref", help=REF_HELP)
+@click.option("--ckpt", "ref", type=CHECKPOINT, help=REF_HELP)
 @model_options
-@click.option("--attack", default="pgd", show_default=True)
+@click.option("--attack", type=Name(lambda: evaluators_of("attack")), default="pgd", show_default=True)
 @settings_option
 @foreign_options
 @image_options
@@ -67,9 +75,9 @@ def attack(ref: str | None, attack: str, **given: Any) -> None:
     choice="method",
     sections={"Files for other verifiers": ("export_vnnlib", "vnnlib_timeout"), **MACHINE},
 )
-@click.option("--ckpt", "ref", help=REF_HELP)
+@click.option("--ckpt", "ref", type=CHECKPOINT, help=REF_HELP)
 @model_options
-@click.option("--method", default="crown-ibp", show_default=True)
+@click.option("--method", type=Name(lambda: evaluators_of("method")), default="crown-ibp", show_default=True)
 @settings_option
 @foreign_options
 @image_options

@@ -24,6 +24,7 @@ from hydrabench.cli.common import (
     training_options,
 )
 from hydrabench.cli.reporting import show_report
+from hydrabench.cli.values import CHECKPOINT
 
 if TYPE_CHECKING:
     from hydrabench.recipes import Recipe
@@ -48,7 +49,7 @@ def _refuse(
 
 @click.command()
 @recipe_options
-@click.option("--ckpt", "ref", help=f"Start from its weights instead of fresh ones. {REF_HELP}")
+@click.option("--ckpt", "ref", type=CHECKPOINT, help=f"Start from its weights instead of fresh ones. {REF_HELP}")
 @model_options
 @foreign_options
 @folder_options
@@ -86,7 +87,7 @@ def train(
 
 @click.command()
 @recipe_options
-@click.option("--ckpt", "ref", help=REF_HELP)
+@click.option("--ckpt", "ref", type=CHECKPOINT, help=REF_HELP)
 @model_options
 @click.option("--density", type=float, help="Fraction of weights kept, in (0, 1]; 0.01 prunes 99%.")
 @foreign_options
@@ -107,7 +108,7 @@ def prune(
     \b
     Examples
       hydrabench prune --config digits-trades --ckpt runs/dense --density 0.05 --out runs/pruned
-      hydrabench prune --config mine.yml --model mynet.py:build --weights mynet.pt --density 0.05
+      hydrabench prune --config digits-trades --model mynet.py:build --weights mynet.pt --density 0.05
     """
     recipe = read_recipe(config, (*overrides, *density_override("prune", density)))
     described, request = _refuse(given, ref, out, resume=resume)
@@ -122,7 +123,7 @@ def prune(
 
 @click.command()
 @recipe_options
-@click.option("--ckpt", "ref", help=REF_HELP)
+@click.option("--ckpt", "ref", type=CHECKPOINT, help=REF_HELP)
 @model_options
 @click.option("--lwm", is_flag=True, help="Baseline: keep the weights of largest magnitude; needs --density.")
 @click.option("--density", type=float, help="With --lwm: fraction of weights kept, in (0, 1].")
@@ -146,7 +147,7 @@ def finetune(
     Examples
       hydrabench finetune --config digits-trades --ckpt runs/pruned --out runs/final
       hydrabench finetune --config digits-trades --ckpt runs/dense --lwm --density 0.05 --out runs/lwm
-      hydrabench finetune --config mine.yml --model torchvision:resnet18 --weights pruned.pt --normalization cifar10
+      hydrabench finetune --config digits-trades --model mynet.py:build --weights pruned.pt --out runs/tuned
     """
     recipe = read_recipe(config, (*overrides, *density_override("finetune", density)))
     described, request = _refuse(given, ref, out, resume=resume)

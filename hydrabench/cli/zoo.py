@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from hydrabench.cli.common import (
     read_network,
     read_run_options,
 )
+from hydrabench.cli.values import ARCHITECTURE, CHECKPOINT, DATASET, ENTRY, OBJECTIVE
+
+GAP = "  "  # between columns
 
 
 @click.group()
@@ -32,13 +36,16 @@ def zoo() -> None:
 
 
 @zoo.command("list")
-@click.option("--dataset", help="Only this data set, for example cifar10.")
-@click.option("--arch", help="Only this architecture, for example wrn_28_4.")
-@click.option("--objective", help="Only this training objective, for example trades.")
+@click.option("--dataset", type=DATASET, help="Only this data set, for example cifar10.")
+@click.option("--arch", type=ARCHITECTURE, help="Only this architecture, for example wrn_28_4.")
+@click.option("--objective", type=OBJECTIVE, help="Only this training objective, for example trades.")
 @click.option("--density", type=float, help="Only this fraction of weights kept, for example 0.01.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with everything that is known, instead of a table.")
 def zoo_list(as_json: bool, **wanted: Any) -> None:
-    """List the checkpoints, all or those with the given properties.
+    """List the checkpoints, all or those with the given properties, and their accuracies in percent.
+
+    `robust` is the lowest accuracy that an attack left, `verified` the highest that bounds proved, as `zoo show` lists
+    them with their settings. A narrow terminal gets fewer columns; --json has everything.
 
     \b
     Example
@@ -56,19 +63,29 @@ def zoo_list(as_json: bool, **wanted: Any) -> None:
 
 
 def _table(entries: Sequence[dict[str, Any]]) -> str:
-    """One line per checkpoint under a line of titles, in columns of equal width."""
-    rows = [("id", "dataset", "arch", "objective", "density", "size", "where")]
-    for entry in entries:
-        size = "unknown" if entry["bytes"] is None else f"{entry['bytes'] / 1000:.0f} kB"
-        properties = (entry[key] for key in ("id", "dataset", "arch", "objective"))
-        rows.append((*properties, f"{entry['density']:g}", size, entry["where"]))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
+    """One line per checkpoint under a line of titles, in columns of equal width, as many as the terminal has room for.
+
+    Accuracies are in percent: the lowest that attacks leave, the highest that is verified.
+    """
+    columns = {key: [str(entry[key]) for entry in entries] for key in ("id", "dataset", "arch", "objective", "where")}
+    columns["density"] = [f"{entry['density']:g}" for entry in entries]
+    columns["size"] = ["?" if entry["bytes"] is None else f"{entry['bytes'] / 1000:.0f} kB" for entry in entries]
+    for name in ("clean", "robust", "verified"):
+        found = [entry["accuracy"][name] for entry in entries]
+        columns[name] = ["" if value is None else f"{100 * value:.1f}" for value in found]
+    widths = {name: max(map(len, (name, *cells))) for name, cells in columns.items()}
+    order = ["id", "dataset", "arch", "objective", "density", "clean", "robust", "verified", "size", "where"]
+    room = shutil.get_terminal_size().columns
+    for name in ("size", "dataset", "objective", "arch", "where"):  # what the id says, too, goes first
+        if sum(widths[one] + len(GAP) for one in order) - len(GAP) > room:
+            order.remove(name)
+    rows = [{name: name for name in order}]
+    rows += [{name: columns[name][row] for name in order} for row in range(len(entries))]
+    return "\n".join(GAP.join(f"{row[name]:<{widths[name]}}" for name in order).rstrip() for row in rows)
 
 
 @zoo.command("show")
-@click.argument("name", metavar="ID")
+@click.argument("name", metavar="ID", type=ENTRY)
 def zoo_show(name: str) -> None:
     """Print everything the manifest says of one checkpoint, as JSON.
 
@@ -82,7 +99,7 @@ def zoo_show(name: str) -> None:
 
 
 @zoo.command("fetch")
-@click.argument("name", metavar="ID")
+@click.argument("name", metavar="ID", type=ENTRY)
 @click.option("--offline", is_flag=True, help="Use the cache only; fail if the checkpoint is not there.")
 def zoo_fetch(name: str, offline: bool) -> None:
     """Download a checkpoint if it is not here yet, check its hash, and print the path of its file.
@@ -103,7 +120,7 @@ def zoo_fetch(name: str, offline: bool) -> None:
 
 
 @zoo.command("verify")
-@click.argument("names", metavar="[ID]...", nargs=-1)
+@click.argument("names", metavar="[ID]...", nargs=-1, type=ENTRY)
 @machine_options
 def zoo_verify(names: tuple[str, ...], **given: Any) -> None:
     """Evaluate shipped checkpoints again (all if no ID is given) and compare every image with the shipped ledgers.
@@ -125,16 +142,17 @@ def zoo_verify(names: tuple[str, ...], **given: Any) -> None:
 
 
 @zoo.command("export")
-@click.argument("ref", required=False)
+@click.argument("ref", required=False, type=CHECKPOINT)
 @model_options
 @click.option(
     "--format",
     "layout",
     required=True,
-    type=click.Choice(["dense", "masked", "compact", "hydra", "state-dict", "onnx"]),
-    help="dense, masked, compact: .safetensors. hydra: the original code's .pth.tar. state-dict: .pt. onnx: .onnx.",
+    type=click.Choice(["dense", "masked", "compact", "hydra", "state-dict", "onnx", "hf"]),
+    help="dense, masked, compact: .safetensors. hydra: the original code's .pth.tar. state-dict: .pt. onnx: .onnx. "
+    "hf: a folder for the Hugging Face hub.",
 )
-@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="File to write.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="File, or folder of --format hf, to write.")
 @foreign_options
 @plugin_option
 def zoo_export(ref: str | None, layout: str, out: Path, **given: Any) -> None:
@@ -145,7 +163,8 @@ def zoo_export(ref: str | None, layout: str, out: Path, **given: Any) -> None:
     With --format hydra, the file is masked if REF is, else dense; its entry `k` is the --k that the original needs.
     hydra and state-dict files hold the input normalisation for us to read back, not for other code to use; an onnx
     file has it in its graph, from `images` in [0, 1], in batches of any size, to `logits`. --format onnx needs
-    `pip install 'hydrabench[onnx]'`.
+    `pip install 'hydrabench[onnx]'`. An hf folder holds model.safetensors, config.json and a model card with
+    the numbers of the zoo; `--ckpt FOLDER`, and `--ckpt hf:ORG/REPO` once it is on the hub, open it.
 
     \b
     Examples
@@ -167,7 +186,8 @@ def zoo_export(ref: str | None, layout: str, out: Path, **given: Any) -> None:
     from hydrabench.workflows import zoo as workflow
 
     sha256 = workflow.export_entry(request or str(ref), out, layout, described=described)
-    size = out.stat().st_size
+    weights = out / "model.safetensors" if out.is_dir() else out
+    size = weights.stat().st_size
     click.echo(f"{out}: {size / 1000:.1f} kB, SHA-256 {sha256}")
     if layout == "compact":
         dense = workflow.dense_bytes(out)

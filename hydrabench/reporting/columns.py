@@ -12,6 +12,8 @@ from hydrabench.evaluators import EVALUATORS, said
 from hydrabench.reporting.evaluations import ImageSelection
 from hydrabench.threat import Threat, radius_text
 
+PUBLISHED = "published"  # kind of the columns of numbers that others printed, see `external`
+_CLAIMS = {"clean_accuracy": "clean", "robust_accuracy": "upper", "verified_accuracy": "lower"}  # of PUBLISHED
 OPEN = "sandwich"  # kind of the column of images that are neither proved nor broken, see `sandwich`
 GROUPS = {"clean": "clean", "upper": "attacked", "lower": "verified", "gap": "open", "smoothed": "certified"}
 
@@ -50,6 +52,8 @@ class Column:
     @property
     def claims(self) -> str:
         """What its numbers say about the truth: a key of `GROUPS`."""
+        if self.kind == PUBLISHED:
+            return _CLAIMS.get(self.metric, "smoothed")
         return "gap" if self.kind == OPEN else EVALUATORS[self.kind].claims
 
     @property
@@ -67,7 +71,7 @@ class Column:
             (self.precision != "float32", self.precision),
             list(GROUPS).index(self.claims),
             (self.threat is not None and self.threat.norm != "linf", self.threat.epsilon if self.threat else 0),
-            (self.sigma or 0.0, [*EVALUATORS, OPEN].index(self.kind), len(self.protocol), self.protocol),
+            (self.sigma or 0.0, [*EVALUATORS, OPEN, PUBLISHED].index(self.kind), len(self.protocol), self.protocol),
             (math.inf if self.radius is None else self.radius, self.metric),
         )
 
@@ -83,6 +87,8 @@ class Protocol:
     @property
     def heading(self) -> str:
         """What its columns are called, without their threat."""
+        if self.kind == PUBLISHED:
+            return self.id
         return "open" if self.kind == OPEN else said(EVALUATORS[self.kind].heading, self.read())
 
     @property
@@ -90,6 +96,8 @@ class Protocol:
         """What a number under this protocol means."""
         if self.kind == OPEN:
             return "neither verified by any bound nor broken by any attack of the table at this radius"
+        if self.kind == PUBLISHED:
+            return "as its source prints it; no records, so that no test and no ranking uses it"
         return said(EVALUATORS[self.kind].meaning, self.read())
 
     def read(self) -> Any:

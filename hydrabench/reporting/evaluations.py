@@ -84,6 +84,8 @@ class ImageSelection:
     chosen: str = ""
 
     def __str__(self) -> str:
+        if not self.n:  # of numbers whose source does not say how many
+            return f"{self.name} {self.split}"
         if self.chosen:
             return f"{self.name} {self.split}, {self.n:,} image{'s' * (self.n > 1)} ({self.chosen})"
         return f"{self.name} {self.split}, first {f'{self.n:,} images' if self.n > 1 else 'image'}"

@@ -85,8 +85,10 @@ def numbers(board: Leaderboard) -> pd.DataFrame:
 
 def _number(board: Leaderboard, row: Row, column: Column, cell: Estimate) -> dict[str, Any]:
     images, threat = column.images, column.threat
-    contents = board.cells[row.checkpoint.sha256, column]
-    own = contents.evaluation.kind == column.kind  # clean accuracy may come from the run of an attack
+    contents = board.cells.get((row.checkpoint.sha256, column))  # none of published numbers
+    own = (
+        contents is not None and contents.evaluation.kind == column.kind
+    )  # clean accuracy may come from the run of an attack
     return {
         "network": row.label,
         "sha256": row.checkpoint.sha256,
@@ -104,8 +106,8 @@ def _number(board: Leaderboard, row: Row, column: Column, cell: Estimate) -> dic
         "metric": column.metric,
         **cell.as_json(),
         "interval": cell.method,
-        "seconds": contents.seconds if own else None,
-        "peak_memory": contents.evaluation.peak_memory if own else None,
+        "seconds": contents.seconds if contents and own else None,
+        "peak_memory": contents.evaluation.peak_memory if contents and own else None,
         "column": column.key,
     }
 
@@ -253,6 +255,8 @@ def cell_text(estimate: Estimate | None) -> tuple[str, str]:
     """
     if estimate is None:
         return MISSING, ""
+    if estimate.method in ("none", "mean"):
+        return (f"{estimate.value:.1%}"[:-1] if estimate.method == "none" else f"{estimate.value:.3f}"), ""
     if estimate.count is None:
         high = f"{estimate.high:.3f}]" if estimate.as_json()["high"] is not None else "∞)"
         return f"{estimate.value:.3f}", f"[{estimate.low:.3f}, {high}"

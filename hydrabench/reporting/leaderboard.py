@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -14,8 +15,10 @@ from hydrabench.reporting.evaluations import (
     Evaluation,
     read_evaluations,
 )
+from hydrabench.reporting.external import ExternalRow
 from hydrabench.reporting.gate import refuse_contradictions
 from hydrabench.reporting.inputs import refuse_mixed_inputs, shared
+from hydrabench.reporting.published import published_cells, published_protocols
 from hydrabench.reporting.ranking import arrange
 from hydrabench.reporting.rows import Row, distinct, networks_of
 from hydrabench.reporting.sandwich import PROTOCOL as SANDWICH
@@ -28,8 +31,8 @@ class Leaderboard:
     """Rows in groups, by score within each: networks of one density unless something else was asked for.
 
     cells: what each image contributes, by the hash of the network and the column. evaluations: all ledgers.
-    sandwiches: of each network and threat that a bound and an attack judged. score: the column that ranks the rows of
-    each data set. tests: how many comparisons of pairs the ranks rest on.
+    sandwiches: of each network and threat that a bound and an attack judged. external: rows of published numbers.
+    score: the column that ranks the rows of each data set. tests: how many comparisons of pairs the ranks rest on.
     """
 
     columns: tuple[Column, ...]
@@ -38,6 +41,7 @@ class Leaderboard:
     cells: Mapping[tuple[str, Column], Cell] = field(compare=False, repr=False, default_factory=dict)
     evaluations: tuple[Evaluation, ...] = field(compare=False, repr=False, default=())
     sandwiches: tuple[Sandwich, ...] = field(compare=False, repr=False, default=())
+    external: tuple[ExternalRow, ...] = field(compare=False, repr=False, default=())
     score: Mapping[str, Column] = field(default_factory=dict)
     tests: int = 0
 
@@ -47,6 +51,7 @@ def build_leaderboard(
     imported: Sequence[Evaluation] = (),
     *,
     n: Meeting = "common",
+    external: Sequence[ExternalRow] = (),
     sort: str = "",
     group_by: str = "density",
 ) -> Leaderboard:
@@ -55,35 +60,37 @@ def build_leaderboard(
     Args:
         runs: may be empty if there are imported ones, see `reporting.cohen`.
         n: see `cells.gather`. sort, group_by: see `ranking.arrange`.
+        external: numbers without records, see `reporting.published`.
     Raises:
         ConfigError: see `ranking.arrange`.
         LedgerError: see `read_evaluations`; also if one checkpoint has contradictory clean predictions,
             or different verdicts under one protocol, or one protocol id stands for different settings.
         GateError: an image is verified in one ledger and broken in another (`refuse_contradictions`).
     """
-    of_runs = read_evaluations(runs) if runs or not imported else []
+    of_runs = read_evaluations(runs) if runs or not (imported or external) else []
     evaluations = (*of_runs, *sorted(imported, key=lambda one: str(one.path)))  # hashes first, to compare others with
     refuse_mixed_inputs(evaluations)
     refuse_contradictions(evaluations)
     _refuse_contradictory_predictions(evaluations)
     layers = tuple(sandwiches(evaluations))
-    cells = gather(evaluations, n, derived=gap_cells(layers))
-    columns = tuple(sorted({column for _, column in cells}, key=lambda column: column.order))
-    networks = networks_of(evaluations)
-    rows = distinct(
-        [Row(networks[sha], networks[sha].name, _numbers(sha, columns, cells)) for sha in {s for s, _ in cells}]
-    )
-    protocols = _protocols(evaluations, columns)
-    found = arrange(rows, columns, cells, titles=titles(columns, protocols), sort=sort, group_by=group_by)
-    return Leaderboard(columns, found.rows, protocols, cells, evaluations, layers, found.score, found.tests)
-
-
-def _numbers(
-    sha256: str, columns: Sequence[Column], cells: Mapping[tuple[str, Column], Cell]
-) -> dict[Column, Estimate]:
-    """Return the numbers of a network."""
-    held = [column for column in columns if (sha256, column) in cells]
-    return {column: estimate(column.interval, cells[sha256, column].values) for column in held}
+    cells = gather(evaluations, n, derived=gap_cells(layers)) if evaluations else {}
+    published = published_cells(external)
+    networks = {**{sha: network for sha, (network, _) in published.items()}, **networks_of(evaluations)}
+    numbers: dict[str, dict[Column, Estimate]] = defaultdict(dict)
+    for (sha, column), cell in cells.items():
+        numbers[sha][column] = estimate(column.interval, cell.values)
+    for sha, (_, printed) in published.items():
+        numbers[sha] |= printed
+    columns = tuple(sorted({column for found in numbers.values() for column in found}, key=lambda one: one.order))
+    rows = [
+        Row(networks[sha], networks[sha].name, {column: found[column] for column in columns if column in found})
+        for sha, found in numbers.items()
+    ]
+    protocols = _protocols(evaluations, columns, published_protocols(published))
+    names = titles(columns, protocols)
+    order = arrange(distinct(rows), columns, cells, titles=names, sort=sort, group_by=group_by)
+    ranked = (order.score, order.tests)
+    return Leaderboard(columns, order.rows, protocols, cells, evaluations, layers, tuple(external), *ranked)
 
 
 def _refuse_contradictory_predictions(evaluations: Sequence[Evaluation]) -> None:
@@ -106,13 +113,16 @@ def _refuse_contradictory_predictions(evaluations: Sequence[Evaluation]) -> None
         group.append(evaluation)
 
 
-def _protocols(evaluations: Sequence[Evaluation], columns: Sequence[Column]) -> tuple[Protocol, ...]:
+def _protocols(
+    evaluations: Sequence[Evaluation], columns: Sequence[Column], published: Sequence[Protocol]
+) -> tuple[Protocol, ...]:
     """The legend, in the order of the columns; one id must not stand for different settings."""
     shared_kinds = {metric.column_of for one in evaluations for metric in one.metrics.values() if metric.column_of}
     found = {
         id_: (Protocol(id_, kind, {}), evaluations[0]) for kind in shared_kinds for id_ in [default_protocol(kind)]
     }
-    found[SANDWICH] = Protocol(SANDWICH, OPEN, {}), evaluations[0]
+    if evaluations:
+        found[SANDWICH] = Protocol(SANDWICH, OPEN, {}), evaluations[0]
     for evaluation in evaluations:
         given = ("kind", "version", *CONDITIONS)
         settings = {key: value for key, value in evaluation.settings.items() if key not in given}
@@ -124,4 +134,5 @@ def _protocols(evaluations: Sequence[Evaluation], columns: Sequence[Column]) -> 
                     f"{first.path} and {evaluation.path} both say {protocol.id}, but {key} is "
                     f"{known.settings[key]!r} in one and {settings[key]!r} in the other; run one of them again"
                 )
-    return tuple(found[id_][0] for id_ in dict.fromkeys(column.protocol for column in columns))
+    known_protocols = {**{one.id: one for one in published}, **{id_: one for id_, (one, _) in found.items()}}
+    return tuple(known_protocols[id_] for id_ in dict.fromkeys(column.protocol for column in columns))

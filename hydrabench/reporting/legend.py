@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from hydrabench.evaluators import EVALUATORS
-from hydrabench.reporting.columns import OPEN, Column, Protocol, titles
+from hydrabench.reporting.columns import OPEN, PUBLISHED, Column, Protocol, titles
 from hydrabench.reporting.evaluations import IMPORTED
 from hydrabench.reporting.leaderboard import Leaderboard
+from hydrabench.reporting.published import published_notes, shortened_names
 
 MISSING = "–"
 
@@ -43,17 +44,18 @@ def notes(board: Leaderboard) -> list[str]:
             "Open: neither verified by any bound nor broken by any attack here, image by image. The true robust "
             "accuracy lies between the images that are verified and those that are verified or open."
         )
-    for kind in dict.fromkeys(column.kind for column in board.columns if column.kind != OPEN):
+    for kind in dict.fromkeys(column.kind for column in board.columns if column.kind not in (OPEN, PUBLISHED)):
         of_kind = [column for column in board.columns if column.kind == kind]
         read = [(protocol_of(board, column).read(), column.images.n) for column in of_kind]
         found += EVALUATORS[kind].notes(read)
     if any(column.precision == IMPORTED for column in board.columns):
-        names = ", ".join(row.label for row in board.rows if any(c.precision == IMPORTED for c in row.cells))
+        names = shortened_names([r.label for r in board.rows if any(c.precision == IMPORTED for c in r.cells)])
         found.append(
             f"Imported: {names}. Such tables hold no hashes of the pixels, so only labels were compared with the other "
             "ledgers; data set, σ and all else come from the options of the import, and a radius that is printed with "
             "few digits counts as the least that rounds to it."
         )
+    found += published_notes(board.external)
     if any(row.checkpoint.selection == "test" for row in board.rows):
         found.append("† The test images chose the epoch of this network, which makes its numbers too good.")
     called = headings(board)

@@ -13,7 +13,7 @@ from hydrabench.reporting.columns import Column, titles
 from hydrabench.reporting.leaderboard import Leaderboard
 from hydrabench.reporting.rows import Row
 from hydrabench.reporting.significance import (
-    LEVEL,
+    FAMILY_ERROR,
     cochran,
     holm,
     mcnemar_p,
@@ -110,8 +110,13 @@ def _twins(board: Leaderboard) -> Iterator[tuple[Row, Row, Column]]:
     for row in board.rows:
         twin = lwm.get(_breed(row)) if row.checkpoint.phase == "finetune" and row.checkpoint.recipe else None
         for column in board.score.values() if twin else ():
-            if twin and column.interval != "t" and column in row.cells and column in twin.cells:
+            if twin and column.interval != "t" and _both(board, row, twin, column):
                 yield row, twin, column
+
+
+def _both(board: Leaderboard, first: Row, second: Row, column: Column) -> bool:
+    """Whether there are verdicts of two networks in a column."""
+    return all((row.checkpoint.sha256, column) in board.cells for row in (first, second))
 
 
 def _breed(row: Row) -> tuple[Any, ...]:
@@ -129,7 +134,7 @@ def groups(board: Leaderboard) -> Iterator[tuple[Column, list[Row]]]:
     for column in board.score.values():
         found: dict[str, list[Row]] = defaultdict(list)
         for row in board.rows:
-            if column in row.cells and column.interval != "t":
+            if (row.checkpoint.sha256, column) in board.cells and column.interval != "t":
                 found[row.group].append(row)
         yield from ((column, group) for group in found.values() if len(group) > 1)
 
@@ -177,7 +182,7 @@ def _over(values: Sequence[float], column: Column) -> dict[str, float]:
     from scipy.stats import t
 
     mean, count = float(np.mean(values)), len(values)
-    half = float(t.isf(LEVEL / 2, count - 1)) * float(np.std(values, ddof=1)) / math.sqrt(count)
+    half = float(t.isf(FAMILY_ERROR / 2, count - 1)) * float(np.std(values, ddof=1)) / math.sqrt(count)
     top = math.inf if column.interval == "t" else 1.0
     worst = max(values) if column.metric == "undecided" else min(values)
     return {"mean": mean, "low": max(0.0, mean - half), "high": min(top, mean + half), "worst": worst}

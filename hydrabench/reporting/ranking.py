@@ -9,7 +9,7 @@ from typing import Any
 
 from hydrabench.errors import ConfigError, lookup, shortened
 from hydrabench.reporting.cells import Cell
-from hydrabench.reporting.columns import Column
+from hydrabench.reporting.columns import PUBLISHED, Column
 from hydrabench.reporting.rows import Row
 from hydrabench.reporting.significance import holm, mcnemar_p, paired_counts, pairs_of, rank_ranges
 
@@ -92,6 +92,7 @@ def _score(
             listed = ", ".join(dict.fromkeys(titles[column] for column in columns))
             raise ConfigError(f"--sort {shortened(sort)} is part of no heading; the columns are {listed}")
         of_set = [column for column in of_set if column in named] or of_set
+    of_set = [column for column in of_set if column.kind != PUBLISHED] or of_set
     of_set = [column for column in of_set if sort or column.group != "clean"] or of_set
     uses = Counter(column for row in rows for column in row.cells if column in of_set)
     most = max(uses.values())
@@ -106,7 +107,11 @@ def _ranks(
     scored = []
     for group in groups:
         column = score[_dataset(group[0])]
-        held = [row.checkpoint.sha256 for row in group if column in row.cells and column.interval != "t"]
+        held = [
+            row.checkpoint.sha256
+            for row in group
+            if (row.checkpoint.sha256, column) in cells and column.interval != "t"
+        ]
         scored.append([(sha, cells[sha, column].values) for sha in held])
     p_values = []
     for members in scored:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-LEVEL = 0.05  # of the family-wise error, and one minus the level of intervals
+FAMILY_ERROR = 0.05  # of the family-wise error, and one minus the level of intervals
 HALVINGS = 60  # of the bisection; the interval [-1, 1] shrinks below the rounding of float64
 Verdicts = np.ndarray[Any, Any]  # of one network, one truth value an image
 
@@ -50,7 +50,7 @@ def paired_counts(first: Verdicts, second: Verdicts) -> PairedCounts:
     return PairedCounts(int((a & b).sum()), int((a & ~b).sum()), int((~a & b).sum()), int((~a & ~b).sum()))
 
 
-def tango_interval(b: int, c: int, n: int, level: float = LEVEL) -> tuple[float, float]:
+def tango_interval(b: int, c: int, n: int, level: float = FAMILY_ERROR) -> tuple[float, float]:
     """Return the score interval of a paired difference (b - c) / n.
 
     It consists of the differences D that a test does not reject. Its statistic is
@@ -116,7 +116,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
         return []
     from statsmodels.stats.multitest import multipletests
 
-    return [float(p) for p in multipletests(list(p_values), alpha=LEVEL, method="holm")[1]]
+    return [float(p) for p in multipletests(list(p_values), alpha=FAMILY_ERROR, method="holm")[1]]
 
 
 def cochran(verdicts: Sequence[Verdicts]) -> tuple[float, int, float]:
@@ -136,7 +136,7 @@ def cochran(verdicts: Sequence[Verdicts]) -> tuple[float, int, float]:
 
 
 def rank_ranges(verdicts: Sequence[Verdicts], adjusted: Sequence[float]) -> list[tuple[int, int]]:
-    """Return the best and the worst rank that each network may have; all of them hold at once at `LEVEL`.
+    """Return the best and the worst rank that each network may have; all of them hold at once at `FAMILY_ERROR`.
 
     The best rank is one more than the networks that are significantly better, the worst one leaves those below that
     are significantly worse.
@@ -147,7 +147,7 @@ def rank_ranges(verdicts: Sequence[Verdicts], adjusted: Sequence[float]) -> list
     rates = [float(np.mean(one)) for one in verdicts]
     best, worst = [1] * k, [k] * k
     for (i, j), p in zip(pairs_of(k), adjusted, strict=True):
-        if p <= LEVEL and rates[i] != rates[j]:
+        if p <= FAMILY_ERROR and rates[i] != rates[j]:
             winner, loser = (i, j) if rates[i] > rates[j] else (j, i)
             best[loser] += 1
             worst[winner] -= 1

@@ -26,6 +26,7 @@ from hydrabench.workflows.evaluation.settings import complete_settings
 
 DEVICES = re.compile(r"auto|(cpu|cuda|mps|xpu|meta)(:\d{1,4})?")
 PRECISIONS_OF = {"evaluation": ("float32", "float64", "bfloat16"), "training": ("float32", "bfloat16", "float16")}
+LONGEST_ID = 200  # characters of an id of the zoo; a path may have more
 NAMED = ("imagenet",)  # data sets whose images have names; --ids may list these
 
 
@@ -78,9 +79,10 @@ def header_of(ref: str) -> Header | None:
 
     Raises: ConfigError or CheckpointError if there is none, as `resolve` and `load_checkpoint`.
     """
-    if ":" in ref and not Path(ref[:200]).exists():  # an address
+    if ":" in ref and not os.path.exists(ref):  # an address
         return None
-    if Path(ref[:4096]).suffix or len(ref) > 255 or os.path.exists(ref):
+    path = Path(ref)
+    if path.suffix or path.is_absolute() or ref.startswith(".") or len(ref) > LONGEST_ID or path.exists():
         return peek(resolve(ref))
     entry: ZooEntry = find_entry(ref)
     return None if entry.file is None else peek(fetch(entry))
@@ -89,7 +91,7 @@ def header_of(ref: str) -> Header | None:
 def refuse_model(request: ModelRequest) -> None:
     """Refuse a file of --model or --weights that is not there. Raises: ConfigError."""
     place = request.spec.rpartition(":")[0] or request.spec
-    if Path(place).suffix in (".py", ".pt2") and not Path(place).is_file():
+    if Path(place).suffix in (".py", ".pt2", ".onnx") and not Path(place).is_file():
         raise ConfigError(f"--model {place}: there is no such file")
     if request.weights is not None and not request.weights.is_file():
         raise ConfigError(f"--weights {request.weights}: there is no such file")

@@ -22,9 +22,10 @@ from hydrabench.evaluators import EVALUATORS, EvaluationSettings, at, record_of
 from hydrabench.evaluators.description import require_precision
 from hydrabench.ledger import Record, RunFolder, whole_ledger
 from hydrabench.reporting.statistics import summarize
-from hydrabench.runtime import World, environment, exact_arithmetic, peak_memory
+from hydrabench.runtime import World, environment, exact_arithmetic, operations_per_second, peak_memory
 from hydrabench.threat import doubt
 from hydrabench.workflows.evaluation.continuing import ChosenImages, open_evaluation
+from hydrabench.workflows.evaluation.in_turn import Turns
 from hydrabench.workflows.evaluation.judging import Judge
 from hydrabench.workflows.evaluation.loading import Subject, doubt_of_normalization
 from hydrabench.workflows.evaluation.run_folders import ALL
@@ -89,7 +90,9 @@ def _fill(run: RunFolder, judge: Judge, world: World, blocks: Sequence[tuple[int
     settings = judge.settings
     title = f"{settings.protocol} {judge.subject.name}{at(settings)}"
     totals = RunningTotals(settings, run.records() if done else ())
-    warning = judge.blocks.warning(settings.kind, total - done)
+    warning = None
+    if judge.blocks.may_be_slow and world.is_main:
+        warning = judge.blocks.warning(settings.kind, total - done, operations_per_second(judge.subject.device))
     values = dict(settings)
     for note in (warning, doubt(values["norm"], values["epsilon"]) if "epsilon" in values else None):
         if note and world.is_main:
@@ -101,7 +104,11 @@ def _fill(run: RunFolder, judge: Judge, world: World, blocks: Sequence[tuple[int
         tracking(title, total=total, done=done, visible=world.is_main) as advance,
         watched(lambda moment: advance(0, f"{moment} · {judge.current()}  {totals}")),
     ):
-        for records in _rounds(world, judge, list(enumerate(blocks))[whole:]):
+        left = list(enumerate(blocks))[whole:]
+        if judge.evaluator.in_turn is not None:
+            Turns(run, judge, world, left, advance, totals).finish()
+            return
+        for records in _rounds(world, judge, left):
             if world.is_main:
                 run.append(records)
                 totals.add([asdict(record) for record in records])
@@ -116,9 +123,9 @@ def _chosen(
         return choose(images, choice)
     if choice != ALL:
         raise ConfigError(PICKED)
-    if not EVALUATORS[settings.kind].by_image:
+    if not EVALUATORS[settings.kind].by_image(settings):
         raise ConfigError(
-            f"{settings.kind} judges whole blocks of images, so no image has a verdict of its own; use -n"
+            f"{settings.protocol} judges whole blocks of images, so no image has a verdict of its own; use -n"
         )
     require_indices(images, indices)
     return tuple(sorted(set(indices)))

@@ -462,7 +462,7 @@ def test_explicit_images_are_checked(subject, cpu, tmp_path):
     for indices, n, settings, message in (
         ([3, 500], None, PGD, r"--index 500 is outside 0\.\.499, the test images of digits"),
         ([3], 5, PGD, r"--index names the images one by one; leave -n, --skip and --ids out"),
-        ([3], None, AutoAttackSettings(epsilon="1/255"), r"autoattack judges whole blocks"),
+        ([3], None, AutoAttackSettings(epsilon="1/255", version=1), r"aa-standard@1 judges whole blocks"),
     ):
         with pytest.raises((DataError, ConfigError), match=message):
             evaluate(subject, settings, tmp_path / "run", options=cpu, n=n, indices=indices)
