@@ -19,8 +19,8 @@ from hydrabench.threat import PIXEL_MAX, PIXEL_MIN
 REPEATS = 4  # further passes over the same images
 DIFFERENT = 1e-4  # length of a difference of logits, as a share of theirs, beyond rounding
 ROUNDING = 1e-5  # of probabilities
-TINY = 0.02 / 255  # a change of the pixels that any network of floats notices, and no quantiser of grey levels
-LARGE = 0.25  # a change that a quantiser notices, too
+FINE = 0.02 / 255  # a change of the pixels that any network of floats notices, and no quantiser of grey levels
+COARSE = 0.25  # a change that a quantiser notices, too
 
 
 def network_signs(
@@ -96,7 +96,7 @@ def _quantised(network: nn.Module, x: Tensor, logits: Tensor) -> float:
     generator = torch.Generator().manual_seed(0)
     noise = (2 * torch.rand((1, *x.shape[1:]), generator=generator) - 1).to(x)
     with torch.no_grad():
-        near, far = (network((x + size * noise).clamp(PIXEL_MIN, PIXEL_MAX)) for size in (TINY, LARGE))
+        near, far = (network((x + size * noise).clamp(PIXEL_MIN, PIXEL_MAX)) for size in (FINE, COARSE))
     return _share((near == logits).all(1) & (far != logits).any(1))
 
 
