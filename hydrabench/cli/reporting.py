@@ -30,8 +30,8 @@ LEAST_WIDTH = 80
     type=(str, str),
     multiple=True,
     metavar="cohen|papers PATH",
-    help="Add results of others: cohen PATH,KEY=VALUE,...: a table of Cohen's format; papers FILE.yml: published "
-    "numbers. May be repeated.",
+    help="Add results of others: cohen PATH or 'logs/**/*', tables of Cohen's tools; papers FILE.yml, numbers of papers. "
+    "May be repeated.",
 )
 @click.option(
     "-n",
@@ -53,8 +53,9 @@ def report(
 ) -> None:
     """Make a leaderboard from the ledgers of RUNS (run folders, or folders that hold some).
 
-    `--format tsv` writes a table for each smoothing run, as Cohen's certify.py does; `--import cohen` reads one. Keys:
-    name, dataset, sigma; if known samples (N), n0, alpha, split, arch, objective, density; radii=0+0.25+0.5.
+    `--format tsv` writes a table for each smoothing run, as Cohen's certify.py does; `--import cohen` reads
+    one, or all that a pattern finds. Of a pattern, name, dataset and sigma come from the paths; of one table they are
+    keys behind the path, as are, if known, samples (N), n0, alpha, split, arch, objective, density; radii=0+0.25+0.5.
     `--import papers` reads numbers that a paper prints, with their source; they have no records, so no test uses them.
 
     Exits with status 1 if a ledger is incomplete, if ledgers speak of different images, or if one says
@@ -64,6 +65,7 @@ def report(
     Examples
       hydrabench report runs/evaluations --out reports/mine
       hydrabench report runs/evaluations --import cohen logs/sigma_0.25,name=cohen,dataset=cifar10,sigma=0.25
+      hydrabench report --import cohen 'logs/**/*.tsv' --out reports/literature
       hydrabench report runs/evaluations --import papers hydra.yml
     """
     from hydrabench.workflows.reporting import REPORT_FORMATS, write_report
