@@ -22,16 +22,17 @@ LEAST_WIDTH = 80
     "--format",
     "formats",
     multiple=True,
-    help="md, csv, json, latex, parquet (records) or tsv (Cohen's); may be repeated.  [default: the first four]",
+    help="md, csv, json, latex, parquet (records), tsv (Cohen's) or robustbench; may be repeated.  "
+    "[default: the first four]",
 )
 @click.option(
     "--import",
     "imports",
     type=(str, str),
     multiple=True,
-    metavar="cohen|papers PATH",
-    help="Add results of others: cohen PATH or 'logs/**/*', tables of Cohen's tools; papers FILE.yml, numbers of papers. "
-    "May be repeated.",
+    metavar="cohen|papers|robustbench PATH",
+    help="Add results of others: cohen PATH or 'logs/**/*': tables of Cohen's tools; papers FILE.yml: published "
+    "numbers; robustbench PATH: its model_info. May be repeated.",
 )
 @click.option(
     "-n",
@@ -53,10 +54,12 @@ def report(
 ) -> None:
     """Make a leaderboard from the ledgers of RUNS (run folders, or folders that hold some).
 
-    `--format tsv` writes a table for each smoothing run, as Cohen's certify.py does; `--import cohen` reads
-    one, or all that a pattern finds. Of a pattern, name, dataset and sigma come from the paths; of one table they are
-    keys behind the path, as are, if known, samples (N), n0, alpha, split, arch, objective, density; radii=0+0.25+0.5.
-    `--import papers` reads numbers that a paper prints, with their source; they have no records, so no test uses them.
+    `--format tsv` writes a table for each smoothing run, as Cohen's certify.py does; `--import cohen` reads one, or all
+    that a pattern finds. Of a pattern, name, dataset and sigma come from the paths; of one table they are keys behind
+    the path, as are, if known, samples (N), n0, alpha, split, arch, objective, density; radii=0+0.25+0.5.
+    `--format robustbench` writes model_info/DATASET/THREAT/NAME.json for AutoAttack runs, and `--import robustbench`
+    reads such files. `--import papers` reads numbers that a paper prints, with their source. Both have no records, so
+    no test uses them.
 
     Exits with status 1 if a ledger is incomplete, if ledgers speak of different images, or if one says
     "verified" where another says "broken".

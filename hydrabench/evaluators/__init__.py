@@ -20,6 +20,8 @@ from hydrabench.evaluators.description import (
     at,
     said,
 )
+from hydrabench.evaluators.fmn import FmnSettings
+from hydrabench.evaluators.hydra import HydraSettings
 from hydrabench.evaluators.pgd import PgdSettings
 from hydrabench.evaluators.registry import (
     EVALUATORS,
@@ -40,6 +42,8 @@ __all__ = [
     "Computing",
     "EvaluationSettings",
     "Evaluator",
+    "FmnSettings",
+    "HydraSettings",
     "Metric",
     "Option",
     "PgdSettings",

@@ -10,6 +10,8 @@ from hydrabench.errors import ConfigError, lookup
 from hydrabench.evaluators.autoattack import AUTOATTACK
 from hydrabench.evaluators.clean import CLEAN
 from hydrabench.evaluators.description import EvaluationSettings, Evaluator
+from hydrabench.evaluators.fmn import FMN
+from hydrabench.evaluators.hydra import HYDRA
 from hydrabench.evaluators.pgd import PGD
 from hydrabench.evaluators.smoothing import SMOOTHING
 from hydrabench.evaluators.verification import ALPHA_CROWN, CASCADE, CROWN, CROWN_IBP, IBP, SYMBOLIC
@@ -18,6 +20,8 @@ from hydrabench.ledger import Record
 EVALUATORS: dict[str, Evaluator] = {
     "clean": CLEAN,
     "pgd": PGD,
+    "hydra": HYDRA,
+    "fmn": FMN,
     "autoattack": AUTOATTACK,
     "ibp": IBP,
     "symbolic": SYMBOLIC,

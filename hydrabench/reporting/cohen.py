@@ -25,7 +25,7 @@ from hydrabench.reporting.evaluations import Evaluation
 
 COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
 NEEDED = ("idx", "label", "predict")
-ATTACKED = "basePredict"  # a column of the logs of attacks, whose predictions are not those of the clean images
+OF_ATTACKS = "basePredict"  # a column of the logs of attacks, whose predictions are not those of the clean images
 
 EXACT_DIGITS = 9  # a radius with as many significant digits is as good as exact
 _TIME = re.compile(r"(?:(\d{1,9}) days?, )?(\d{1,9}):(\d\d):(\d\d(?:\.\d+)?)|(\d{1,12}(?:\.\d+)?)")
@@ -133,7 +133,7 @@ def _rows(path: Path) -> list[str]:
             f"{' '.join(missing)}",
             "are no tables",
         )
-    if ATTACKED in head:
+    if OF_ATTACKS in head:
         problem = f"{path} is a log of attacks, which certifies nothing; leave it out"
         raise NoCertificates(problem, "are logs of attacks")
     return rows

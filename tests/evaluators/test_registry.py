@@ -19,6 +19,8 @@ from hydrabench.evaluators import (
     AutoAttackSettings,
     CleanSettings,
     EvaluationSettings,
+    FmnSettings,
+    HydraSettings,
     PgdSettings,
     Sizes,
     SmoothingSettings,
@@ -31,6 +33,8 @@ from hydrabench.evaluators.description import CONDITIONS
 SETTINGS = {
     "clean": CleanSettings(),
     "pgd": PgdSettings(epsilon="0.05", steps=5),
+    "hydra": HydraSettings(epsilon="0.05", steps=5),
+    "fmn": FmnSettings(epsilon="0.02,0.05", steps=10),
     "autoattack": AutoAttackSettings(epsilon="0.6"),
     "ibp": VerifiedSettings(kind="ibp", epsilon="0.01"),
     "symbolic": VerifiedSettings(kind="symbolic", norm="l2", epsilon="0.01"),
