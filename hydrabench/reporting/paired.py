@@ -25,7 +25,7 @@ from hydrabench.reporting.significance import (
 if TYPE_CHECKING:
     import pandas as pd
 
-COMPARED = (
+FIELDS_OF_PAIRS = (
     "family",
     "group",
     "column",
@@ -79,7 +79,7 @@ def _compared(board: Leaderboard, family: str, found: Iterator[tuple[Row, Row, C
 
     names = titles(board.columns, board.protocols)
     rows = [{"family": family, **_comparison(board, a, b, column, names[column])} for a, b, column in found]
-    frame = pd.DataFrame(rows, columns=list(COMPARED))
+    frame = pd.DataFrame(rows, columns=list(FIELDS_OF_PAIRS))
     return frame.assign(p_holm=holm(frame["p"].tolist()))
 
 
