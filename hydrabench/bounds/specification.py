@@ -56,9 +56,19 @@ class Problem:
         return replace(self, others=self.others.gather(1, places), rows=rows, offset=self.offset.gather(1, places))
 
 
-def pose(network: nn.Module | Prepared, x: Tensor, y: Tensor, epsilon: float, *, norm: Norm = "linf") -> Problem:
+def pose(
+    network: nn.Module | Prepared,
+    x: Tensor,
+    y: Tensor,
+    epsilon: float,
+    *,
+    norm: Norm = "linf",
+    statistics: Tensor | None = None,
+) -> Problem:
     """Read a network for the margins of all classes but `y`, or take what was read of it before.
 
+    Args:
+        statistics: images, (B, C, H, W), whose statistics batch norm in training mode takes; None for `x`.
     Raises: UnsupportedLayerError for a layer without a rule; ValueError for a negative radius, or an
         output that is not (B, K) with K >= 2.
     """
@@ -70,7 +80,7 @@ def pose(network: nn.Module | Prepared, x: Tensor, y: Tensor, epsilon: float, *,
         functions = tuple(table[y] for table in tables) if tables else specification(parts.head, y, parts.value)
         network = network.network
     else:
-        parts = _parts(read(program_of(network), x), x)
+        parts = _parts(read(program_of(network), x if statistics is None else statistics), x)
         functions = specification(parts.head, y, parts.value)
     if not torch.is_grad_enabled() and channels_last_pays(parts.body, parts.shapes):
         x = channels_last(x)  # once for all that is computed from it

@@ -224,7 +224,10 @@ def test_a_far_better_normalization_is_refused_or_if_one_was_given_said(code, hy
 
 
 BAD = [
-    ((*BUILD, "--ckpt", "x"), "--ckpt has weights and arguments of its own; leave it or --weights, --model-args out"),
+    (
+        (*BUILD, "--ckpt", "x"),
+        "leave it or --weights, --model-args, --threat out",
+    ),
     (("--ckpt", "x", "--weights", "w.pt"), "--weights is for --model; with --ckpt leave it out"),
     (("--model", "mynet.py:build", "--arch", "vgg4"), "--arch is for a checkpoint file of others"),
     (("--model", "mynet.py:build", "--source-density", 0.1), "--source-density is for a checkpoint file of others"),
