@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hydrabench import bounds, masking
     from hydrabench.api import (
+        Gate,
         Report,
         Run,
         TrainingRun,
         attack,
+        baseline,
         certify,
         finetune,
+        gate,
         load,
         pipeline,
         prune,
@@ -27,14 +30,17 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Gate",
     "HydrabenchError",
     "Report",
     "Run",
     "TrainingRun",
     "attack",
+    "baseline",
     "bounds",
     "certify",
     "finetune",
+    "gate",
     "load",
     "masking",
     "pipeline",

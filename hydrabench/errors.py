@@ -13,7 +13,9 @@ SHORTAGES = ("out of memory", "can't allocate memory", "_ALLOC_FAILED", "Storage
 
 
 class HydrabenchError(Exception):
-    """A mistake of the user's: the command line prints it as one line and exits with status 1."""
+    """A mistake of the user's: the command line prints it as one line and exits with `status`."""
+
+    status = 1
 
 
 class ConfigError(HydrabenchError):
@@ -46,6 +48,12 @@ class MemoryShortageError(HydrabenchError):
 
 class GateError(HydrabenchError):
     """The numbers are there, but they contradict each other or miss what was demanded."""
+
+
+class IncomparableError(HydrabenchError):
+    """Runs cannot be compared with a baseline, so that nothing is known of them, neither good nor bad."""
+
+    status = 3
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -57,12 +57,12 @@ def write_text(path: Path, text: str) -> None:
         scratch.write_text(text, encoding="utf-8")
 
 
-def write_together(texts: Mapping[Path, str]) -> None:
-    """Write several files as UTF-8: all of them, or none if one cannot be written."""
+def write_together(contents: Mapping[Path, str | bytes]) -> None:
+    """Write several files, texts as UTF-8: all of them, or none if one cannot be written."""
     with ExitStack() as stack:
-        for path, text in texts.items():
-            with stack.enter_context(replacing(path)).open("w", encoding="utf-8") as file:
-                file.write(text)
+        for path, content in contents.items():
+            with stack.enter_context(replacing(path)).open("wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())  # a full disk may say so only now
 

@@ -6,6 +6,8 @@ import atexit
 import hashlib
 import os
 import platform
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -73,6 +75,22 @@ def use_threads(count: int) -> None:
     threads they may differ from run to run.
     """
     torch.set_num_threads(count)
+
+
+def operations_per_second(device: torch.device) -> float:
+    """Return how many multiplications and additions of a convolution a core, or the accelerator, does in a second.
+
+    It is timed now, for some 50 ms, so that a forecast is of this machine; nothing else may depend on it.
+    """
+    images, weight = torch.rand(8, 64, 32, 32, device=device), torch.rand(64, 64, 3, 3, device=device)
+    clock, found = time.process_time if device.type == "cpu" else time.perf_counter, []
+    for _ in range(4):
+        started = clock()
+        total = torch.nn.functional.conv2d(images, weight, padding=1).sum()
+        total.item()  # waits for the device
+        found.append(clock() - started)
+    operations = 2 * weight.numel() * images[:, 0].numel()
+    return operations / max(min(found), 1e-9)
 
 
 @contextmanager
@@ -192,6 +210,18 @@ def _whole(name: str, default: int) -> int:
     if not text.isascii() or not text.isdecimal() or len(text) > 6:
         raise ConfigError(f"the environment variable {name} is {text!r}, not a whole number; unset it")
     return int(text)
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Return the bytes that tensors on a GPU took at most, on a CPU those of the whole process; None if not known."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    try:
+        import resource  # noqa: PLC0415  (not on Windows)
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def environment(device: torch.device) -> dict[str, str]:

@@ -19,10 +19,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PIXEL_MIN, PIXEL_MAX = 0.0, 1.0
-Norm = Literal["linf", "l2"]
+Norm = Literal["linf", "l2"]  # of balls that bounds certify
+AttackNorm = Literal["linf", "l2", "l1"]  # of balls that attacks search
+NORM_TEXTS = {"linf": "L∞", "l2": "L2", "l1": "L1"}  # largest ball of one radius first
 _DECIMAL = r"(?:\d{1,40}(?:\.\d{0,40})?|\.\d{1,40})(?:[eE][+-]?\d{1,2})?"
 _NUMBER = re.compile(rf"({_DECIMAL})(?:\s*/\s*(\d{{1,40}}))?", re.ASCII)
 LARGEST_L2 = 20  # the field's radii reach 5; 20 is over a third of the way from black to white for 3 x 32 x 32 pixels
+LARGEST_L1 = 1000  # the field's radii reach 12 for 3 x 32 x 32 pixels and 255 for ImageNet
 LARGEST_NOISE = 10  # the field's noise reaches 2; at 10 an image of [0, 1] is lost in it
 SMALLEST_L2_LEVELS = 16  # an L2 radius of so few grey levels is nearly always meant for L∞
 
@@ -43,12 +46,13 @@ def read_number(given: str | int | float) -> Fraction | None:
     return level if float(level) == float(numerator) else numerator
 
 
-def parse_radius(text: str | int | float, *, norm: Norm = "linf") -> Fraction:
+def parse_radius(text: str | int | float, *, norm: AttackNorm = "linf") -> Fraction:
     """Read a radius in pixel units exactly, see `read_number`: "8/255" is the fraction 8/255, "0.1" is 1/10.
 
     Args:
-        text: a fraction "a/b" or a decimal number; at least 0, at most 1 for `linf` and `LARGEST_L2` for `l2`.
-        norm: the norm it is measured in; an L2 radius may exceed 1.
+        text: a fraction "a/b" or a decimal number; at least 0, at most 1 for `linf`, `LARGEST_L2` for `l2` and
+            `LARGEST_L1` for `l1`.
+        norm: the norm it is measured in; only an L∞ radius may not exceed 1.
     Raises: ConfigError that says what was read, the allowed range and what to write instead.
     """
     radius = read_number(text)
@@ -58,7 +62,8 @@ def parse_radius(text: str | int | float, *, norm: Norm = "linf") -> Fraction:
         raise ConfigError(
             f"epsilon {shortened(written)} is not a radius: {hint}write a fraction of the pixel range such as 8/255"
         )
-    limit, range_text = (1, "the pixel range") if norm == "linf" else (LARGEST_L2, "what L2 radii of images reach")
+    limit = {"linf": 1, "l2": LARGEST_L2, "l1": LARGEST_L1}[norm]
+    range_text = "the pixel range" if norm == "linf" else f"what {NORM_TEXTS[norm]} radii of images reach"
     if radius > limit:
         raise ConfigError(
             f"epsilon {shortened(written)} lies outside [0, {limit}], {range_text}; {_in_levels(written, '8/255')}"
@@ -91,13 +96,13 @@ def _in_levels(written: str, example: str) -> str:
     return f"if you mean {number} of 255 grey levels, write {number}/255"
 
 
-def doubt(norm: Norm, radius: Fraction) -> str | None:
-    """Return a warning for an L2 radius that looks like an L∞ one, such as 8/255."""
+def doubt(norm: AttackNorm, radius: Fraction) -> str | None:
+    """Return a warning for an L2 or L1 radius that looks like an L∞ one, such as 8/255."""
     if norm == "linf" or not 0 < radius * 255 <= SMALLEST_L2_LEVELS:
         return None
     return (
-        f"note: an L2 radius of {radius_text(radius)} is {float(radius):.3g} in pixel units, where the field's start "
-        "at 36/255; for the L∞ ball of that radius leave out --norm l2"
+        f"note: an {NORM_TEXTS[norm]} radius of {radius_text(radius)} is {float(radius):.3g} in pixel units, where the "
+        f"field's start at {'36/255' if norm == 'l2' else '2'}; for the L∞ ball of that radius leave out --norm {norm}"
     )
 
 
@@ -114,19 +119,20 @@ def radius_text(radius: Fraction) -> str:
 class Threat:
     """All images within `epsilon` of the original in `norm`, intersected with the pixel range."""
 
-    norm: Norm
+    norm: AttackNorm
     epsilon: Fraction
 
     def __str__(self) -> str:
-        return f"{'L∞' if self.norm == 'linf' else 'L2'} {radius_text(self.epsilon)}"
+        return f"{NORM_TEXTS[self.norm]} {radius_text(self.epsilon)}"
 
     def contains(self, other: Threat) -> bool:
         """Whether every perturbation that `other` allows is allowed here too, in any dimension.
 
-        An L2 ball lies inside the L∞ ball of the same radius; the reverse inclusion depends on the
-        dimension and is not claimed.
+        An L1 ball lies inside the L2 ball of the same radius, and that inside the L∞ ball; the reverse inclusions
+        depend on the dimension and are not claimed.
         """
-        return other.epsilon <= self.epsilon and self.norm in (other.norm, "linf")
+        order = list(NORM_TEXTS)
+        return other.epsilon <= self.epsilon and order.index(self.norm) <= order.index(other.norm)
 
 
 def float_above(radius: Fraction) -> float:
@@ -141,12 +147,12 @@ def float_below(radius: Fraction) -> float:
     return found if Fraction(found) <= radius else math.nextafter(found, -math.inf)
 
 
-def linf_box(x: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+def linf_box(x: Tensor, epsilon: float | Tensor) -> tuple[Tensor, Tensor]:
     """Lower and upper corner of the L∞ ball around `x`, clipped to the pixel range and to nothing else.
 
     Args:
         x: images, (B, C, H, W), in [0, 1].
-        epsilon: radius in pixel units, >= 0.
+        epsilon: radius in pixel units, >= 0; or a tensor of them that broadcasts to `x`.
     Returns: two tensors of the shape of `x`.
     """
     return (x - epsilon).clamp_(PIXEL_MIN, PIXEL_MAX), (x + epsilon).clamp_(PIXEL_MIN, PIXEL_MAX)

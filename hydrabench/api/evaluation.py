@@ -32,6 +32,7 @@ def load(
     dataset: str | None = None,
     density: float | None = None,
     normalization: Any = None,
+    model: str | None = None,
 ) -> nn.Module:
     """Load a network: eval mode, masks baked in, on the CPU; images (B, C, H, W) in [0, 1] to logits (B, K).
 
@@ -42,9 +43,11 @@ def load(
         arch, dataset: of a file of others, what it does not say itself: keys of `models.MODELS` and `data.DATASETS`.
         density: of such a file, the fraction of weights kept, in (0, 1]; None: from its zeros.
         normalization: of such a file, a name ("cifar10", "none"), "MEAN/STD", or (means, deviations), in pixel units.
+        model: FILE.py:NAME, the code of a checkpoint whose network is not of the registry; None: what lies beside it.
     Raises: CheckpointError or ConfigError if there is no such checkpoint, or it does not say what it is.
     """
-    described = {"arch": arch, "dataset": dataset, "density": density, "normalization": as_normalization(normalization)}
+    described = {"arch": arch, "dataset": dataset, "density": density, "model": model}
+    described["normalization"] = as_normalization(normalization)
     given = {key: value for key, value in described.items() if value is not None}
     return open_checkpoint(str(ref), **given).baked()
 

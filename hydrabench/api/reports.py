@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
 
-from hydrabench.api.runs import Run
-from hydrabench.reporting import Leaderboard, build_leaderboard, headings, markdown
+from hydrabench.api.runs import Runs, folders_of
+from hydrabench.reporting import Leaderboard, build_leaderboard, headings, latex, markdown
+from hydrabench.reporting.frames import numbers
 from hydrabench.workflows.reporting import find_runs, write_report
 
 
@@ -39,15 +39,24 @@ class Report:
         table = pd.DataFrame.from_dict(rows, orient="index", columns=None)
         return table[["density", "nonzero_parameters", *order]].rename_axis("network")
 
+    @cached_property
+    def numbers(self) -> pd.DataFrame:
+        """One row a number, as in `leaderboard.csv`; see `reporting.frames.numbers`."""
+        return numbers(self.leaderboard)
+
+    def to_latex(self) -> str:
+        """The leaderboard as a table of LaTeX, for the package booktabs."""
+        return latex(self.leaderboard)
+
     def to_markdown(self) -> str:
         """The whole leaderboard as a Markdown page, with how to read it and what the protocols are."""
         return markdown(self.leaderboard)
 
     def __repr__(self) -> str:
-        return f"Report of {len(self.leaderboard.rows)} networks, {len(self.leaderboard.columns)} numbers; see .table"
+        return f"Report of {len(self.leaderboard.rows)} networks, {len(self.leaderboard.columns)} columns; see .table"
 
 
-def report(runs: Run | str | Path | Sequence[Run | str | Path], out: str | Path | None = None) -> Report:
+def report(runs: Runs, out: str | Path | None = None) -> Report:
     """Make the leaderboard of runs.
 
     Args:
@@ -56,6 +65,5 @@ def report(runs: Run | str | Path | Sequence[Run | str | Path], out: str | Path 
     Raises: LedgerError if a run is incomplete, altered, or about other images than another; GateError if an image is
         verified in one run and broken in another.
     """
-    several = [runs] if isinstance(runs, Run | str | Path) else list(runs)
-    paths = [one.path if isinstance(one, Run) else Path(one) for one in several]
+    paths = folders_of(runs)
     return Report(build_leaderboard(find_runs(paths)) if out is None else write_report(paths, Path(out)))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeAlias
 
 import pandas as pd
 from torch import nn
@@ -108,3 +109,12 @@ class TrainingRun(_FinishedRun):
         recipe = self.header.get("recipe", {})
         name = recipe.get("name", "?") if isinstance(recipe, dict) else recipe
         return "\n".join([f"{self.header['command']} {name}, in {self.path}", *metric_lines(self.summary)])
+
+
+Runs: TypeAlias = "Run | str | Path | Sequence[Run | str | Path]"
+
+
+def folders_of(runs: Runs) -> list[Path]:
+    """The folders of one or several runs, given as runs or as paths."""
+    several = [runs] if isinstance(runs, Run | str | Path) else list(runs)
+    return [one.path if isinstance(one, Run) else Path(one) for one in several]

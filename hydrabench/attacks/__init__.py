@@ -1,34 +1,38 @@
 """Attacks: points of the threat model that a network gets wrong.
 
-`LOSSES` is the registry of what an attack maximises, `pgd` the attack, `ascend` its core for any
-objective; `random_start`, `ascent_step`, `steepest` and `project` are the pieces.
-`in_exact_ball` rounds adversarial examples to pixels that anybody can replay.
+`ball` is where they may lie, `LOSSES` the registry of what an attack maximises, `pgd` the attack; `ascend` is its core
+for any objective, `search` the one that classifies every point on its way.
 """
 
-from hydrabench.attacks.exact_ball import in_exact_ball
-from hydrabench.attacks.losses import LOSSES, AttackLoss, margin
-from hydrabench.attacks.pgd import (
-    ascend,
-    ascent_step,
-    default_step_size,
-    pgd,
+from hydrabench.attacks.ball import (
+    ExactBall,
+    lengths,
     project,
     random_start,
     steepest,
     unit_noise,
 )
+from hydrabench.attacks.losses import FEWEST_CLASSES, LOSSES, TARGETED_LOSSES, AttackLoss, margin
+from hydrabench.attacks.padding import Padded
+from hydrabench.attacks.pgd import Moves, Searched, ascend, default_step_size, pgd, search
 
 __all__ = [
+    "FEWEST_CLASSES",
     "LOSSES",
+    "TARGETED_LOSSES",
     "AttackLoss",
+    "ExactBall",
+    "Moves",
+    "Padded",
+    "Searched",
     "ascend",
-    "ascent_step",
     "default_step_size",
-    "in_exact_ball",
+    "lengths",
     "margin",
     "pgd",
     "project",
     "random_start",
+    "search",
     "steepest",
     "unit_noise",
 ]

@@ -6,16 +6,20 @@ parameters. Whether the network is in train or eval mode is the caller's decisio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from hydrabench.attacks.losses import LOSSES
+from hydrabench.attacks.ball import ExactBall, per_image, random_start, steepest
+from hydrabench.attacks.losses import LOSSES, margin
 from hydrabench.errors import lookup
-from hydrabench.threat import PIXEL_MAX, PIXEL_MIN, Norm, linf_box
+from hydrabench.threat import AttackNorm
 
 Ascended = Callable[[Tensor], Tensor]
+Checked = Callable[[Tensor, Tensor, int], object]
 
 
 def default_step_size(epsilon: float, steps: int) -> float:
@@ -26,83 +30,8 @@ def default_step_size(epsilon: float, steps: int) -> float:
     return 2.5 * epsilon / steps
 
 
-def unit_noise(shape: Sequence[int], *, norm: Norm, generator: torch.Generator) -> Tensor:
-    """Draw one point per image uniformly from the unit ball of `norm`.
-
-    Linf: every pixel from U(-1, 1). L2: a Gaussian direction times U^(1/d), d pixels per image.
-
-    Args:
-        shape: (B, C, H, W).
-        generator: drawn from on its own device, always in float32, so that a stream means the same
-            noise in every precision.
-    Returns: float32, of `shape`, on the generator's device.
-    """
-    if norm == "linf":
-        return torch.rand(tuple(shape), generator=generator, device=generator.device).mul_(2).sub_(1)
-    direction = _normalised(torch.randn(tuple(shape), generator=generator, device=generator.device))
-    dimension = direction[0].numel()
-    radius = torch.rand(shape[0], generator=generator, device=generator.device) ** (1 / dimension)
-    return direction * _per_image(radius, direction)
-
-
-def random_start(x: Tensor, epsilon: float, *, norm: Norm, generator: torch.Generator) -> Tensor:
-    """Draw a point per image uniformly from the ball around `x`, projected into the pixel range.
-
-    Args:
-        x: images, (B, C, H, W), in [0, 1].
-        epsilon: radius in pixel units, >= 0.
-    Returns: images of the shape, precision and device of `x`.
-    """
-    noise = unit_noise(x.shape, norm=norm, generator=generator)
-    return project(x + epsilon * noise.to(x), x, epsilon, norm=norm)
-
-
-def project(points: Tensor, x: Tensor, epsilon: float, *, norm: Norm) -> Tensor:
-    """Bring `points` into the ball of radius `epsilon` around `x` and into the pixel range.
-
-    Linf: into `threat.linf_box`, the very box that the bounds certify. L2: radially into the ball,
-    then clamped to the pixel range, which only moves towards `x`, so the norm cannot grow again.
-
-    Args:
-        points: (B, C, H, W), any values.
-        x: images, (B, C, H, W), in [0, 1].
-        epsilon: radius in pixel units, >= 0.
-    Returns: (B, C, H, W), in [0, 1].
-    """
-    if norm == "linf":
-        lower, upper = linf_box(x, epsilon)
-        return torch.minimum(torch.maximum(points, lower), upper)
-    offset = points - x
-    length = torch.linalg.vector_norm(offset.flatten(1), dim=1)
-    shrink = torch.where(length > epsilon, epsilon / length, 1.0)
-    return (x + offset * _per_image(shrink, x)).clamp(PIXEL_MIN, PIXEL_MAX)
-
-
-def steepest(points: Tensor, gradient: Tensor, step_size: float, *, norm: Norm) -> Tensor:
-    """Move by `step_size` in the steepest direction of `norm`: the gradient's sign, or its L2 direction.
-
-    A zero gradient moves nothing. The result may lie outside the ball; `project` brings it back.
-    """
-    direction = gradient.sign() if norm == "linf" else _normalised(gradient)
-    return points + step_size * direction
-
-
-def ascent_step(points: Tensor, value: Tensor, x: Tensor, epsilon: float, *, norm: Norm, step_size: float) -> Tensor:
-    """Take one projected gradient step: the step that every gradient attack here is made of.
-
-    Args:
-        points: inside the ball, (B, C, H, W), requiring a gradient.
-        value: computed from `points`, a scalar: the sum over the images of what is to grow.
-        x: images at the centre of the ball, (B, C, H, W), in [0, 1].
-        epsilon, step_size: radius, and length of the step in `norm`, in pixel units.
-    Returns: the next points, inside the ball and in [0, 1], detached.
-    """
-    (gradient,) = torch.autograd.grad(value, points)
-    return project(steepest(points.detach(), gradient, step_size, norm=norm), x, epsilon, norm=norm)
-
-
 def ascend(
-    x: Tensor, start: Tensor, epsilon: float, objective: Ascended, *, norm: Norm, steps: int, step_size: float
+    x: Tensor, start: Tensor, epsilon: float, objective: Ascended, *, norm: AttackNorm, steps: int, step_size: float
 ) -> Tensor:
     """Climb `objective` from `start` by projected gradient steps.
 
@@ -115,12 +44,14 @@ def ascend(
     Returns: the last points, (B, C, H, W), inside the ball and in [0, 1], detached.
     Source: Madry et al. (2018), arXiv:1706.06083, section 2.1.
     """
-    points = project(start.detach(), x, epsilon, norm=norm)
+    ball = ExactBall.around(x, epsilon, norm)
+    points = ball.project(start.detach())
     for _ in range(steps):
         points.requires_grad_()
         with torch.enable_grad():
             value = objective(points).sum()
-        points = ascent_step(points, value, x, epsilon, norm=norm, step_size=step_size)
+        (gradient,) = torch.autograd.grad(value, points)
+        points = ball.project(steepest(points.detach(), gradient, step_size, norm=norm))
     return points.detach()
 
 
@@ -131,7 +62,7 @@ def pgd(  # noqa: PLR0913  (the attack's settings, each of which some caller cha
     epsilon: float,
     *,
     generator: torch.Generator,
-    norm: Norm = "linf",
+    norm: AttackNorm = "linf",
     steps: int = 50,
     step_size: float | None = None,
     loss: str = "ce",
@@ -161,18 +92,95 @@ def pgd(  # noqa: PLR0913  (the attack's settings, each of which some caller cha
     return ascend(x, start, epsilon, objective, norm=norm, steps=steps, step_size=step_size)
 
 
-def _normalised(vectors: Tensor) -> Tensor:
-    """Scale each image of (B, ...) to L2 length 1; zero stays zero.
+@dataclass(frozen=True)
+class Moves:
+    """The steps of `search`. step_size: in pixel units. momentum: share of the last direction kept, in [0, 1)."""
 
-    Dividing by the largest entry first keeps the squares of tiny gradients from underflowing.
+    steps: int
+    step_size: float
+    momentum: float = 0.0
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What a search found. broke_at: gradient steps done when each image broke, -1 where it did not, (B,).
+
+    smallest: smallest margin of the points of each image, (B,). points: those that broke an image, and the last ones of
+    the others, (B, C, H, W).
     """
-    tiny = torch.finfo(vectors.dtype).tiny
-    largest = vectors.flatten(1).abs().amax(1).clamp_min(tiny)
-    scaled = vectors / _per_image(largest, vectors)
-    length = torch.linalg.vector_norm(scaled.flatten(1), dim=1).clamp_min(tiny)
-    return scaled / _per_image(length, vectors)
+
+    broke_at: Tensor
+    smallest: Tensor
+    points: Tensor
+
+    def keep(self, alive: Tensor, wrong: Tensor, lowest: Tensor, points: Tensor, done: int) -> None:
+        """Write down the images that broke. alive: their rows here. wrong: which of these broke after `done` steps."""
+        gone = wrong.nonzero()[:, 0]
+        rows = alive[gone]
+        self.broke_at[rows], self.smallest[rows], self.points[rows] = done, lowest[gone], points[gone]
 
 
-def _per_image(values: Tensor, images: Tensor) -> Tensor:
-    """Shape (B,) values so that they multiply (B, ...) images."""
-    return values.reshape(-1, *[1] * (images.dim() - 1))
+def search(
+    network: nn.Module,
+    ball: ExactBall,
+    start: Tensor,
+    classes: tuple[Tensor, ...],
+    loss: Callable[..., Tensor],
+    *,
+    how: Moves,
+    check: Checked,
+) -> Searched:
+    """Climb `loss`, classify every point, the start and the last included, and drop an image once it is misclassified.
+
+    Args:
+        ball: around the images, (B, C, H, W). start: inside it.
+        classes: of each image the true one, and for a targeted loss the target, each (B,); `loss` takes the logits and
+            these.
+        check: called with logits whose sum is not finite, the rows they are of, and the steps done; may raise.
+    Source: Madry et al. (2018), arXiv:1706.06083, section 2.1; momentum is that of Dong et al. (2018),
+        arXiv:1710.06081, algorithm 1.
+    """
+    points, direction = start, torch.zeros_like(start)
+    result = Searched(torch.full_like(classes[0], -1), start.new_full((len(start),), torch.inf), start.clone())
+    lowest, alive = result.smallest, torch.arange(len(start), device=start.device)
+    for done in range(how.steps + 1):
+        last = done == how.steps
+        with torch.set_grad_enabled(not last):
+            logits = network(points.requires_grad_(not last))
+        seen = logits.detach()
+        if not math.isfinite(seen.sum().item()):
+            check(seen, alive, done)
+        lowest = torch.minimum(lowest, margin(seen, classes[0]))
+        wrong = seen.argmax(1) != classes[0]
+        broken = bool(wrong.any())
+        if last or (broken and bool(wrong.all())):
+            break
+        with torch.enable_grad():
+            gradient = _input_gradient(loss(logits, *classes).sum(), points)
+        points = points.detach()
+        if broken:
+            result.keep(alive, wrong, lowest, points, done)
+            kept = wrong.logical_not().nonzero()[:, 0]
+            alive, lowest, points, gradient = alive[kept], lowest[kept], points[kept], gradient[kept]
+            ball, classes = ball.rows(kept), tuple(one[kept] for one in classes)
+            direction = direction[kept] if how.momentum else direction
+        if how.momentum:
+            gradient = direction = how.momentum * direction + _of_mean_one(gradient)
+        points = ball.project(steepest(points, gradient, how.step_size, norm=ball.norm))
+    result.smallest[alive], result.points[alive] = lowest, points.detach()
+    result.broke_at[alive[wrong]] = done
+    return result
+
+
+def _input_gradient(value: Tensor, points: Tensor) -> Tensor:
+    """Return the gradient at `points`, zero for a network that is cut off from its input; `checks` flags those."""
+    if not value.requires_grad:
+        return torch.zeros_like(points)
+    (gradient,) = torch.autograd.grad(value, points, allow_unused=True)
+    return torch.zeros_like(points) if gradient is None else gradient
+
+
+def _of_mean_one(gradient: Tensor) -> Tensor:
+    """Scale the gradient of each image so that its absolute entries have mean 1; zero stays zero."""
+    mean = gradient.abs().flatten(1).mean(1).clamp_min(torch.finfo(gradient.dtype).tiny)
+    return gradient / per_image(mean, gradient)

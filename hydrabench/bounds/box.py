@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hydrabench.errors import UnsupportedLayerError
+
 
 @dataclass(frozen=True, eq=False)
 class Interval:
@@ -42,6 +44,16 @@ class Interval:
     def images(self, part: slice | Tensor) -> Interval:
         """Return the boxes of some images, given by a slice or their numbers."""
         return Interval(self.center[part], self.width[part])
+
+
+def images(x: Tensor, name: str, ndim: int = 4) -> Tensor:
+    """Return `x` itself, if it has as many axes as a batch of images; torch takes the batch axis for channels if not.
+
+    Raises: UnsupportedLayerError if it has not; `name` says what needs them.
+    """
+    if x.ndim != ndim:
+        raise UnsupportedLayerError(f"cannot bound {name} of {x.ndim} axes: it needs {ndim}, the batch axis included")
+    return x
 
 
 def channels_last(images: Tensor) -> Tensor:

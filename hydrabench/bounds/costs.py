@@ -1,7 +1,8 @@
-"""What bounding every neuron of an image by a pass of its own may take: a forecast from shapes alone.
+"""How much work bounding an image may take: a count from shapes alone, the same on every machine.
 
-It counts the passes of `neurons` as if every neuron were undecided, with the windows that their rows have, so that it
-is the same on every machine. The seconds are those of one core, measured with wide and narrow residual networks.
+It counts the passes of `neurons` as if every neuron were undecided, with the windows that their rows have.
+Multiplications and additions of linear layers count as they are. A coefficient that an operation reads, multiplies and
+writes waits for memory, and counts as much as many of them.
 """
 
 from __future__ import annotations
@@ -12,25 +13,21 @@ from math import prod
 import torch
 from torch import nn
 
-from hydrabench.bounds.alpha import Search
 from hydrabench.bounds.neurons import bounded_values
 from hydrabench.bounds.patches import Window
 from hydrabench.bounds.program.dead_channels import compacted
-from hydrabench.bounds.program.linear import Add, Convolution, Dense, Scale
-from hydrabench.bounds.program.operations import Elementwise
+from hydrabench.bounds.program.operations import Operation
 from hydrabench.bounds.program.program import Node, program_of, read, shapes_of
-from hydrabench.bounds.program.structure import Identity
 
 SIGNS = {"symbolic": 1, "crown": 2}  # rows of a neuron; the other methods take next to nothing
-PRODUCTS = 80e9  # multiplications and additions of a convolution in a second
-ENTRIES = 0.4e9  # coefficients in a second that an operation reads, multiplies and writes
-# An iteration of alpha-crown, there and back: seconds a coefficient of whole rows, and those that an image of ten takes
-# however small the network is; measured with cifar_model of 32x32 and 8x8 pixels.
-SEARCH_ENTRY, SEARCH_ITERATION = 20e-9, 0.5e-3
+MOVED = 200  # operations that a coefficient counts as, for each operation of the network that it passes
+# An iteration of alpha-crown, there and back: what a coefficient of whole rows counts as, and an image's share of what
+# every iteration takes however small the network is.
+SEARCHED, ITERATION = 1600, 40_000_000
 
 
-def image_seconds(network: nn.Module, shape: tuple[int, int, int], methods: Collection[str]) -> float:
-    """Processor seconds that bounding one image by each of `methods` takes at most, roughly.
+def image_operations(network: nn.Module, shape: tuple[int, int, int], methods: Collection[str]) -> float:
+    """Return the operations that bounding one image by each of `methods` takes at most, roughly.
 
     Args:
         network: in eval mode. shape: (C, H, W) of its images.
@@ -40,31 +37,30 @@ def image_seconds(network: nn.Module, shape: tuple[int, int, int], methods: Coll
     signs = sum(SIGNS.get(method, 0) for method in methods)
     if not signs:
         return 0.0
-    parameter = next(network.parameters(), torch.zeros(()))
-    nodes = compacted(read(program_of(network)))
-    shapes = shapes_of(nodes, parameter.new_empty(1, *shape))
+    nodes, shapes = _live(network, shape)
     return signs * sum(
-        shapes[number].numel() * neuron_seconds(nodes, shapes, number) for number in bounded_values(nodes)
+        shapes[number].numel() * neuron_operations(nodes, shapes, number) for number in bounded_values(nodes)
     )
 
 
-def search_seconds(network: nn.Module, shape: tuple[int, int, int], search: Search) -> float:
-    """Processor seconds that alpha-crown takes for an image none of whose margins it proves, roughly.
+def search_operations(network: nn.Module, shape: tuple[int, int, int], iterations: int) -> float:
+    """Return the operations of alpha-crown for an image none of whose margins it proves, after CROWN's own, roughly.
 
-    That is, for slopes "output"; with "all", many times as long. CROWN's own pass, as `image_seconds` has it, is
-    counted in full, whatever the time limit.
+    That is for slopes "output"; with "all", many times as many.
 
     Args: network: in eval mode. shape: (C, H, W) of its images.
     Raises: UnsupportedLayerError for a layer without a rule.
     """
+    nodes, shapes = _live(network, shape)
+    margins = shapes[-1].numel() - 1
+    return iterations * (ITERATION + SEARCHED * margins * float(_whole_row(nodes, shapes, len(nodes))))
+
+
+def _live(network: nn.Module, shape: tuple[int, int, int]) -> tuple[list[Node], list[torch.Size]]:
+    """Return the operations without dead channels, and the shapes of all values, without the batch axis."""
     parameter = next(network.parameters(), torch.zeros(()))
     nodes = compacted(read(program_of(network)))
-    shapes = shapes_of(nodes, parameter.new_empty(1, *shape))
-    first = image_seconds(network, shape, ("crown",))
-    margins = shapes[-1].numel() - 1
-    iteration = SEARCH_ITERATION + SEARCH_ENTRY * margins * _whole_row(nodes, shapes, len(nodes))
-    total = first + search.iterations * iteration
-    return total if search.time_limit is None else max(first, min(total, search.time_limit))
+    return nodes, shapes_of(nodes, parameter.new_empty(1, *shape))
 
 
 def _whole_row(nodes: Sequence[Node], shapes: Sequence[torch.Size], number: int) -> int:
@@ -76,8 +72,8 @@ def _whole_row(nodes: Sequence[Node], shapes: Sequence[torch.Size], number: int)
     return sum(shapes[position].numel() for position in reached - {0, number})
 
 
-def neuron_seconds(nodes: Sequence[Node], shapes: Sequence[torch.Size], number: int) -> float:
-    """Processor seconds of a row of one neuron of value `number` on its way back to the input.
+def neuron_operations(nodes: Sequence[Node], shapes: Sequence[torch.Size], number: int) -> float:
+    """Return the operations of a row of one neuron of value `number` on its way back to the input.
 
     Args: shapes: of all values, without the batch axis.
     """
@@ -85,33 +81,28 @@ def neuron_seconds(nodes: Sequence[Node], shapes: Sequence[torch.Size], number: 
     waiting: dict[int, Window | None] = {number: None}
     if len(shape) == 3:
         waiting[number] = Window((1, 1), (1, 1), (0, 0), (shape[1], shape[2]))
-    seconds = 0.0
+    count = 0.0
     for position in range(number, 0, -1):
         if position not in waiting:
             continue
         operation, window = nodes[position - 1].operation, waiting.pop(position)
         entries = _entries(shapes[position], window)
-        seconds += entries / ENTRIES
-        if isinstance(operation, Convolution | Dense):
-            seconds += 2 * entries * prod(operation.weight.shape[1:]) / PRODUCTS
+        count += MOVED * entries
+        count += 2 * entries * operation.products
         for source in nodes[position - 1].inputs:
             found = _behind(operation, window, shapes[source])
             waiting[source] = _joined(waiting[source], found) if source in waiting else found
-    return seconds
+    return count
 
 
 def _entries(shape: torch.Size, window: Window | None) -> int:
     return shape.numel() if window is None else shape[0] * prod(window.size)
 
 
-def _behind(operation: object, window: Window | None, shape: torch.Size) -> Window | None:
+def _behind(operation: Operation, window: Window | None, shape: torch.Size) -> Window | None:
     """The window in what an operation takes, or None if rows are whole there, as in `back_patches`."""
-    if window is None or not isinstance(operation, Convolution | Scale | Identity | Elementwise | Add):
-        return None
-    grown = window
-    if isinstance(operation, Convolution):
-        grown = window.behind(operation.weight.shape[2:], operation.stride, operation.padding, operation.dilation)
-    return None if prod(grown.size) >= prod(shape[1:]) else grown
+    grown = None if window is None else operation.window_behind(window)
+    return None if grown is None or prod(grown.size) >= prod(shape[1:]) else grown
 
 
 def _joined(one: Window | None, other: Window | None) -> Window | None:

@@ -183,8 +183,13 @@ class _Pass:
                 gained.append(gained.pop() + gain)
             return found
 
-        rows = carried_back(self.nodes, len(self.nodes), rows, substitute, lambda _, one, other: one + other)
-        return _concretized(rows, gained.pop(), self.box, runs)
+        stop = int(_starts_linearly(self.nodes))
+        rows = carried_back(self.nodes, len(self.nodes), rows, substitute, lambda _, one, other: one + other, stop=stop)
+        if not stop:
+            return _concretized(rows, gained.pop(), self.box, runs)
+        gain = linear(self.nodes[0]).gain(rows, [self.box.center.shape])
+        rows, box = linear(self.nodes[0]).back_to_box(rows, self.box)
+        return _concretized(rows, gained.pop() if gain is None else gained.pop() + gain, box, runs)
 
     def _relaxed(
         self, node: Node, operation: Relaxed, rows: Tensor, runs: list[Run], *, spent: bool
@@ -220,6 +225,12 @@ def _by_blocks(
         _, gain = operation.lines(here.lower(), here.upper()).back(part, [here.center.shape], spent=True)
         gains.append(gain.flatten())
     return (found,), torch.cat(gains)
+
+
+def _starts_linearly(nodes: Sequence[Node]) -> bool:
+    """Return whether a linear operation of one value reads the input, and nothing else does."""
+    readers = [number for number, node in enumerate(nodes, start=1) if 0 in node.inputs]
+    return readers == [1] and nodes[0].inputs == (0,) and isinstance(nodes[0].operation, Linear)
 
 
 def _memory(rows: Tensor) -> int:

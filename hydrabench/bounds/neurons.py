@@ -12,7 +12,6 @@ from torch.utils.checkpoint import checkpoint
 from hydrabench.bounds.box import Interval
 from hydrabench.bounds.crown import carried_back, linear
 from hydrabench.bounds.patches import Rows, chunk_length, unit_rows
-from hydrabench.bounds.program.linear import Dense
 from hydrabench.bounds.program.operations import Relaxed
 from hydrabench.bounds.program.program import Node
 from hydrabench.bounds.progress import Moment, tell
@@ -59,13 +58,11 @@ def neuron_rows(
     Returns: the number of the value that the rows are functions of, the rows, and their constants, (R,).
     """
     producer = nodes[number - 1]
-    if isinstance(producer.operation, Dense) and value.ndim == 2:
-        dense = producer.operation
-        rows = Rows(dense.weight.index_select(0, neuron), image)
-        constants = (
-            rows.coefficients.new_zeros(len(neuron)) if dense.bias is None else dense.bias.index_select(0, neuron)
-        )
-        return producer.inputs[0], rows, constants
+    matrix = producer.operation.matrix if value.ndim == 2 else None
+    if matrix is not None:
+        weight, bias = matrix
+        constants = weight.new_zeros(len(neuron)) if bias is None else bias.index_select(0, neuron)
+        return producer.inputs[0], Rows(weight.index_select(0, neuron), image), constants
     return number, unit_rows(value.shape, image, neuron, value), value.new_zeros(len(neuron))
 
 

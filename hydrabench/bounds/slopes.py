@@ -19,7 +19,7 @@ from hydrabench.bounds.program.operations import Elementwise
 from hydrabench.bounds.program.relu import Relu
 
 MOMENTS = (0.9, 0.999)  # decays of Adam's two averages
-TINY = 1e-8  # Adam's epsilon
+ADAM_EPSILON = 1e-8
 BY_FUNCTION = (
     "index",
     "listed",
@@ -132,7 +132,7 @@ def ascended(gradient: Tensor, mean: Tensor, square: Tensor, step: int) -> Tenso
     gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
     mean.mul_(MOMENTS[0]).add_(gradient, alpha=1 - MOMENTS[0])
     square.mul_(MOMENTS[1]).addcmul_(gradient, gradient, value=1 - MOMENTS[1])
-    size = (square / (1 - MOMENTS[1] ** step)).sqrt_().add_(TINY)
+    size = (square / (1 - MOMENTS[1] ** step)).sqrt_().add_(ADAM_EPSILON)
     return torch.div(mean, size, out=size).div_(1 - MOMENTS[0] ** step)
 
 

@@ -28,7 +28,7 @@ from hydrabench.bounds.box import Interval
 from hydrabench.bounds.crown import LIVE, MEMORY, carried_back, linear
 from hydrabench.bounds.outward import MORE, TINY, down, growth, up
 from hydrabench.bounds.prepared import Prepared, prepared
-from hydrabench.bounds.program.linear import Dense, Scale
+from hydrabench.bounds.program.linear import Scale
 from hydrabench.bounds.program.operations import Relaxed
 from hydrabench.bounds.program.program import shapes_of
 from hydrabench.bounds.relaxations import Lines
@@ -257,7 +257,7 @@ def _before_last_linear(nodes: Sequence[MeasuredNode]) -> int:
     last = len(nodes)
     while last and isinstance(nodes[last - 1].operation, Scale):
         last -= 1
-    return last - 1 if last and isinstance(nodes[last - 1].operation, Dense) else len(nodes)
+    return last - 1 if last and nodes[last - 1].operation.matrix is not None else len(nodes)
 
 
 # How far back to the input the margins are carried before they are minimised over a box.

@@ -13,11 +13,11 @@ from hydrabench.bounds.box import channels_last
 from hydrabench.bounds.crown import MEMORY
 from hydrabench.bounds.patches import Rows
 from hydrabench.bounds.prepared import Prepared
-from hydrabench.bounds.program.linear import Convolution, Dense
 from hydrabench.bounds.program.operations import Relaxed
 from hydrabench.bounds.program.program import Node, program_of, read, shapes_of
-from hydrabench.bounds.program.structure import Flatten
 from hydrabench.threat import Norm
+
+Matrix = tuple[Tensor, Tensor | None]  # weight (out, in), bias (out,)
 
 FEW_CLASSES = 32
 # Products of convolutions for each number that must be laid out anew, from which on a CPU gains. A product takes some
@@ -56,9 +56,19 @@ class Problem:
         return replace(self, others=self.others.gather(1, places), rows=rows, offset=self.offset.gather(1, places))
 
 
-def pose(network: nn.Module | Prepared, x: Tensor, y: Tensor, epsilon: float, *, norm: Norm = "linf") -> Problem:
+def pose(
+    network: nn.Module | Prepared,
+    x: Tensor,
+    y: Tensor,
+    epsilon: float,
+    *,
+    norm: Norm = "linf",
+    statistics: Tensor | None = None,
+) -> Problem:
     """Read a network for the margins of all classes but `y`, or take what was read of it before.
 
+    Args:
+        statistics: images, (B, C, H, W), whose statistics batch norm in training mode takes; None for `x`.
     Raises: UnsupportedLayerError for a layer without a rule; ValueError for a negative radius, or an
         output that is not (B, K) with K >= 2.
     """
@@ -70,7 +80,7 @@ def pose(network: nn.Module | Prepared, x: Tensor, y: Tensor, epsilon: float, *,
         functions = tuple(table[y] for table in tables) if tables else specification(parts.head, y, parts.value)
         network = network.network
     else:
-        parts = _parts(read(program_of(network), x), x)
+        parts = _parts(read(program_of(network), x if statistics is None else statistics), x)
         functions = specification(parts.head, y, parts.value)
     if not torch.is_grad_enabled() and channels_last_pays(parts.body, parts.shapes):
         x = channels_last(x)  # once for all that is computed from it
@@ -84,7 +94,7 @@ class _Parts:
     value: what `head` takes, or the logits, of no image.
     """
 
-    head: Dense | None
+    head: Matrix | None
     body: list[Node]
     shapes: list[torch.Size]
     value: Tensor
@@ -92,8 +102,8 @@ class _Parts:
 
 def _parts(nodes: list[Node], x: Tensor) -> _Parts:
     last = nodes[-1].operation if nodes else None
-    head = last if isinstance(last, Dense) else None
-    body = nodes[:-1] if head else nodes
+    head = None if last is None else last.matrix
+    body = nodes if head is None else nodes[:-1]
     shapes = shapes_of(body, x)
     return _Parts(head, body, shapes, x.new_empty(1).expand(0, *shapes[-1]))
 
@@ -101,7 +111,7 @@ def _parts(nodes: list[Node], x: Tensor) -> _Parts:
 def _parts_and_tables(nodes: list[Node], x: Tensor) -> tuple[_Parts, tuple[Tensor, ...]]:
     """With what `specification` says for every class, if there are few: the rows take a multiple of the layer."""
     parts = _parts(nodes, x)
-    classes = parts.value.shape[-1] if parts.head is None else len(parts.head.weight)
+    classes = parts.value.shape[-1] if parts.head is None else len(parts.head[0])
     if classes > FEW_CLASSES:
         return parts, ()
     return parts, specification(parts.head, torch.arange(classes, device=x.device), parts.value)
@@ -111,9 +121,9 @@ def channels_last_pays(nodes: Sequence[Node], shapes: Sequence[torch.Size]) -> b
     """Whether convolutions gain more by that layout than it takes to bring images into it, and vectors out of it."""
     products, moved = 0, shapes[0].numel()
     for node, after in zip(nodes, shapes[1:], strict=True):
-        if isinstance(node.operation, Convolution):
-            products += node.operation.weight.numel() * after[1:].numel()
-        elif isinstance(node.operation, Flatten):
+        if len(after) == 3:
+            products += node.operation.products * after.numel()
+        elif node.operation.makes_vectors:
             moved += after.numel()
     return products >= MANY_PRODUCTS * moved
 
@@ -144,25 +154,25 @@ def clean_margins(problem: Problem) -> Tensor:
     return torch.baddbmm(problem.offset.unsqueeze(2), problem.rows, values[-1].unsqueeze(2)).squeeze(2)
 
 
-def specification(head: Dense | None, y: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def specification(head: Matrix | None, y: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The rows e_y - e_j, j != y, times the last linear layer if there is one.
 
     Args:
-        head: the last linear layer, or None if `value` is the logits.
+        head: weight and bias of the last linear layer, or None if `value` is the logits.
         y: true classes, (B,).
         value: what the rows are applied to, (B, F); only its shape and type matter.
     Returns: the classes j, (B, K - 1); coefficients (B, K - 1, F); constants (B, K - 1).
     """
-    classes = value.shape[-1] if head is None else len(head.weight)
+    weight, bias = head or (torch.eye(value.shape[-1], dtype=value.dtype, device=value.device), None)
+    classes = len(weight)
     if value.ndim != 2 or classes < 2:
         raise ValueError(f"margins need logits (B, K) of at least 2 classes, got {(*value.shape[:-1], classes)}")
     others = torch.arange(classes - 1, device=y.device).expand(len(y), -1)
     others = others + (others >= y.unsqueeze(1))
-    weight = torch.eye(classes, dtype=value.dtype, device=value.device) if head is None else head.weight
     rows = weight[y].unsqueeze(1) - weight[others]
-    if head is None or head.bias is None:
+    if bias is None:
         return others, rows, rows.new_zeros(others.shape)
-    return others, rows, head.bias[y].unsqueeze(1) - head.bias[others]
+    return others, rows, bias[y].unsqueeze(1) - bias[others]
 
 
 def flat(rows: Tensor) -> Rows:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydrabench.checkpoints.header import BestEpoch, Header, Layout, PhaseLabel, PluginFile
 from hydrabench.checkpoints.manifest import ProtocolResult, PublishedNumber, ZooEntry, json_schema
+from hydrabench.checkpoints.peeking import is_torch_file, peek
 from hydrabench.checkpoints.zoo import checkpoint_name, fetch, find_entry, read_manifest, read_zoo, resolve
 
 if TYPE_CHECKING:
@@ -15,9 +16,9 @@ if TYPE_CHECKING:
     from hydrabench.checkpoints.foreign.importing import import_checkpoint
     from hydrabench.checkpoints.foreign.normalization import better_normalization, parse_normalization
     from hydrabench.checkpoints.foreign.onnx_file import export_onnx
-    from hydrabench.checkpoints.foreign.torch_files import is_torch_file
     from hydrabench.checkpoints.format import (
         Checkpoint,
+        compact_size,
         export_checkpoint,
         load_checkpoint,
         load_state,
@@ -40,6 +41,7 @@ __all__ = [
     "ZooEntry",
     "better_normalization",
     "checkpoint_name",
+    "compact_size",
     "export_checkpoint",
     "export_onnx",
     "export_original",
@@ -53,6 +55,7 @@ __all__ = [
     "load_state",
     "open_ref",
     "parse_normalization",
+    "peek",
     "read_manifest",
     "read_zoo",
     "resolve",
@@ -66,9 +69,9 @@ _LATER = {
     "foreign.importing": ("import_checkpoint",),
     "foreign.normalization": ("better_normalization", "parse_normalization"),
     "foreign.onnx_file": ("export_onnx",),
-    "foreign.torch_files": ("is_torch_file",),
     "format": (
         "Checkpoint",
+        "compact_size",
         "export_checkpoint",
         "load_checkpoint",
         "load_state",

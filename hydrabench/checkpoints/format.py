@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,14 +21,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hydrabench.checkpoints.compact import pack, positive_zeros, unpack
-from hydrabench.checkpoints.header import Header, Layout, read_header, shown
+from hydrabench.checkpoints.header import Header, Layout, shown
+from hydrabench.checkpoints.own_code import BY_NAME, Maker, UsedCode
+from hydrabench.checkpoints.peeking import METADATA_KEY, not_whole, own_header
 from hydrabench.errors import CheckpointError, ConfigError
 from hydrabench.files import replacing, sha256_of
 from hydrabench.masking import attach_masks, bake_masks, freeze_masks, kept_counts, prunable_layers, score_masks
-from hydrabench.models import build_model, inner_network
+from hydrabench.models import inner_network, normalized
 from hydrabench.plugins import require
 
-METADATA_KEY = "hydrabench"
 MASK = ".mask"
 LARGEST_FILE = 16 << 30  # of a file; the largest network of the registry with scores and optimizer takes two
 _ORIGINAL, _SCORES = ".parametrizations.weight.original", ".parametrizations.weight.0.scores"
@@ -40,6 +42,7 @@ class Checkpoint:
 
     sha256: of the bytes that were read; of two files, where a second one decided what the network is.
     notes: what a reader took off or filled in, one line each.
+    code: what built the network; None for an architecture of the registry.
     """
 
     path: Path
@@ -47,6 +50,7 @@ class Checkpoint:
     header: Header
     network: nn.Module
     notes: tuple[str, ...] = ()
+    code: UsedCode | None = None
 
     def baked(self) -> nn.Module:
         """Return the network with plain layers, pruned weights being zero (the masks are gone afterwards)."""
@@ -76,33 +80,52 @@ def save_checkpoint(path: Path, state: Mapping[str, Tensor], header: Header) -> 
 
     The same tensors and header give the same bytes.
     """
-    tensors = pack(positive_zeros(state)) if header.layout == "compact" else dict(state)
+    tensors = pack(positive_zeros(state)) if header.layout == "compact" else _apart(state)
     with replacing(path) as scratch:
         save_file(tensors, scratch, metadata={METADATA_KEY: header.to_json()})
     return sha256_of(path)
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
+def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy the tensors that share memory with others, as tied weights do, which safetensors refuses."""
+    seen: set[int] = set()
+    found = {}
+    for key, tensor in state.items():
+        shared = tensor.untyped_storage().data_ptr() in seen
+        seen.add(tensor.untyped_storage().data_ptr())
+        found[key] = tensor.clone() if shared else tensor
+    return found
+
+
+def compact_size(model: nn.Module) -> int:
+    """Return how many bytes the weights of a network take without their zeros, coded as in a compact file."""
+    state = {name: one.float() if one.is_floating_point() else one for name, one in state_of(model).items()}
+    return sum(stream.numel() * stream.element_size() for stream in pack(positive_zeros(state)).values())
+
+
+def load_checkpoint(path: Path, *, model: str | None = None) -> Checkpoint:
     """Read a checkpoint and rebuild its network, in eval mode, on the CPU.
 
+    Args: model: the code of a network that is not of the registry; None: what lies beside the file, see `own_code`.
     Raises: CheckpointError if the file is missing, damaged, of another kind, does not fit its
         architecture or density, or holds a value that is not finite; ConfigError if it needs a plugin.
     """
-    data = read_file(path)
-    header, state = _read(path, data)
+    data, maker = read_file(path), Maker(path.parent, model)
+    header, state = _read(path, data, maker)
     state, masks = split_masks(state)
-    model = build_network(header, state, str(path))
+    network, code = build_network(header, state, str(path), maker)
     try:
-        counts = kept_counts(model, header.density, header.kept)
+        counts = kept_counts(network, header.density, header.kept)
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    load_state(model, state, str(path))
+    load_state(network, state, str(path))
     if header.layout == "masked":
-        freeze_masks(model)  # of files without masks, the scores say what is kept
-        restore_masks(model, masks, str(path))
+        freeze_masks(network)  # of files without masks, the scores say what is kept
+        restore_masks(network, masks, str(path))
     else:
-        _check_density(model, header, counts, path)
-    return Checkpoint(path, hashlib.sha256(data).hexdigest(), header, model.eval())
+        _check_density(network, header, counts, path)
+    notes = maker.note(header, code, str(path))
+    return Checkpoint(path, hashlib.sha256(data).hexdigest(), header, network.eval(), notes, code)
 
 
 def read_file(path: Path) -> bytes:
@@ -123,16 +146,22 @@ def read_file(path: Path) -> bytes:
         raise CheckpointError(f"{path} has {size / 1e9:.0f} GB, more than the memory that is left") from error
 
 
-def build_network(header: Header, state: Mapping[str, Tensor] | None, source: str) -> nn.Module:
+def build_network(
+    header: Header, state: Mapping[str, Tensor] | None, source: str, maker: Maker = BY_NAME
+) -> tuple[nn.Module, UsedCode | None]:
     """Build the network of a header, with masks if its layout has them, after comparing its sizes with `state`'s.
 
+    Returns: also the code that built it; None for an architecture of the registry.
     Raises: CheckpointError if the header names no network, or one that `state` does not fit.
     """
     if state is not None:
-        _require_shapes(expected_shapes(header, source), _shapes(state), source)
-    normalization = (header.normalization.mean, header.normalization.std) if header.normalization else None
+        _require_shapes(expected_shapes(header, source, maker), _shapes(state), source)
     try:
-        model = build_model(header.arch, header.shape, header.num_classes, normalization=normalization)
+        model, code = maker.build(header, source)
+        if front := header.normalization:
+            if len(front.mean) != header.shape[0]:
+                raise ConfigError(f"normalization has {len(front.mean)} channels, the images have {header.shape[0]}")
+            model = normalized(model, front.mean, front.std)
         if header.layout == "masked" and state is not None:
             attach_masks(model, header.density, kept=header.kept)
     except ConfigError as error:
@@ -142,13 +171,16 @@ def build_network(header: Header, state: Mapping[str, Tensor] | None, source: st
             f"{source}: no {header.arch} can be built for images of shape {header.shape} and {header.num_classes} "
             "classes; its header is wrong"
         ) from error
-    return model
+    return model, code
 
 
-def expected_shapes(header: Header, source: str) -> dict[str, tuple[int, ...]]:
-    """The names and shapes of the tensors, masks left out, that a file with this header has. Allocates nothing."""
-    with torch.device("meta"):
-        network = inner_network(build_network(header, None, source))
+def expected_shapes(header: Header, source: str, maker: Maker = BY_NAME) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of the tensors, masks left out, that a file with this header has.
+
+    Allocates nothing but for a network of somebody's code, which may not build without memory.
+    """
+    with torch.device("meta") if header.code is None else nullcontext():
+        network = inner_network(build_network(header, None, source, maker)[0])
     shapes = _shapes(network.state_dict())
     if header.layout == "masked":
         layers = prunable_layers(network)
@@ -238,22 +270,19 @@ def export_checkpoint(checkpoint: Checkpoint, path: Path, layout: Layout) -> str
     return save_checkpoint(path, stored_state(model), header)
 
 
-def _read(path: Path, data: bytes) -> tuple[Header, dict[str, Tensor]]:
+def _read(path: Path, data: bytes, maker: Maker) -> tuple[Header, dict[str, Tensor]]:
     try:
         state = load_tensors(data)  # refuses sizes and offsets that do not add up to those of the file
         metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__") or {}
     except (SafetensorError, ValueError, KeyError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path} is not a whole safetensors file ({shown(str(error), 200)}); fetch or write it again, "
-            "or, if it is a .pt or .pth file, convert it first"
-        ) from error
-    if METADATA_KEY not in metadata:
-        raise CheckpointError(f"{path} is a safetensors file without a hydrabench header; it names no architecture")
-    header = read_header(metadata[METADATA_KEY], str(path))
+        raise not_whole(path, str(error)) from error
+    header = own_header(metadata, path)
     require([plugin.plain() for plugin in header.plugins], str(path))
+    maker.require(header, str(path))
     if header.layout == "compact":
+        fits = lambda shapes: _require_shapes(expected_shapes(header, str(path), maker), shapes, str(path))  # noqa: E731
         try:
-            state = unpack(state, lambda shapes: _require_shapes(expected_shapes(header, str(path)), shapes, str(path)))
+            state = unpack(state, fits)
         except CheckpointError as error:
             raise CheckpointError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
     return header, state

@@ -36,6 +36,18 @@ class PluginFile(Section):
     sha256: str
 
 
+class CodeOfOthers(Section):
+    """The code that builds a network which is not of the registry, beside its specification, the header's `arch`.
+
+    arguments: that it is given by keyword. file_sha256: of the file that defines it; None for a library.
+    version: of the library.
+    """
+
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    file_sha256: str | None = None
+    version: str | None = None
+
+
 class Header(Section):
     """Everything needed to rebuild the network and to know where it comes from. It holds no times.
 
@@ -48,6 +60,7 @@ class Header(Section):
     `NAME.scores` and `NAME.mask` beside each `NAME.weight`, whose pruned entries keep their values; "compact" holds the
     dense tensors without their zeros (see compact.py).
     plugins: those that were loaded; without them the file is not opened.
+    code: of a network that is not of the registry; then `arch` is its specification, such as "mynet.py:build".
     parent: SHA-256 of the checkpoint that this one started from.
     phase: "imported" for a network that somebody else's code trained; then objective, recipe, recipe_sha256,
     seed and selection are None.
@@ -70,6 +83,7 @@ class Header(Section):
     parent: str | None
     kept: dict[str, PositiveInt] | None = None
     plugins: tuple[PluginFile, ...] = ()
+    code: CodeOfOthers | None = None
 
     @field_validator("objective")
     @classmethod
@@ -82,7 +96,7 @@ class Header(Section):
     def to_json(self) -> str:
         """Return the header as canonical JSON."""
         return self.model_dump_json(
-            by_alias=True, exclude={key for key in ("kept", "plugins") if not getattr(self, key)}
+            by_alias=True, exclude={key for key in ("kept", "plugins", "code") if not getattr(self, key)}
         )
 
     def default_threat(self) -> dict[str, Any]:

@@ -6,7 +6,9 @@ import click
 
 from hydrabench import __version__
 from hydrabench.cli.common import Commands
+from hydrabench.cli.completion import completion
 from hydrabench.cli.evaluation import attack, certify
+from hydrabench.cli.gating import baseline, gate
 from hydrabench.cli.listing import listing
 from hydrabench.cli.reporting import report
 from hydrabench.cli.training import finetune, pipeline, prune, train
@@ -25,11 +27,27 @@ def main() -> None:
       hydrabench attack  --ckpt digits-crown-ibp-99 --attack pgd
       hydrabench certify --ckpt digits-crown-ibp-99 --method crown-ibp
       hydrabench report  runs/evaluations --out reports/mine
+      hydrabench baseline runs/evaluations --out robustness
+      hydrabench gate    runs/evaluations --against robustness
       hydrabench verify  runs/evaluations/digits-crown-ibp-99/crown-ibp-v1-16_255
     """
 
 
-for command in (train, prune, finetune, attack, certify, report, verify, pipeline, zoo, listing):
+for command in (
+    train,
+    prune,
+    finetune,
+    attack,
+    certify,
+    report,
+    gate,
+    baseline,
+    verify,
+    pipeline,
+    zoo,
+    listing,
+    completion,
+):
     main.add_command(command)
 
 __all__ = ["main"]

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +17,12 @@ import click
 
 from hydrabench.cli.failures import one_line
 from hydrabench.cli.streams import open_streams
-from hydrabench.errors import ConfigError
+from hydrabench.cli.values import ARCHITECTURE, DATASET, DEVICE, NORMALIZATION, RECIPE, Name, closed
+from hydrabench.errors import ConfigError, HydrabenchError
 
 if TYPE_CHECKING:
     from hydrabench.recipes import Recipe
-    from hydrabench.workflows.evaluation.opening import ModelRequest
+    from hydrabench.workflows.evaluation.request import ModelRequest
     from hydrabench.workflows.run_options import RunOptions
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -29,11 +30,14 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 GRACE_SECONDS = 2.0
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 FOLDER = click.Path(path_type=Path, file_okay=False)
-REF_HELP = "Checkpoint: a file (ours, or a foreign .pth.tar or .pt), a run folder, or an id of `hydrabench zoo list`."
+REF_HELP = (
+    "Checkpoint: a file (ours, or a foreign .pth.tar or .pt), a run folder, hf:ORG/REPO[/FILE], or an id of "
+    "`hydrabench zoo list`."
+)
 
 
 class Commands(click.Group):
-    """Prints what `failures.one_line` makes of an error and exits with status 1; any other keeps its traceback."""
+    """Prints what `failures.one_line` makes of an error and exits with its status; any other keeps its traceback."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program."""
@@ -57,7 +61,7 @@ class Commands(click.Group):
             if message is None:
                 raise
             _report(message)
-            sys.exit(1)
+            sys.exit(error.status if isinstance(error, HydrabenchError) else 1)
 
 
 def _report(message: str) -> None:
@@ -76,24 +80,6 @@ class Minutes(click.FloatRange):
         """Read it."""
         number: float = super().convert(value, param, ctx)
         return number if number == number else self.fail(f"{value!r} is no number of minutes", param, ctx)  # noqa: PLR0124
-
-
-class SectionedCommand(click.Command):
-    """A command with many options, whose --help lists them under headings."""
-
-    def __init__(self, *args: Any, sections: Mapping[str, Collection[str]], **kwargs: Any) -> None:
-        """sections: names of options by heading; those that are in none come first."""
-        super().__init__(*args, **kwargs)
-        self.sections = sections
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options, section by section."""
-        elsewhere = {name for names in self.sections.values() for name in names}
-        shown = {parameter.name: parameter.get_help_record(ctx) for parameter in self.get_params(ctx)}
-        general = [name for name in shown if name not in elsewhere]
-        for heading, names in {"Options": general, **self.sections}.items():
-            with formatter.section(heading):
-                formatter.write_dl([record for name in names if (record := shown[name])])
 
 
 def options(*added: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -119,23 +105,25 @@ plugin_option = click.option(
     type=click.Path(path_type=Path),
     callback=_load_plugins,
     expose_value=False,
+    is_eager=True,  # other options may take what it adds
     help="Python file that adds an objective, an evaluator, a data set, ...; may be repeated.",
 )
 machine_options = options(
     plugin_option,
-    click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N, or auto."),
+    click.option("--device", type=DEVICE, default="auto", show_default=True, help="cpu, cuda, cuda:N, or auto."),
     click.option(
         "--threads",
         type=click.IntRange(1, 1024),
         help="CPU threads.  [default: 1, which is reproducible bit by bit; torchrun uses more cores by more processes]",
     ),
     click.option("--data-dir", type=FOLDER, envvar="HYDRABENCH_DATA", help="Where data sets lie.", show_envvar=True),
-    click.option("--download", is_flag=True, help="Fetch a missing data set (cifar10, cifar100, svhn)."),
+    click.option("--download", is_flag=True, help="Fetch a missing data set; not ImageNet."),
     click.option("--json", "as_json", is_flag=True, help="Print the summary, and nothing else, as JSON on stdout."),
 )
 training_options = options(
     click.option(
         "--precision",
+        type=closed("float32", "bfloat16", "float16"),
         default="float32",
         show_default=True,
         help="Of the network's forward and backward passes while training: float32, bfloat16, or float16 with scaled "
@@ -161,7 +149,12 @@ training_options = options(
     click.option("--tensorboard", is_flag=True, help="Also write the metrics for TensorBoard, to OUT/tensorboard."),
 )
 recipe_options = options(
-    click.option("--config", required=True, help="Recipe: a YAML file, or the name of one that comes with hydrabench."),
+    click.option(
+        "--config",
+        type=RECIPE,
+        required=True,
+        help="Recipe: a YAML file, or the name of one that comes with hydrabench.",
+    ),
     click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override, e.g. train.epochs=3."),
 )
 folder_options = options(
@@ -172,24 +165,37 @@ model_options = options(
     click.option(
         "--model",
         metavar="SPEC",
-        help="In place of --ckpt, any network: FILE.py:NAME, package.module:NAME, torchvision:NAME, timm:NAME, or a "
-        "file of torch.export (.pt2) or TorchScript (.pt). Code that it names is run.",
+        type=Name(tuple, files=True),
+        help="In place of --ckpt, any network: FILE.py:NAME, package.module:NAME, torchvision:NAME, timm:NAME, "
+        "robustbench:NAME, or a file: ONNX (.onnx), torch.export (.pt2) or TorchScript (.pt). Code that it names is "
+        "run. With --ckpt, the code of a checkpoint that needs some.",
     ),
     click.option("--model-args", multiple=True, metavar="KEY=VALUE", help="Argument for NAME; may be repeated."),
+    click.option(
+        "--threat",
+        type=click.Choice(["Linf", "L2", "corruptions"]),
+        help="Of robustbench:NAME: which of its lists the network is on.  [default: Linf]",
+    ),
     click.option("--weights", type=click.Path(path_type=Path), help="State dict for --model: safetensors, .pt, .pth."),
 )
 foreign_options = options(
-    click.option("--arch", help="Architecture of a file of other code (.pth.tar, .pt).  [default: what the file says]"),
+    click.option(
+        "--arch",
+        type=ARCHITECTURE,
+        help="Architecture of a file of other code (.pth.tar, .pt).  [default: what the file says]",
+    ),
     click.option(
         "--dataset",
+        type=DATASET,
         help="Data set of such a file, or of --model; for --model also folder:DIR (one folder per class), npz:FILE "
-        "(images, labels), parquet:PATH.  [default: what the file says]",
+        "(images, labels), parquet:PATH, cifar10c:DIR/fog/3.  [default: what the file says]",
     ),
     click.option(
         "--source-density", type=float, help="Density of such a file, HYDRA's --k.  [default: from its zeros]"
     ),
     click.option(
         "--normalization",
+        type=NORMALIZATION,
         help="Normalisation of such a file, or of --model: none, cifar10, imagenet, or MEAN/STD, e.g. "
         "0.49,0.48,0.44/0.2,0.19,0.2.  [default: what the file says; HYDRA's: none, imagenet for ImageNet]",
     ),
@@ -203,7 +209,11 @@ image_options = options(
         help="Only the images that this file lists, one a line: positions, or ImageNet's file names.",
     ),
     click.option(
-        "--precision", default="float32", show_default=True, help="float32 or float64; for smoothing also bfloat16."
+        "--precision",
+        type=closed("float32", "float64", "bfloat16"),
+        default="float32",
+        show_default=True,
+        help="bfloat16 is for smoothing only.",
     ),
 )
 
@@ -236,7 +246,7 @@ def read_foreign(given: dict[str, Any]) -> dict[str, Any]:
     texts = {name: given.pop(name) for name in ("arch", "dataset", "normalization")}
     described = {**texts, "density": given.pop("source_density")}
     if texts["normalization"] is not None:
-        from hydrabench.checkpoints import parse_normalization
+        from hydrabench.checkpoints.foreign.normalization import parse_normalization
 
         described["normalization"] = parse_normalization(texts["normalization"])
     return {name: value for name, value in described.items() if value is not None}
@@ -245,26 +255,30 @@ def read_foreign(given: dict[str, Any]) -> dict[str, Any]:
 def read_network(
     given: dict[str, Any], ref: str | None, *, needed: bool = True
 ) -> tuple[dict[str, Any], ModelRequest | None]:
-    """What a file of others does not say of itself, or the network of --model; exactly one of --ckpt and --model.
+    """What a file does not say of itself, its code included, or the network of --model.
 
     Args: needed: whether there must be one.
     Raises: ConfigError for options that do not go together; UsageError if a network is needed and none is named.
     """
-    chosen = {name: given.pop(name) for name in ("model", "model_args", "weights")}
+    chosen = {name: given.pop(name) for name in ("model", "model_args", "weights", "threat")}
     described = read_foreign(given)
     if chosen["model"] is None:
-        named = ", ".join(f"--{name.replace('_', '-')}" for name in ("model_args", "weights") if chosen[name])
+        named = ", ".join(f"--{name.replace('_', '-')}" for name in ("model_args", "weights", "threat") if chosen[name])
         if named:
             raise ConfigError(f"{named} is for --model; with --ckpt leave it out")
         if ref is None and needed:
-            raise click.UsageError("name what to judge: --ckpt FILE, run folder or zoo id, or --model FILE.py:NAME")
+            raise click.UsageError("name a network: --ckpt FILE, run folder or zoo id, or --model FILE.py:NAME")
         return described, None
     if ref is not None:
-        raise ConfigError("--ckpt and --model each name a network; give one of them")
+        if chosen["model_args"] or chosen["weights"] or chosen["threat"]:
+            raise ConfigError(
+                "--ckpt has weights and arguments of its own; leave it or --weights, --model-args, --threat out"
+            )
+        return {**described, "model": chosen["model"]}, None
     for name, option in (("arch", "--arch"), ("density", "--source-density")):
         if name in described:
             raise ConfigError(f"{option} is for a checkpoint file of others; with --model leave it out")
-    from hydrabench.workflows.evaluation.opening import request_of
+    from hydrabench.workflows.evaluation.request import request_of
 
     return {}, request_of(chosen, described.get("normalization"), described.get("dataset"))
 

@@ -20,13 +20,21 @@ from hydrabench.cli.common import (
     read_network,
     read_run_options,
 )
-from hydrabench.cli.evaluators import EvaluatorCommand, computing_of, require_distinct, require_options, settings_of
+from hydrabench.cli.evaluators import (
+    EvaluatorCommand,
+    computing_of,
+    evaluators_of,
+    require_distinct,
+    require_options,
+    settings_of,
+)
+from hydrabench.cli.values import CHECKPOINT, Name
 from hydrabench.errors import ConfigError, shortened
 
 if TYPE_CHECKING:
     from hydrabench.evaluators import EvaluationSettings
     from hydrabench.workflows.evaluation.loading import Subject
-    from hydrabench.workflows.evaluation.opening import ModelRequest
+    from hydrabench.workflows.evaluation.request import ModelRequest
     from hydrabench.workflows.run_options import RunOptions
 
 MACHINE = {
@@ -39,9 +47,9 @@ settings_option = click.option(
 
 
 @click.command(cls=EvaluatorCommand, choice="attack", sections=MACHINE)
-@click.option("--ckpt", "ref", help=REF_HELP)
+@click.option("--ckpt", "ref", type=CHECKPOINT, help=REF_HELP)
 @model_options
-@click.option("--attack", default="pgd", show_default=True)
+@click.option("--attack", type=Name(lambda: evaluators_of("attack")), default="pgd", show_default=True)
 @settings_option
 @foreign_options
 @image_options
@@ -67,9 +75,9 @@ def attack(ref: str | None, attack: str, **given: Any) -> None:
     choice="method",
     sections={"Files for other verifiers": ("export_vnnlib", "vnnlib_timeout"), **MACHINE},
 )
-@click.option("--ckpt", "ref", help=REF_HELP)
+@click.option("--ckpt", "ref", type=CHECKPOINT, help=REF_HELP)
 @model_options
-@click.option("--method", default="crown-ibp", show_default=True)
+@click.option("--method", type=Name(lambda: evaluators_of("method")), default="crown-ibp", show_default=True)
 @settings_option
 @foreign_options
 @image_options
@@ -108,6 +116,8 @@ def certify(ref: str | None, method: str, **given: Any) -> None:
     """
     if given["vnnlib_timeout"] is not None and given["export_vnnlib"] is None:
         raise ConfigError("--vnnlib-timeout says something about the files of --export-vnnlib; give that, too")
+    if given["vnnlib_timeout"] is not None and not given["vnnlib_timeout"] > 0:
+        raise ConfigError(f"--vnnlib-timeout is a number of seconds above 0, got {given['vnnlib_timeout']:g}")
     given["indices"] = _indices(given["indices"])
     _evaluate(ref, "method", method, given)
 
@@ -126,13 +136,21 @@ def _indices(texts: tuple[str, ...]) -> tuple[int, ...]:
 def _evaluate(ref: str | None, choice: str, kind: str, given: dict[str, Any]) -> None:
     """Build the settings from the options that were given, fill in the checkpoint's threat, run."""
     require_options(choice, kind, given)
-    from hydrabench.workflows.evaluation import reuse
-    from hydrabench.workflows.evaluation.loading import settings_for, with_parent
+    from hydrabench.workflows import refusals
 
     described, request = read_network(given, ref)
     if request is not None and given.get("reuse") is not None:
         raise ConfigError("--reuse takes certificates from the checkpoint that --ckpt was pruned from; leave it out")
     runs = settings_of(kind, given)
+    refusals.refuse_machine(given, "evaluation")
+    refusals.refuse_folder(given["out"] if len(runs) == 1 else None, resume=given["resume"])
+    if request is not None:
+        refusals.refuse_model(request)
+    elif ref is not None:
+        refusals.refuse_evaluation(ref, runs, given)
+    from hydrabench.workflows.evaluation import reuse
+    from hydrabench.workflows.evaluation.loading import settings_for, with_parent
+
     run_options = replace(read_run_options(given), computing=computing_of(kind, given))
     subject = _open(ref, described, request, options=run_options, precision=given["precision"])
     if given.get("reuse") is not None:

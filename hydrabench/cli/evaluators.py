@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import click
 
-from hydrabench.cli.common import FOLDER, SectionedCommand
+from hydrabench.cli.common import FOLDER
+from hydrabench.cli.values import Name
 from hydrabench.errors import ConfigError, lookup
 
 if TYPE_CHECKING:
@@ -15,6 +16,24 @@ if TYPE_CHECKING:
 
 COMMAND_OF = {"attack": "attack", "method": "certify"}  # by the option that chooses the evaluator
 TYPES: dict[str, Any] = {"int": int, "float": float, "folder": FOLDER}
+
+
+class SectionedCommand(click.Command):
+    """A command with many options, whose --help lists them under headings."""
+
+    def __init__(self, *args: Any, sections: Mapping[str, Collection[str]], **kwargs: Any) -> None:
+        """sections: names of options by heading; those that are in none come first."""
+        super().__init__(*args, **kwargs)
+        self.sections = sections
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, section by section."""
+        elsewhere = {name for names in self.sections.values() for name in names}
+        shown = {parameter.name: parameter.get_help_record(ctx) for parameter in self.get_params(ctx)}
+        general = [name for name in shown if name not in elsewhere]
+        for heading, names in {"Options": general, **self.sections}.items():
+            with formatter.section(heading):
+                formatter.write_dl([record for name in names if (record := shown[name])])
 
 
 class EvaluatorCommand(SectionedCommand):
@@ -44,7 +63,8 @@ class EvaluatorCommand(SectionedCommand):
         chooser = self._declared[place]
         assert isinstance(chooser, click.Option)
         chooser.help = f"One of: {', '.join(evaluators)}."
-        added = {name: _click_option(options) for name, options in declared_options(evaluators).items()}
+        declared = declared_options(evaluators)
+        added = {name: _click_option(options, self.choice) for name, options in declared.items()}
         self._declared[place + 1 : place + 1] = added.values()
         headings: dict[str, list[str]] = {}
         for name, options in declared_options(evaluators).items():
@@ -70,13 +90,33 @@ def declared_options(evaluators: Mapping[str, Evaluator]) -> dict[str, list[Opti
     return found
 
 
-def _click_option(options: list[Option]) -> click.Option:
+def allowed_values(choice: str, name: str) -> list[str]:
+    """The values that an option can have where its settings list them, of all evaluators; empty if they do not."""
+    found: dict[str, None] = {}
+    for evaluator in evaluators_of(choice).values():
+        field = evaluator.settings.model_fields.get(name)
+        if field is None:
+            continue
+        texts = [text for text in get_args(field.annotation) if isinstance(text, str)]
+        if get_origin(field.annotation) is not Literal or not texts:
+            return []
+        found |= dict.fromkeys(texts)
+    return list(found)
+
+
+def _click_option(options: list[Option], choice: str) -> click.Option:
     first = options[0]
-    text = " ".join(option.help for option in options)
+    texts = [option.help for option in options]
+    text = " ".join(one for one in texts if not any(one[:-1] in other for other in texts if other != one))
     shown = f"{text}  [default: {first.default}]" if first.default else text
     if first.kind == "flag":
         return click.Option([first.flag], is_flag=True, help=shown)
-    return click.Option([first.flag], type=TYPES.get(first.kind), help=shown)
+    if first.kind == "repeated":
+        return click.Option([first.flag], multiple=True, help=shown)
+    kind = TYPES.get(first.kind)
+    if first.kind == "text" and first.role == "setting" and allowed_values(choice, first.setting or first.name):
+        kind = Name(lambda: allowed_values(choice, first.setting or first.name), closed=True)
+    return click.Option([first.flag], type=kind, help=shown)
 
 
 def require_options(choice: str, kind: str, given: Mapping[str, Any]) -> None:
@@ -99,7 +139,7 @@ def require_options(choice: str, kind: str, given: Mapping[str, Any]) -> None:
 
 
 def _is_given(value: object) -> bool:
-    return value is not None and value is not False
+    return value is not None and value is not False and value != ()
 
 
 def options_of(kind: str) -> dict[str, Option]:
@@ -126,8 +166,10 @@ def settings_of(kind: str, given: Mapping[str, Any]) -> list[dict[str, Any]]:
         if not _is_given(value) or option.role != "setting":
             continue
         name, value = option.sets or (option.setting or option.name, value)
-        parts = [part.strip() for part in value.split(",")] if option.kind in ("list", "several") else [value]
-        values = parts if option.kind == "several" else [parts if option.kind == "list" else value]
+        value = ",".join(value) if option.kind == "repeated" else value
+        cut = option.kind in ("list", "repeated", "several")
+        parts = [part.strip() for part in value.split(",")] if cut else [value]
+        values = parts if option.kind == "several" else [parts if cut else value]
         runs = [{**run, name: one} for run in runs for one in values]
     for text in given["overrides"]:
         for run in runs:

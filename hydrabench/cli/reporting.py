@@ -9,8 +9,10 @@ from typing import Any
 import click
 
 from hydrabench.cli.common import FOLDER, plugin_option
+from hydrabench.errors import ConfigError, shortened
+from hydrabench.selection import MOST_IMAGES
 
-TABLE_WIDTH = 130
+LEAST_WIDTH = 80
 
 
 @click.command()
@@ -20,25 +22,48 @@ TABLE_WIDTH = 130
     "--format",
     "formats",
     multiple=True,
-    help="md, csv, json, or tsv (Cohen's); may be repeated.  [default: the first three]",
+    help="md, csv, json, latex, parquet (records), tsv (Cohen's) or robustbench; may be repeated.  "
+    "[default: the first four]",
 )
 @click.option(
     "--import",
     "imports",
     type=(str, str),
     multiple=True,
-    metavar="cohen PATH,KEY=VALUE,...",
-    help="Add a table of Cohen's format; name, dataset, sigma are required.",
+    metavar="cohen|papers|robustbench PATH",
+    help="Add results of others: cohen PATH or 'logs/**/*': tables of Cohen's tools; papers FILE.yml: published "
+    "numbers; robustbench PATH: its model_info. May be repeated.",
 )
+@click.option(
+    "-n",
+    "--n",
+    "images",
+    metavar="N|each",
+    help="Compare on the first N images, or give each number of images columns of its own.  "
+    "[default: the images that all networks have]",
+)
+@click.option("--sort", default="", metavar="HEADING", help="Rank by this column, or a part of its heading.")
+@click.option("--group-by", default="density", show_default=True, help="Rank within density, arch or dataset.")
 @plugin_option
 @click.option("--json", "as_json", is_flag=True, help="Print the summary, and nothing else, as JSON on stdout.")
 def report(
-    runs: tuple[Path, ...], out: Path, formats: tuple[str, ...], imports: tuple[tuple[str, str], ...], as_json: bool
+    runs: tuple[Path, ...],
+    out: Path,
+    formats: tuple[str, ...],
+    imports: tuple[tuple[str, str], ...],
+    images: str | None,
+    sort: str,
+    group_by: str,
+    as_json: bool,
 ) -> None:
     """Make a leaderboard from the ledgers of RUNS (run folders, or folders that hold some).
 
-    `--format tsv` writes a table for each smoothing run, as Cohen's certify.py does; `--import cohen` reads one. Keys:
-    name, dataset, sigma; if known samples (N), n0, alpha, split, arch, objective, density; radii=0+0.25+0.5.
+    `--format tsv` writes a table for each smoothing run, as Cohen's certify.py does; `--import cohen` reads one, or all
+    that a pattern finds. Of a pattern, name, dataset and sigma come from the paths; of one table they are keys behind
+    the path, as are, if known, samples (N), n0, alpha, split, arch, objective, density; radii=0+0.25+0.5.
+    `--format robustbench` writes model_info/DATASET/THREAT/NAME.json for AutoAttack runs, and `--import robustbench`
+    reads such files. `--import papers` reads numbers that a paper prints, with their source. Both have no records, so
+    no test uses them.
 
     Exits with status 1 if a ledger is incomplete, if ledgers speak of different images, or if one says
     "verified" where another says "broken".
@@ -47,12 +72,25 @@ def report(
     Examples
       hydrabench report runs/evaluations --out reports/mine
       hydrabench report runs/evaluations --import cohen logs/sigma_0.25,name=cohen,dataset=cifar10,sigma=0.25
+      hydrabench report --import cohen 'logs/**/*.tsv' --out reports/literature
+      hydrabench report runs/evaluations --import papers hydra.yml
     """
     from hydrabench.workflows.reporting import REPORT_FORMATS, write_report
 
+    n = _meeting(images)
     if not runs and not imports:
         raise click.UsageError("Missing argument 'RUNS...'.")
-    show_report(write_report(list(runs), out, formats or REPORT_FORMATS, imports=imports), out, as_json)
+    asked = {"n": n, "sort": sort, "group_by": group_by}
+    show_report(write_report(list(runs), out, formats or REPORT_FORMATS, imports=imports, **asked), out, as_json)
+
+
+def _meeting(text: str | None) -> Any:
+    """Read --n."""
+    if text is None or text == "each":
+        return text or "common"
+    if not text.isdecimal() or not 0 < int(text) <= MOST_IMAGES:
+        raise ConfigError(f"--n {shortened(text)} is no number of images; write for example --n 500, or --n each")
+    return int(text)
 
 
 def show_report(leaderboard: Any, out: Path, as_json: bool) -> None:
@@ -65,6 +103,6 @@ def show_report(leaderboard: Any, out: Path, as_json: bool) -> None:
         click.echo(json.dumps(summary_json(leaderboard), indent=2))
         return
     console = Console()
-    console.width = max(console.width, TABLE_WIDTH)  # a narrow window may wrap lines, a log must not lose columns
+    console.width = max(console.width, LEAST_WIDTH)  # a narrow window may wrap lines, a log must not lose columns
     console.print(*rich_tables(leaderboard, console.width))
     click.echo(f"report written to {out}")

@@ -15,22 +15,42 @@ from hydrabench.cli.common import (
     foreign_options,
     is_main_process,
     machine_options,
+    model_options,
     print_summary,
-    read_foreign,
+    read_network,
     read_recipe,
     read_training_options,
     recipe_options,
     training_options,
 )
 from hydrabench.cli.reporting import show_report
+from hydrabench.cli.values import CHECKPOINT
 
 if TYPE_CHECKING:
     from hydrabench.recipes import Recipe
+    from hydrabench.workflows.evaluation.request import ModelRequest
+
+
+def _refuse(
+    given: dict[str, Any], ref: str | None, out: Path | None, *, resume: bool, needed: bool = True
+) -> tuple[dict[str, Any], ModelRequest | None]:
+    """Refuse what can be refused before torch is imported; return what `read_network` does."""
+    from hydrabench.workflows import refusals
+
+    described, request = read_network(given, ref, needed=needed)
+    refusals.refuse_machine(given, "training")
+    refusals.refuse_folder(out, resume=resume)
+    if request is not None:
+        refusals.refuse_model(request)
+    elif ref is not None:
+        refusals.header_of(ref)
+    return described, request
 
 
 @click.command()
 @recipe_options
-@click.option("--ckpt", "ref", help=f"Start from its weights instead of fresh ones. {REF_HELP}")
+@click.option("--ckpt", "ref", type=CHECKPOINT, help=f"Start from its weights instead of fresh ones. {REF_HELP}")
+@model_options
 @foreign_options
 @folder_options
 @training_options
@@ -52,21 +72,23 @@ def train(
       hydrabench train --config digits-trades --set train.epochs=5 --out runs/dense
       hydrabench train --config digits-trades --ckpt runs/dense --out runs/more
       hydrabench train --config hydra-cifar10-crown-ibp-cifar_model --micro-batch 32 --out runs/small-gpu
+      hydrabench train --config digits-trades --set model.arch=mynet.py:build --out runs/mine
       torchrun --nproc-per-node 2 -m hydrabench train --config digits-trades --out runs/two
     """
     recipe = read_recipe(config, overrides)
+    described, request = _refuse(given, ref, out, resume=resume, needed=False)
     from hydrabench.workflows.training import commands as training
     from hydrabench.workflows.training.run_folders import default_folder
 
-    folder = out or default_folder(recipe, "train")
-    described, options = read_foreign(given), read_training_options(given)
-    summary = training.train(recipe, folder, options=options, ref=ref, described=described, resume=resume)
+    options, folder = read_training_options(given), out or default_folder(recipe, "train")
+    summary = training.train(recipe, folder, options=options, ref=ref or request, described=described, resume=resume)
     print_summary(summary, given["as_json"])
 
 
 @click.command()
 @recipe_options
-@click.option("--ckpt", "ref", required=True, help=REF_HELP)
+@click.option("--ckpt", "ref", type=CHECKPOINT, help=REF_HELP)
+@model_options
 @click.option("--density", type=float, help="Fraction of weights kept, in (0, 1]; 0.01 prunes 99%.")
 @foreign_options
 @folder_options
@@ -75,7 +97,7 @@ def train(
 def prune(
     config: str,
     overrides: tuple[str, ...],
-    ref: str,
+    ref: str | None,
     density: float | None,
     out: Path | None,
     resume: bool,
@@ -84,22 +106,25 @@ def prune(
     """Learn which weights to keep, under the recipe's robust loss (HYDRA).
 
     \b
-    Example
+    Examples
       hydrabench prune --config digits-trades --ckpt runs/dense --density 0.05 --out runs/pruned
+      hydrabench prune --config digits-trades --model mynet.py:build --weights mynet.pt --density 0.05
     """
     recipe = read_recipe(config, (*overrides, *density_override("prune", density)))
+    described, request = _refuse(given, ref, out, resume=resume)
     from hydrabench.workflows.training import commands as training
     from hydrabench.workflows.training.run_folders import default_folder
 
-    folder = out or default_folder(recipe, "prune")
-    described, options = read_foreign(given), read_training_options(given)
-    summary = training.prune(recipe, ref, folder, options=options, described=described, resume=resume)
+    source = request or str(ref)
+    options, folder = read_training_options(given), out or default_folder(recipe, "prune")
+    summary = training.prune(recipe, source, folder, options=options, described=described, resume=resume)
     print_summary(summary, given["as_json"])
 
 
 @click.command()
 @recipe_options
-@click.option("--ckpt", "ref", required=True, help=REF_HELP)
+@click.option("--ckpt", "ref", type=CHECKPOINT, help=REF_HELP)
+@model_options
 @click.option("--lwm", is_flag=True, help="Baseline: keep the weights of largest magnitude; needs --density.")
 @click.option("--density", type=float, help="With --lwm: fraction of weights kept, in (0, 1].")
 @foreign_options
@@ -109,7 +134,7 @@ def prune(
 def finetune(
     config: str,
     overrides: tuple[str, ...],
-    ref: str,
+    ref: str | None,
     lwm: bool,
     density: float | None,
     out: Path | None,
@@ -122,14 +147,16 @@ def finetune(
     Examples
       hydrabench finetune --config digits-trades --ckpt runs/pruned --out runs/final
       hydrabench finetune --config digits-trades --ckpt runs/dense --lwm --density 0.05 --out runs/lwm
+      hydrabench finetune --config digits-trades --model mynet.py:build --weights pruned.pt --out runs/tuned
     """
     recipe = read_recipe(config, (*overrides, *density_override("finetune", density)))
+    described, request = _refuse(given, ref, out, resume=resume)
     from hydrabench.workflows.training import commands as training
     from hydrabench.workflows.training.run_folders import default_folder
 
-    folder = out or default_folder(recipe, "finetune", ref=ref, lwm=lwm)
-    described, options = read_foreign(given), read_training_options(given)
-    summary = training.finetune(recipe, ref, folder, options=options, lwm=lwm, described=described, resume=resume)
+    source = request or str(ref)
+    options, folder = read_training_options(given), out or default_folder(recipe, "finetune", ref=str(source), lwm=lwm)
+    summary = training.finetune(recipe, source, folder, options=options, lwm=lwm, described=described, resume=resume)
     print_summary(summary, given["as_json"])
 
 
@@ -154,9 +181,13 @@ def pipeline(
       torchrun --nproc-per-node 2 -m hydrabench pipeline --config digits-crown-ibp --out runs/two
     """
     recipe = read_recipe(config, overrides)
+    from hydrabench.workflows import refusals
+
+    refusals.refuse_machine(given, "training")
     if dry_run:
         _show_plan(recipe, given)
         return
+    refusals.require_place(out or Path("runs"))
     from hydrabench.workflows.pipeline import run_pipeline
 
     folder = out or Path("runs") / recipe.name

@@ -17,6 +17,7 @@ from hydrabench.cli.common import (
     read_network,
     read_run_options,
 )
+from hydrabench.cli.values import CHECKPOINT
 from hydrabench.errors import GateError
 
 
@@ -24,9 +25,9 @@ from hydrabench.errors import GateError
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--sample", type=int, default=50, show_default=True, help="How many records to compute again.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Chooses the records.")
-@click.option("--ckpt", "ref", help=f"{REF_HELP}  [default: what the run names, found by its hash]")
+@click.option("--ckpt", "ref", type=CHECKPOINT, help=f"{REF_HELP}  [default: what the run names, found by its hash]")
 @click.option("--reuse", type=FOLDER, help="The parent's run, if RUN was made with --reuse.")
-@click.option("--parent", help="Then the parent's checkpoint.  [default: the name in its run]")
+@click.option("--parent", type=CHECKPOINT, help="Then the parent's checkpoint.  [default: the name in its run]")
 @model_options
 @foreign_options
 @machine_options

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from hydrabench.cli.common import foreign_options, machine_options, plugin_option, read_foreign, read_run_options
+from hydrabench.cli.common import (
+    foreign_options,
+    machine_options,
+    model_options,
+    plugin_option,
+    read_network,
+    read_run_options,
+)
+from hydrabench.cli.values import ARCHITECTURE, CHECKPOINT, DATASET, ENTRY, OBJECTIVE
+
+GAP = "  "  # between columns
 
 
 @click.group()
@@ -25,13 +36,16 @@ def zoo() -> None:
 
 
 @zoo.command("list")
-@click.option("--dataset", help="Only this data set, for example cifar10.")
-@click.option("--arch", help="Only this architecture, for example wrn_28_4.")
-@click.option("--objective", help="Only this training objective, for example trades.")
+@click.option("--dataset", type=DATASET, help="Only this data set, for example cifar10.")
+@click.option("--arch", type=ARCHITECTURE, help="Only this architecture, for example wrn_28_4.")
+@click.option("--objective", type=OBJECTIVE, help="Only this training objective, for example trades.")
 @click.option("--density", type=float, help="Only this fraction of weights kept, for example 0.01.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with everything that is known, instead of a table.")
 def zoo_list(as_json: bool, **wanted: Any) -> None:
-    """List the checkpoints, all or those with the given properties.
+    """List the checkpoints, all or those with the given properties, and their accuracies in percent.
+
+    `robust` is the lowest accuracy that an attack left, `verified` the highest that bounds proved, as `zoo show` lists
+    them with their settings. A narrow terminal gets fewer columns; --json has everything.
 
     \b
     Example
@@ -49,19 +63,29 @@ def zoo_list(as_json: bool, **wanted: Any) -> None:
 
 
 def _table(entries: Sequence[dict[str, Any]]) -> str:
-    """One line per checkpoint under a line of titles, in columns of equal width."""
-    rows = [("id", "dataset", "arch", "objective", "density", "size", "where")]
-    for entry in entries:
-        size = "unknown" if entry["bytes"] is None else f"{entry['bytes'] / 1000:.0f} kB"
-        properties = (entry[key] for key in ("id", "dataset", "arch", "objective"))
-        rows.append((*properties, f"{entry['density']:g}", size, entry["where"]))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
+    """One line per checkpoint under a line of titles, in columns of equal width, as many as the terminal has room for.
+
+    Accuracies are in percent: the lowest that attacks leave, the highest that is verified.
+    """
+    columns = {key: [str(entry[key]) for entry in entries] for key in ("id", "dataset", "arch", "objective", "where")}
+    columns["density"] = [f"{entry['density']:g}" for entry in entries]
+    columns["size"] = ["?" if entry["bytes"] is None else f"{entry['bytes'] / 1000:.0f} kB" for entry in entries]
+    for name in ("clean", "robust", "verified"):
+        found = [entry["accuracy"][name] for entry in entries]
+        columns[name] = ["" if value is None else f"{100 * value:.1f}" for value in found]
+    widths = {name: max(map(len, (name, *cells))) for name, cells in columns.items()}
+    order = ["id", "dataset", "arch", "objective", "density", "clean", "robust", "verified", "size", "where"]
+    room = shutil.get_terminal_size().columns
+    for name in ("size", "dataset", "objective", "arch", "where"):  # what the id says, too, goes first
+        if sum(widths[one] + len(GAP) for one in order) - len(GAP) > room:
+            order.remove(name)
+    rows = [{name: name for name in order}]
+    rows += [{name: columns[name][row] for name in order} for row in range(len(entries))]
+    return "\n".join(GAP.join(f"{row[name]:<{widths[name]}}" for name in order).rstrip() for row in rows)
 
 
 @zoo.command("show")
-@click.argument("name", metavar="ID")
+@click.argument("name", metavar="ID", type=ENTRY)
 def zoo_show(name: str) -> None:
     """Print everything the manifest says of one checkpoint, as JSON.
 
@@ -75,7 +99,7 @@ def zoo_show(name: str) -> None:
 
 
 @zoo.command("fetch")
-@click.argument("name", metavar="ID")
+@click.argument("name", metavar="ID", type=ENTRY)
 @click.option("--offline", is_flag=True, help="Use the cache only; fail if the checkpoint is not there.")
 def zoo_fetch(name: str, offline: bool) -> None:
     """Download a checkpoint if it is not here yet, check its hash, and print the path of its file.
@@ -87,13 +111,16 @@ def zoo_fetch(name: str, offline: bool) -> None:
     Example
       hydrabench zoo fetch hydra/cifar10-wrn_28_4-adv-99
     """
+    from hydrabench.checkpoints import find_entry
+
+    find_entry(name)  # before torch is imported
     from hydrabench.workflows import zoo as workflow
 
     click.echo(str(workflow.fetch_entry(name, offline=offline)))
 
 
 @zoo.command("verify")
-@click.argument("names", metavar="[ID]...", nargs=-1)
+@click.argument("names", metavar="[ID]...", nargs=-1, type=ENTRY)
 @machine_options
 def zoo_verify(names: tuple[str, ...], **given: Any) -> None:
     """Evaluate shipped checkpoints again (all if no ID is given) and compare every image with the shipped ledgers.
@@ -102,6 +129,12 @@ def zoo_verify(names: tuple[str, ...], **given: Any) -> None:
     Example
       hydrabench zoo verify digits-trades-95
     """
+    from hydrabench.checkpoints import find_entry
+    from hydrabench.workflows import refusals
+
+    refusals.refuse_machine(given, "evaluation")
+    for name in names:
+        find_entry(name)
     from hydrabench.workflows import zoo as workflow
 
     lines = workflow.verify_shipped(names, options=read_run_options(given))
@@ -109,26 +142,29 @@ def zoo_verify(names: tuple[str, ...], **given: Any) -> None:
 
 
 @zoo.command("export")
-@click.argument("ref")
+@click.argument("ref", required=False, type=CHECKPOINT)
+@model_options
 @click.option(
     "--format",
     "layout",
     required=True,
-    type=click.Choice(["dense", "masked", "compact", "hydra", "state-dict", "onnx"]),
-    help="dense, masked, compact: .safetensors. hydra: the original code's .pth.tar. state-dict: .pt. onnx: .onnx.",
+    type=click.Choice(["dense", "masked", "compact", "hydra", "state-dict", "onnx", "hf"]),
+    help="dense, masked, compact: .safetensors. hydra: the original code's .pth.tar. state-dict: .pt. onnx: .onnx. "
+    "hf: a folder for the Hugging Face hub.",
 )
-@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="File to write.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="File, or folder of --format hf, to write.")
 @foreign_options
 @plugin_option
-def zoo_export(ref: str, layout: str, out: Path, **given: Any) -> None:
-    """Write the checkpoint REF (file, run folder or zoo id) in another format.
+def zoo_export(ref: str | None, layout: str, out: Path, **given: Any) -> None:
+    """Write the checkpoint REF (file, run folder or zoo id), or the network of --model, in another format.
 
     REF may be a .pth.tar file of the original HYDRA code, RobustBench's of it, or a state dict of others. A masked one
     does not say its density, which is taken from the file NAME_dense.pth.tar beside it, or from --source-density.
     With --format hydra, the file is masked if REF is, else dense; its entry `k` is the --k that the original needs.
     hydra and state-dict files hold the input normalisation for us to read back, not for other code to use; an onnx
     file has it in its graph, from `images` in [0, 1], in batches of any size, to `logits`. --format onnx needs
-    `pip install 'hydrabench[onnx]'`.
+    `pip install 'hydrabench[onnx]'`. An hf folder holds model.safetensors, config.json and a model card with
+    the numbers of the zoo; `--ckpt FOLDER`, and `--ckpt hf:ORG/REPO` once it is on the hub, open it.
 
     \b
     Examples
@@ -137,11 +173,21 @@ def zoo_export(ref: str, layout: str, out: Path, **given: Any) -> None:
       hydrabench zoo export w.pt --arch wrn_28_10 --dataset cifar10 --normalization none --format dense --out b
       hydrabench zoo export runs/pruned --format hydra --out model_best.pth.tar
       hydrabench zoo export digits-crown-ibp-95 --format onnx --out digits-crown-ibp-95.onnx
+      hydrabench zoo export --model mynet.py:build --weights w.pt --dataset cifar10 --format compact --out mynet
     """
+    from hydrabench.workflows import refusals
+
+    described, request = read_network(given, ref)
+    refusals.require_place(out)
+    if request is None:
+        refusals.header_of(str(ref))
+    else:
+        refusals.refuse_model(request)
     from hydrabench.workflows import zoo as workflow
 
-    sha256 = workflow.export_entry(ref, out, layout, described=read_foreign(given))
-    size = out.stat().st_size
+    sha256 = workflow.export_entry(request or str(ref), out, layout, described=described)
+    weights = out / "model.safetensors" if out.is_dir() else out
+    size = weights.stat().st_size
     click.echo(f"{out}: {size / 1000:.1f} kB, SHA-256 {sha256}")
     if layout == "compact":
         dense = workflow.dense_bytes(out)

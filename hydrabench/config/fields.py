@@ -134,7 +134,8 @@ class Section(BaseModel):
 
     def left_out(self) -> set[str]:
         """The keys of `added` that have their defaults."""
-        return {key for key in self.added if getattr(self, key) == type(self).model_fields[key].default}
+        fields = type(self).model_fields
+        return {key for key in self.added if getattr(self, key) == fields[key].get_default(call_default_factory=True)}
 
     def plain(self) -> dict[str, Any]:
         """The values as JSON has them, without `left_out`."""

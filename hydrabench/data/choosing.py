@@ -6,13 +6,17 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
-from hydrabench.data.encoded import EncodedImages
-from hydrabench.data.images import ImageSource
 from hydrabench.documents import read_text
 from hydrabench.errors import ConfigError, DataError, shortened
 
+if TYPE_CHECKING:
+    from hydrabench.data.images import ImageSource
+
+
 LIST_BYTES = 1 << 26  # of a file of --ids
+PICKED = "--index names the images one by one; leave -n, --skip and --ids out"
 _SUFFIX = re.compile(r"_n\d{8}(?=\.\w+$)")  # the hub puts the class into ImageNet's file names
 
 
@@ -29,7 +33,21 @@ class Choice:
     ids: Path | None = None
 
 
-def choose(images: ImageSource, choice: Choice) -> tuple[int, ...]:
+class Counted(Protocol):
+    """Images of which is known how many there are. An `ImageSource` is one."""
+
+    @property
+    def name(self) -> str:
+        """The key of `DATASETS`."""
+
+    @property
+    def split(self) -> str:
+        """Which part of the data set this is."""
+
+    def __len__(self) -> int: ...
+
+
+def choose(images: Counted, choice: Choice) -> tuple[int, ...]:
     """Return the indices of the chosen images, in ascending order.
 
     Of a list, `n` takes the first lines. Every 20th image is what Cohen's certify.py takes with --skip 20: its 500
@@ -51,11 +69,18 @@ def choose(images: ImageSource, choice: Choice) -> tuple[int, ...]:
     return tuple(sorted(found[: choice.n]))
 
 
-def _of(images: ImageSource) -> str:
+def require_indices(images: Counted, indices: Sequence[int]) -> None:
+    """Raise DataError for a position that no image has."""
+    strange = [index for index in indices if not 0 <= index < len(images)]
+    if strange:
+        raise DataError(f"--index {strange[0]} is outside 0..{len(images) - 1}, {_of(images)}")
+
+
+def _of(images: Counted) -> str:
     return f"the {images.split} images of {images.name}"
 
 
-def _listed(images: ImageSource, file: Path) -> list[int]:
+def _listed(images: Counted, file: Path) -> list[int]:
     """Return the images listed in a file, in its order. Empty lines and those that begin with # are skipped."""
     lines = [line.strip() for line in read_text(file, LIST_BYTES).splitlines()]
     entries = [line for line in lines if line and not line.startswith("#")]
@@ -79,8 +104,10 @@ def _listed(images: ImageSource, file: Path) -> list[int]:
     return list(found)
 
 
-def _names(images: ImageSource) -> dict[str, int]:
+def _names(images: Counted) -> dict[str, int]:
     """Positions by file name. Raises: DataError if two images have one name."""
+    from hydrabench.data.encoded import EncodedImages
+
     if not isinstance(images, EncodedImages):
         return {}
     names = [_plain(name) for name in images.file_names()]

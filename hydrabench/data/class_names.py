@@ -20,3 +20,7 @@ CIFAR100 = _names(
     wardrobe whale willow_tree wolf woman worm
     """
 )
+FASHION_MNIST = (
+    *_names("t-shirt/top trouser pullover dress coat sandal shirt sneaker bag"),
+    "ankle boot",
+)

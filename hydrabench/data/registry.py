@@ -1,20 +1,23 @@
-"""The registry of data sets: what is known of each before it is loaded, and loading one split."""
+"""The registry of data sets: what is known of each before it is loaded, and loading one split.
+
+Importing it imports no torch: what is known of a data set is read where nothing is loaded.
+"""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from hydrabench.data.cifar import load_cifar10, load_cifar100
-from hydrabench.data.class_names import CIFAR10, CIFAR100, DIGITS
-from hydrabench.data.digits import load_digits
-from hydrabench.data.imagenet import load_imagenet
-from hydrabench.data.images import ImageSource, check_labels
-from hydrabench.data.own_images import is_own, load_own
-from hydrabench.data.svhn import load_svhn
+from hydrabench.data.class_names import CIFAR10, CIFAR100, DIGITS, FASHION_MNIST
+from hydrabench.data.forms import is_own
 from hydrabench.errors import DataError, lookup
+
+if TYPE_CHECKING:
+    from hydrabench.data.images import ImageSource
 
 
 class Loader(Protocol):
@@ -45,12 +48,25 @@ class DataSet:
             raise ValueError(f"{self.num_classes} classes need as many names, got {len(self.class_names)}")
 
 
+def _load(loader: str, split: str, folder: Path | None, *, download: bool = False) -> ImageSource:
+    """Load one split by MODULE.FUNCTION of this package."""
+    module, _, name = loader.partition(".")
+    load: Loader = getattr(import_module(f"hydrabench.data.{module}"), name)
+    return load(split, folder, download=download)
+
+
+def _by(loader: str) -> Loader:
+    return partial(_load, loader)
+
+
 DATASETS: dict[str, DataSet] = {
-    "cifar10": DataSet((3, 32, 32), 10, load_cifar10, 50_000, 10_000, CIFAR10),
-    "cifar100": DataSet((3, 32, 32), 100, load_cifar100, 50_000, 10_000, CIFAR100),
-    "digits": DataSet((1, 8, 8), 10, load_digits, 1_297, 500, DIGITS),
-    "imagenet": DataSet((3, 224, 224), 1000, load_imagenet, 1_281_167, 50_000),
-    "svhn": DataSet((3, 32, 32), 10, load_svhn, 73_257, 26_032, DIGITS),
+    "cifar10": DataSet((3, 32, 32), 10, _by("cifar.load_cifar10"), 50_000, 10_000, CIFAR10),
+    "cifar100": DataSet((3, 32, 32), 100, _by("cifar.load_cifar100"), 50_000, 10_000, CIFAR100),
+    "digits": DataSet((1, 8, 8), 10, _by("digits.load_digits"), 1_297, 500, DIGITS),
+    "fashionmnist": DataSet((1, 28, 28), 10, _by("mnist.load_fashion_mnist"), 60_000, 10_000, FASHION_MNIST),
+    "imagenet": DataSet((3, 224, 224), 1000, _by("imagenet.load_imagenet"), 1_281_167, 50_000),
+    "mnist": DataSet((1, 28, 28), 10, _by("mnist.load_mnist"), 60_000, 10_000, DIGITS),
+    "svhn": DataSet((3, 32, 32), 10, _by("svhn.load_svhn"), 73_257, 26_032, DIGITS),
 }
 
 
@@ -58,7 +74,7 @@ def load_images(name: str, split: str, folder: Path | None = None, *, download: 
     """Load one split of a registered data set, or the user's own test images, in a fixed order.
 
     Any prefix is a fair sample.
-    Digits, CIFAR and SVHN keep the order of their files; for ImageNet see `load_imagenet`.
+    Digits, MNIST, CIFAR and SVHN keep the order of their files; for ImageNet see `load_imagenet`.
 
     Args:
         name: a key of `DATASETS`, or FORM:PATH for files of the user's own, see `own_images`.
@@ -67,19 +83,27 @@ def load_images(name: str, split: str, folder: Path | None = None, *, download: 
         download: fetch what is missing, where that is possible.
     Raises: ConfigError for an unknown data set, DataError if it is not there or damaged.
     """
+    from hydrabench.data.images import check_labels
+    from hydrabench.data.own_images import load_own
+
     if is_own(name):
         if split != "test":
             raise DataError(f"{name} has no {split} images: files of your own are evaluated, not trained on")
         return load_own(name)
     dataset = lookup("data set", DATASETS, name)
     folder = data_folder(folder)
-    if folder is not None and not folder.is_dir() and not download:
-        raise DataError(f"data folder {str(folder)!r} does not exist; correct --data-dir or HYDRABENCH_DATA")
+    require_folder(folder, download=download)
     images = dataset.load(split, folder, download=download)
     if images.shape != dataset.shape:
         raise DataError(f"{name} images should be {dataset.shape}, found {images.shape}")
     check_labels(images, name)
     return images
+
+
+def require_folder(folder: Path | None, *, download: bool) -> None:
+    """Raise DataError for a folder of data sets that is not there, unless they are fetched into it."""
+    if folder is not None and not folder.is_dir() and not download:
+        raise DataError(f"data folder {str(folder)!r} does not exist; correct --data-dir or HYDRABENCH_DATA")
 
 
 def data_folder(given: Path | None) -> Path | None:

@@ -5,26 +5,27 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import product
 from time import perf_counter
 
 import torch
 from torch import Tensor, nn
 
-from hydrabench.attacks import LOSSES, ascent_step, default_step_size, in_exact_ball, random_start
+from hydrabench.attacks import ExactBall
 from hydrabench.bounds import Prepared, prepared
 from hydrabench.bounds.exact import Decision, Limits, decide, pose_as_stored
 from hydrabench.bounds.specification import Problem, pose
 from hydrabench.data.images import Block
+from hydrabench.evaluators.attacking import rows_of
 from hydrabench.evaluators.clean import clean_logits
 from hydrabench.evaluators.exact import ExactSettings
+from hydrabench.evaluators.pgd import PgdSettings, pgd_points
 from hydrabench.evaluators.verified import VACUOUS, evaluate_verified
 from hydrabench.evaluators.verified_settings import VerifiedSettings
 from hydrabench.ledger import ExactRecord, VerifiedRecord
-from hydrabench.runtime import require_exact_arithmetic, stream
-from hydrabench.threat import Norm, float_above
+from hydrabench.runtime import require_exact_arithmetic
+from hydrabench.threat import Norm, float_above, float_below
 
-STEPS, RESTARTS = 50, 10  # of the attack, from each random start; random starts for each loss
+RESTARTS = 10  # random starts of the attack, for each loss
 
 
 def evaluate_exact(network: nn.Module | Prepared, block: Block, settings: ExactSettings) -> list[ExactRecord]:
@@ -76,7 +77,8 @@ class _Replay:
         Args: rows: the image of each in the block, (P,). by: what found them.
         """
         x, labels = self.block.images[rows], self.block.labels[rows]
-        pixels = in_exact_ball(points, x, self.settings.epsilon, norm=self.settings.norm)
+        ball = ExactBall.around(x.float(), float_below(self.settings.epsilon), self.settings.norm)
+        pixels = ball.project(points.float())
         with torch.no_grad():
             predictions = self.network(pixels.to(x)).argmax(1)
         for row, prediction, label, point in zip(rows.tolist(), predictions, labels, pixels, strict=True):
@@ -85,32 +87,14 @@ class _Replay:
         return [point if wrong else None for point, wrong in zip(pixels, predictions != labels, strict=True)]
 
     def attack(self, rows: Sequence[int]) -> None:
-        """Attack rows of the block by projected gradient ascent; streams are keyed as those of `pgd`."""
-        for loss, restart in product(LOSSES, range(RESTARTS)):
-            left = [row for row in rows if row not in self.found]
-            if left:
-                self._attack(torch.tensor(left, device=self.block.images.device), loss, restart)
-
-    def _attack(self, rows: Tensor, loss: str, restart: int) -> None:
-        x, y = self.block.images[rows], self.block.labels[rows]
-        epsilon, norm = float(self.settings.epsilon), self.settings.norm
-        step_size = default_step_size(epsilon, STEPS)
-        indices = [self.block.indices[row] for row in rows.tolist()]
-        keys = [(self.settings.seed, "exact", loss, restart, index) for index in indices]
-        starts = [
-            random_start(image.unsqueeze(0), epsilon, norm=norm, generator=stream(*key, version=2))
-            for image, key in zip(x, keys, strict=True)
-        ]
-        points = torch.cat(starts)
-        for _ in range(STEPS + 1):
-            points.requires_grad_()
-            with torch.enable_grad():
-                logits = self.network(points)
-                total = LOSSES[loss](logits, y).sum()
-            wrong = (logits.argmax(1) != y).nonzero().squeeze(1)
-            if len(wrong):
-                self.check(rows[wrong], points.detach()[wrong], "pgd")
-            points = ascent_step(points, total, x, epsilon, norm=norm, step_size=step_size)
+        """Attack rows of the block by projected gradient ascent from many random starts."""
+        if rows:
+            settings = self.settings
+            pgd = {"norm": settings.norm, "epsilon": settings.epsilon, "restarts": RESTARTS, "seed": settings.seed}
+            records, points = pgd_points(self.network, rows_of(self.block, rows), PgdSettings.model_validate(pgd))
+            hits = [place for place, record in enumerate(records) if not record.robust]
+            if hits:
+                self.check(torch.tensor(rows, device=points.device)[hits], points[hits], "pgd")
 
 
 def _bounded(network: Prepared, block: Block, settings: ExactSettings) -> list[VerifiedRecord]:

@@ -3,7 +3,8 @@
 The command line, `run.json`, the report, the gate and the dry run know evaluators by these descriptions alone. These
 modules must not import torch at the top: torch, bounds, attacks and smoothing are imported inside functions.
 
-Settings with these names mean the same to every evaluator: `norm` and `epsilon` a ball, `sigma` the noise of smoothing,
+Settings with these names mean the same to every evaluator: `norm` and `epsilon` a ball, `epsilons` all radii of a
+security curve, whose largest is `epsilon`, `sigma` the noise of smoothing,
 `radii` the L2 radii at which certificates are counted, `samples` the most draws for an image.
 """
 
@@ -16,17 +17,19 @@ from typing import TYPE_CHECKING, Any, Literal
 from hydrabench.config.fields import Section
 from hydrabench.errors import ConfigError
 from hydrabench.evaluators.blocks import Blocks, fixed_blocks
-from hydrabench.ledger import Record
+from hydrabench.ledger import Attempt, Record
 from hydrabench.threat import Threat
 
 if TYPE_CHECKING:
+    from fractions import Fraction
+
     import torch
-    from torch import nn
+    from torch import Tensor, nn
 
     from hydrabench.data.images import Block
 
 # Settings that tell columns of one protocol apart; all others are fixed by the protocol id.
-CONDITIONS = ("norm", "epsilon", "sigma", "radii")
+CONDITIONS = ("norm", "epsilon", "epsilons", "sigma", "radii")
 FULL_PRECISIONS = ("float32", "float64")
 Line = Mapping[str, Any]  # one record, as its ledger has it
 
@@ -58,6 +61,8 @@ class Metric:
     radius: the certified L2 radius that it is about, in pixel units.
     label: what its heading adds.
     column_of: the evaluator whose column it belongs to, if that is another one.
+    epsilon: the radius of the ball that it is about, if that is not the run's.
+    desired: whether it is good for an image to have it.
     """
 
     values: tuple[float, ...]
@@ -65,6 +70,8 @@ class Metric:
     radius: float | None = None
     label: str = ""
     column_of: str | None = None
+    epsilon: Fraction | None = None
+    desired: bool = True
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,8 @@ class Option:
     """An option of the command line.
 
     name: with underscores.
-    kind: how the text is read; "list" is cut at commas, and "several" makes a run of each value.
+    kind: how the text is read; "list" is cut at commas, "repeated" may also be given again and again, and "several"
+        makes a run of each value.
     heading: of its part of --help.
     role: "setting"; "computing" says how, and changes no protocol; "source" is where a run starts from.
     default: what --help shows, None: nothing.
@@ -84,7 +92,7 @@ class Option:
 
     name: str
     help: str
-    kind: Literal["text", "int", "float", "flag", "folder", "list", "several"] = "text"
+    kind: Literal["text", "int", "float", "flag", "folder", "list", "repeated", "several"] = "text"
     heading: str = ""
     role: Literal["setting", "computing", "source"] = "setting"
     default: str | None = None
@@ -134,6 +142,23 @@ class Ready:
     header: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class InTurn:
+    """How an evaluator runs several attacks, each on the images that none before it has broken.
+
+    attacks: (settings) -> their names, in order; "clean" first, which classifies the images as they are.
+    attempt: (network, block, name, settings, heard) -> one attempt for each image of the block. `heard` is called
+        after every forward pass.
+    conclude: (index, SHA-256, label, attempts) -> the record of an image, from its attempts in order.
+    passes: (settings, name, classes) -> forward passes of an attack for an image that it does not break.
+    """
+
+    attacks: Callable[[Any], tuple[str, ...]]
+    attempt: Callable[..., list[Attempt]]
+    conclude: Callable[[int, str, int, Sequence[Attempt]], Record]
+    passes: Callable[[Any, str, float], float]
+
+
 def nothing(*_arguments: Any) -> None:
     """Check nothing."""
 
@@ -145,6 +170,7 @@ class Evaluator:
     settings: its model.
     evaluate: (network, block, settings) -> one record for each image, in order. The network is in eval mode, on the
         device and in the precision of the images; a record's `seconds` is its share of the block's time.
+    points: the same, and with the records the point that broke each image, (B, C, H, W), which `--keep` stores.
     record: what every line of a ledger has.
     variant: (settings as JSON) -> model and record of a variant that has its own, None if it has not.
     metrics: (lines of a ledger, settings) -> metric by name.
@@ -162,8 +188,11 @@ class Evaluator:
     prepare: (network, settings, computing) -> Ready, if there is more to do once for all blocks.
     reduced_precision: whether verdicts hold whatever the arithmetic of the forward pass.
     frugal: what takes less memory.
-    by_image: whether an image's verdict depends on it alone, not on its block.
+    by_image: (settings) -> whether an image's verdict depends on it alone, not on its block.
+    in_turn: its attacks one by one, if they can be run and kept so.
+    fitted: (settings, classes) -> settings for a network of so many logits, where the protocol depends on it.
     repeatable: (settings) -> whether the same run gives the same verdicts on any machine, but for rounding.
+    sampled: whether verdicts rest on random draws that another network, or another seed, would have other luck with.
     notes: (settings and images of each of its columns) -> remarks below a report.
     more: (settings, (C, H, W)) -> further entries of `summary.json`.
     """
@@ -178,6 +207,7 @@ class Evaluator:
     meaning: str | Callable[[Any], str]
     passes: Callable[[Any, Sizes], float] | None
     options: tuple[Option, ...] = ()
+    points: Callable[..., tuple[Sequence[Record], Tensor]] | None = None
     variant: Callable[[Line], tuple[type[EvaluationSettings], type[Record]] | None] = lambda _values: None
     piece: Callable[[Any], tuple[Any, int]] | None = None
     blocks: Callable[[Any, nn.Module, tuple[int, int, int]], Blocks] = fixed_blocks
@@ -186,8 +216,11 @@ class Evaluator:
     prepare: Callable[[nn.Module, Any, Computing], Ready] | None = None
     reduced_precision: bool = False
     frugal: str = ""
-    by_image: bool = True
+    by_image: Callable[[Any], bool] = lambda _settings: True
+    in_turn: InTurn | None = None
+    fitted: Callable[[Any, int], Any] = lambda settings, _classes: settings
     repeatable: Callable[[Any], bool] = lambda _settings: True
+    sampled: bool = False
     notes: Callable[[Sequence[tuple[Any, int]]], list[str]] = lambda _columns: []
     more: Callable[[Any, tuple[int, int, int]], dict[str, Any]] = lambda _settings, _shape: {}
 
@@ -211,7 +244,8 @@ class Evaluator:
 
     def needed(self) -> tuple[str, ...]:
         """The settings that a report cannot do without."""
-        return tuple(name for name in (*CONDITIONS, "alpha") if name in self.settings.model_fields)
+        known = self.settings.model_fields
+        return tuple(name for name in (*CONDITIONS, "alpha") if name in known and name not in self.settings.added)
 
 
 def said(text: str | Callable[[Any], str], settings: Any) -> str:
@@ -223,7 +257,10 @@ def at(settings: Any) -> str:
     """Return what distinguishes columns of one protocol: " at L∞ 8/255", " at σ=0.25", or ""."""
     if "sigma" in type(settings).model_fields:
         return f" at σ={settings.sigma:g}"
-    return f" at {Threat(settings.norm, settings.epsilon)}" if "epsilon" in type(settings).model_fields else ""
+    if "epsilon" not in type(settings).model_fields:
+        return ""
+    threat, radii = Threat(settings.norm, settings.epsilon), getattr(settings, "epsilons", ())
+    return f" at {len(radii)} radii up to {threat}" if radii else f" at {threat}"
 
 
 def require_precision(kind: str, precision: str, evaluators: Mapping[str, Evaluator]) -> None:

@@ -9,6 +9,7 @@ from pydantic import ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt
 
 from hydrabench.config import Radius
 from hydrabench.config.protocol import unless
+from hydrabench.evaluators.ball_settings import EPSILON, NORM, SEED
 from hydrabench.evaluators.blocks import fixed_blocks
 from hydrabench.evaluators.description import (
     Computing,
@@ -22,7 +23,6 @@ from hydrabench.evaluators.description import (
     is_correct,
     verified_metrics,
 )
-from hydrabench.evaluators.pgd import EPSILON, NORM, SEED
 from hydrabench.ledger import ExactRecord
 from hydrabench.threat import Norm
 

@@ -1,62 +1,95 @@
-"""Robustness against projected gradient descent: every loss, every restart, until one breaks the image."""
+"""Robustness against projected gradient descent: every loss, target and restart, until one breaks the image."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from fractions import Fraction
 from itertools import product
-from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from hydrabench.config import Radius
 from hydrabench.config.passes import INPUT_GRADIENT
 from hydrabench.config.protocol import unless
+from hydrabench.errors import ConfigError
+from hydrabench.evaluators.attacking import Attacked, attacked_records, curve_metrics, curve_variant, rows_of
+from hydrabench.evaluators.ball_settings import CURVE, NORMS, SEED, BallSettings
 from hydrabench.evaluators.blocks import BLOCK_SIZE
-from hydrabench.evaluators.clean import attack_records, clean_breaks, clean_logits, require_finite
-from hydrabench.evaluators.description import EvaluationSettings, Evaluator, Option, robust_metrics
+from hydrabench.evaluators.clean import clean_logits, require_finite
+from hydrabench.evaluators.description import Evaluator, Option
 from hydrabench.ledger import AttackRecord
-from hydrabench.threat import Norm
+from hydrabench.threat import radius_text
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from hydrabench.attacks import Searched
     from hydrabench.data.images import Block
 
+Loss = Literal["ce", "margin", "dlr"]
+TARGETS = 9  # of --targeted, as AutoAttack's targeted attacks have
 
-class PgdSettings(EvaluationSettings):
+
+LOSS = Option(
+    "loss",
+    "ce, margin or dlr; may be repeated.",
+    "repeated",
+    default="ce and margin; of apgd ce and dlr",
+    setting="losses",
+)
+TARGETED = Option(
+    "targeted", f"Search towards each of the {TARGETS} likeliest other classes.", "flag", sets=("targets", str(TARGETS))
+)
+
+
+class PgdSettings(BallSettings):
     """Projected gradient descent: every loss in `losses`, `restarts` times each, until one breaks the image.
 
-    version: of the protocol; how random streams are seeded, see `runtime.stream`.
+    step_size: in pixel units; None: 2.5 times the radius over the steps. momentum: share of the last direction kept.
+    targets: 0: any other class; else one search towards each of so many classes, those that are likeliest for the clean
+    image. version: of the protocol; how random streams are seeded, see `runtime.stream`.
     """
 
     kind: Literal["pgd"] = "pgd"
-    norm: Norm = "linf"
-    epsilon: Radius
     steps: PositiveInt = 50
     restarts: PositiveInt = 1
-    losses: tuple[Literal["ce", "margin"], ...] = Field(("ce", "margin"), min_length=1)
+    losses: tuple[Loss, ...] = Field(("ce", "margin"), min_length=1)
     seed: NonNegativeInt = 0
     version: Literal[1, 2] = 2
+    step_size: Radius | None = None
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: NonNegativeInt = 0
+    added: ClassVar[tuple[str, ...]] = (*BallSettings.added, "step_size", "momentum", "targets")
+
+    def conflicts(self) -> Iterator[str]:
+        """Yield what does not go together."""
+        yield from super().conflicts()
+        if len(set(self.losses)) < len(self.losses):
+            yield f"losses: {', '.join(self.losses)} names one twice; --restarts repeats an attack"
+        if self.step_size == 0:
+            yield "step_size: is above 0"
 
     @property
     def protocol(self) -> str:
         """`pgd-50@2` is 50 steps, one restart, both losses, seed 0; whatever differs is spelt out."""
         losses = "" if self.losses == ("ce", "margin") else "-" + "+".join(self.losses)
-        return f"pgd-{self.steps}{unless(1, 'r', self.restarts)}{losses}{unless(0, 's', self.seed)}@{self.version}"
+        step = "" if self.step_size is None else f"-step{radius_text(self.step_size).replace('/', '_')}"
+        more = f"{unless(0, 't', self.targets)}{unless(0, 'm', self.momentum)}{step}{self.radii_text}"
+        return (
+            f"pgd-{self.steps}{unless(1, 'r', self.restarts)}{losses}{more}{unless(0, 's', self.seed)}@{self.version}"
+        )
 
 
 def evaluate_pgd(network: nn.Module, block: Block, settings: PgdSettings) -> list[AttackRecord]:
-    """Attack each image with every loss and restart of `settings`, until one changes its prediction.
+    """Attack each image with every loss, target and restart of `settings`, until one changes its prediction.
 
     Every point of the ascent is classified, the random start and the last point included, and an
     image leaves the batch at the first that is misclassified: what breaks it is a point that was
     forwarded, inside the ball. Its starts come from streams of its own, keyed by (seed, loss,
-    restart, index), so up to rounding its verdict does not depend on the rest of the block.
+    restart, index) and the rank of the target, so up to rounding its verdict does not depend on the rest of the block.
 
-    In the records `broken_by` is "clean" (step 0), "pgd-ce" or "pgd-margin"; `step` is the number of
+    In the records `broken_by` is "clean" (step 0), "pgd-ce", "pgd-margin" or "pgd-dlr"; `step` is the number of
     gradient steps done in that restart, 0 for its start; `margin` is the smallest of all points
     classified, the clean image included.
 
@@ -65,77 +98,81 @@ def evaluate_pgd(network: nn.Module, block: Block, settings: PgdSettings) -> lis
     Raises: NonFiniteError naming the image if a logit is NaN or infinite.
     Source: Madry et al. (2018), arXiv:1706.06083, section 2.1; the step size is `default_step_size`.
     """
-    from hydrabench.attacks import margin
+    return pgd_points(network, block, settings)[0]
 
-    started = perf_counter()
-    logits = clean_logits(network, block)
-    breaks, smallest = clean_breaks(logits, block), margin(logits, block.labels).tolist()
-    for loss, restart in product(settings.losses, range(settings.restarts)):
-        rows = [row for row, broken in enumerate(breaks) if broken is None]
+
+def pgd_points(network: nn.Module, block: Block, settings: PgdSettings) -> tuple[list[AttackRecord], Tensor]:
+    """Return the records, and the points that broke the images; see `attacked_records`."""
+    return attacked_records(network, block, settings, attack_by_pgd)
+
+
+def attack_by_pgd(network: nn.Module, block: Block, settings: PgdSettings) -> Attacked:
+    """Run all searches of one radius on images that are right as they are."""
+    import torch
+
+    count = len(block.indices)
+    result = Attacked([None] * count, [None] * count, block.images.clone())
+    ranked = _likeliest(network, block, settings)
+    smallest = torch.full((count,), torch.inf, dtype=block.images.dtype, device=block.images.device)
+    targets = [None] if ranked is None else list(range(ranked.shape[1]))
+    for loss, target, restart in product(settings.losses, targets, range(settings.restarts)):
+        rows = [row for row, broken in enumerate(result.breaks) if broken is None]
         if not rows:
             break
-        result = _attack_once(network, _rows(block, rows), settings, loss=loss, restart=restart)
-        for row, done, lowest in zip(rows, result.broke_at.tolist(), result.smallest_margin.tolist(), strict=True):
-            breaks[row] = (f"pgd-{loss}", done) if done >= 0 else None
-            smallest[row] = min(smallest[row], lowest)
-    return attack_records(block, logits, breaks, smallest, started=started)
+        aims = None if ranked is None or target is None else ranked[rows, target]
+        key = (loss, restart) if target is None else (loss, restart, f"target {target}")
+        found = _search(network, rows_of(block, rows), settings, key=key, aims=aims)
+        smallest[rows] = torch.minimum(smallest[rows], found.smallest)
+        for place, done in enumerate(found.broke_at.tolist()):
+            if done >= 0:
+                result.breaks[rows[place]] = (f"pgd-{loss}", done, restart)
+                result.points[rows[place]] = found.points[place]
+    result.margins = list(smallest.tolist())
+    return result
 
 
-@dataclass(frozen=True)
-class _Outcome:
-    """One restart: gradient steps done when each image broke, -1 where it did not; smallest margins; both (B,)."""
+def _likeliest(network: nn.Module, block: Block, settings: PgdSettings) -> Tensor | None:
+    """Return the targets of each image, (B, T), likeliest first; None if any other class will do."""
+    if not settings.targets:
+        return None
+    logits = clean_logits(network, block).scatter(1, block.labels[:, None], -float("inf"))
+    return logits.topk(min(settings.targets, logits.shape[1] - 1), dim=1).indices
 
-    broke_at: Tensor
-    smallest_margin: Tensor
+
+def _search(
+    network: nn.Module, block: Block, settings: PgdSettings, *, key: tuple[object, ...], aims: Tensor | None
+) -> Searched:
+    """Run one search from a random start of each image. key: of its streams, the loss first. aims: target classes."""
+    from hydrabench.attacks import LOSSES, TARGETED_LOSSES, ExactBall, Moves, default_step_size, search
+
+    epsilon, loss = float(settings.epsilon), str(key[0])
+    size = default_step_size(epsilon, settings.steps) if settings.step_size is None else float(settings.step_size)
+    ball = ExactBall.around(block.images, epsilon, settings.norm)
+
+    def check(logits: Tensor, rows: Tensor, done: int) -> None:
+        require_finite(logits, [block.indices[row] for row in rows.tolist()], f"a logit after {done} steps of PGD")
+
+    return search(
+        network,
+        ball,
+        ball.scaled(start_noise(block, settings, key)),
+        (block.labels,) if aims is None else (block.labels, aims),
+        LOSSES[loss] if aims is None else TARGETED_LOSSES[loss],
+        how=Moves(settings.steps, size, settings.momentum),
+        check=check,
+    )
 
 
-def _attack_once(network: nn.Module, block: Block, settings: PgdSettings, *, loss: str, restart: int) -> _Outcome:
-    """Run one restart on all images of `block`; the broken ones leave the batch at once."""
+def start_noise(block: Block, settings: PgdSettings, key: tuple[object, ...]) -> Tensor:
+    """Draw a point of the unit ball for each image, from a stream of its own, (B, C, H, W)."""
     import torch
 
-    from hydrabench.attacks import LOSSES, ascent_step, default_step_size, margin, project, unit_noise
+    from hydrabench.attacks import unit_noise
     from hydrabench.runtime import stream
 
-    epsilon, norm = float(settings.epsilon), settings.norm
-    step_size = default_step_size(epsilon, settings.steps)
-    x, y = block.images, block.labels
-    keys = [(settings.seed, "pgd", loss, restart, index) for index in block.indices]
-    streams = [stream(*key, version=settings.version) for key in keys]
-    noise = torch.cat([unit_noise((1, *x.shape[1:]), norm=norm, generator=one) for one in streams])
-    points = project(x + epsilon * noise.to(x), x, epsilon, norm=norm)
-    broke_at = torch.full_like(y, -1)
-    smallest = torch.full((len(y),), torch.inf, dtype=x.dtype, device=x.device)
-    alive = torch.arange(len(y), device=x.device)
-    for done in range(settings.steps + 1):
-        points.requires_grad_()
-        with torch.enable_grad():
-            logits = network(points)
-            total = LOSSES[loss](logits, y).sum()
-        require_finite(logits, [block.indices[row] for row in alive.tolist()], f"a logit after {done} steps of PGD")
-        smallest[alive] = torch.minimum(smallest[alive], margin(logits.detach(), y))
-        wrong = logits.argmax(1) != y
-        broke_at[alive[wrong]] = done
-        if done == settings.steps or wrong.all():
-            break
-        moved = ascent_step(points, total, x, epsilon, norm=norm, step_size=step_size)
-        points, x, y, alive = moved[~wrong], x[~wrong], y[~wrong], alive[~wrong]
-    return _Outcome(broke_at, smallest)
-
-
-def _rows(block: Block, rows: Sequence[int]) -> Block:
-    """Return the rows of a block that are still to be attacked."""
-    import torch
-
-    from hydrabench.data.images import Block
-
-    chosen = torch.tensor(rows, device=block.images.device)
-    indices, shas = tuple(block.indices[row] for row in rows), tuple(block.shas[row] for row in rows)
-    return Block(block.number, indices, block.images[chosen], block.labels[chosen], shas)
-
-
-EPSILON = Option("epsilon", "Radius in pixel units, e.g. 8/255.", default="the checkpoint's training radius")
-NORM = Option("norm", "linf or l2.", default="the checkpoint's, else linf")
-SEED = Option("seed", "Key of all random streams.", "int", default="0")
+    shape = (1, *block.images.shape[1:])
+    streams = [stream(settings.seed, "pgd", *key, index, version=settings.version) for index in block.indices]
+    return torch.cat([unit_noise(shape, norm=settings.norm, generator=one) for one in streams]).to(block.images)
 
 
 def short_pgd(settings: Any) -> tuple[PgdSettings, int]:
@@ -143,22 +180,46 @@ def short_pgd(settings: Any) -> tuple[PgdSettings, int]:
     return PgdSettings(norm=settings.norm, epsilon=Fraction(0), steps=10, losses=("ce",)), BLOCK_SIZE
 
 
+def require_classes(network: nn.Module, block: Block, settings: PgdSettings) -> None:
+    """Raise ConfigError if a loss compares more logits than the network has."""
+    from hydrabench.attacks import FEWEST_CLASSES
+
+    classes = clean_logits(network, block).shape[1]
+    for loss in settings.losses:
+        needed = FEWEST_CLASSES[loss] + (loss == "dlr" and settings.targets > 0)
+        if classes < needed:
+            raise ConfigError(f"losses: {loss} compares {needed} logits, the network has {classes}; give --loss margin")
+
+
+def pgd_passes(settings: PgdSettings, _sizes: Any) -> float:
+    """One clean pass, and the gradients of every search at every radius."""
+    searches = settings.restarts * len(settings.losses) * max(settings.targets, 1) * len(settings.radii_in_turn)
+    return 1 + INPUT_GRADIENT * settings.steps * searches
+
+
 PGD = Evaluator(
     settings=PgdSettings,
     evaluate=evaluate_pgd,
+    points=pgd_points,
     record=AttackRecord,
-    metrics=robust_metrics,
+    variant=curve_variant(PgdSettings),
+    metrics=curve_metrics,
     claims="upper",
     command="attack",
     heading=lambda settings: f"PGD-{settings.steps}",
     meaning="right on the clean image and after projected gradient descent from every loss and restart",
-    passes=lambda settings, _sizes: 1 + INPUT_GRADIENT * settings.steps * settings.restarts * len(settings.losses),
+    passes=pgd_passes,
     piece=short_pgd,
+    suits=require_classes,
     options=(
-        EPSILON,
-        NORM,
+        CURVE,
+        NORMS,
         Option("steps", "PGD steps.", "int", default="50"),
         Option("restarts", "PGD random starts for each loss.", "int", default="1"),
+        LOSS,
+        Option("step_size", "Length of a PGD step in pixel units.", default="2.5 radii over the steps"),
+        Option("momentum", "Share of the last direction that a PGD step keeps, in [0, 1).", "float", default="0"),
+        TARGETED,
         SEED,
     ),
 )

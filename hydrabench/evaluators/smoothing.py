@@ -8,9 +8,9 @@ from math import prod, sqrt
 from typing import TYPE_CHECKING, Any
 
 from hydrabench.errors import ConfigError, lookup
+from hydrabench.evaluators.ball_settings import SEED
 from hydrabench.evaluators.blocks import Blocks
 from hydrabench.evaluators.description import Computing, Evaluator, Line, Metric, Option, Ready, is_correct
-from hydrabench.evaluators.pgd import SEED
 from hydrabench.evaluators.reuse_settings import ReuseSettings
 from hydrabench.evaluators.smoothing_settings import SmoothingSettings
 from hydrabench.ledger import ReuseRecord, SmoothedRecord
@@ -165,7 +165,7 @@ def metrics(lines: Sequence[Line], settings: Any) -> dict[str, Metric]:
         abstained = tuple(bool(line["abstain"]) for line in lines)
         return {
             "smoothed_accuracy": Metric(right, "clopper-pearson", label="accuracy"),
-            "abstained": Metric(abstained, "clopper-pearson", label="abstained"),
+            "abstained": Metric(abstained, "clopper-pearson", label="abstained", desired=False),
         }
     earned = [float(line["radius"]) if is_correct(line) and not line["abstain"] else None for line in lines]
     found = {
@@ -228,6 +228,7 @@ SMOOTHING = Evaluator(
     blocks=_blocks,
     prepare=_prepare,
     reduced_precision=True,
+    sampled=True,
     frugal="choose a smaller --batch",
     notes=_notes,
     more=_implied,

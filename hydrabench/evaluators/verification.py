@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hydrabench.config.passes import BOXES
-from hydrabench.evaluators.blocks import BLOCK_SIZE, Blocks, blocks_of_a_minute, fixed_blocks
+from hydrabench.evaluators.ball_settings import EPSILON, NORM
+from hydrabench.evaluators.blocks import BLOCK_SIZE, Blocks, blocks_of, fixed_blocks
 from hydrabench.evaluators.description import Computing, Evaluator, Option, Ready, Sizes, verified_metrics
-from hydrabench.evaluators.pgd import EPSILON, NORM
 from hydrabench.evaluators.verified_settings import AlphaCrownSettings, Settings, VerifiedSettings
 from hydrabench.ledger import VerifiedRecord
 
@@ -35,6 +35,7 @@ SEARCH_OPTIONS = (
         "time_limit", "Time limit per image in seconds. Results then depend on the machine.", "float", "alpha-crown"
     ),
 )
+CHEAPER = "--method ibp or crown-ibp, seconds for an image"
 PROVED = "every margin provably positive in the whole ball, by"
 RIGORS = {
     "sound": ", rounded outwards, so that it holds in exact arithmetic",
@@ -78,36 +79,34 @@ def _require_readable(network: nn.Module, block: Block, settings: Settings) -> N
 
 def _blocks_of_passes(settings: VerifiedSettings, network: nn.Module, shape: tuple[int, int, int]) -> Blocks:
     """Return the blocks of methods with a backward pass for every unstable neuron: up to hours an image."""
-    from hydrabench.bounds import image_seconds
+    from hydrabench.bounds import image_operations
 
     if not settings.uses_our_bounds:
         return Blocks(SEARCHED_BLOCK)
     methods = settings.methods if settings.kind == "cascade" else (settings.kind,)
-    seconds = image_seconds(network, shape, methods)
-    most = SEARCHED_BLOCK if settings.searches else BLOCK_SIZE
-    searched = _search_seconds(settings, network, shape) if settings.searches else 0.0
-    return _announced(blocks_of_a_minute(seconds, most), seconds + searched, about=searched > 0)
+    operations = image_operations(network, shape, methods)
+    if settings.searches:
+        return _blocks_with_search(settings, network, shape, operations, blocks_of(operations, SEARCHED_BLOCK))
+    rest = "less if few neurons are undecided"
+    return Blocks(blocks_of(operations, BLOCK_SIZE), operations, rest=rest, cheaper=CHEAPER)
 
 
 def _blocks_of_search(settings: AlphaCrownSettings, network: nn.Module, shape: tuple[int, int, int]) -> Blocks:
+    from hydrabench.bounds import image_operations
+
     if not settings.uses_our_bounds:
         return Blocks(SEARCHED_BLOCK)
-    return _announced(SEARCHED_BLOCK, _search_seconds(settings, network, shape), about=True)
+    return _blocks_with_search(settings, network, shape, image_operations(network, shape, ("crown",)), SEARCHED_BLOCK)
 
 
-def _announced(size: int, seconds: float, *, about: bool) -> Blocks:
-    rest = "less if few neurons are undecided"
-    if about:
-        rest = "many times that with slopes all"
-    return Blocks(size, seconds, about, rest, "--method ibp or crown-ibp, seconds for an image")
+def _blocks_with_search(
+    settings: Settings, network: nn.Module, shape: tuple[int, int, int], operations: float, size: int
+) -> Blocks:
+    from hydrabench.bounds import search_operations
 
-
-def _search_seconds(settings: Settings, network: nn.Module, shape: tuple[int, int, int]) -> float:
-    """Return about how long alpha-crown takes for an image."""
-    from hydrabench.bounds import Search, search_seconds
-
-    search = Search(settings.slopes, settings.iterations, settings.learning_rate, settings.time_limit)
-    return search_seconds(network, shape, search)
+    search = search_operations(network, shape, settings.iterations)
+    rest = "many times that with slopes all"
+    return Blocks(size, operations, search, settings.time_limit, rest, CHEAPER)
 
 
 # Descriptions ----------------------------------------------------------------------------------

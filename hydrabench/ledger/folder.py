@@ -25,7 +25,9 @@ RUN_SCHEMA = "hydrabench.run/1"
 LEDGER_BYTES = 1 << 34
 SUMMARY_SCHEMA = "hydrabench.summary/1"
 # What may differ between the first start of a run and its continuation.
-VOLATILE = frozenset({"started", "ended", "status", "environment", "environments", "world_size", "micro_batch"})
+VOLATILE = frozenset(
+    {"started", "ended", "status", "environment", "environments", "world_size", "micro_batch", "origin", "peak_memory"}
+)
 # What a finished run holds besides its summary, by the key under which the summary has its SHA-256.
 HASHED_FILES = {"records_sha256": "records.jsonl", "checkpoint_sha256": "checkpoint.safetensors"}
 
@@ -147,12 +149,15 @@ class RunFolder:
         write_json(self.path / "run.json", self.header)
         (self.path / "summary.json").unlink(missing_ok=True)
 
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        """Write `summary.json`, with the hash of the ledger if there is one, and mark the run complete."""
+    def finish(self, summary: Mapping[str, Any], **ended: Any) -> None:
+        """Write `summary.json`, with the hash of the ledger if there is one, and mark the run complete.
+
+        Args: ended: what else `run.json` says of how it ended.
+        """
         if self.records_path.exists():
             summary = {**summary, "records_sha256": sha256_of(self.records_path)}
         write_json(self.path / "summary.json", {"schema": SUMMARY_SCHEMA, **summary})
-        self.header |= {"status": "complete", "ended": now()}
+        self.header |= {"status": "complete", "ended": now(), **ended}
         write_json(self.path / "run.json", self.header)
 
     def summary(self) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from typing import Any, ClassVar
 
 from pydantic import ConfigDict
 
+from hydrabench.threat import read_number
+
 ABSTAIN = -1
 # Sums of floats in another order, on another machine or among other images, move numbers by about this much.
 NUMBER_TOLERANCE = 1e-4
@@ -68,6 +70,7 @@ class AttackRecord(Record):
 
     broken_by: "clean" if the clean image is misclassified already, else the attack's name. step: the
     iterations done when it broke, None where the attack does not tell. margin: smallest margin seen.
+    restart: in which random start of that attack it broke, from 0; None where it does not tell.
     """
 
     exact: ClassVar[tuple[str, ...]] = ("prediction", "robust")
@@ -76,6 +79,7 @@ class AttackRecord(Record):
     broken_by: str | None
     step: int | None
     margin: float | None
+    restart: int | None = field(default=None, kw_only=True)
 
     def problems(self, settings: Mapping[str, Any]) -> Iterator[str]:
         """Yield what cannot be."""
@@ -88,6 +92,8 @@ class AttackRecord(Record):
             yield f"is broken by {self.broken_by!r}, but predicts {self.prediction} for label {self.label}"
         if self.step is not None and not 0 <= self.step <= settings.get("steps", math.inf):
             yield f"was broken at step {self.step} of {settings.get('steps', 'none below 0')}"
+        if self.restart is not None and (self.robust or not 0 <= self.restart < settings.get("restarts", math.inf)):
+            yield f"says robust {self.robust}, broken in restart {self.restart} of {settings.get('restarts', 'none')}"
         if self.margin is not None and (self.margin < 0 if self.robust else self.margin > 0):
             yield f"says robust {self.robust} with a smallest margin of {self.margin:g}"
 
@@ -100,6 +106,35 @@ class AttackRecord(Record):
         yield from super().differences(again)
         if self.robust == again.robust:
             yield from _far("margin", self, again, ATTACK_TOLERANCE)
+
+
+@dataclass(frozen=True)
+class CurveRecord(AttackRecord):
+    """A verdict at several radii at once.
+
+    distance: length in pixel units of the smallest perturbation that is known to break the image, of a search at given
+    radii the smallest of these; 0 if it is misclassified as it is, None if nothing was found.
+    """
+
+    distance: float | None
+
+    def problems(self, settings: Mapping[str, Any]) -> Iterator[str]:
+        """Yield what cannot be."""
+        yield from super().problems(settings)
+        epsilon = read_number(settings.get("epsilon", "")) or 0
+        if self.distance is not None and self.distance < 0:
+            yield f"has distance {self.distance:g}, which is at least 0"
+        if self.robust != (self.distance is None or self.distance > float(epsilon)):
+            yield f"says robust {self.robust} with distance {self.distance} at the radius {float(epsilon):g}"
+        if (self.distance == 0) == self.is_right:
+            yield f"has distance {self.distance}, but predicts {self.prediction} for label {self.label}"
+
+    def differences(self, again: Record) -> Iterator[str]:
+        """Yield what differs; the smallest perturbation moves with the end of an attack."""
+        assert isinstance(again, CurveRecord)
+        yield from super().differences(again)
+        if self.robust == again.robust:
+            yield from _far("distance", self, again, ATTACK_TOLERANCE)
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,19 @@
-"""The registry of architectures, and networks built from it with fresh weights."""
+"""The registry of architectures, and networks built from it with fresh weights. Importing it imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING
 
 from hydrabench.errors import ConfigError, lookup
-from hydrabench.models.cnn import LARGE, SMALL, VGG4, sequential_cnn
-from hydrabench.models.normalize import normalized
-from hydrabench.models.resnet import cifar_resnet, imagenet_resnet
+from hydrabench.models.cnn import CNN7, LARGE, SMALL, VGG4, sequential_cnn
 from hydrabench.models.vgg import LAYOUTS, vgg
-from hydrabench.models.wide_resnet import wide_resnet
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -37,11 +36,33 @@ class Architecture:
         return f"is for {' and '.join(found)}" if found else None
 
 
+def _cifar_resnet(depth: int, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """Build a ResNet for small images; see `resnet.cifar_resnet`."""
+    from hydrabench.models import resnet
+
+    return resnet.cifar_resnet(depth, shape, num_classes)
+
+
+def _imagenet_resnet(depth: int, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """Build a ResNet for ImageNet; see `resnet.imagenet_resnet`."""
+    from hydrabench.models import resnet
+
+    return resnet.imagenet_resnet(depth, shape, num_classes)
+
+
+def _wide_resnet(depth: int, width: int, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """Build a wide ResNet; see `wide_resnet.wide_resnet`."""
+    from hydrabench.models import wide_resnet as module
+
+    return module.wide_resnet(depth, width, shape, num_classes)
+
+
 # The names are the original's: lower-case ResNets are for CIFAR, capitalised ones for ImageNet.
 MODELS: dict[str, Architecture] = {
     "cifar_model": Architecture(partial(sequential_cnn, SMALL)),
     "cifar_model_bn": Architecture(partial(sequential_cnn, SMALL, batch_norm=True)),
     "cifar_model_large": Architecture(partial(sequential_cnn, LARGE)),
+    "cnn7": Architecture(partial(sequential_cnn, CNN7, batch_norm=True, linear_batch_norm=True)),
     "mnist_model": Architecture(partial(sequential_cnn, SMALL)),
     "mnist_model_large": Architecture(partial(sequential_cnn, LARGE)),
     "vgg4_without_maxpool": Architecture(partial(sequential_cnn, VGG4)),
@@ -59,22 +80,22 @@ MODELS: dict[str, Architecture] = {
     "vgg13_bn": Architecture(partial(vgg, LAYOUTS[13], batch_norm=True)),
     "vgg16": Architecture(partial(vgg, LAYOUTS[16])),
     "vgg16_bn": Architecture(partial(vgg, LAYOUTS[16], batch_norm=True)),
-    "resnet18": Architecture(partial(cifar_resnet, 18)),
-    "resnet34": Architecture(partial(cifar_resnet, 34)),
-    "resnet50": Architecture(partial(cifar_resnet, 50)),
-    "resnet101": Architecture(partial(cifar_resnet, 101)),
-    "resnet152": Architecture(partial(cifar_resnet, 152)),
-    "wrn_10_1": Architecture(partial(wide_resnet, 10, 1)),
-    "wrn_28_1": Architecture(partial(wide_resnet, 28, 1)),
-    "wrn_28_4": Architecture(partial(wide_resnet, 28, 4)),
-    "wrn_28_10": Architecture(partial(wide_resnet, 28, 10)),
-    "wrn_34_10": Architecture(partial(wide_resnet, 34, 10)),
-    "wrn_40_2": Architecture(partial(wide_resnet, 40, 2)),
-    "ResNet18": Architecture(partial(imagenet_resnet, 18)),
-    "ResNet34": Architecture(partial(imagenet_resnet, 34)),
-    "ResNet50": Architecture(partial(imagenet_resnet, 50)),
-    "ResNet101": Architecture(partial(imagenet_resnet, 101)),
-    "ResNet152": Architecture(partial(imagenet_resnet, 152)),
+    "resnet18": Architecture(partial(_cifar_resnet, 18)),
+    "resnet34": Architecture(partial(_cifar_resnet, 34)),
+    "resnet50": Architecture(partial(_cifar_resnet, 50)),
+    "resnet101": Architecture(partial(_cifar_resnet, 101)),
+    "resnet152": Architecture(partial(_cifar_resnet, 152)),
+    "wrn_10_1": Architecture(partial(_wide_resnet, 10, 1)),
+    "wrn_28_1": Architecture(partial(_wide_resnet, 28, 1)),
+    "wrn_28_4": Architecture(partial(_wide_resnet, 28, 4)),
+    "wrn_28_10": Architecture(partial(_wide_resnet, 28, 10)),
+    "wrn_34_10": Architecture(partial(_wide_resnet, 34, 10)),
+    "wrn_40_2": Architecture(partial(_wide_resnet, 40, 2)),
+    "ResNet18": Architecture(partial(_imagenet_resnet, 18)),
+    "ResNet34": Architecture(partial(_imagenet_resnet, 34)),
+    "ResNet50": Architecture(partial(_imagenet_resnet, 50)),
+    "ResNet101": Architecture(partial(_imagenet_resnet, 101)),
+    "ResNet152": Architecture(partial(_imagenet_resnet, 152)),
 }
 
 
@@ -97,6 +118,10 @@ def build_model(
             is untouched otherwise.
     Raises: ConfigError for an unknown architecture, or images it cannot take.
     """
+    import torch
+
+    from hydrabench.models.normalize import normalized
+
     architecture = lookup("architecture", MODELS, arch)
     if misfit := architecture.misfit(shape, num_classes):
         raise ConfigError(f"architecture {arch!r} {misfit}; choose another one, or other data")

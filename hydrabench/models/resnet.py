@@ -110,7 +110,7 @@ def imagenet_resnet(depth: int, shape: tuple[int, int, int], num_classes: int) -
         start Kaiming normal (fan-out). Normalisation is not part of it, see `normalized`.
     Raises: ValueError if the images are too small for the strides.
     """
-    from torchvision import models  # noqa: PLC0415 - slow to import
+    from torchvision import models
 
     require_pixels(shape, strides=5)
     constructors = {

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
+if TYPE_CHECKING:
+    from torch import nn
+
 
 POOL = "M"
 LayerList = tuple[int | str, ...]
@@ -40,6 +42,8 @@ def vgg(
         linear layers from N(0, 0.01) with zero bias.
     Raises: ValueError if the images are too small for the poolings.
     """
+    from torch import nn
+
     channels = shape[0]
     if min(shape[1:]) >> layout.count(POOL) < 1:
         raise ValueError(f"images of {shape[1]}x{shape[2]} pixels are too small for {layout.count(POOL)} poolings")
@@ -68,6 +72,9 @@ def vgg(
 
 
 def _initialize(network: nn.Module) -> None:
+    import torch
+    from torch import nn
+
     with torch.no_grad():
         for module in network.modules():
             if isinstance(module, nn.Conv2d):

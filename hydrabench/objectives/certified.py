@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
-
-from hydrabench.bounds import class_margins
 from hydrabench.config.passes import BOXES, TRAINING
 from hydrabench.objectives.step import StepLoss, TrainingStep
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 class Mixed(Protocol):
@@ -43,6 +41,11 @@ def certified_loss(
         beta: share of CROWN-IBP in the bounds, in [0, 1]; the rest are interval bounds.
         kappa: share of the clean cross entropy, in [0, 1].
     """
+    import torch
+    from torch.nn import functional
+
+    from hydrabench.bounds import class_margins
+
     with torch.set_grad_enabled(kappa > 0):
         logits = network(x)
     lower = class_margins(network, x, y, step.epsilon, beta=beta)
@@ -54,6 +57,8 @@ def certified_loss(
 
 def certified(lower: Tensor, y: Tensor) -> Tensor:
     """Whether every margin but the zero of class y is positive: lower bounds (B, K), to (B,) bool."""
+    import torch
+
     others = lower.scatter(1, y[:, None], torch.inf)
     return others.amin(1) > 0
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
-from torch import Tensor, nn
 
-from hydrabench.bounds import class_margins
 from hydrabench.config import Radius
 from hydrabench.config.passes import TRAINING
 from hydrabench.objectives.certified import box_passes, certified, certified_loss, kappa_at
 from hydrabench.objectives.description import Objective, ObjectiveSettings, Workload
 from hydrabench.objectives.step import StepLoss, TrainingStep
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 class CrownIbpSettings(ObjectiveSettings):
@@ -52,6 +53,8 @@ def crown_ibp_verdicts(
     network: nn.Module, x: Tensor, y: Tensor, settings: CrownIbpSettings, step: TrainingStep
 ) -> Tensor:
     """Which images the bound of the last training step certifies at the full radius, (B,), bool."""
+    from hydrabench.bounds import class_margins
+
     return certified(class_margins(network, x, y, step.epsilon, beta=settings.beta_end), y)
 
 

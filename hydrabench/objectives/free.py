@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
 from pydantic import PositiveInt
-from torch import Tensor, nn
-from torch.nn import functional
 
-from hydrabench.attacks import steepest
 from hydrabench.config import Radius
 from hydrabench.config.passes import TRAINING
 from hydrabench.objectives.description import Objective, ObjectiveSettings, Workload
 from hydrabench.objectives.pgd import survivors
 from hydrabench.objectives.step import StepLoss, TrainingStep
 from hydrabench.threat import PIXEL_MAX, PIXEL_MIN
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
 
 PERTURBATION = "perturbation"  # its key in the memory of a step
 
@@ -39,6 +39,11 @@ def free_loss(network: nn.Module, x: Tensor, y: Tensor, settings: FreeSettings, 
         x: images, (B, C, H, W), in [0, 1]; y: labels, (B,).
     Source: Shafahi et al., arXiv:1904.12843, algorithm 1.
     """
+    import torch
+    from torch.nn import functional
+
+    from hydrabench.attacks import steepest
+
     rows = step.mine(_perturbation(x, step)[: step.total(x)])
     delta = rows.clone().requires_grad_()
     logits = network((x + delta).clamp(PIXEL_MIN, PIXEL_MAX))
@@ -53,6 +58,8 @@ def free_loss(network: nn.Module, x: Tensor, y: Tensor, settings: FreeSettings, 
 
 def _perturbation(x: Tensor, step: TrainingStep) -> Tensor:
     """Return the perturbation kept from the last minibatch, with zeros up to the size of this batch."""
+    import torch
+
     kept = step.memory.get(PERTURBATION, x.new_zeros(0, *x.shape[1:])).to(x)
     missing = max(0, step.total(x) - len(kept))
     step.memory[PERTURBATION] = torch.cat([kept, x.new_zeros(missing, *x.shape[1:])]) if missing else kept

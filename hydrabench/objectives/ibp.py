@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
-from torch import Tensor, nn
 
-from hydrabench.bounds import class_margins
 from hydrabench.config import Radius
 from hydrabench.objectives.certified import box_passes, certified, certified_loss, kappa_at
 from hydrabench.objectives.description import Objective, ObjectiveSettings, Workload
 from hydrabench.objectives.step import StepLoss, TrainingStep
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 class IbpSettings(ObjectiveSettings):
@@ -37,6 +38,8 @@ def ibp_loss(network: nn.Module, x: Tensor, y: Tensor, settings: IbpSettings, st
 
 def ibp_verdicts(network: nn.Module, x: Tensor, y: Tensor, settings: IbpSettings, step: TrainingStep) -> Tensor:  # noqa: ARG001
     """Which images interval bounds certify at the full radius, (B,), bool."""
+    from hydrabench.bounds import class_margins
+
     return certified(class_margins(network, x, y, step.epsilon, beta=0.0), y)
 
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
 from pydantic import Field, PositiveFloat, PositiveInt
-from torch import Tensor, nn
-from torch.nn import functional
 
-from hydrabench.bounds import symbolic_class_margins
 from hydrabench.config import Radius
 from hydrabench.config.passes import TRAINING
 from hydrabench.objectives.certified import certified
 from hydrabench.objectives.description import Objective, ObjectiveSettings, Workload
 from hydrabench.objectives.step import StepLoss, TrainingStep
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 class MixtrainSettings(ObjectiveSettings):
@@ -53,6 +52,10 @@ def mixtrain_loss(network: nn.Module, x: Tensor, y: Tensor, settings: MixtrainSe
     Source: Wang et al., arXiv:1811.02625, "stochastic robust approximation" and "dynamic mixed training";
         reference/hydra.md section 1.5.
     """
+    from torch.nn import functional
+
+    from hydrabench.bounds import symbolic_class_margins
+
     logits = network(x)
     total = functional.cross_entropy(logits, y)
     sample = _sample(x, settings, step)
@@ -87,6 +90,8 @@ def _sample(x: Tensor, settings: MixtrainSettings, step: TrainingStep) -> Tensor
 
     The sample is drawn from the whole batch with the step's generator, so that all micro-batches draw the same one.
     """
+    import torch
+
     whole = step.total(x)
     happens = torch.rand((), generator=step.generator) < settings.probability
     chosen = torch.zeros(whole, dtype=torch.bool)
@@ -102,6 +107,10 @@ def mixtrain_verdicts(
     step: TrainingStep,
 ) -> Tensor:
     """Which images symbolic intervals certify at the full radius, (B,), bool."""
+    import torch
+
+    from hydrabench.bounds import symbolic_class_margins
+
     with torch.no_grad():
         return certified(symbolic_class_margins(network, x, y, step.epsilon), y)
 

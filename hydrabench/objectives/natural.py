@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from torch import Tensor, nn
-from torch.nn import functional
+from typing import TYPE_CHECKING, Literal
 
 from hydrabench.config.passes import TRAINING
 from hydrabench.objectives.description import Objective, ObjectiveSettings
 from hydrabench.objectives.step import StepLoss, TrainingStep
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 class NaturalSettings(ObjectiveSettings):
@@ -24,6 +24,8 @@ def natural_loss(network: nn.Module, x: Tensor, y: Tensor, settings: NaturalSett
     Args:
         x: images, (B, C, H, W), in [0, 1]; y: labels, (B,).
     """
+    from torch.nn import functional
+
     logits = network(x)
     return StepLoss(functional.cross_entropy(logits, y), logits)
 

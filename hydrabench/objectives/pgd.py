@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-import torch
 from pydantic import PositiveInt
-from torch import Tensor, nn
-from torch.nn import functional
 
-from hydrabench.attacks import LOSSES, ascend, pgd
 from hydrabench.config import Radius
 from hydrabench.config.passes import INPUT_GRADIENT, TRAINING
 from hydrabench.objectives.description import Objective, ObjectiveSettings, Workload
 from hydrabench.objectives.step import StepLoss, TrainingStep
 from hydrabench.threat import Norm
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
 
 SELECTION_STEPS = 10
 
@@ -57,6 +57,8 @@ def pgd_loss(network: nn.Module, x: Tensor, y: Tensor, settings: PgdTrainingSett
         x: images, (B, C, H, W), in [0, 1]; y: labels, (B,).
     Source: Madry et al., arXiv:1706.06083, equation 2.1 and section 2.1.
     """
+    from torch.nn import functional
+
     logits = network(adversarial_examples(network, x, y, settings, step))
     return StepLoss(functional.cross_entropy(logits, y), logits)
 
@@ -70,6 +72,8 @@ def adversarial_examples(
 
     Returns: images, (B, C, H, W), in [0, 1].
     """
+    from hydrabench.attacks import LOSSES, ascend
+
     network.eval()
     points = ascend(
         x,
@@ -92,6 +96,10 @@ def pgd_verdicts(network: nn.Module, x: Tensor, y: Tensor, settings: TrainingAtt
 
 def survivors(network: nn.Module, x: Tensor, y: Tensor, step: TrainingStep, *, norm: Norm, step_size: float) -> Tensor:
     """Which images are right both clean and after PGD-10 on the cross entropy, (B,), bool."""
+    import torch
+
+    from hydrabench.attacks import pgd
+
     adversarial = pgd(
         network,
         x,

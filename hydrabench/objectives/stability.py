@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
 from pydantic import NonNegativeFloat
-from torch import Tensor, nn
-from torch.nn import functional
 
 from hydrabench.config.fields import Noise
 from hydrabench.config.passes import TRAINING
 from hydrabench.objectives.description import Objective, ObjectiveSettings, Workload
 from hydrabench.objectives.step import StepLoss, TrainingStep
 from hydrabench.objectives.trades import divergence
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
 
 SELECTION_DRAWS = 10
 
@@ -44,6 +45,8 @@ def stability_loss(
     Source: Carmon et al., arXiv:1905.13736, stability training (they clamp); Cohen et al., arXiv:1902.02918,
         section 3.3; reference/hydra.md section 1.4.
     """
+    from torch.nn import functional
+
     noisy = x + settings.sigma * step.normal(x)
     if settings.variant == "gaussian":
         logits = network(noisy)
@@ -57,6 +60,8 @@ def smoothed_verdicts(
     network: nn.Module, x: Tensor, y: Tensor, settings: StabilitySettings, step: TrainingStep
 ) -> Tensor:
     """Which images are classified correctly by the softmax averaged over ten draws of the noise, (B,), bool."""
+    import torch
+
     with torch.no_grad():
         draws = [network(x + settings.sigma * step.normal(x)).softmax(1) for _ in range(SELECTION_DRAWS)]
     correct: Tensor = torch.stack(draws).mean(0).argmax(1) == y

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from hydrabench.attacks import unit_noise
 from hydrabench.threat import Norm
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,14 @@ class TrainingStep:
 
     def normal(self, x: Tensor) -> Tensor:
         """Draw standard normal noise for images `x`, (B, ...), of their type and on their device."""
+        import torch
+
         return self.mine(torch.randn((self.total(x), *x.shape[1:]), generator=self.generator)).to(x)
 
     def uniform(self, x: Tensor, *, norm: Norm = "linf") -> Tensor:
         """Draw a point of the unit ball of `norm` for each of the images `x`, (B, ...), uniformly."""
+        from hydrabench.attacks import unit_noise
+
         return self.mine(unit_noise((self.total(x), *x.shape[1:]), norm=norm, generator=self.generator)).to(x)
 
     def total(self, x: Tensor) -> int:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
 from pydantic import NonNegativeFloat, PositiveInt
-from torch import Tensor, nn
-from torch.nn import functional
 
-from hydrabench.attacks import ascend
 from hydrabench.config import Radius
 from hydrabench.config.passes import INPUT_GRADIENT, TRAINING
 from hydrabench.objectives.description import Objective, ObjectiveSettings, Workload
 from hydrabench.objectives.pgd import pgd_verdicts, step_size
 from hydrabench.objectives.step import StepLoss, TrainingStep
 from hydrabench.threat import Norm
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
 
 START_DEVIATION = 0.001
 
@@ -48,6 +48,8 @@ def trades_loss(network: nn.Module, x: Tensor, y: Tensor, settings: TradesSettin
         x: images, (B, C, H, W), in [0, 1]; y: labels, (B,).
     Source: Zhang et al., arXiv:1901.08573, equation 5 and algorithm 1; HYDRA's constants.
     """
+    from torch.nn import functional
+
     network.eval()
     adversarial = _attack(network, x, settings, step)
     network.train()
@@ -57,6 +59,10 @@ def trades_loss(network: nn.Module, x: Tensor, y: Tensor, settings: TradesSettin
 
 
 def _attack(network: nn.Module, x: Tensor, settings: TradesSettings, step: TrainingStep) -> Tensor:
+    import torch
+
+    from hydrabench.attacks import ascend
+
     with torch.no_grad():
         clean_logits = network(x)
     return ascend(

@@ -14,6 +14,7 @@ from hydrabench.data import DATASETS
 from hydrabench.errors import ConfigError, lookup
 from hydrabench.evaluators import EVALUATORS
 from hydrabench.models import MODELS
+from hydrabench.models.own_code import CODE_FORMS, is_code
 from hydrabench.objectives import OBJECTIVES, ObjectiveSettings
 
 
@@ -51,7 +52,15 @@ def _known(what: str, registry: Mapping[str, object]) -> Callable[[str], str]:
     return check
 
 
+def _architecture(name: str) -> str:
+    """A check that a name is an architecture of the registry, or names somebody's code."""
+    try:
+        return name if is_code(name) else _known("architecture", MODELS)(name)
+    except ValueError as error:
+        raise ValueError(f"{error}; or give code of your own, {CODE_FORMS}") from error
+
+
 ObjectiveSection = Annotated[SerializeAsAny[ObjectiveSettings], BeforeValidator(_chosen("name", objective_models))]
 EvaluationSection = Annotated[Any, BeforeValidator(_chosen("kind", evaluation_models))]
 DataSetName = Annotated[str, AfterValidator(_known("data set", DATASETS))]
-ArchitectureName = Annotated[str, AfterValidator(_known("architecture", MODELS))]
+ArchitectureName = Annotated[str, AfterValidator(_architecture)]

@@ -38,7 +38,7 @@ def resolved_values(file: Path) -> dict[str, Any]:
     `base` is a file, relative to the one that names it, or the name of a recipe that comes with hydrabench. Sections
     are merged key by key; anything else, lists included, replaces what was there. An `objective:` of another
     `name` is not merged, because its keys mean other things. `plugins:` are files relative to the recipe that names
-    them; those of all recipes count.
+    them; those of all recipes count. So is the file of a `model.arch` such as "mynet.py:build".
     Raises: ConfigError if a file is no recipe, or bases go round in a circle.
     """
     chain: list[Path] = []
@@ -56,12 +56,20 @@ def resolved_values(file: Path) -> dict[str, Any]:
         plugins = values.get("plugins")
         if isinstance(plugins, list) and all(isinstance(plugin, str) for plugin in plugins):
             values["plugins"] = [str(following.parent / plugin) for plugin in plugins]
+        _place_code(values.get("model"), following.parent)
         layers.append(values)
         following = find_recipe(Path(base), following.parent) if base else None
     merged: dict[str, Any] = {}
     for values in reversed(layers):
         merged = _merge(merged, values)
     return merged
+
+
+def _place_code(model: Any, folder: Path) -> None:
+    """Make the file of FILE.py:NAME in a `model:` section relative to the working directory, in place."""
+    arch = model.get("arch") if isinstance(model, dict) else None
+    if isinstance(arch, str) and arch.rpartition(":")[0].endswith(".py"):
+        model["arch"] = str(folder / arch)
 
 
 def completed_values(values: Mapping[str, Any]) -> dict[str, Any]:

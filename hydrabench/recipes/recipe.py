@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
@@ -14,6 +14,7 @@ from hydrabench.config.fields import Section
 from hydrabench.data import DATASETS
 from hydrabench.evaluators import with_default_threat
 from hydrabench.models import MODELS
+from hydrabench.models.own_code import is_code, short_spec
 from hydrabench.objectives import ObjectiveSettings
 from hydrabench.recipes.choice import ArchitectureName, DataSetName, EvaluationSection, ObjectiveSection
 from hydrabench.recipes.phases import FinetuneRecipe, PhaseRecipe, PruneRecipe, TrainRecipe
@@ -22,10 +23,25 @@ SectionName = Literal["train", "prune", "finetune"]
 
 
 class ModelRecipe(Section):
-    """The `model:` section. Classes and image size come from the data set."""
+    """The `model:` section. Classes and image size come from the data set.
+
+    `arch` may name code of the user's own, "mynet.py:build" (a file relative to the recipe), which gets `args`.
+    """
+
+    added: ClassVar[tuple[str, ...]] = ("args",)
 
     arch: ArchitectureName
     normalization: Normalization | None = None
+    args: dict[str, Any] = Field(default_factory=dict)
+
+    def conflicts(self) -> Iterator[str]:
+        """Yield what does not fit: arguments are for code."""
+        if self.args and not is_code(self.arch):
+            yield f"args are for code of your own, and {self.arch} is built in; leave them out"
+
+    def recorded(self) -> dict[str, Any]:
+        """The section as plain values, without the folder in which code lies."""
+        return {**self.plain(), "arch": short_spec(self.arch)}
 
 
 class DataSection(DataRecipe):
@@ -60,6 +76,8 @@ class Recipe(Section):
     def conflicts(self) -> Iterator[str]:
         """Yield what does not fit: an architecture for other images than those of the data set."""
         dataset = DATASETS[self.data.name]
+        if is_code(self.model.arch):
+            return
         if misfit := MODELS[self.model.arch].misfit(dataset.shape, dataset.num_classes):
             yield f"model.arch: {self.model.arch} {misfit} from {self.data.name}; change one of the two"
 
@@ -91,7 +109,7 @@ class Recipe(Section):
         return {
             "name": self.name,
             "seed": self.seed,
-            "model": self.model.plain(),
+            "model": self.model.recorded(),
             "data": self.data.plain(),
             "objective": self.objective_of(section).plain(),
             section: phase.model_copy(update={"objective": None}).plain() if phase else None,

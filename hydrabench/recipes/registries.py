@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import get_args
 
 from hydrabench import plugins
-from hydrabench.bounds.program.convert import LAYERS
 from hydrabench.data import DATASETS, DataSet
 from hydrabench.evaluators import EVALUATORS, Evaluator
 from hydrabench.models import MODELS, Architecture
@@ -27,15 +26,19 @@ def _evaluator_problem(kind: str, evaluator: Evaluator) -> str | None:
     return None if kind in allowed else f'its settings need the field `kind: Literal["{kind}"]`'
 
 
-REGISTRIES = (
-    Registry("objective", OBJECTIVES, Objective, _objective_problem),
-    Registry("evaluator", EVALUATORS, Evaluator, _evaluator_problem),
-    Registry("data set", DATASETS, DataSet),
-    Registry("architecture", MODELS, Architecture),
-    Registry("operation", LAYERS, Callable),  # type: ignore[arg-type]
-)
+def registries() -> tuple[Registry, ...]:
+    """Return everything that a plugin can add to; operations of bounds need torch, and so does a plugin."""
+    from hydrabench.bounds.program.convert import LAYERS
+
+    return (
+        Registry("objective", OBJECTIVES, Objective, _objective_problem),
+        Registry("evaluator", EVALUATORS, Evaluator, _evaluator_problem),
+        Registry("data set", DATASETS, DataSet),
+        Registry("architecture", MODELS, Architecture),
+        Registry("operation", LAYERS, Callable),  # type: ignore[arg-type]
+    )
 
 
 def load_plugin(path: str | Path) -> None:
     """Run a Python file that adds to the registries. Raises: as `hydrabench.plugins.load`."""
-    plugins.load(Path(path), REGISTRIES)
+    plugins.load(Path(path), registries())

@@ -3,28 +3,54 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from pydantic import PositiveInt
 
 from hydrabench.config import parse
 from hydrabench.errors import ConfigError, LedgerError, shortened
 from hydrabench.evaluators import EVALUATORS, Evaluator, Metric, record_of, recorded_settings
 from hydrabench.ledger import RUN_AGAIN, RunFolder, whole_ledger
-from hydrabench.reporting.statistics import summarize
+from hydrabench.reporting.inputs import refuse_mixed_inputs
+from hydrabench.reporting.statistics import estimates
 from hydrabench.selection import selected_indices
-from hydrabench.threat import Threat, parse_radius
+from hydrabench.threat import NORM_TEXTS, Threat, parse_radius
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 COMMANDS = ("attack", "certify")  # of the runs that are evaluations; the others train
 IMPORTED = "imported"  # precision and mode of what was read from another tool's file
 
 
 @dataclass(frozen=True)
+class Origin:
+    """How a network came about; None: not known, as of imports and of ledgers from before these fields.
+
+    compact_bytes: size of its weights in a compact file, without zeros. recipe, seed: of its training. selection: the
+    split that chose the epoch. parent: SHA-256 of the checkpoint that it started from. additional_data: whether it was
+    trained on images that are not in the data set.
+    """
+
+    compact_bytes: int | None = None
+    recipe: str | None = None
+    seed: int | None = None
+    selection: str | None = None
+    parent: str | None = None
+    additional_data: bool | None = None
+
+
+@dataclass(frozen=True)
 class EvaluatedNetwork:
-    """The evaluated network. density: fraction of weights kept; bytes: size of its file; None: not known (imports)."""
+    """The evaluated network; None: not known.
+
+    density: fraction of weights kept. bytes: size of its file. phase: of the training that made it, "lwm" for
+    least-weight-magnitude pruning. Other fields: see `Origin`.
+    """
 
     name: str
     sha256: str
@@ -34,6 +60,18 @@ class EvaluatedNetwork:
     parameters: int | None
     nonzero_parameters: int | None
     bytes: int | None
+    phase: str | None = None
+    compact_bytes: int | None = None
+    recipe: str | None = None
+    seed: int | None = None
+    selection: str | None = None
+    parent: str | None = None
+    additional_data: bool | None = None
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of the compact file where it is known, else of the file that was judged."""
+        return self.bytes if self.compact_bytes is None else self.compact_bytes
 
 
 @dataclass(frozen=True, order=True)
@@ -46,6 +84,8 @@ class ImageSelection:
     chosen: str = ""
 
     def __str__(self) -> str:
+        if not self.n:  # of numbers whose source does not say how many
+            return f"{self.name} {self.split}"
         if self.chosen:
             return f"{self.name} {self.split}, {self.n:,} image{'s' * (self.n > 1)} ({self.chosen})"
         return f"{self.name} {self.split}, first {f'{self.n:,} images' if self.n > 1 else 'image'}"
@@ -65,11 +105,21 @@ class RunHeader:
     precision: str
     protocol: str
     settings: dict[str, Any]
+    origin: Origin = Origin()
+    peak_memory: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evaluation:
-    """One complete ledger. `records` are sorted by index; of the first images, record i is about image i."""
+    """One complete ledger.
+
+    path: of the run folder, or of the file that was imported.
+    fields: an array of one value an image for each field of the records, sorted by index; of the first images, value i
+        is about image i.
+    metrics: what each image contributes to each number.
+    peak_memory: bytes that the run took at most, None: not known.
+    flags: of an attack, the signs that its number may be too high, see `evaluators.flags`.
+    """
 
     path: Path
     checkpoint: EvaluatedNetwork
@@ -78,7 +128,28 @@ class Evaluation:
     kind: str
     protocol: str
     settings: dict[str, Any]
-    records: tuple[dict[str, Any], ...]
+    fields: Mapping[str, np.ndarray[Any, Any]]
+    metrics: Mapping[str, Metric]
+    peak_memory: int | None = None
+    flags: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The records, made anew from `fields`."""
+        columns = [values.tolist() for values in self.fields.values()]
+        return [dict(zip(self.fields, row, strict=True)) for row in zip(*columns, strict=True)]
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The records as a table, one row an image."""
+        import pandas as pd
+
+        return pd.DataFrame(dict(self.fields))
+
+    @property
+    def right(self) -> np.ndarray[Any, Any]:
+        """Whether each prediction is the label."""
+        return np.asarray(self.fields["prediction"] == self.fields["label"])
 
     @property
     def threat(self) -> Threat | None:
@@ -93,9 +164,38 @@ class Evaluation:
         """Return the description of this evaluator."""
         return EVALUATORS[self.kind]
 
-    def metrics(self) -> dict[str, Metric]:
-        """What each image contributes to each number."""
-        return self.evaluator.metrics(self.records, self.evaluator.read(self.settings))
+
+def as_evaluation(
+    path: Path, header: RunHeader, records: Sequence[Mapping[str, Any]], *, checkpoint: EvaluatedNetwork | None = None
+) -> Evaluation:
+    """Make an evaluation of records that are sorted by index; at least one.
+
+    Args: checkpoint: that of the header unless given.
+    """
+    settings = header.settings
+    evaluator = EVALUATORS[settings["kind"]]
+    return Evaluation(
+        path,
+        checkpoint or header.checkpoint,
+        header.dataset,
+        header.precision,
+        settings["kind"],
+        header.protocol,
+        settings,
+        {name: _array([record[name] for record in records]) for name in records[0]},
+        evaluator.metrics(records, evaluator.read(settings)),
+        header.peak_memory,
+    )
+
+
+def _array(values: list[Any]) -> np.ndarray[Any, Any]:
+    """Return values of one type as an array of that type, any others as objects, so that `tolist` gives them back."""
+    kinds = set(map(type, values))
+    if len(kinds) == 1 and kinds <= {bool, int, float}:
+        return np.array(values)
+    found = np.empty(len(values), dtype=object)
+    found[:] = values
+    return found
 
 
 def read_evaluations(runs: Sequence[RunFolder]) -> list[Evaluation]:
@@ -132,15 +232,25 @@ def read_evaluation(run: RunFolder) -> Evaluation:
             "leave it out"
         )
     header = _checked_header(run)
-    kind, images = header.settings["kind"], header.dataset
     run.require_intact()
     settings = recorded_settings(header.settings, header.protocol)
     records = whole_ledger(run, _indices(run), record_of(settings))
-    evaluation = Evaluation(
-        run.path, header.checkpoint, images, header.precision, kind, header.protocol, header.settings, records
-    )
-    _refuse_other_summary(run, evaluation)
-    return evaluation
+    found = as_evaluation(run.path, header, records, checkpoint=_with_origin(header))
+    _refuse_other_summary(run, found)
+    return replace(found, flags=_flags(run))
+
+
+def _flags(run: RunFolder) -> dict[str, float]:
+    """The flags in a summary. Raises: LedgerError if they are none."""
+    flags = run.summary().get("flags", {})
+    if not isinstance(flags, dict) or not all(isinstance(one, int | float) and 0 < one <= 1 for one in flags.values()):
+        raise LedgerError(f"{run.path / 'summary.json'}: flags is {shortened(flags)}; {RUN_AGAIN}")
+    return flags
+
+
+def _with_origin(header: RunHeader) -> EvaluatedNetwork:
+    """Return the network with what `origin` says of it."""
+    return replace(header.checkpoint, **vars(header.origin))
 
 
 def _checked_header(run: RunFolder) -> RunHeader:
@@ -159,7 +269,7 @@ def _checked_header(run: RunFolder) -> RunHeader:
 def _check_settings(settings: dict[str, Any]) -> None:
     """Raises: ConfigError naming the first setting that is missing or not known to this version."""
     kind, norm = settings.get("kind"), settings.get("norm", "linf")
-    for name, value, known in (("kind", kind, sorted(EVALUATORS)), ("norm", norm, ["linf", "l2"])):
+    for name, value, known in (("kind", kind, sorted(EVALUATORS)), ("norm", norm, list(NORM_TEXTS))):
         if value not in known:
             raise ConfigError(f"{name} is {value!r}, this version reads {', '.join(known)}")
     for name in EVALUATORS[str(kind)].needed():
@@ -180,13 +290,12 @@ def _indices(run: RunFolder) -> Sequence[int]:
 def _refuse_other_summary(run: RunFolder, evaluation: Evaluation) -> None:
     """Raise if the summary disagrees with the records, from which the table is made: one of them was altered."""
     summary = run.summary()
-    settings = evaluation.evaluator.read(evaluation.settings)
-    for metric, found in summarize(evaluation.kind, evaluation.records, settings)["metrics"].items():
+    for metric, found in estimates(evaluation.metrics).items():
         value = _number(summary, "metrics", metric, "value")
-        if value is None or not math.isclose(value, found["value"], abs_tol=1e-9):
+        if value is None or not math.isclose(value, found.value, abs_tol=1e-9):
             raise LedgerError(
                 f"{run.path / 'summary.json'} says {metric} = {value} but records.jsonl gives "
-                f"{found['value']:.6g}; one was altered, {RUN_AGAIN}"
+                f"{found.value:.6g}; one was altered, {RUN_AGAIN}"
             )
 
 
@@ -195,22 +304,3 @@ def _number(value: Any, *keys: str) -> float | None:
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     return value if isinstance(value, int | float) else None
-
-
-def refuse_mixed_inputs(evaluations: Sequence[Evaluation]) -> None:
-    """Raise unless an index of a split has the same pixels and label in every ledger.
-
-    Of imported records, which have no hash of the pixels, only the labels are compared.
-    Raises: LedgerError naming the first difference.
-    """
-    seen: dict[tuple[str, str, int], tuple[Evaluation, dict[str, Any]]] = {}
-    for evaluation in evaluations:
-        images = evaluation.images
-        for record in evaluation.records:
-            first, other = seen.setdefault((images.name, images.split, record["index"]), (evaluation, record))
-            for key, what in (("input_sha", "pixels"), ("label", "labels")):
-                if record[key] != other[key] and None not in (record[key], other[key]):
-                    raise LedgerError(
-                        f"{first.path} and {evaluation.path} hold different {what} for image {record['index']} of "
-                        f"{images.name} {images.split}; evaluate both on the same data, or report them apart"
-                    )

@@ -39,7 +39,7 @@ def _contradictions(verifier: Evaluation, evaluations: Sequence[Evaluation]) -> 
     threat = verifier.threat
     if verifier.evaluator.claims != "lower" or threat is None:
         return
-    open_images = {record["index"] for record in verifier.records if record["verified"]}
+    open_images = set(verifier.fields["index"][verifier.fields["verified"]].tolist())
     for other in _about_the_same(verifier, evaluations):
         wrong, broken = _misclassified(other), _broken(other)
         for images, breaks, how in (
@@ -68,11 +68,11 @@ def _about_the_same(verifier: Evaluation, evaluations: Sequence[Evaluation]) -> 
 
 
 def _misclassified(evaluation: Evaluation) -> set[int]:
-    return {record["index"] for record in evaluation.records if record["prediction"] != record["label"]}
+    return set(evaluation.fields["index"][~evaluation.right].tolist())
 
 
 def _broken(evaluation: Evaluation) -> set[int]:
     """Return the images that an attack broke, without those misclassified from the start."""
     if evaluation.evaluator.claims != "upper":
         return set()
-    return {record["index"] for record in evaluation.records if not record["robust"]} - _misclassified(evaluation)
+    return set(evaluation.fields["index"][evaluation.right & ~evaluation.fields["robust"]].tolist())

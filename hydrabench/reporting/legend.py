@@ -2,48 +2,22 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from hydrabench.evaluators import EVALUATORS, said
+from hydrabench.evaluators import EVALUATORS
+from hydrabench.evaluators.flags import flag_texts
+from hydrabench.reporting.columns import OPEN, PUBLISHED, Column, Protocol, titles
 from hydrabench.reporting.evaluations import IMPORTED
-from hydrabench.reporting.leaderboard import Column, Leaderboard, Protocol
+from hydrabench.reporting.leaderboard import Leaderboard
+from hydrabench.reporting.published import published_notes, shortened_names
 
 MISSING = "–"
 
 
 def headings(board: Leaderboard) -> dict[Column, str]:
-    """A short, unique heading per column, such as "PGD-50 L∞ 8/255" or "smoothing σ=0.25 r=0.5".
-
-    What all columns share stays out of the headings: the images unless there are several selections,
-    the precision unless it is not float32, the protocol unless the table has several of one method
-    (for smoothing: and one σ), whatever their radii and images.
-    """
-    several = len({column.images for column in board.columns}) > 1
-    methods = {column: _method(board, column) for column in board.columns}
-    plain = {column: _heading(column, methods[column], with_images=several) for column in board.columns}
-    protocols = {((methods[column], column.sigma), column.protocol) for column in board.columns}
-    uses = Counter(method for method, _ in protocols)
-    alone = {column for column in plain if uses[methods[column], column.sigma] == 1}
-    return {column: text if column in alone else f"{text} [{column.protocol}]" for column, text in plain.items()}
-
-
-def _method(board: Leaderboard, column: Column) -> str:
-    return said(EVALUATORS[column.kind].heading, _settings(board, column))
-
-
-def _heading(column: Column, method: str, *, with_images: bool) -> str:
-    parts = [method]
-    if column.threat is not None:
-        parts.append(str(column.threat))
-    if column.sigma is not None:
-        parts.append(f"σ={column.sigma:g}")
-    parts += [column.label] if column.label else []
-    images = column.images
-    tail = [f"{images.name} {images.split} n={images.size}"] if with_images or images.chosen else []
-    tail += [column.precision] if column.precision != "float32" else []
-    return " ".join(parts) + (f" ({', '.join(tail)})" if tail else "")
+    """Return the heading of each column, see `columns.titles`."""
+    return titles(board.columns, board.protocols)
 
 
 def caption(board: Leaderboard) -> str:
@@ -55,7 +29,8 @@ def caption(board: Leaderboard) -> str:
 def notes(board: Leaderboard) -> list[str]:
     """How to read the table, as far as it concerns columns that are in it."""
     found = []
-    if {EVALUATORS[column.kind].claims for column in board.columns} & {"upper", "lower"}:
+    claims = {column.claims for column in board.columns}
+    if claims & {"upper", "lower"}:
         found.append(
             "At one radius, verified ≤ true ≤ attacked: accuracy under attack is an upper bound on the true robust "
             "accuracy (a stronger attack can only lower it), verified accuracy a lower bound (a tighter bound can only "
@@ -65,38 +40,61 @@ def notes(board: Leaderboard) -> list[str]:
         "Intervals cover the sampling of images only: Wilson for clean and attacked accuracy, Clopper–Pearson for "
         "verified and certified accuracy, Student's t for mean radii (pixel units, L2; wrong or abstained counts 0)."
     )
-    for kind in dict.fromkeys(column.kind for column in board.columns):
+    if "gap" in claims:
+        found.append(
+            "Open: neither verified by any bound nor broken by any attack here, image by image. The true robust "
+            "accuracy lies between the images that are verified and those that are verified or open."
+        )
+    for kind in dict.fromkeys(column.kind for column in board.columns if column.kind not in (OPEN, PUBLISHED)):
         of_kind = [column for column in board.columns if column.kind == kind]
-        found += EVALUATORS[kind].notes([(_settings(board, column), column.images.n) for column in of_kind])
+        read = [(protocol_of(board, column).read(), column.images.n) for column in of_kind]
+        found += EVALUATORS[kind].notes(read)
+    if flagged := _flagged(board):
+        found.append(
+            f"Flagged, by checks of the attacks and of the network on its first images: {flagged}. Accuracy under "
+            "attack may then be far above the truth; try an attack that is made for such networks."
+        )
     if any(column.precision == IMPORTED for column in board.columns):
-        names = ", ".join(row.label for row in board.rows if any(c.precision == IMPORTED for c in row.cells))
+        names = shortened_names([r.label for r in board.rows if any(c.precision == IMPORTED for c in r.cells)])
         found.append(
             f"Imported: {names}. Such tables hold no hashes of the pixels, so only labels were compared with the other "
             "ledgers; data set, σ and all else come from the options of the import, and a radius that is printed with "
             "few digits counts as the least that rounds to it."
         )
+    found += published_notes(board.external)
+    if any(row.checkpoint.selection == "test" for row in board.rows):
+        found.append("† The test images chose the epoch of this network, which makes its numbers too good.")
+    called = headings(board)
+    ranked = "; ".join(f"{name} by {called[column]}" for name, column in board.score.items())
+    found.append(
+        "A rank is a range within the networks of one group: a network is ranked below those that are better on the "
+        f"same images by more than chance, and above those that are worse ({ranked})."
+    )
     found.append("Density is the fraction of weights kept; nonzero counts the weights that are not 0.")
     return found
+
+
+def _flagged(board: Leaderboard) -> str:
+    """Name the flagged networks and protocols with their flags."""
+    lines = {
+        f"{one.checkpoint.name} under {one.protocol}: {', '.join(flag_texts(one.flags))}"
+        for one in board.evaluations
+        if one.flags
+    }
+    return "; ".join(sorted(lines))
 
 
 def protocol_lines(board: Leaderboard) -> list[tuple[str, str]]:
     """The protocol ids in the order of the columns, each with what it means and its settings."""
     return [
-        (protocol.id, "; ".join(filter(None, (meaning(protocol), _settings_text(protocol.settings)))))
+        (protocol.id, "; ".join(filter(None, (protocol.meaning, _settings_text(protocol.settings)))))
         for protocol in board.protocols
     ]
 
 
-def meaning(protocol: Protocol) -> str:
-    """Return what a number under this protocol means."""
-    evaluator = EVALUATORS[protocol.kind]
-    return said(evaluator.meaning, evaluator.read(protocol.settings))
-
-
-def _settings(board: Leaderboard, column: Column) -> Any:
-    """What the protocol of a column fixes, with its defaults."""
-    protocol = next(one for one in board.protocols if one.id == column.protocol)
-    return EVALUATORS[column.kind].read(protocol.settings)
+def protocol_of(board: Leaderboard, column: Column) -> Protocol:
+    """Return the protocol of a column."""
+    return next(one for one in board.protocols if one.id == column.protocol)
 
 
 def _settings_text(settings: Mapping[str, Any]) -> str:

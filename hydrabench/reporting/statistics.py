@@ -11,8 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from hydrabench.errors import lookup
-from hydrabench.evaluators import EVALUATORS
+from hydrabench.evaluators import EVALUATORS, Metric
 from hydrabench.ledger import finite_or_none
 
 LEVEL = 0.95
@@ -24,7 +26,8 @@ class Estimate:
 
     value, low, high: fractions in [0, 1], or mean radii in pixel units; low <= value <= high, and
     high is infinite where one image says nothing about the spread. count: how many of the `n` images
-    count towards a fraction, None for a mean. method: "wilson", "clopper-pearson" or "t".
+    count towards a fraction, None for a mean. method: "wilson", "clopper-pearson", "t";
+    "none" of a fraction and "mean" of a mean that have no interval.
     """
 
     value: float
@@ -35,8 +38,9 @@ class Estimate:
     method: str
 
     def as_json(self) -> dict[str, Any]:
-        """The entry of `summary.json`; `count` is null for a mean, `high` is null if it is infinite."""
-        return {"value": self.value, "low": self.low, "high": finite_or_none(self.high), "count": self.count}
+        """The entry of `summary.json`; `count` is null for a mean, an end is null if it is infinite."""
+        low, high = finite_or_none(self.low), finite_or_none(self.high)
+        return {"value": self.value, "low": low, "high": high, "count": self.count}
 
 
 def wilson(count: int, n: int) -> Estimate:
@@ -67,7 +71,7 @@ def _fraction(count: int, n: int, *, method: str) -> Estimate:
     if not (n > 0 and 0 <= count <= n):
         raise ValueError(f"out of range: need 0 <= count <= n and n > 0, got {count=}, {n=}")
     # statsmodels takes seconds to import, which would delay every command that only might report.
-    from statsmodels.stats.proportion import proportion_confint  # noqa: PLC0415
+    from statsmodels.stats.proportion import proportion_confint
 
     name = {"wilson": "wilson", "clopper-pearson": "beta"}[method]
     low, high = proportion_confint(count, n, alpha=1 - LEVEL, method=name)
@@ -84,13 +88,13 @@ def mean_interval(values: Sequence[float]) -> Estimate:
             a radius can be; one image says nothing about the spread, so its upper end is infinite.
     Raises: ValueError if there are no values, or one is negative or not finite.
     """
-    if not values or not all(math.isfinite(value) and value >= 0 for value in values):
+    if not len(values) or not all(math.isfinite(value) and value >= 0 for value in values):
         raise ValueError(f"needs at least one value, all finite and >= 0, got {len(values)} values")
     n = len(values)
     mean = math.fsum(values) / n
     if n == 1:
         return Estimate(mean, 0.0, math.inf, None, n, "t")
-    from scipy.stats import t  # noqa: PLC0415  (slow to import, see above)
+    from scipy.stats import t
 
     variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
     half = float(t.ppf((1 + LEVEL) / 2, n - 1)) * math.sqrt(variance / n)
@@ -98,10 +102,20 @@ def mean_interval(values: Sequence[float]) -> Estimate:
 
 
 INTERVALS: dict[str, Callable[[Sequence[float]], Estimate]] = {
-    "wilson": lambda values: wilson(sum(map(bool, values)), len(values)),
-    "clopper-pearson": lambda values: clopper_pearson(sum(map(bool, values)), len(values)),
+    "wilson": lambda values: wilson(int(np.count_nonzero(values)), len(values)),
+    "clopper-pearson": lambda values: clopper_pearson(int(np.count_nonzero(values)), len(values)),
     "t": mean_interval,
 }
+
+
+def estimate(interval: str, values: Sequence[float] | np.ndarray[Any, Any]) -> Estimate:
+    """Return the number that `values` make, one for each image, with its interval: a key of `INTERVALS`."""
+    return INTERVALS[interval](values.tolist() if isinstance(values, np.ndarray) else values)
+
+
+def estimates(metrics: Mapping[str, Metric]) -> dict[str, Estimate]:
+    """Return the number and the interval of each metric."""
+    return {name: estimate(metric.interval, metric.values) for name, metric in metrics.items()}
 
 
 def summarize(kind: str, records: Sequence[Mapping[str, Any]], settings: Any) -> dict[str, Any]:
@@ -114,10 +128,7 @@ def summarize(kind: str, records: Sequence[Mapping[str, Any]], settings: Any) ->
     Raises: ConfigError if `kind` is unknown; ValueError if there are no records.
     """
     found = lookup("evaluator", EVALUATORS, kind).metrics(records, settings)
-    return {
-        "n": len(records),
-        "metrics": {name: INTERVALS[metric.interval](metric.values).as_json() for name, metric in found.items()},
-    }
+    return {"n": len(records), "metrics": {name: one.as_json() for name, one in estimates(found).items()}}
 
 
 def metric_lines(summary: Mapping[str, Any]) -> list[str]:

@@ -1,12 +1,9 @@
-"""The leaderboard as Markdown, CSV, JSON, and a table on a terminal: the same numbers each time."""
+"""The leaderboard as Markdown, CSV, LaTeX, JSON, and a table on a terminal, all made from the tables of `frames`."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -14,64 +11,47 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from hydrabench.reporting.leaderboard import Column, Leaderboard, Row
+from hydrabench.reporting.columns import Column
+from hydrabench.reporting.frames import alike, as_records, cell_text, columns, networks, numbers, records, shown
+from hydrabench.reporting.leaderboard import Leaderboard
 from hydrabench.reporting.legend import MISSING, caption, headings, notes, protocol_lines, size_text
+from hydrabench.reporting.paired import cochran_table, comparisons, seeds, significance
 from hydrabench.reporting.statistics import Estimate
-from hydrabench.threat import radius_text
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 UNBOUNDED = 100_000  # characters: more than any table has
-SCHEMA = "hydrabench.leaderboard/1"
-_ABOUT = ("name", "sha256", "arch", "objective", "density", "parameters", "nonzero_parameters", "bytes")
-
-
-def cell_text(estimate: Estimate | None) -> tuple[str, str]:
-    """A number and its interval as a reader sees them: ("93.4", "[90.9, 95.3]"), or a dash and nothing.
-
-    Fractions are shown in percent with one decimal, mean radii in pixel units with three.
-    """
-    if estimate is None:
-        return MISSING, ""
-    if estimate.count is None:
-        high = f"{estimate.high:.3f}]" if estimate.as_json()["high"] is not None else "∞)"
-        return f"{estimate.value:.3f}", f"[{estimate.low:.3f}, {high}"
-    return f"{estimate.value:.1%}"[:-1], f"[{estimate.low * 100:.1f}, {estimate.high * 100:.1f}]"
+SCHEMA = "hydrabench.leaderboard/2"
+# What LaTeX has no letter for without a package.
+LATEX = {
+    "∞": r"$\infty$",
+    "σ": r"$\sigma$",
+    "α": r"$\alpha$",
+    "≤": r"$\le$",
+    "≥": r"$\ge$",
+    "–": "--",
+    "†": r"$\dagger$",
+}
 
 
 def markdown(board: Leaderboard) -> str:
-    """The whole leaderboard as a Markdown page: caption, table, how to read it, protocols."""
-    names = headings(board)
-    head = ["checkpoint", "arch", "objective", "density", "nonzero", "size", *(names[c] for c in board.columns)]
-    rows = [_markdown_row(row, board.columns) for row in board.rows]
-    lines = [
-        "# Leaderboard",
-        "",
-        caption(board),
-        "",
-        _markdown_line(head),
-        _markdown_line(["---"] * 3 + ["---:"] * (len(head) - 3)),
-        *map(_markdown_line, rows),
-        "",
-        "## How to read it",
-        "",
-        *(f"- {note}" for note in notes(board)),
-        "",
-        "## Protocols",
-        "",
-        *(f"- `{protocol}`: {text}" for protocol, text in protocol_lines(board)),
-    ]
-    return "\n".join(lines) + "\n"
+    """The whole leaderboard as a Markdown page: caption, table, comparisons, how to read it, protocols."""
+    frame = shown(board).droplevel(0, axis=1)
+    parts = ["# Leaderboard", caption(board), _markdown_table(frame.rename_axis("checkpoint").reset_index(), 3)]
+    for title, table, note in comparisons(board):
+        parts += [f"## {title}", _markdown_table(table, 2), note]
+    same = [f"All networks: {alike(board)}."] if alike(board) else []
+    parts += ["## How to read it", "\n".join(f"- {note}" for note in [*notes(board), *same])]
+    parts += ["## Protocols", "\n".join(f"- `{protocol}`: {text}" for protocol, text in protocol_lines(board))]
+    return "\n\n".join(parts) + "\n"
 
 
-def _markdown_row(row: Row, columns: Sequence[Column]) -> list[str]:
-    checkpoint = row.checkpoint
-    about = [row.label, checkpoint.arch, checkpoint.objective, _known(checkpoint.density, "g")]
-    nonzero = f"{_known(checkpoint.nonzero_parameters, ',')} of {_known(checkpoint.parameters, ',')}"
-    about += [MISSING if checkpoint.parameters is None else nonzero, size_text(checkpoint.bytes)]
-    return about + [" ".join(cell_text(row.cells.get(column))).strip() for column in columns]
-
-
-def _known(value: float | None, style: str) -> str:
-    return MISSING if value is None else format(value, style)
+def _markdown_table(frame: pd.DataFrame, left: int) -> str:
+    """Write a table of texts, whose first `left` columns are words and the others numbers."""
+    width = len(frame.columns)
+    rule = ["---"] * left + ["---:"] * (width - left)
+    return "\n".join(map(_markdown_line, [list(frame.columns), rule, *frame.to_numpy().tolist()]))
 
 
 def _markdown_line(cells: Sequence[str]) -> str:
@@ -79,56 +59,54 @@ def _markdown_line(cells: Sequence[str]) -> str:
 
 
 def csv_text(board: Leaderboard) -> str:
-    """The leaderboard for machines: one line per checkpoint, fractions at full precision.
+    """The leaderboard for machines: one line a number, fractions at full precision; see `frames.numbers`.
 
-    Each column of the table becomes three, `KEY:value`, `KEY:low` and `KEY:high`, where KEY is
-    `Column.key`; a cell without a number (or with an infinite end) is empty.
+    A field that says nothing of a number, or an infinite end of an interval, is empty.
     """
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    parts = ("value", "low", "high")
-    writer.writerow([*_ABOUT, *(f"{column.key}:{part}" for column in board.columns for part in parts)])
-    for row in board.rows:
-        values = [getattr(row.checkpoint, name) for name in _ABOUT]
-        for column in board.columns:
-            cell = row.cells[column].as_json() if column in row.cells else {}
-            values += [cell.get(part) for part in parts]
-        writer.writerow(values)
-    return buffer.getvalue()
+    return str(numbers(board).to_csv(index=False, lineterminator="\n"))
+
+
+def parquet(board: Leaderboard) -> bytes:
+    """The records of all ledgers as a Parquet file, see `frames.records`."""
+    return bytes(records(board).to_parquet(index=False))
+
+
+def latex(board: Leaderboard) -> str:
+    """The leaderboard as a table of LaTeX; it needs the package booktabs.
+
+    A group of columns has a heading of its own; intervals stand behind their numbers, in small print.
+    """
+    frame = shown(board)
+    columns = len(frame.columns)
+    styled = frame.style.format(escape="latex").format_index(escape="latex").format_index(escape="latex", axis=1)
+    text = styled.to_latex(
+        column_format="lrll" + "r" * (columns - 3),
+        caption=" ".join([caption(board), *notes(board)]).translate({ord("%"): r"\%"}),
+        label="tab:leaderboard",
+        position="htbp",
+        position_float="centering",
+        hrules=True,
+        multicol_align="c",
+    )
+    for letter, command in LATEX.items():
+        text = text.replace(letter, command)
+    return f"% needs \\usepackage{{booktabs}}\n{text}"
 
 
 def summary_json(board: Leaderboard) -> dict[str, Any]:
-    """The leaderboard as one JSON value; the keys of `cells` are those of `columns`."""
-    names = headings(board)
+    """The leaderboard as one JSON value; `column` and `network` of each number name entries of the other two lists."""
     return {
         "schema": SCHEMA,
-        "columns": [_column_json(column, names[column]) for column in board.columns],
-        "rows": [
-            {
-                "checkpoint": asdict(row.checkpoint),
-                "cells": {column.key: row.cells[column].as_json() for column in board.columns if column in row.cells},
-            }
-            for row in board.rows
-        ],
+        "networks": as_records(networks(board).reset_index()),
+        "columns": as_records(columns(board).reset_index()),
+        "numbers": as_records(numbers(board)),
+        "score": {name: column.key for name, column in board.score.items()},
+        "significance": as_records(significance(board)),
+        "cochran": as_records(cochran_table(board)),
+        "seeds": as_records(seeds(board)),
         "protocols": {
             protocol.id: {"kind": protocol.kind, "settings": dict(protocol.settings)} for protocol in board.protocols
         },
-    }
-
-
-def _column_json(column: Column, heading: str) -> dict[str, Any]:
-    threat = column.threat
-    return {
-        "key": column.key,
-        "heading": heading,
-        "dataset": {key: value for key, value in asdict(column.images).items() if value != ""},
-        "precision": column.precision,
-        "protocol": column.protocol,
-        "metric": column.metric,
-        "norm": threat.norm if threat else None,
-        "epsilon": radius_text(threat.epsilon) if threat else None,
-        "sigma": column.sigma,
-        "radius": column.radius,
     }
 
 
@@ -168,10 +146,23 @@ def _rich_table(board: Leaderboard, columns: Sequence[Column]) -> Table:
         table.add_column(Text(_stacked(names[column])), justify="right", no_wrap=True)
     for row in board.rows:
         checkpoint = row.checkpoint
-        size = f"{size_text(checkpoint.bytes)}\n{_known(checkpoint.nonzero_parameters, ',')}"
+        size = f"{size_text(checkpoint.size)}\n{_counted(checkpoint.nonzero_parameters)}"
         cells = [_stacked_cell(row.cells.get(column)) for column in columns]
-        table.add_row(Text(row.label.replace("/", "/\n")), _known(checkpoint.density, "g"), size, *cells)
+        table.add_row(
+            Text(row.label.replace("/", "/\n")),
+            MISSING if checkpoint.density is None else f"{checkpoint.density:g}",
+            size,
+            *cells,
+        )
     return table
+
+
+def _density(density: float | None) -> str:
+    return MISSING if density is None else f"{density:g}"
+
+
+def _counted(count: int | None) -> str:
+    return MISSING if count is None else f"{count:,}"
 
 
 def _stacked_cell(estimate: Estimate | None) -> str:
@@ -182,6 +173,6 @@ def _stacked_cell(estimate: Estimate | None) -> str:
 
 def _stacked(heading: str) -> str:
     """Break a heading so that a threat or a radius stands on a line of its own: "PGD-50\\nL∞ 8/255"."""
-    for mark in (" L∞ ", " L2 ", " σ=", " r=", " (", " ["):
+    for mark in (" L∞ ", " L2 ", " L1 ", " σ=", " r=", " (", " ["):
         heading = heading.replace(mark, "\n" + mark[1:], 1)
     return heading

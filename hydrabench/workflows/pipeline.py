@@ -15,6 +15,7 @@ from pathlib import Path
 from hydrabench.data import first_images, load_images
 from hydrabench.errors import ConfigError, LedgerError
 from hydrabench.evaluators import EVALUATORS
+from hydrabench.models.own_code import is_code
 from hydrabench.recipes import Recipe
 from hydrabench.reporting import Leaderboard
 from hydrabench.runtime import World, pick_device
@@ -57,7 +58,9 @@ def _run(recipe: Recipe, steps: Sequence[PlannedRun], out: Path, options: RunOpt
             finished.append(step.name)
     for name in finished:
         for settings in recipe.evaluate:
-            subject = open_subject(str(out / name), options=options, name=f"{recipe.name}/{name}")
+            described = {"model": recipe.model.arch} if is_code(recipe.model.arch) else {}
+            label = f"{recipe.name}/{name}"
+            subject = open_subject(str(out / name), options=options, name=label, described=described)
             folder = out / "evaluations" / name / run_name(settings)
             evaluate(subject, settings, folder, options=options, n=recipe.evaluate_images, resume=True)
     return world.on_main(lambda: write_report([out / "evaluations"], out / "report", REPORT_FORMATS))

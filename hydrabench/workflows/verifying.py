@@ -19,7 +19,8 @@ from hydrabench.selection import selected_indices
 from hydrabench.workflows.evaluation.continuing import ChosenImages
 from hydrabench.workflows.evaluation.judging import Judge
 from hydrabench.workflows.evaluation.loading import Subject, open_subject, with_parent
-from hydrabench.workflows.evaluation.opening import ModelRequest, open_model
+from hydrabench.workflows.evaluation.opening import open_model
+from hydrabench.workflows.evaluation.request import ModelRequest
 from hydrabench.workflows.progress import tracking
 from hydrabench.workflows.run_options import RunOptions
 
@@ -108,7 +109,7 @@ def recompute(judge: Judge, records: Sequence[Record], chosen: Sequence[int]) ->
     Args: records: in ascending order of their images. chosen: all images of their run.
     """
     size, wanted = judge.blocks.size, {record.index: record for record in records}
-    selection = ChosenImages(judge.images, tuple(wanted if judge.evaluator.by_image else chosen))
+    selection = ChosenImages(judge.images, tuple(wanted if judge.evaluator.by_image(judge.settings) else chosen))
     blocks = [(n, block) for n, block in enumerate(selection.blocks(size)) if not wanted.keys().isdisjoint(block)]
     title = f"verify {judge.settings.protocol} {judge.subject.name}"
     found = []

@@ -7,10 +7,11 @@ import json
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from hydrabench.checkpoints import (
     EXPORTS,
+    Layout,
     ProtocolResult,
     ZooEntry,
     fetch,
@@ -20,15 +21,21 @@ from hydrabench.checkpoints import (
     state_of,
 )
 from hydrabench.checkpoints.cache import fetch_remote
+from hydrabench.checkpoints.own_code import require_recordable
 from hydrabench.data import load_images
 from hydrabench.errors import CheckpointError, GateError, LedgerError, lookup
 from hydrabench.evaluators import parse_settings, record_of
 from hydrabench.files import shipped
 from hydrabench.ledger import parse_record
+from hydrabench.workflows.evaluation.opening import own_checkpoint
+from hydrabench.workflows.evaluation.request import ModelRequest
+from hydrabench.workflows.hub import write_repository
 from hydrabench.workflows.opening import NOTHING, megabytes, open_checkpoint
 from hydrabench.workflows.progress import say
 from hydrabench.workflows.run_options import RunOptions
 from hydrabench.workflows.verifying import open_judge, recompute
+
+REPOSITORY = "hf"
 
 
 def fetch_entry(name: str, *, offline: bool = False) -> Path:
@@ -46,17 +53,27 @@ def fetch_entry(name: str, *, offline: bool = False) -> Path:
     return path
 
 
-def export_entry(ref: str, out: Path, layout: str, *, described: Mapping[str, Any] = NOTHING) -> str:
-    """Write the checkpoint `ref` to `out` in a format of `EXPORTS` and return the SHA-256 of the file.
+def export_entry(ref: str | ModelRequest, out: Path, layout: str, *, described: Mapping[str, Any] = NOTHING) -> str:
+    """Write a checkpoint, or a network of the user's own, to `out` in a format; return the SHA-256 of the file.
 
+    The file of code that a checkpoint needs is written beside `out`, which then opens by itself.
     Args:
+        layout: a key of `EXPORTS`, or `REPOSITORY` for a folder with a model card.
         described: what a file of others does not say of itself, see `open_checkpoint`.
     Raises: LedgerError if `out` exists; ConfigError or CheckpointError if `ref` cannot be read or written so.
     """
-    export = lookup("format", EXPORTS, layout)
+    export = None if layout == REPOSITORY else lookup("format", EXPORTS, layout)
     if out.exists():
         raise LedgerError(f"{out} exists already; choose another --out")
-    return export(open_checkpoint(ref, **described), out)
+    checkpoint = own_checkpoint(ref) if isinstance(ref, ModelRequest) else open_checkpoint(ref, **described)
+    if layout in get_args(Layout):
+        require_recordable(checkpoint.header.arch, checkpoint.header.code, str(ref))
+        if checkpoint.code is not None:
+            checkpoint.code.keep_in(out.parent)
+    if export is None:
+        require_recordable(checkpoint.header.arch, checkpoint.header.code, str(ref))
+        return write_repository(checkpoint, out, read_zoo().get(str(ref)))
+    return export(checkpoint, out)
 
 
 def dense_bytes(path: Path) -> int:

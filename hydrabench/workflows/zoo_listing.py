@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+import zlib
 from typing import Any
 
 from hydrabench.checkpoints import ZooEntry, find_entry, read_zoo
 from hydrabench.checkpoints.cache import cached_files
 from hydrabench.errors import ConfigError, lookup
+from hydrabench.evaluators import EVALUATORS
+from hydrabench.files import shipped
+
+CLAIMED = {"upper": "robust", "lower": "verified"}  # by what an evaluator claims
 
 
 def list_entries(
@@ -14,7 +21,8 @@ def list_entries(
 ) -> list[dict[str, Any]]:
     """The entries of the zoo with all of the given properties as plain values, in the order of the manifests.
 
-    Each also says under `where` whether its file is "shipped", "cached", or on the "web".
+    Each also says under `where` whether its file is "shipped", "cached", or on the "web", and under `accuracy` what
+    `accuracies` finds.
     Raises: ConfigError naming the values there are, if no checkpoint at all has a given one.
     """
     entries = everything = list(read_zoo().values())
@@ -30,13 +38,48 @@ def list_entries(
                 f"choose one of: {', '.join(f'{value:g}' for value in known)}"
             )
         entries = [entry for entry in entries if entry.density == density]
-    return [{**entry.model_dump(mode="json"), "where": _where(entry)} for entry in entries]
+    more = ({"where": _where(entry), "accuracy": accuracies(entry)} for entry in entries)
+    return [{**entry.model_dump(mode="json"), **one} for entry, one in zip(entries, more, strict=True)]
 
 
 def _where(entry: ZooEntry) -> str:
     if entry.file is not None:
         return "shipped"
     return "cached" if cached_files(entry, check=False) else "web"
+
+
+def accuracies(entry: ZooEntry) -> dict[str, float | None]:
+    """Return the clean, the lowest robust and the highest verified accuracy that are known; None where none is.
+
+    They are fractions of the images: ours where there is a ledger, of one radius, that of most ledgers; published ones
+    elsewhere.
+    """
+    found: dict[str, list[float]] = {"clean": [], "robust": [], "verified": []}
+    radii = [(result.settings.get("norm"), result.settings.get("epsilon")) for result in entry.results]
+    for result, radius in zip(entry.results, radii, strict=True):
+        if radius != max(radii, key=radii.count):
+            continue
+        claims = EVALUATORS[str(result.settings["kind"])].claims
+        if claims in CLAIMED:
+            found[CLAIMED[claims]].append(result.count / result.n)
+    if entry.results:
+        found["clean"] += _clean_accuracy(entry)
+    for number in entry.published:
+        name = number.metric.removesuffix("_accuracy")
+        if name in found and not found[name]:
+            found[name] += [one.value for one in entry.published if one.metric == number.metric]
+    best = {"clean": max, "robust": min, "verified": max}
+    return {name: best[name](values) if values else None for name, values in found.items()}
+
+
+def _clean_accuracy(entry: ZooEntry) -> list[float]:
+    """Return the fraction of right predictions in a shipped ledger; nothing if it is damaged, which `verify` says."""
+    try:
+        with gzip.open(shipped("zoo") / entry.results[0].ledger, "rt", encoding="utf-8") as file:
+            records = [json.loads(line) for line in file]
+        return [sum(bool(record["prediction"] == record["label"]) for record in records) / len(records)]
+    except (OSError, EOFError, ValueError, LookupError, TypeError, ArithmeticError, zlib.error):
+        return []
 
 
 def show_entry(name: str) -> str:

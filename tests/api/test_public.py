@@ -23,6 +23,8 @@ SIGNATURES = {
     ),
     "verify": "run, network=None, data=None, *, sample=50, seed=0, device='auto', data_dir=None, download=False",
     "report": "runs, out=None",
+    "gate": "runs, against, *, max_drop=None, metric=None, alpha=0.01",
+    "baseline": "runs, out",
     "train": (
         "recipe, network=None, *, out=None, resume=False, device='auto', data_dir=None, download=False, **computing"
     ),
@@ -40,6 +42,7 @@ CLASSES = {
     "Run": {"path", "header", "summary", "records"},
     "TrainingRun": {"path", "header", "summary", "epochs", "network"},
     "Report": {"leaderboard", "table", "to_markdown"},
+    "Gate": {"verdict", "outcome", "passed", "table", "changes", "refused", "to_markdown", "to_junit"},
 }
 OTHERS = {"HydrabenchError", "bounds", "masking"}
 
@@ -75,11 +78,13 @@ def test_classes_have_these_documented_members(name):
         getattr(kind, "__dataclass_fields__", ())
     )
     assert members == CLASSES[name]
-    assert all(inspect.getdoc(getattr(kind, member)) for member in members - {"leaderboard"})
+    assert all(inspect.getdoc(getattr(kind, member)) for member in members - {"leaderboard", "verdict"})
 
 
 def test_a_misspelt_name_is_an_error_that_lists_what_there_is():
-    with pytest.raises(AttributeError, match=r"no attribute 'atack'; it offers HydrabenchError, .*attack, .*verify"):
+    with pytest.raises(
+        AttributeError, match=r"no attribute 'atack'; it offers Gate, HydrabenchError, .*attack, .*verify"
+    ):
         hb.atack  # noqa: B018
 
 

@@ -7,6 +7,8 @@ import pytest
 import hydrabench as hb
 from hydrabench.errors import GateError, LedgerError
 
+NUMBERS = ("clean", "PGD-2 L∞ 8/255", "CROWN-IBP L∞ 8/255", "open L∞ 8/255")
+
 
 @pytest.fixture(scope="module")
 def runs():
@@ -23,13 +25,13 @@ def test_the_table_has_a_row_for_each_network_and_each_number_with_its_interval(
     table = report.table
     assert list(table.index) == ["digits-trades-95", "digits-crown-ibp-99"]
     assert list(table.columns) == ["density", "nonzero_parameters"] + [
-        f"{name}{end}" for name in ("clean", "PGD-2 L∞ 8/255", "CROWN-IBP L∞ 8/255") for end in ("", " low", " high")
+        f"{name}{end}" for name in NUMBERS for end in ("", " low", " high")
     ]
     row = table.loc["digits-trades-95"]
     assert row["PGD-2 L∞ 8/255"] == runs[0]["robust_accuracy"]
     assert row["CROWN-IBP L∞ 8/255 low"] == runs[1].summary["metrics"]["verified_accuracy"]["low"]
     assert table["CROWN-IBP L∞ 8/255"].isna().tolist() == [False, True]
-    assert repr(report) == "Report of 2 networks, 3 numbers; see .table"
+    assert repr(report) == "Report of 2 networks, 4 columns; see .table"
 
 
 def test_it_is_the_report_of_the_command(runs, tmp_path):

@@ -9,7 +9,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from hydrabench.attacks import LOSSES, margin
+from hydrabench.attacks import LOSSES, TARGETED_LOSSES, margin
 
 seeds = st.integers(0, 2**31)
 
@@ -43,6 +43,7 @@ def test_margin_loss_worked_by_hand():
 @settings(deadline=None, max_examples=30)
 def test_lowering_the_true_logit_raises_the_loss_of_that_image_only(loss, seed, drop):
     logits, y = random_logits(seed)
+    y[2] = logits[2].argmax()  # of a class that is third and stays so, DLR says 1 whatever its logit
     before = loss(logits, y)
     assert before.shape == (6,)
     logits[2, y[2]] -= drop
@@ -62,14 +63,34 @@ def test_margin_is_positive_exactly_where_the_prediction_is_right(seed):
 
 
 def test_margin_loss_keeps_its_gradient_where_cross_entropy_loses_it():
-    """At logits (1000, 0) the softmax is (1, 0) to the last bit: the cross entropy's gradient is exactly zero."""
+    """At logits (1000, 0, 0) the softmax is (1, 0, 0) to the last bit: the cross entropy's gradient is exactly zero."""
     y = torch.tensor([0])
     slopes = {}
-    for name, loss in LOSSES.items():
-        logits = torch.tensor([[1000.0, 0.0]], requires_grad=True)
-        loss(logits, y).sum().backward()
+    for name in ("ce", "margin"):
+        logits = torch.tensor([[1000.0, 0.0, 0.0]], requires_grad=True)
+        LOSSES[name](logits, y).sum().backward()
         slopes[name] = logits.grad.tolist()
-    assert slopes == {"ce": [[0.0, 0.0]], "margin": [[-1.0, 1.0]]}
+    assert slopes == {"ce": [[0.0, 0.0, 0.0]], "margin": [[-1.0, 1.0, 0.0]]}
+
+
+def test_difference_of_logits_ratio_worked_by_hand():
+    """(9, 5, 3, 1): class 0 gives -(9 - 5) / (9 - 3), class 2 -(3 - 9) / (9 - 3); towards class 3, -8 / (9 - 2)."""
+    logits = torch.tensor([[9.0, 5.0, 3.0, 1.0]]).repeat(2, 1)
+    assert LOSSES["dlr"](logits, torch.tensor([0, 2])).tolist() == pytest.approx([-2 / 3, 1.0])
+    found = TARGETED_LOSSES["dlr"](logits[:1], torch.tensor([0]), torch.tensor([3]))
+    assert found.tolist() == pytest.approx([-8 / 7])
+
+
+@pytest.mark.parametrize("loss", TARGETED_LOSSES.values(), ids=TARGETED_LOSSES)
+@given(seed=seeds, rise=st.floats(0.01, 0.5))
+@settings(deadline=None, max_examples=20)
+def test_raising_the_logit_of_the_target_raises_a_targeted_loss(loss, seed, rise):
+    logits, y = random_logits(seed)
+    y, target = logits.argmax(1), logits.argmin(1)
+    before = loss(logits, y, target)
+    raised = logits.scatter_add(1, target[:, None], torch.full((6, 1), rise, dtype=logits.dtype))
+    assume(torch.equal(raised.argmin(1), target))
+    assert (loss(raised, y, target) > before).all()
 
 
 def test_margin_refuses_a_single_class():

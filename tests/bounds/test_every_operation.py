@@ -35,7 +35,8 @@ from hydrabench.bounds import (
 )
 from hydrabench.bounds.program import calls, convert
 from hydrabench.bounds.program.arithmetic import Factor, Product, Shift, Subtract, Sum
-from hydrabench.bounds.program.linear import Add, Convolution, Dense, OtherConvolution, Scale
+from hydrabench.bounds.program.convolutions import Convolution, OtherConvolution
+from hydrabench.bounds.program.linear import Add, Dense, Scale
 from hydrabench.bounds.program.operations import Elementwise, Operation
 from hydrabench.bounds.program.pooling import AdaptiveAveragePool, AveragePool, MaxPool
 from hydrabench.bounds.program.relu import Relu
@@ -358,7 +359,7 @@ def test_every_layer_and_call_that_is_known_is_in_an_example(monkeypatch):
     def spied(name, read):
         return lambda *given: used.add(name) or read(*given)
 
-    tables = (convert.LAYERS, calls.FUNCTIONS, calls.METHODS)
+    tables = (convert.LAYERS, calls.FUNCTIONS, calls.TENSOR_METHODS)
     for table in tables:
         for name, reader in [*table.items()]:
             monkeypatch.setitem(table, name, spied(name, reader))

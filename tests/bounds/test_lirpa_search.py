@@ -168,7 +168,7 @@ def test_images_that_do_not_fit_into_memory_together_are_searched_one_after_anot
     monkeypatch.setattr(
         search, "_searched", lambda bounded, ball, *rest: asked.append(len(ball)) or searched(bounded, ball, *rest)
     )
-    monkeypatch.setattr(search, "MEMORY", 1)
+    monkeypatch.setattr(search, "LAYER_BYTES", 1)
     apart = lirpa_alpha_margins(network, x, y, 0.2, search=Search(iterations=5))
     assert asked == [1] * len(y)
     torch.testing.assert_close(apart, together, rtol=1e-4, atol=1e-5)

@@ -26,7 +26,8 @@ from hydrabench.bounds import (
     specification,
 )
 from hydrabench.bounds.program import convert, program, relu
-from hydrabench.bounds.program.linear import Add, Convolution, Dense, Scale
+from hydrabench.bounds.program.convolutions import Convolution
+from hydrabench.bounds.program.linear import Add, Dense, Scale
 from hydrabench.bounds.program.pooling import AveragePool, MaxPool
 from hydrabench.bounds.program.relu import Relu
 from hydrabench.bounds.program.structure import Identity

@@ -22,8 +22,8 @@ from hydrabench.checkpoints import (
     state_of,
     stored_state,
 )
-from hydrabench.checkpoints.format import METADATA_KEY
 from hydrabench.checkpoints.header import read_header
+from hydrabench.checkpoints.peeking import METADATA_KEY
 from hydrabench.errors import CheckpointError, ConfigError
 from hydrabench.files import sha256_of, shipped
 from hydrabench.masking import (

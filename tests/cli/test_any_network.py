@@ -224,7 +224,10 @@ def test_a_far_better_normalization_is_refused_or_if_one_was_given_said(code, hy
 
 
 BAD = [
-    (("--model", "mynet.py:build", "--ckpt", "x"), "--ckpt and --model each name a network; give one of them"),
+    (
+        (*BUILD, "--ckpt", "x"),
+        "leave it or --weights, --model-args, --threat out",
+    ),
     (("--ckpt", "x", "--weights", "w.pt"), "--weights is for --model; with --ckpt leave it out"),
     (("--model", "mynet.py:build", "--arch", "vgg4"), "--arch is for a checkpoint file of others"),
     (("--model", "mynet.py:build", "--source-density", 0.1), "--source-density is for a checkpoint file of others"),
@@ -262,10 +265,16 @@ def test_each_mistake_is_one_line(code, hydrabench, arguments, message):
     assert len(result.stderr.splitlines()) == 1
 
 
+def test_code_for_a_checkpoint_that_needs_none_is_refused(code, hydrabench):
+    result = hydrabench("attack", "--model", "mynet.py:build", "--ckpt", "digits-trades-95")
+    assert result.exit_code == 1
+    assert "is a cifar_model_bn, which needs no code such as mynet.py:build; leave --model out" in result.output
+
+
 def test_no_network_at_all_is_a_usage_error(hydrabench):
     result = hydrabench("attack", "--epsilon", "1/255")
     assert result.exit_code == 2
-    assert "name what to judge: --ckpt FILE, run folder or zoo id, or --model FILE.py:NAME" in result.output
+    assert "name a network: --ckpt FILE, run folder or zoo id, or --model FILE.py:NAME" in result.output
 
 
 def test_a_missing_data_set_and_a_missing_radius_are_named(code, hydrabench):

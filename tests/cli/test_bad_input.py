@@ -81,7 +81,10 @@ def test_all_misspelt_keys_of_a_recipe_are_listed_at_once(refused, here, write_r
         ("train.epochs=many", r"train\.epochs: input should be a valid integer.*'many'"),
         ("train.epochs.first=3", r"--set 'train\.epochs\.first=3': 'epochs' is a value, not a section"),
         ("model.arch=resnet", r"unknown architecture 'resnet'; .*choose one of: .*cifar_model_bn"),
-        ("data.name=mnist", r"unknown data set 'mnist'; choose one of: cifar10, cifar100, digits, imagenet, svhn"),
+        (
+            "data.name=stl10",
+            r"unknown data set 'stl10'; .*: cifar10, cifar100, digits, fashionmnist, imagenet, mnist",
+        ),
         ("train.epsilon_ramp_epochs=9", r"epsilon_ramp_epochs 9 exceeds epochs 2"),
         ("objective={name: trades, epsilon: 8}", r"epsilon '8' lies outside \[0, 1\].* write 8/255"),
         ("objective={name: trades}", r"objective\.epsilon: is required"),
@@ -266,7 +269,7 @@ def test_options_that_attack_and_certify_share_are_checked(refused, dense, optio
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("attack", "--attack", "pdg"), r"'pdg'; did you mean 'pgd'\? choose one of: autoattack, clean, pgd"),
+        (("attack", "--attack", "pdg"), r"'pdg'; did you mean 'pgd'\? choose one of: apgd, autoattack, clean"),
         (("attack", "--norm", "l1"), r"pgd: norm: .*'linf' or 'l2'.*'l1'"),
         (
             ("attack", "--norm", "l2"),

@@ -92,7 +92,7 @@ EVALUATED = {  # by both attack and certify
     ("--epsilon", "8/255/1"): r"epsilon '8/255/1' is not a radius",
     ("--epsilon", "٨/٢٥٥"): r"epsilon '٨/٢٥٥' is not a radius",
     ("--norm", "l2", "--epsilon", "64"): r"epsilon '64' lies outside .* write 64/255",
-    ("--norm", "l3"): r"norm: .*'l3'",
+    ("--norm", "l3"): r"'--norm': 'l3' is not one of 'linf', 'l2'",
     ("--epsilon", "[red]"): r"epsilon '\[red\]' is not a radius",
     ("-n", "-5"): r"-n -5 is outside 1\.\.500",
     ("-n", str(10**30)): r"-n 10{30} is outside 1\.\.500",
@@ -117,7 +117,7 @@ EVALUATED = {  # by both attack and certify
     ("--out", "/proc/self/run"): r"/proc/self/run: no such file or directory; check the path",
     ("--out", "loop/run"): r"loop.*: too many levels of symbolic links",
     ("--out", "recipe.yml"): r"'recipe\.yml' is a file",
-    ("--precision", "int8"): r"unknown precision 'int8'",
+    ("--precision", "int8"): r"'--precision': 'int8' is not one of 'float32', 'float64'",
 }
 ATTACKED = {
     ("--steps", "0"): r"steps: input should be greater than 0 \(got 0\)",

@@ -33,7 +33,9 @@ COMMANDS = all_commands(main)
 
 def test_the_commands_are_those_of_the_design():
     assert {words[0] for words in COMMANDS if len(words) == 1} == {
-        "train", "prune", "finetune", "attack", "certify", "report", "verify", "pipeline", "zoo", "list",
+        "train", "prune", "finetune", "attack", "certify", "report", "gate", "baseline", "verify", "pipeline", "zoo",
+        "list",
+        "completion",
     }  # fmt: skip
     assert {words[1] for words in COMMANDS if len(words) == 2} == {"list", "show", "fetch", "verify", "export"}
 

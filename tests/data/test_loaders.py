@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hydrabench.config import DataRecipe
-from hydrabench.data import ImageSet, TrainingBatches, augment, batches, load_images, pixels, validation_split
+from hydrabench.data import ImageSet, TrainingBatches, batches, load_images, pixels, validation_split
+from hydrabench.data.augment import augment
 from hydrabench.data.loaders import minibatch_sizes
 from hydrabench.runtime import stream
 

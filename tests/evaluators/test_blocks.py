@@ -6,10 +6,12 @@ import pytest
 from torch import nn
 
 from hydrabench.evaluators import EVALUATORS, AlphaCrownSettings, CleanSettings, SmoothingSettings, VerifiedSettings
-from hydrabench.evaluators.blocks import Blocks, duration
+from hydrabench.evaluators.blocks import BLOCK_OPERATIONS, REACHED, Blocks, duration
 from hydrabench.models import build_model
 
 CIFAR, DIGITS = (3, 32, 32), (1, 8, 8)
+SPEED = 1e11  # of a core
+SECOND = REACHED * SPEED  # operations
 
 
 def blocks_for(settings, network, shape):
@@ -26,7 +28,7 @@ def test_small_networks_keep_their_large_blocks(kind, arch):
     for shape in (CIFAR, DIGITS):
         found = blocks_for(VerifiedSettings(kind=kind, epsilon="2/255"), network(arch, shape), shape)
         assert found.size == 100
-        assert found.warning(kind, 10_000) is None
+        assert found.warning(kind, 10_000, SPEED) is None
 
 
 @pytest.mark.parametrize("kind", ["symbolic", "crown", "cascade"])
@@ -34,14 +36,14 @@ def test_small_networks_keep_their_large_blocks(kind, arch):
 def test_deep_networks_have_blocks_of_one_image_and_a_warning(kind, arch):
     found = blocks_for(VerifiedSettings(kind=kind, epsilon="2/255"), network(arch), CIFAR)
     assert found.size == 1
-    assert "--method ibp or crown-ibp" in found.warning(kind, 3)
+    assert "--method ibp or crown-ibp" in found.warning(kind, 3, SPEED)
 
 
-def test_a_block_takes_about_a_minute_between_the_extremes():
+def test_a_block_is_a_fixed_amount_of_work_between_the_extremes():
     for arch in ("cifar_model_large", "vgg2"):
         found = blocks_for(VerifiedSettings(kind="crown", epsilon="2/255"), network(arch), CIFAR)
         assert 1 < found.size < 100
-        assert found.size * found.seconds <= 60 < (found.size + 1) * found.seconds
+        assert found.size * found.operations <= BLOCK_OPERATIONS < (found.size + 1) * found.operations
 
 
 def test_a_cascade_that_ends_with_a_search_has_smaller_blocks():
@@ -65,7 +67,7 @@ def test_a_cascade_that_ends_with_a_search_has_smaller_blocks():
 )
 def test_what_bounds_no_neurons_one_by_one_keeps_its_blocks_whatever_the_network(settings, size):
     found = blocks_for(settings, network("wrn_28_1"), CIFAR)
-    assert (found.size, found.seconds) == (size, 0.0)
+    assert (found.size, found.operations, found.may_be_slow) == (size, 0.0, False)
 
 
 @pytest.mark.parametrize(
@@ -78,13 +80,14 @@ def test_durations_are_told_in_the_largest_unit_of_which_there_are_one_and_a_hal
 
 def test_the_warning_says_how_long_an_image_and_all_of_them_may_take():
     assert (
-        Blocks(1, 300.0)
-        .warning("crown", 10)
+        Blocks(1, 300 * SECOND)
+        .warning("crown", 10, SPEED)
         .startswith(
             "crown may take up to 5 min of processor time for an image of this network, 50 min for 10; cheaper: a"
         )
     )
-    assert Blocks(10, 60.0).warning("crown", 10) is None
+    assert Blocks(10, 60 * SECOND).warning("crown", 10, SPEED) is None
+    assert "10 min of processor time" in Blocks(1, 300 * SECOND).warning("crown", 10, SPEED / 2)
 
 
 def test_a_search_is_announced_alone_and_at_the_end_of_a_cascade_with_what_may_make_it_longer():
@@ -92,12 +95,13 @@ def test_a_search_is_announced_alone_and_at_the_end_of_a_cascade_with_what_may_m
     cascaded = VerifiedSettings(kind="cascade", methods=("ibp", "crown", "alpha-crown"), epsilon="2/255")
     crown = blocks_for(VerifiedSettings(kind="crown", epsilon="2/255"), network("wrn_28_1"), CIFAR)
     first, last = (blocks_for(settings, network("wrn_28_1"), CIFAR) for settings in (alone, cascaded))
-    assert (first.size, first.about) == (10, True)
-    assert (last.size, last.seconds, last.about) == (1, crown.seconds + first.seconds, True)
-    assert first.warning("alpha-crown", 1).startswith("alpha-crown may take about ")
-    assert "many times that with slopes all" in first.warning("x", 3)
-    assert not crown.about
-    assert blocks_for(alone, network("cifar_model"), CIFAR).warning("alpha-crown", 10_000) is None
+    assert (first.size, last.size) == (10, 1)
+    assert first.operations == last.operations == crown.operations > 0
+    assert first.search == last.search > crown.search == 0
+    assert first.warning("alpha-crown", 1, SPEED).startswith("alpha-crown may take about ")
+    assert "many times that with slopes all" in first.warning("x", 3, SPEED)
+    assert crown.warning("crown", 3, SPEED).startswith("crown may take up to ")
+    assert blocks_for(alone, network("cifar_model"), CIFAR).warning("alpha-crown", 10_000, SPEED) is None
 
 
 def test_a_time_limit_shortens_what_is_announced_of_a_search_but_for_the_pass_before_it():
@@ -105,20 +109,20 @@ def test_a_time_limit_shortens_what_is_announced_of_a_search_but_for_the_pass_be
         blocks_for(AlphaCrownSettings(epsilon="2/255", iterations=100_000, time_limit=limit), network("vgg2"), CIFAR)
         for limit in (None, 500.0, 0.1)
     ]
-    assert found[0].seconds > 1000
-    assert found[1].seconds == 500.0
-    assert 0.1 < found[2].seconds < 100
+    assert found[0].seconds(SPEED) > 1000
+    assert found[1].seconds(SPEED) == 500.0
+    assert 0.1 < found[2].seconds(SPEED) < 100
 
 
 def test_nothing_is_announced_of_auto_lirpa():
     strange = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Mish(), nn.Linear(64, 10)).eval()
     found = blocks_for(AlphaCrownSettings(epsilon="2/255", engine="auto_lirpa"), strange, DIGITS)
-    assert (found.size, found.seconds) == (10, 0.0)
+    assert (found.size, found.operations, found.search) == (10, 0.0, 0.0)
 
 
 def test_the_warning_about_a_single_image_does_not_say_everything_twice():
-    blocks = Blocks(1, 300.0, rest="less if few neurons are undecided", cheaper="--method ibp")
-    assert blocks.warning("crown", 1) == (
+    blocks = Blocks(1, 300 * SECOND, rest="less if few neurons are undecided", cheaper="--method ibp")
+    assert blocks.warning("crown", 1, SPEED) == (
         "crown may take up to 5 min of processor time for an image of this network, and less if few neurons are "
         "undecided; cheaper: --method ibp"
     )

@@ -12,10 +12,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch import nn
 
-from hydrabench.attacks import margin
+from hydrabench.attacks import LOSSES, ExactBall, Moves, margin, search
 from hydrabench.data.images import Block
-from hydrabench.errors import NonFiniteError
-from hydrabench.evaluators import PgdSettings
+from hydrabench.errors import ConfigError, NonFiniteError
+from hydrabench.evaluators import EVALUATORS, PgdSettings
 from hydrabench.evaluators.pgd import evaluate_pgd
 from hydrabench.threat import linf_box
 
@@ -127,10 +127,10 @@ def test_the_step_is_the_number_of_gradient_steps_done():
     assert {0, 1, 2, 4, 7} <= steps
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_a_verdict_ignores_the_rest_of_the_batch(norm):
     network, block = conv_problem()
-    chosen = mixed_settings(norm=norm, epsilon="0.06" if norm == "linf" else "0.15", restarts=2)
+    chosen = mixed_settings(norm=norm, epsilon={"linf": "0.06", "l2": "0.15", "l1": "0.4"}[norm], restarts=2)
     together = verdicts(evaluate_pgd(network, block, chosen))
     order = torch.randperm(len(block.indices), generator=rng(1)).tolist()
     shuffled = evaluate_pgd(network, pick(block, order), chosen)
@@ -217,6 +217,59 @@ def test_more_restarts_never_make_an_image_robust():
     assert all(one.robust or not other.robust for one, other in zip(few, many, strict=True))
     assert all(one.margin >= other.margin for one, other in zip(few, many, strict=True) if one.robust)
     assert any(record.robust for record in few)
+
+
+@pytest.mark.parametrize("changes", [{"targets": 9}, {"momentum": 0.75}, {"step_size": "0.002"}], ids=str)
+def test_every_setting_changes_the_search_and_its_protocol(changes):
+    network, block = conv_problem()
+    plain, changed = (
+        mixed_settings(losses=("ce",), epsilon="0.04"),
+        mixed_settings(losses=("ce",), epsilon="0.04", **changes),
+    )
+    assert changed.protocol != plain.protocol
+    found = [evaluate_pgd(network, block, settings) for settings in (plain, changed)]
+    steps = [[(record.robust, record.step, record.margin) for record in records] for records in found]
+    assert steps[0] != steps[1]
+    assert sum(record.robust for record in found[1]) < len(found[1])
+
+
+def test_a_targeted_search_tries_the_likeliest_classes_in_turn():
+    """Four other classes: at a tiny radius each of them is searched for, with the clean pass before and ranking."""
+    network, block = conv_problem()
+    watched = Watched(network)
+    evaluate_pgd(watched, pick(block, [1]), PgdSettings(epsilon="0.0001", steps=3, losses=("margin",), targets=9))
+    assert len(watched.seen) == 1 + 1 + 4 * 4
+    starts = torch.cat(watched.seen[2::4])
+    assert len(torch.unique(starts.flatten(1), dim=0)) == 4
+
+
+def test_momentum_worked_by_hand():
+    """Gradients (1, 0) and (0, 1) of mean size 1/2 count (2, 0) and (0, 2): with momentum 1/2 the second is (1, 2)."""
+
+    class Turning(nn.Module):
+        """The margin falls with the first pixel a up to 0.55, then with the second, b."""
+
+        def forward(self, x):
+            a, b = x.flatten(1).T
+            margins = torch.where(a < 0.55, 2 - a, 2 - b)
+            return torch.stack([margins, margins * 0], dim=1)
+
+    x = torch.full((1, 1, 1, 2), 0.5, dtype=torch.float64)
+    seen = []
+    for momentum in (0.0, 0.5):
+        watched = Watched(Turning())
+        ball = ExactBall.around(x, 0.3, "l2")
+        how = Moves(2, 0.1, momentum)
+        search(watched, ball, x.clone(), (torch.tensor([0]),), LOSSES["margin"], how=how, check=lambda *_: None)
+        seen.append(watched.seen[2].flatten().tolist())
+    assert seen[0] == pytest.approx([0.6, 0.6])
+    assert seen[1] == pytest.approx([0.6 + 0.1 / 5**0.5, 0.5 + 0.2 / 5**0.5])
+
+
+def test_a_loss_that_compares_more_logits_than_there_are_is_refused():
+    network, block = linear_problem(0)
+    with pytest.raises(ConfigError, match="dlr compares 3 logits, the network has 2; give --loss margin"):
+        EVALUATORS["pgd"].suits(network, block, PgdSettings(epsilon="0.1", losses=("dlr",)))
 
 
 def test_no_parameter_gets_a_gradient_even_under_no_grad():

@@ -12,7 +12,6 @@ from torch.nn import functional
 from hydrabench.bounds import symbolic_class_margins
 from hydrabench.models import build_model
 from hydrabench.objectives import OBJECTIVES, TrainingStep
-from hydrabench.objectives import mixtrain as module
 from hydrabench.objectives.mixtrain import MixtrainSettings, certified_weight
 from hydrabench.runtime import stream
 
@@ -42,7 +41,7 @@ def sampled(monkeypatch):
         calls.append(x.flatten().tolist())
         return symbolic_class_margins(network, x, y, epsilon)
 
-    monkeypatch.setattr(module, "symbolic_class_margins", recorded)
+    monkeypatch.setattr("hydrabench.bounds.symbolic_class_margins", recorded)
     return calls
 
 

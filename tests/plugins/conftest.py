@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 
 from hydrabench import plugins
-from hydrabench.recipes.registries import REGISTRIES
+from hydrabench.recipes.registries import registries
 
 
 @pytest.fixture
 def forget(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Takes out of the registries what plugins have added, as in a new process."""
-    before = [dict(registry.entries) for registry in REGISTRIES]
+    before = [dict(registry.entries) for registry in registries()]
     monkeypatch.setattr(plugins, "_loaded", {})
 
     def put_back() -> None:
         plugins._loaded.clear()
-        for registry, entries in zip(REGISTRIES, before, strict=True):
+        for registry, entries in zip(registries(), before, strict=True):
             registry.entries.clear()
             registry.entries.update(entries)
 

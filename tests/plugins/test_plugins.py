@@ -13,7 +13,7 @@ from hydrabench.errors import ConfigError
 from hydrabench.models import MODELS
 from hydrabench.objectives import OBJECTIVES
 from hydrabench.recipes import load_plugin, load_recipe
-from hydrabench.recipes.registries import REGISTRIES
+from hydrabench.recipes.registries import registries
 
 LINEAR = """
 from torch import nn
@@ -66,11 +66,11 @@ def test_a_plugin_adds_to_the_registries_once_and_is_remembered_with_its_hash(wr
     ],
 )
 def test_a_plugin_that_goes_wrong_is_told_in_one_line_and_leaves_nothing_behind(write_plugin, text, message):
-    before = [dict(registry.entries) for registry in REGISTRIES]
+    before = [dict(registry.entries) for registry in registries()]
     with pytest.raises(ConfigError, match=message) as refused:
         load_plugin(write_plugin(text))
     assert "\n" not in str(refused.value)
-    assert [dict(registry.entries) for registry in REGISTRIES] == before
+    assert [dict(registry.entries) for registry in registries()] == before
     assert plugins.loaded() == []
 
 

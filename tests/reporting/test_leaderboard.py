@@ -43,18 +43,20 @@ def test_rows_columns_and_numbers_worked_by_hand(runs):
     assert keys(board) == [
         "clean@1::clean_accuracy",
         "pgd-50@1:linf=8/255:robust_accuracy",
-        "aa-standard@1:linf=8/255:robust_accuracy",
+        "aa-standard@2:linf=8/255:robust_accuracy",
         "crown-ibp@1:linf=8/255:verified_accuracy",
+        "sandwich@1:linf=8/255:undecided",
         "smoothing-cohen@1:sigma=0.25:certified_accuracy@0.25",
         "smoothing-cohen@1:sigma=0.25:certified_accuracy@0.5",
         "smoothing-cohen@1:sigma=0.25:average_certified_radius",
     ]
     dense, sparse = board.rows
     assert [row.checkpoint.name for row in board.rows] == ["dense", "sparse"]
-    clean, pgd, aa, crown, at_quarter, at_half, radius = board.columns
+    clean, pgd, aa, crown, gap, at_quarter, at_half, radius = board.columns
     assert dense.cells[clean] == wilson(8, 10)
     assert dense.cells[pgd] == dense.cells[aa] == wilson(7, 10)
     assert dense.cells[crown] == clopper_pearson(6, 10)
+    assert dense.cells[gap] == wilson(1, 10)  # image 6: not verified, not broken
     assert (dense.cells[at_quarter], dense.cells[at_half]) == (clopper_pearson(9, 10), clopper_pearson(0, 10))
     assert dense.cells[radius].value == pytest.approx(0.27)  # nine times 0.3, and one abstention
     assert aa not in sparse.cells
@@ -85,7 +87,6 @@ DIFFERENT = {
     "norm": ("pgd", {"norm": "l2", "epsilon": "0.5"}),
     "precision": ("pgd", {"header": {"precision": "float64"}}),
     "split": ("pgd", {"header": {"dataset": {"name": "digits", "split": "validation", "n": 10}}}),
-    "selection": ("pgd", {"header": {"dataset": {"name": "digits", "split": "test", "n": 9}}}),
     "data set": ("pgd", {"header": {"dataset": {"name": "cifar10", "split": "test", "n": 10}}}),
     "sigma": ("smoothing", {"sigma": 0.5}),
     "number of draws": ("smoothing", {"samples": 1000}),
@@ -122,16 +123,16 @@ def test_columns_are_sorted_for_reading(tmp_path, write_run):
         write_run(tmp_path / "5", "pgd", epsilon="8/255"),
     ]
     assert list(headings(build_leaderboard(runs)).values()) == [
-        "clean (digits test n=10)",
-        "PGD-50 L∞ 8/255 (digits test n=10)",
-        "PGD-50 L∞ 10/255 (digits test n=10)",
-        "PGD-50 L2 0.1 (digits test n=10)",
-        "IBP L∞ 2/255 (digits test n=10)",
-        "CROWN-IBP L∞ 2/255 (digits test n=10)",
-        "smoothing σ=0.25 r=0 (digits test n=5)",
-        "smoothing σ=0.25 r=0.5 (digits test n=5)",
-        "smoothing σ=0.25 r=1 (digits test n=5)",
-        "smoothing σ=0.25 mean radius (digits test n=5)",
+        "clean (n=10)",
+        "PGD-50 L∞ 8/255 (n=10)",
+        "PGD-50 L∞ 10/255 (n=10)",
+        "PGD-50 L2 0.1 (n=10)",
+        "IBP L∞ 2/255 (n=10)",
+        "CROWN-IBP L∞ 2/255 (n=10)",
+        "smoothing σ=0.25 r=0 (n=5)",
+        "smoothing σ=0.25 r=0.5 (n=5)",
+        "smoothing σ=0.25 r=1 (n=5)",
+        "smoothing σ=0.25 mean radius (n=5)",
     ]
 
 
@@ -152,7 +153,7 @@ def test_one_checkpoint_under_two_names_is_one_row(tmp_path, write_run):
     first, second = write_run(tmp_path / "a", "pgd"), write_run(tmp_path / "b", "ibp")
     second.header["checkpoint"]["name"] = "copy"
     (row,) = build_leaderboard([first, second]).rows
-    assert (row.label, len(row.cells)) == ("copy", 3)
+    assert (row.label, len(row.cells)) == ("copy", 4)
 
 
 def test_the_same_run_twice_is_counted_once(tmp_path, write_run):
@@ -197,7 +198,62 @@ def test_predictions_are_compared_where_selections_overlap(tmp_path, write_run):
     first = write_run(tmp_path / "a", "pgd", wrong=[2])
     assert "on image 2;" in refusal(first, write_run(tmp_path / "b", "pgd", header=few))
     board = build_leaderboard([first, write_run(tmp_path / "c", "pgd", header=few, wrong=[2])])
-    assert [column.images.n for column in board.columns if column.metric == "clean_accuracy"] == [10, 5]
+    assert [column.images.n for column in board.columns] == [10, 10]
+
+
+@pytest.fixture
+def nested(tmp_path, write_run):
+    """An attack on one network with 10 images, and on another with 5; images 2 and 7 fall."""
+    few = {"dataset": {"name": "digits", "split": "test", "n": 5}}
+    return [
+        write_run(tmp_path / "a", "pgd", fails=[2, 7]),
+        write_run(tmp_path / "b", "pgd", name="sparse", fails=[2], header=few),
+    ]
+
+
+def test_networks_meet_on_the_images_that_all_of_them_have(nested):
+    board = build_leaderboard(nested)
+    assert [column.images.n for column in board.columns] == [5, 5]
+    assert [row.cells[board.columns[1]] for row in board.rows] == [wilson(4, 5), wilson(4, 5)]
+
+
+def test_a_number_of_images_may_be_asked_for(nested):
+    board = build_leaderboard(nested, n=10)
+    assert [row.label for row in board.rows] == ["dense"]
+    assert board.rows[0].cells[board.columns[1]] == wilson(8, 10)
+    assert [column.images.n for column in build_leaderboard(nested, n=3).columns] == [3, 3]
+    with pytest.raises(LedgerError, match="no run has 11 images or more; choose a smaller --n"):
+        build_leaderboard(nested, n=11)
+
+
+def test_selections_of_another_size_may_have_columns_of_their_own(nested):
+    board = build_leaderboard(nested, n="each")
+    assert sorted(column.images.n for column in board.columns) == [5, 5, 10, 10]
+
+
+def test_two_runs_of_a_network_must_agree_where_they_overlap(tmp_path, write_run):
+    few = {"dataset": {"name": "digits", "split": "test", "n": 5}}
+    first = write_run(tmp_path / "a", "pgd", fails=[2, 7])
+    message = refusal(first, write_run(tmp_path / "b", "pgd", fails=[3], header=few))
+    assert "different verdicts under pgd-50@1 (robust_accuracy) on images 2, 3;" in message
+
+
+def test_every_image_is_verified_open_broken_or_wrong(runs):
+    """Images 8, 9 are wrong, 7 is broken, 6 is neither broken nor verified."""
+    parts = [layers.parts for layers in build_leaderboard(runs).sandwiches]
+    assert parts == [{"verified": 6, "open": 1, "broken": 1, "wrong": 2}] * 2
+
+
+def test_an_image_is_broken_if_any_attack_breaks_it_and_verified_if_any_bound_proves_it(tmp_path, write_run):
+    runs = [
+        write_run(tmp_path / "a", "pgd", fails=[0]),
+        write_run(tmp_path / "b", "autoattack", fails=[0, 1]),
+        write_run(tmp_path / "c", "ibp", fails=range(9)),
+        write_run(tmp_path / "d", "crown-ibp", fails=[0, 1, 2, 3, 9]),
+        write_run(tmp_path / "e", "pgd", epsilon="4/255", fails=[]),
+    ]
+    (layers,) = build_leaderboard(runs).sandwiches
+    assert layers.parts == {"verified": 6, "open": 2, "broken": 2, "wrong": 0}
 
 
 def test_a_smoothed_classifier_and_another_precision_may_predict_otherwise(tmp_path, write_run):

@@ -14,21 +14,21 @@ from rich.console import Console
 
 from hydrabench.evaluators.smoothing import MEANINGS
 from hydrabench.evaluators.smoothing_settings import Mode
-from hydrabench.reporting import build_leaderboard, csv_text, markdown, rich_tables, summary_json
-from hydrabench.reporting.leaderboard import Protocol
-from hydrabench.reporting.legend import headings, meaning, notes, protocol_lines, size_text
+from hydrabench.reporting import build_leaderboard, csv_text, latex, markdown, rich_tables, summary_json
+from hydrabench.reporting.columns import Protocol
+from hydrabench.reporting.frames import cell_text
+from hydrabench.reporting.legend import headings, notes, protocol_lines, size_text
 from hydrabench.reporting.statistics import Estimate, mean_interval, wilson
-from hydrabench.reporting.tables import cell_text
 
 GOLDEN = """\
 # Leaderboard
 
 digits test, first 10 images. Accuracy in percent with 95 % intervals.
 
-| checkpoint | arch | objective | density | nonzero | size | clean | PGD-50 L∞ 8/255 | IBP L∞ 8/255 |
-| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |
-| dense | cnn_small | crown-ibp | 1 | 20,000 of 20,000 | 80.0 kB | 80.0 [49.0, 94.3] | 80.0 [49.0, 94.3] | – |
-| sparse | cnn_small | crown-ibp | 0.1 | 2,000 of 20,000 | 8.0 kB | 100.0 [72.2, 100.0] | – | 0.0 [0.0, 30.8] |
+| checkpoint | rank | arch | objective | density | nonzero | size | clean | PGD-50 L∞ 8/255 | IBP L∞ 8/255 |
+| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
+| dense | 1 | cnn_small | crown-ibp | 1 | 20,000 of 20,000 | 80.0 kB | 80.0 [49.0, 94.3] | 80.0 [49.0, 94.3] | – |
+| sparse | – | cnn_small | crown-ibp | 0.1 | 2,000 of 20,000 | 8.0 kB | 100.0 [72.2, 100.0] | – | 0.0 [0.0, 30.8] |
 
 ## How to read it
 """
@@ -63,52 +63,67 @@ def test_markdown_of_two_hand_made_ledgers(pair):
 
 
 def test_csv_of_two_hand_made_ledgers(pair):
-    header, dense, sparse = csv.reader(io.StringIO(csv_text(pair)))
-    assert header[:8] == ["name", "sha256", "arch", "objective", "density", "parameters", "nonzero_parameters", "bytes"]
-    assert header[8:] == [
-        f"digits:test:10:float32:{key}:{part}"
-        for key in (
-            "clean@1::clean_accuracy",
-            "pgd-50@1:linf=8/255:robust_accuracy",
-            "ibp@1:linf=8/255:verified_accuracy",
-        )
-        for part in ("value", "low", "high")
+    lines = list(csv.DictReader(io.StringIO(csv_text(pair))))
+    assert [(line["network"], line["group"], line["protocol"], line["metric"]) for line in lines] == [
+        ("dense", "clean", "clean@1", "clean_accuracy"),
+        ("dense", "attacked", "pgd-50@1", "robust_accuracy"),
+        ("sparse", "clean", "clean@1", "clean_accuracy"),
+        ("sparse", "verified", "ibp@1", "verified_accuracy"),
     ]
-    assert dense[0] == "dense"
-    assert dense[4:8] == ["1.0", "20000", "20000", "80000"]
-    assert list(map(float, dense[8:14])) == pytest.approx([0.8, 0.4901625, 0.9433178] * 2)
-    assert dense[14:] == sparse[11:14] == ["", "", ""]
-    assert list(map(float, sparse[14:])) == pytest.approx([0, 0, 1 - 0.025**0.1])
+    assert {(line["dataset"], line["split"], line["images"], line["n"]) for line in lines} == {
+        ("digits", "test", "first", "10")
+    }
+    assert [(line["norm"], line["epsilon"], line["sigma"]) for line in lines[:2]] == [
+        ("", "", ""),
+        ("linf", "8/255", ""),
+    ]
+    assert [line["count"] for line in lines] == ["8", "8", "10", "0"]
+    numbers = [[float(line[part]) for part in ("value", "low", "high")] for line in lines]
+    assert numbers[0] == numbers[1] == pytest.approx([0.8, 0.4901625, 0.9433178])
+    assert numbers[3] == pytest.approx([0, 0, 1 - 0.025**0.1])
+    assert [line["seconds"] and float(line["seconds"]) for line in lines] == ["", pytest.approx(0.1)] * 2
 
 
 def test_csv_and_json_give_back_every_number_exactly(demo):
-    lines = {line["sha256"]: line for line in csv.DictReader(io.StringIO(csv_text(demo)))}
+    lines = {(line["sha256"], line["column"]): line for line in csv.DictReader(io.StringIO(csv_text(demo)))}
     summary = json.loads(json.dumps(summary_json(demo), allow_nan=False))
-    assert len(lines) == len(summary["rows"]) == 2
-    for row, told in zip(demo.rows, summary["rows"], strict=True):
-        assert told["checkpoint"]["sha256"] == row.checkpoint.sha256
-        assert [column["key"] for column in summary["columns"]] == list(told["cells"])
-        for column, cell in row.cells.items():
-            for part in ("value", "low", "high"):
-                assert float(lines[row.checkpoint.sha256][f"{column.key}:{part}"]) == getattr(cell, part)
-                assert told["cells"][column.key][part] == getattr(cell, part)
+    told = {(number["sha256"], number["column"]): number for number in summary["numbers"]}
+    cells = {(row.checkpoint.sha256, column.key): cell for row in demo.rows for column, cell in row.cells.items()}
+    assert lines.keys() == told.keys() == cells.keys()
+    assert [column["column"] for column in summary["columns"]] == [column.key for column in demo.columns]
+    assert [network["sha256"] for network in summary["networks"]] == [row.checkpoint.sha256 for row in demo.rows]
+    for place, cell in cells.items():
+        for part in ("value", "low", "high"):
+            assert float(lines[place][part]) == told[place][part] == getattr(cell, part)
+        assert told[place]["count"] == cell.count
 
 
-def test_pandas_reads_the_csv_as_numbers_with_seven_colons_in_each_key(pair):
-    frame = pd.read_csv(io.StringIO(csv_text(pair))).set_index("name")
-    measured = frame[[name for name in frame.columns if ":" in name]]
-    assert measured.shape == (2, 9)
-    assert all(dtype.kind == "f" for dtype in measured.dtypes)
-    assert all(name.count(":") == 7 for name in measured.columns)
-    assert measured.isna().sum().sum() == 6  # PGD of the one, IBP of the other: three empty fields each
+def test_pandas_reads_the_csv_as_a_tidy_table(demo):
+    frame = pd.read_csv(io.StringIO(csv_text(demo)))
+    wide = frame.pivot_table(index="network", columns="metric", values="value")
+    assert wide.loc["digits-crown-ibp/train", "certified_accuracy@0.25"] == 1
+    assert frame["value"].dtype.kind == "f"
+    assert not frame.duplicated(["sha256", "column"]).any()
+
+
+def test_an_infinite_end_of_an_interval_is_no_number_for_json_and_empty_in_csv(tmp_path, write_run):
+    one = {"dataset": {"name": "digits", "split": "test", "n": 1}}
+    board = build_leaderboard([write_run(tmp_path / "a", "smoothing", header=one)])
+    (mean,) = (line for line in summary_json(board)["numbers"] if line["metric"] == "average_certified_radius")
+    assert (mean["high"], mean["count"]) == (None, None)
+    assert next(line for line in csv.DictReader(io.StringIO(csv_text(board))) if line["interval"] == "t")["high"] == ""
 
 
 def test_json_columns_say_how_their_numbers_were_made(demo):
     columns = summary_json(demo)["columns"]
     assert columns[1] == {
-        "key": "digits:test:10:float32:pgd-50@1:linf=8/255:robust_accuracy",
+        "column": "digits:test:10:float32:pgd-50@1:linf=8/255:robust_accuracy",
+        "group": "attacked",
         "heading": "PGD-50 L∞ 8/255",
-        "dataset": {"name": "digits", "split": "test", "n": 10},
+        "dataset": "digits",
+        "split": "test",
+        "n": 10,
+        "images": "first",
         "precision": "float32",
         "protocol": "pgd-50@1",
         "metric": "robust_accuracy",
@@ -117,8 +132,30 @@ def test_json_columns_say_how_their_numbers_were_made(demo):
         "sigma": None,
         "radius": None,
     }
-    assert [(column["sigma"], column["radius"]) for column in columns[3:]] == [(0.25, 0.25), (0.25, 0.5), (0.25, None)]
+    assert [(column["sigma"], column["radius"]) for column in columns[4:]] == [(0.25, 0.25), (0.25, 0.5), (0.25, None)]
     assert summary_json(demo)["protocols"]["smoothing-cohen@1"]["settings"]["alpha"] == 0.001
+
+
+def test_json_says_what_is_known_of_a_network(tmp_path, write_run):
+    origin = {"origin": {"compact_bytes": 900, "seed": 3, "additional_data": True, "selection": "test", "later": 1}}
+    board = build_leaderboard([write_run(tmp_path / "a", "clean", header=origin)])
+    (network,) = summary_json(board)["networks"]
+    assert [network[key] for key in ("compact_bytes", "seed", "additional_data", "recipe")] == [900, 3, True, None]
+    assert "| 900 B |" in markdown(board)
+
+
+def test_latex_is_a_table_of_booktabs_in_which_every_line_has_all_columns(demo, tmp_path, write_run):
+    text = latex(demo)
+    head, body = text.split("\\midrule")
+    assert [head.count(f"\\{rule}rule") + body.count(f"\\{rule}rule") for rule in ("top", "bottom")] == [1, 1]
+    width = len(demo.columns) + 7
+    for line in body.split("\\bottomrule")[0].strip().splitlines():
+        assert line.endswith(" \\\\")
+        assert line.count("&") == width - 1
+    assert text.count("\\begin{") == text.count("\\end{")
+    assert text.isascii()
+    odd = latex(build_leaderboard([write_run(tmp_path / "a", "clean", name="a_b%c&d")]))
+    assert "a\\_b\\%c\\&d & " in odd
 
 
 def test_percent_appears_only_where_people_read(demo):
@@ -239,7 +276,7 @@ def test_certificates_come_with_their_probability_of_failure(demo, pair):
 
 def test_a_bar_in_a_name_does_not_break_the_table(tmp_path, write_run):
     text = markdown(build_leaderboard([write_run(tmp_path / "a", "clean", name="odd|name")]))
-    assert "| odd\\|name | cnn_small |" in text
+    assert "| odd\\|name | 1 | cnn_small |" in text
 
 
 @pytest.mark.parametrize(("count", "text"), [(999, "999 B"), (39_100, "39.1 kB"), (14_728_266, "14.7 MB")])
@@ -248,15 +285,15 @@ def test_sizes_are_readable(count, text):
 
 
 def test_every_mode_of_smoothing_is_explained_in_its_own_words():
-    texts = {mode: meaning(Protocol("id", "smoothing", {} if mode == "cohen" else {"mode": mode})) for mode in MEANINGS}
+    texts = {mode: Protocol("id", "smoothing", {} if mode == "cohen" else {"mode": mode}).meaning for mode in MEANINGS}
     assert set(texts) == {*get_args(Mode), "reused", "imported"}
     assert len(set(texts.values())) == len(texts)
-    sound = meaning(Protocol("id", "ibp", {"rigor": "sound"}))
+    sound = Protocol("id", "ibp", {"rigor": "sound"}).meaning
     assert sound.endswith("by interval bound propagation, rounded outwards, so that it holds in exact arithmetic")
-    deployed = meaning(Protocol("id", "ibp", {"rigor": "deployed"}))
+    deployed = Protocol("id", "ibp", {"rigor": "deployed"}).meaning
     assert deployed.endswith("so that it holds for the network as it is computed, in any order of summation")
-    assert "rounded" not in meaning(Protocol("id", "ibp", {}))
-    exact = meaning(Protocol("id", "smoothing", {"mode": "adaptive", "rigor": "discrete"}))
+    assert "rounded" not in Protocol("id", "ibp", {}).meaning
+    exact = Protocol("id", "smoothing", {"mode": "adaptive", "rigor": "discrete"}).meaning
     assert exact == texts["adaptive"] + ", under integer noise, which holds in floating point"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 
 from hydrabench.errors import ConfigError, GateError, LedgerError
@@ -65,17 +66,43 @@ def contents(folder):
 
 def test_all_formats_are_written_from_a_parent_folder(runs, tmp_path):
     board = write_report([runs], tmp_path / "out", REPORT_FORMATS)
-    assert sorted(contents(tmp_path / "out")) == ["leaderboard.csv", "leaderboard.md", "summary.json"]
-    assert [column.metric for column in board.columns] == ["clean_accuracy", "robust_accuracy", "verified_accuracy"]
+    assert sorted(contents(tmp_path / "out")) == [
+        "leaderboard.csv",
+        "leaderboard.md",
+        "leaderboard.tex",
+        "summary.json",
+    ]
+    assert [column.metric for column in board.columns] == [
+        "clean_accuracy",
+        "robust_accuracy",
+        "verified_accuracy",
+        "undecided",
+    ]
     assert "| 66.7 [20.8, 93.9] | 33.3 [0.8, 90.6] |" in (tmp_path / "out" / "leaderboard.md").read_text()
 
 
 @pytest.mark.parametrize(
-    ("name", "file"), [("md", "leaderboard.md"), ("csv", "leaderboard.csv"), ("json", "summary.json")]
+    ("name", "file"),
+    [
+        ("md", "leaderboard.md"),
+        ("csv", "leaderboard.csv"),
+        ("json", "summary.json"),
+        ("latex", "leaderboard.tex"),
+        ("parquet", "records.parquet"),
+    ],
 )
 def test_only_the_formats_asked_for_are_written(runs, tmp_path, name, file):
     write_report([runs], tmp_path / "out", [name])
     assert list(contents(tmp_path / "out")) == [file]
+
+
+def test_parquet_holds_the_records_of_all_runs(runs, tmp_path):
+    write_report([runs], tmp_path / "out", ["parquet"])
+    frame = pd.read_parquet(tmp_path / "out" / "records.parquet")
+    assert frame.groupby("protocol")["index"].apply(list).to_dict() == {"ibp@1": [0, 1, 2], "pgd-50@2": [0, 1, 2]}
+    assert frame["robust"].dropna().tolist() == [True, True, False]
+    assert frame["verified"].dropna().tolist() == [True, False, False]
+    assert set(frame["epsilon"]) == {"0.1"}
 
 
 def test_the_same_report_twice_is_the_same_bytes(runs, tmp_path):

@@ -10,6 +10,7 @@ import shutil
 import threading
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -84,7 +85,7 @@ def folder(shipped_zoo, tmp_path, monkeypatch):
     """A copy of that zoo, in the place of the one that comes with hydrabench."""
     copy = tmp_path / "shipped"
     shutil.copytree(shipped_zoo, copy)
-    for module in ("hydrabench.checkpoints.zoo", "hydrabench.workflows.zoo"):
+    for module in ("hydrabench.checkpoints.zoo", "hydrabench.workflows.zoo", "hydrabench.workflows.zoo_listing"):
         monkeypatch.setattr(f"{module}.shipped", {"zoo": copy}.__getitem__)
     return copy
 
@@ -121,13 +122,22 @@ def hydrabench(*arguments):
 # list, show, fetch -----------------------------------------------------------------------------
 
 
-def test_list_names_every_checkpoint_with_what_it_is(folder):
+def test_list_names_every_checkpoint_with_what_it_is(folder, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     size = (folder / "tiny-90" / "checkpoint.safetensors").stat().st_size
+    clean = [np.mean([one["prediction"] == one["label"] for one in read_ledger(folder / name / "pgd.jsonl.gz")])
+             for name in ("tiny", "tiny-90")]  # fmt: skip
+    robust = [np.mean([one["robust"] for one in read_ledger(folder / name / "pgd.jsonl.gz")])
+              for name in ("tiny", "tiny-90")]  # fmt: skip
     assert hydrabench("list").stdout.splitlines() == [
-        "id       dataset  arch            objective  density  size   where",
-        f"tiny     digits   cifar_model_bn  trades     1        {size / 1000:.0f} kB  shipped",
-        f"tiny-90  digits   cifar_model_bn  trades     0.1      {size / 1000:.0f} kB  shipped",
+        "id       dataset  arch            objective  density  clean  robust  verified  size   where",
+        f"tiny     digits   cifar_model_bn  trades     1        {100 * clean[0]:.1f}   {100 * robust[0]:.1f}"
+        f"              {size / 1000:.0f} kB  shipped",
+        f"tiny-90  digits   cifar_model_bn  trades     0.1      {100 * clean[1]:.1f}   {100 * robust[1]:.1f}"
+        f"              {size / 1000:.0f} kB  shipped",
     ]
+    monkeypatch.setenv("COLUMNS", "80")
+    assert max(map(len, hydrabench("list").stdout.splitlines())) <= 80
     listed = json.loads(hydrabench("list", "--json").stdout)
     assert [entry["id"] for entry in listed] == ["tiny", "tiny-90"]
     assert listed[1]["results"][1]["settings"].items() >= {"kind": "ibp", "norm": "linf", "epsilon": "1/255"}.items()

@@ -9,6 +9,7 @@ Source: Bunel et al. (2020), arXiv:1909.06588, section 4.2 (BaBSR); De Palma et 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -44,7 +45,7 @@ class CutScores:
         places, walk = self.walk.root.places, self.walk
         found = torch.full_like(walk.lower, torch.nan)
         for _, node, operation in places.relaxed:
-            points = operation.cuts(*places.corners(walk.lower, walk.upper, node))
+            points = _cuts(operation, places.corners(walk.lower, walk.upper, node))
             for source, point in zip(node.inputs, points, strict=True):
                 here = found[:, places.parts[source]]
                 here.copy_(torch.where(here.isnan(), point.flatten(1), here))
@@ -135,3 +136,17 @@ class CutScores:
 def _quantised(score: Tensor) -> Tensor:
     """CutScores without their last bits, so that rounding does not decide between equal ones; the first place wins."""
     return score.to(torch.float32).to(score.dtype)
+
+
+def _cuts(operation: Relaxed, corners: Sequence[Tensor]) -> list[Tensor]:
+    """Where to cut each value of an operation: at the kink nearest to the middle, or there; NaN where it is linear."""
+    found = []
+    for lower, upper, unstable in zip(corners[::2], corners[1::2], operation.undecided(*corners), strict=True):
+        cut = middle = torch.lerp(lower, upper, 0.5)
+        reach = torch.full_like(middle, torch.inf)
+        for kink in operation.kinks:
+            far = (middle - kink).abs()
+            nearer = (lower < kink) & (kink < upper) & (far < reach)
+            cut, reach = torch.where(nearer, kink, cut), torch.where(nearer, far, reach)
+        found.append(cut.masked_fill(~unstable, torch.nan))
+    return found

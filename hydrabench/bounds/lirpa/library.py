@@ -16,7 +16,7 @@ import torch
 from hydrabench.bounds.lirpa.shims import import_shims, shims
 from hydrabench.errors import HydrabenchError, UnsupportedLayerError, is_out_of_memory
 
-RULES = ("/auto_LiRPA/operators/", "/auto_LiRPA/patches.py")  # where its rules, and their sums of patches, stand
+RULE_FILES = ("/auto_LiRPA/operators/", "/auto_LiRPA/patches.py")  # where its rules, and their sums of patches, stand
 OWN = "/auto_LiRPA/"
 
 
@@ -87,7 +87,7 @@ def _is_refusal(error: Exception) -> bool:
         return True
     if isinstance(error, NotImplementedError | ValueError | AssertionError):
         return OWN in files[-1]
-    return type(error) is RuntimeError and any(rules in file for file in files for rules in RULES)
+    return type(error) is RuntimeError and any(rules in file for file in files for rules in RULE_FILES)
 
 
 def _last_words(error: Exception) -> str:

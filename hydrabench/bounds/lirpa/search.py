@@ -20,7 +20,7 @@ from hydrabench.bounds.lirpa.shims import slopes_can_leave_their_ends
 from hydrabench.errors import HydrabenchError
 
 MOST = 0.85  # of a layer's neurons: somewhat less than the share above which auto_LiRPA keeps all slopes
-MEMORY = 1 << 30  # bytes of one layer's linear functions; a search holds several times as much
+LAYER_BYTES = 1 << 30  # bytes of one layer's linear functions; a search holds several times as much
 
 
 def lirpa_alpha_margins(network: nn.Module, x: Tensor, y: Tensor, epsilon: float, *, search: Search) -> Tensor:
@@ -57,13 +57,13 @@ def _margins(network: nn.Module, x: Tensor, y: Tensor, epsilon: float, search: S
 
 
 def _images_at_once(bounded: Any, number: int) -> int:
-    """Images whose linear functions of the largest layer, one for each neuron, fit into `MEMORY`; at least 1.
+    """Images whose linear functions of the largest layer, one for each neuron, fit into `LAYER_BYTES`; at least 1.
 
     number: bytes of one number.
     """
     layers = [node.inputs[0].output_shape for node in bounded.optimizable_activations]
     neurons = max((prod(shape[1:]) for shape in layers), default=1)
-    return max(1, MEMORY // (number * neurons**2))
+    return max(1, LAYER_BYTES // (number * neurons**2))
 
 
 def _searched(bounded: Any, ball: Tensor, y: Tensor, search: Search, deadline: float | None) -> Tensor:

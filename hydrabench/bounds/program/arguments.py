@@ -71,6 +71,24 @@ def simple(make: Callable[..., Operation], /, **defaults: Any) -> Reader:
     return read
 
 
+def either(make: Callable[..., Operation], **defaults: Any) -> Reader:
+    """Return the reader of a function that takes `inplace`."""
+
+    def read(call: Arguments) -> Call:
+        found = given(call, input=REQUIRED, **defaults, inplace=False)
+        value, writes = found.pop("input"), bool(found.pop("inplace"))
+        numbers(found)
+        return Call((make(**found),), (value,), in_place=writes)
+
+    return read
+
+
+def two(call: Arguments) -> tuple[Any, Any]:
+    """Return both arguments of a call that takes `input` and `other`."""
+    found = given(call, input=REQUIRED, other=REQUIRED)
+    return found["input"], found["other"]
+
+
 def in_place(read: Reader) -> Reader:
     """The reader of the twin of a call that writes its result over the first value."""
 

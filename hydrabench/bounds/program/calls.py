@@ -22,10 +22,12 @@ from hydrabench.bounds.program.arguments import (
     Call,
     NoRule,
     Reader,
+    either,
     given,
     in_place,
     numbers,
     simple,
+    two,
 )
 from hydrabench.bounds.program.arithmetic import Factor, Product, Shift, Subtract, Sum
 from hydrabench.bounds.program.convert import (
@@ -52,17 +54,12 @@ from hydrabench.errors import UnsupportedLayerError
 def refusal(path: str, kind: str, reason: str) -> UnsupportedLayerError:
     """The error for a layer or call at `path` that has no sound rule, with everything that has one."""
     layers = ", ".join(sorted(layer.__name__ for layer in LAYERS))
-    functions = sorted({getattr(function, "__name__", function) for function in (*FUNCTIONS, *METHODS)} - {"fn"})
+    functions = sorted({getattr(function, "__name__", function) for function in (*FUNCTIONS, *TENSOR_METHODS)} - {"fn"})
     return UnsupportedLayerError(
         f"cannot bound {path or 'the network'} ({kind}): it {reason}; the bounds know the layers {layers} and the "
         f"functions {', '.join(functions)}; build the network from these, or certify it with smoothing, which needs "
         "no rules"
     )
-
-
-def _relu(call: Arguments) -> Call:
-    found = given(call, input=REQUIRED, inplace=False)
-    return Call((Relu(),), (found["input"],), in_place=bool(found["inplace"]))
 
 
 # Arithmetic ------------------------------------------------------------------------------------
@@ -75,8 +72,7 @@ def _constant(value: Any) -> Tensor:
 
 def _two(call: Arguments) -> tuple[Any, Any, bool, bool]:
     """Both arguments, and whether each is a value of the network."""
-    found = given(call, input=REQUIRED, other=REQUIRED)
-    a, b = found["input"], found["other"]
+    a, b = two(call)
     for side in (a, b):
         if not isinstance(side, fx.Node | Tensor | int | float) or is_batch_size(side):
             raise NoRule(f"computes with {side}, which has no rule")
@@ -253,9 +249,9 @@ _average_pool = simple(
 _adaptive_pool = simple(adaptive_pool, output_size=REQUIRED)
 _pad = simple(padded, pad=REQUIRED, mode="constant", value=None)
 
-METHODS: dict[Any, Reader] = {
-    "relu": _relu,
-    "relu_": in_place(_relu),
+TENSOR_METHODS: dict[Any, Reader] = {
+    "relu": either(Relu),
+    "relu_": in_place(either(Relu)),
     "add": _add,
     "add_": in_place(_add),
     "sub": _subtract,
@@ -281,8 +277,8 @@ METHODS: dict[Any, Reader] = {
     **ACTIVATION_METHODS,
 }
 FUNCTIONS: dict[Any, Reader] = {
-    **{getattr(torch, name): METHODS[name] for name in METHODS if hasattr(torch, name)},
-    F.relu: _relu,
+    **{getattr(torch, name): TENSOR_METHODS[name] for name in TENSOR_METHODS if hasattr(torch, name)},
+    F.relu: either(Relu),
     operator.add: _add,
     operator.iadd: in_place(_add),
     operator.sub: _subtract,
@@ -291,7 +287,7 @@ FUNCTIONS: dict[Any, Reader] = {
     operator.imul: in_place(_multiply),
     operator.truediv: _divide,
     operator.itruediv: in_place(_divide),
-    operator.neg: METHODS["neg"],
+    operator.neg: TENSOR_METHODS["neg"],
     operator.getitem: _picked,
     torch.cat: _join,
     torch.concat: _join,

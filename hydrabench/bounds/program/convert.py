@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from hydrabench.bounds.box import images
 from hydrabench.bounds.patches import Pair
 from hydrabench.bounds.program.activation_calls import ACTIVATION_LAYERS
 from hydrabench.bounds.program.arguments import NoRule
-from hydrabench.bounds.program.linear import Convolution, Dense, OtherConvolution, Scale
-from hydrabench.bounds.program.operations import Linear, Operation, images
+from hydrabench.bounds.program.convolutions import Convolution, OtherConvolution
+from hydrabench.bounds.program.linear import Dense, Scale
+from hydrabench.bounds.program.operations import Linear, Operation
 from hydrabench.bounds.program.pooling import AdaptiveAveragePool, AveragePool, MaxPool
 from hydrabench.bounds.program.relu import Relu
 from hydrabench.bounds.program.structure import Flatten, Identity, Pad, Part, Repeat, Reshape, image_axis

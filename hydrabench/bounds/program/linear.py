@@ -1,7 +1,4 @@
-"""Linear layers: convolutions, dense layers, scales, averages and sums.
-
-Passes backward have a kernel of their own where torch's generic transpose would apply the operation once more.
-"""
+"""Linear layers: what all with a weight share, dense layers, scales and sums; `convolutions` has the others."""
 
 from __future__ import annotations
 
@@ -15,10 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hydrabench.bounds.box import channels_last
 from hydrabench.bounds.outward import MORE
-from hydrabench.bounds.patches import Pair, Rows
-from hydrabench.bounds.program.operations import Linear, images
+from hydrabench.bounds.patches import Rows
+from hydrabench.bounds.program.operations import Linear
 from hydrabench.errors import UnsupportedLayerError
 
 Kind = TypeVar("Kind", bound="Weighted")
@@ -35,6 +31,11 @@ class Weighted(Linear):
     weight: Tensor
     bias: Tensor | None
     settled: bool = field(default=False, kw_only=True)
+
+    @property
+    def products(self) -> int:
+        """See `Operation`."""
+        return prod(self.weight.shape[1:])
 
     def absolute(self: Kind) -> Kind:
         """See `Linear`; kept if the weight is settled."""
@@ -65,104 +66,15 @@ class Weighted(Linear):
 
 
 @dataclass(frozen=True, eq=False)
-class Convolution(Weighted):
-    """2-D cross-correlation with zero padding, the same on both sides of an axis."""
-
-    stride: Pair
-    padding: Pair
-    dilation: Pair
-    groups: int
-
-    def apply(self, x: Tensor) -> Tensor:
-        """Convolve images (B, C, H, W)."""
-        return F.conv2d(
-            images(x, "conv2d"), self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
-        )
-
-    def terms(self, _before: Sequence[torch.Size], after: torch.Size) -> tuple[int, int]:
-        """See `Linear`; constants are summed over the positions of an image, then over its channels."""
-        return self._terms(0, after[1:].numel() + after[0])
-
-    def constant(self, _like: Sequence[Tensor]) -> Tensor | None:
-        """The bias."""
-        return None if self.bias is None else per_channel(self.bias, 4)
-
-    def back(self, rows: Tensor, shapes: Sequence[torch.Size]) -> tuple[Tensor]:
-        """A transposed convolution."""
-        # Input rows and columns that no window reached get no coefficient unless the output is padded for them.
-        axes = zip(rows.shape[2:], self.stride, self.padding, self.dilation, self.weight.shape[2:], strict=True)
-        reached = [(out - 1) * step - 2 * pad + apart * (taps - 1) + 1 for out, step, pad, apart, taps in axes]
-        found = F.conv_transpose2d(
-            channels_last(rows),
-            self.weight,
-            stride=self.stride,
-            padding=self.padding,
-            output_padding=[whole - end for whole, end in zip(shapes[0][2:], reached, strict=True)],
-            groups=self.groups,
-            dilation=self.dilation,
-        )
-        return (found,)
-
-    def gain(self, rows: Tensor, _shapes: Sequence[torch.Size]) -> Tensor | None:
-        """See `Linear`."""
-        return None if self.bias is None else rows.sum((2, 3)) @ self.bias
-
-    def back_patches(
-        self, rows: Rows, shapes: Sequence[torch.Size], after: torch.Size
-    ) -> tuple[tuple[Rows | None, ...], Tensor | None]:
-        """Patches grow, until they are as large as the value."""
-        if rows.window is None:
-            return super().back_patches(rows, shapes, after)
-        rows = rows.masked(after)
-        window = rows.window.behind(self.weight.shape[2:], self.stride, self.padding, self.dilation)  # type: ignore[union-attr]
-        coefficients = F.conv_transpose2d(
-            rows.coefficients, self.weight, stride=self.stride, groups=self.groups, dilation=self.dilation
-        )
-        grown = Rows(coefficients, rows.image, window, rows.spot, inside=not any(window.padding))
-        found = grown.whole(shapes[0]) if prod(window.size) >= prod(shapes[0][2:]) else grown
-        return (found,), self.gain(rows.coefficients, shapes)
-
-    def mixed_channels(self, *, vectors: bool) -> tuple[Tensor, Tensor | None] | None:  # noqa: ARG002
-        """See `Operation`."""
-        return (self.weight, self.bias) if self.groups == 1 else None
-
-
-@dataclass(frozen=True, eq=False)
-class OtherConvolution(Weighted):
-    """1-D or 3-D cross-correlation, or a transposed convolution of any dimension; torch's own transpose leads back.
-
-    axes: 1, 2 or 3. settings: stride, padding, [output padding and] groups and dilation, in torch's order.
-    """
-
-    axes: int
-    transposed: bool
-    settings: tuple[object, ...]
-
-    def apply(self, x: Tensor) -> Tensor:
-        """Convolve values (B, C, ...) of as many further axes as `axes`."""
-        name = f"conv_transpose{self.axes}d" if self.transposed else f"conv{self.axes}d"
-        found: Tensor = CONVOLUTIONS[name](images(x, name, self.axes + 2), self.weight, self.bias, *self.settings)
-        return found
-
-    def terms(self, _before: Sequence[torch.Size], after: torch.Size) -> tuple[int, int]:
-        """See `Linear`."""
-        return self._terms(int(self.transposed), after[1:].numel() + after[0])
-
-    def constant(self, _like: Sequence[Tensor]) -> Tensor | None:
-        """The bias."""
-        return None if self.bias is None else per_channel(self.bias, self.axes + 2)
-
-
-CONVOLUTIONS = {
-    name: getattr(F, name) for name in ("conv1d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
-}
-
-
-@dataclass(frozen=True, eq=False)
 class Dense(Weighted):
     """x @ weight.T + bias over the last axis; `weight` (out, in)."""
 
     keeps_axes: ClassVar[bool] = True
+
+    @property
+    def matrix(self) -> tuple[Tensor, Tensor | None]:
+        """See `Operation`."""
+        return self.weight, self.bias
 
     def apply(self, x: Tensor) -> Tensor:
         """Map vectors (B, ..., in) to (B, ..., out)."""
@@ -203,6 +115,7 @@ class Scale(Linear):
     aliases: ClassVar[bool] = False
     moves: ClassVar[bool] = True
     keeps_axes: ClassVar[bool] = True
+    keeps_windows: ClassVar[bool] = True
     scale: Tensor
     shift: Tensor | None
     size: Tensor | None = None
@@ -271,6 +184,7 @@ class Add(Linear):
 
     aliases: ClassVar[bool] = False
     keeps_axes: ClassVar[bool] = True
+    keeps_windows: ClassVar[bool] = True
 
     def apply(self, a: Tensor, b: Tensor) -> Tensor:
         """Add; a difference in shape is refused, because it might mix the images of a batch."""

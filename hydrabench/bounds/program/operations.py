@@ -1,9 +1,8 @@
 """What an operation of a network says about itself: everything that any method of bounding asks.
 
 An operation is `Linear` (affine in its values), `Elementwise` (one function on every entry) or another `Relaxed` one.
-Each says all that it must in abstract methods, so that a class that forgets something cannot be made; what has a
-default is the cautious answer. Operations are frozen and hold the tensors that they apply right now: masks, running
-statistics and pixel normalisation are resolved before one is made.
+A class that forgets an abstract method cannot be made; defaults are the cautious answers. Operations are frozen and
+hold the tensors that they apply: masks, running statistics and pixel normalisation are resolved before.
 """
 
 from __future__ import annotations
@@ -18,18 +17,10 @@ from torch import Tensor
 
 from hydrabench.bounds.box import Interval
 from hydrabench.bounds.outward import MORE, TINY, ULP, UNIT, down, growth, up
-from hydrabench.bounds.patches import Rows
+from hydrabench.bounds.patches import Rows, Window
 from hydrabench.bounds.relaxations import Lines, Sloped
-from hydrabench.errors import UnsupportedLayerError
 
 NARROW = 1e-8  # intervals no wider than this get a horizontal chord, because its slope would be rounding alone
-
-
-def images(x: Tensor, name: str, ndim: int = 4) -> Tensor:
-    """`x` itself, if it has as many axes as a batch of images; torch takes the batch axis for channels if not."""
-    if x.ndim != ndim:
-        raise UnsupportedLayerError(f"cannot bound {name} of {x.ndim} axes: it needs {ndim}, the batch axis included")
-    return x
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,13 +29,15 @@ class Operation(ABC):
 
     aliases: whether the result may share memory with a value. same_places: whether an entry of the result reads the
     entry at its own place in the flattened value and no other. keeps_axes: whether vectors (B, F) stay vectors.
-    makes_vectors: whether the result is vectors whatever the value was.
+    makes_vectors: whether the result is vectors whatever the value was. keeps_windows: whether rows in a window of the
+    result are in the same window of each value.
     """
 
     aliases: ClassVar[bool] = True
     same_places: ClassVar[bool] = False
     keeps_axes: ClassVar[bool] = False
     makes_vectors: ClassVar[bool] = False
+    keeps_windows: ClassVar[bool] = False
 
     @abstractmethod
     def apply(self, *values: Any, **_: Any) -> Tensor:  # Any, so that mypy accepts fixed numbers of tensors below
@@ -54,22 +47,30 @@ class Operation(ABC):
     def interval(self, *boxes: Any, **_: Any) -> Interval:
         """Return a box of the result; with `spent=True`: the boxes' memory may be written over."""
 
+    @property
+    def matrix(self) -> tuple[Tensor, Tensor | None] | None:
+        """Weight (out, in) and bias (out,) or None, if the operation maps vectors to vectors by them."""
+        return None
+
+    @property
+    def products(self) -> int:
+        """Multiplications and additions for one entry of the result, and for its coefficient on the way back."""
+        return 0
+
+    def window_behind(self, window: Window) -> Window | None:
+        """What rows in a window of the result see of each value; None if they get coefficients of all of it."""
+        return window if self.keeps_windows else None
+
     def columns(self) -> Tensor | None:
         """Which entries of a flattened value the operation reads, (entries,); None for all."""
         return None
 
     def mixed_channels(self, *, vectors: bool) -> tuple[Tensor, Tensor | None] | None:  # noqa: ARG002
-        """Weight (K, C, ...) and bias (K,) or None, if channels of the value and the result may be left out freely.
-
-        Args: vectors: whether the value surely is vectors (B, F).
-        """
+        """Weight (K, C, ...) and bias (K,) or None, if channels may be left out; `vectors`: of values surely (B, F)."""
         return None
 
     def known_channels(self, *_channels: Any, **_: Any) -> Tensor | None:
-        """What the channels of the result, (C,), are if those of the values are constants; NaN where that depends.
-
-        None, if channels are not left out here.
-        """
+        """Channels of the result, (C,), for constant ones of the values; NaN where that depends; None if unknown."""
         return None
 
     def narrowed(self, _before: Tensor | None, _after: Tensor | None) -> Operation:
@@ -131,6 +132,14 @@ class Linear(Operation):
         found: tuple[Tensor, ...] = transposed(rows)
         return found
 
+    def back_to_box(self, rows: Tensor, box: Interval) -> tuple[Tensor, Interval]:
+        """Carry coefficients to the one value taken; return them and its box, with the entries of both in any order.
+
+        The smallest value over the box is the same in every order, and some are found faster.
+        """
+        (found,) = self.back(rows, [box.center.shape])
+        return rows.new_zeros(len(rows), *box.center.shape[1:]) if found is None else found, box
+
     def gain(self, rows: Tensor, shapes: Sequence[torch.Size]) -> Tensor | None:
         """What constants gain, (R,): the products of rows (R, *result) and b; None for nothing."""
         constant = self.constant([rows.new_zeros(1, *shape[1:]) for shape in shapes])
@@ -153,8 +162,7 @@ class Linear(Operation):
 class Relaxed(Operation):
     """An operation that is not linear: it has a box, and lines, from the bounds of the values it takes.
 
-    `corners` are the lower and upper bounds of each value in turn, (B, *value).
-
+    `corners` are the lower and upper bounds of each value in turn, (B, *value). kinks: where f' jumps, if it is f.
     ulps: what torch's own function may be off by, at most ulps · eps · (|result| + |values|), with eps = 2^-52 in
     float64 and 2^-23 in float32; 0 where it is exact. misses: lines that were drawn for bounds off by d, and a function
     that moves by e when its values do by d, are off by `misses` · e at most. tight: whether a pass backward from the
@@ -165,6 +173,7 @@ class Relaxed(Operation):
     ulps: ClassVar[float]
     misses: ClassVar[int] = 2
     tight: ClassVar[bool] = False
+    kinks: ClassVar[tuple[float, ...]] = ()
 
     @abstractmethod
     def box(self, *corners: Any, **_: Any) -> tuple[Tensor, Tensor]:
@@ -185,13 +194,6 @@ class Relaxed(Operation):
     @abstractmethod
     def undecided(self, *corners: Any, **_: Any) -> tuple[Tensor, ...]:
         """For each value, which entries' bounds matter, because the operation is not linear on them; NaN matters."""
-
-    def cuts(self, *corners: Any, **_: Any) -> tuple[Tensor, ...]:
-        """For each value, where to cut the bounds of an entry in two for tighter lines; NaN if that gains nothing."""
-        ends = zip(corners[::2], corners[1::2], strict=True)
-        middles = [torch.lerp(lower, upper, 0.5) for lower, upper in ends]
-        found = zip(middles, self.undecided(*corners), strict=True)
-        return tuple(middle.masked_fill(~undecided, torch.nan) for middle, undecided in found)
 
     @abstractmethod
     def carried_error(self, corners: Sequence[Tensor], errors: Sequence[Tensor]) -> Tensor:
@@ -240,6 +242,7 @@ class Elementwise(Relaxed):
     keeps_axes: ClassVar[bool] = True
     same_places: ClassVar[bool] = True
     tight: ClassVar[bool] = True
+    keeps_windows: ClassVar[bool] = True
 
     @property
     @abstractmethod

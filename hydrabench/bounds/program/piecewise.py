@@ -73,6 +73,11 @@ class Piecewise(Elementwise, ABC):
     def shape(self) -> Shape:
         """Where the function bends."""
 
+    @property
+    def kinks(self) -> tuple[float, ...]:  # type: ignore[override]
+        """The knots where f' jumps."""
+        return self.shape.knots if self.shape.kinked else ()
+
     @abstractmethod
     def derivative(self, x: Tensor) -> Tensor:
         """Return f'(x), at a kink that of the piece on its left."""
@@ -188,16 +193,6 @@ class Piecewise(Elementwise, ABC):
             if piece not in curved:
                 found = found | ((lower >= start) & (upper <= end))
         return found
-
-    def cuts(self, lower: Tensor, upper: Tensor) -> tuple[Tensor]:
-        """Return the kink inside that is nearest to the middle, the middle where there is none, NaN if f is linear."""
-        middle = torch.lerp(lower, upper, 0.5)
-        found, reach = middle, torch.full_like(middle, torch.inf)
-        for knot in self.shape.knots if self.shape.kinked else ():
-            far = (middle - knot).abs()
-            nearer = (lower < knot) & (knot < upper) & (far < reach)
-            found, reach = torch.where(nearer, knot, found), torch.where(nearer, far, reach)
-        return (found.masked_fill(self.decided(lower, upper), torch.nan),)
 
     def chord(self, lower: Tensor, upper: Tensor) -> Tensor:
         """Return the slope of the line through (l, f(l)) and (u, f(u)), that of a tangent where l = u."""

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hydrabench.bounds.box import images
 from hydrabench.bounds.outward import MORE, TINY, growth, up
 from hydrabench.bounds.patches import Pair
-from hydrabench.bounds.program.operations import Linear, Relaxed, images
+from hydrabench.bounds.program.operations import Linear, Relaxed
 from hydrabench.bounds.relaxations import Picked
 
 

@@ -17,7 +17,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from hydrabench.bounds.program.arguments import NoRule
 from hydrabench.bounds.program.calls import refusal
 from hydrabench.bounds.program.convert import batch_scale, reader
-from hydrabench.bounds.program.linear import Convolution, Dense, Scale
+from hydrabench.bounds.program.convolutions import Convolution
+from hydrabench.bounds.program.linear import Dense, Scale
 from hydrabench.bounds.program.operations import Operation
 from hydrabench.bounds.program.tracing import Step, steps_of
 

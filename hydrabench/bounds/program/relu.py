@@ -36,6 +36,7 @@ class Relu(Elementwise):
 
     ulps: ClassVar[float] = 0
     misses: ClassVar[int] = 1
+    kinks: ClassVar[tuple[float, ...]] = (0.0,)
 
     @property
     def steepness(self) -> float:
@@ -65,10 +66,6 @@ class Relu(Elementwise):
     def decided(self, lower: Tensor, upper: Tensor) -> Tensor:
         """On or off for certain."""
         return (lower >= 0) | (upper <= 0)
-
-    def cuts(self, lower: Tensor, upper: Tensor) -> tuple[Tensor]:
-        """At 0, where the neuron turns on."""
-        return (torch.zeros_like(lower).masked_fill(self.decided(lower, upper), torch.nan),)
 
     def interval(self, box: Interval, *, spent: bool = False) -> Interval:
         """The box of the result, without gradients in four sweeps over memory instead of six."""

@@ -46,6 +46,7 @@ class Identity(Rearrangement):
 
     same_places: ClassVar[bool] = True
     keeps_axes: ClassVar[bool] = True
+    keeps_windows: ClassVar[bool] = True
 
     def apply(self, x: Tensor) -> Tensor:
         """Return `x` itself."""

@@ -19,7 +19,7 @@ from torch import Tensor, fx, jit, nn
 from torch.nn.modules import module as torch_module
 
 from hydrabench.bounds.program.arguments import Arguments, Call, NoRule, Reader
-from hydrabench.bounds.program.calls import FUNCTIONS, METHODS, refusal
+from hydrabench.bounds.program.calls import FUNCTIONS, TENSOR_METHODS, refusal
 from hydrabench.bounds.program.convert import LAYERS, may_alias, reader
 from hydrabench.bounds.program.operations import Operation
 from hydrabench.bounds.program.relu import Relu
@@ -262,7 +262,7 @@ def _keeps_pixels(source: nn.Module | Operation) -> bool:
 
 
 def _call(node: fx.Node, given: Arguments) -> Call:
-    calls: Mapping[str, Mapping[Any, Reader]] = {"call_function": FUNCTIONS, "call_method": METHODS}
+    calls: Mapping[str, Mapping[Any, Reader]] = {"call_function": FUNCTIONS, "call_method": TENSOR_METHODS}
     kind = f"{node.op.removeprefix('call_')} {getattr(node.target, '__name__', node.target)}"
     try:
         known = calls.get(node.op, {})

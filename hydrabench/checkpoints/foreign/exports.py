@@ -15,7 +15,7 @@ from hydrabench.checkpoints.foreign.torch_files import write_torch_file
 from hydrabench.checkpoints.format import Checkpoint, export_checkpoint, state_of
 from hydrabench.errors import CheckpointError
 from hydrabench.masking import bake_masks, scaled_scores, score_masks
-from hydrabench.models import inner_network
+from hydrabench.models import MODELS, inner_network
 
 
 def export_original(checkpoint: Checkpoint, path: Path) -> str:
@@ -25,8 +25,10 @@ def export_original(checkpoint: Checkpoint, path: Path) -> str:
     hold nothing, so that code cannot resume a training run from it. Two entries are ours: `k`, the
     original's option --k under which it keeps the same weights, and our header, for `import_checkpoint`.
     Unused layers get scores made from their weights, because the original reads strictly.
-    Raises: CheckpointError if the original's rule can keep these weights at no k.
+    Raises: CheckpointError if the original's rule can keep these weights at no k, or it does not know the network.
     """
+    if checkpoint.header.arch not in MODELS:
+        raise CheckpointError(f"HYDRA's code has no {checkpoint.header.arch}; export --format state-dict or onnx")
     network = inner_network(checkpoint.network)
     masks = score_masks(network)
     state = state_of(network)

@@ -32,8 +32,6 @@ from hydrabench.plugins import require
 
 TWIN_SUFFIXES = (".pth.tar", ".pth", ".pt")  # before which the dense twin of a masked file has "_dense"
 Given = Normalization | Literal["none"] | None
-# Data sets that the original knows and we do not evaluate: image shape (C, H, W), classes.
-OTHERS: dict[str, tuple[tuple[int, int, int], int]] = {"mnist": ((1, 28, 28), 10)}
 
 
 def import_checkpoint(
@@ -49,7 +47,7 @@ def import_checkpoint(
     Args:
         path: the file. It is read as tensors and plain values; code in it is refused.
         arch: a key of `MODELS`; None takes the file's entry `arch`.
-        dataset: a key of `DATASETS`, or "mnist". None takes the file's entry `dataset`, or the only data set that has
+        dataset: a key of `DATASETS`. None takes the file's entry `dataset`, or the only data set that has
             its channels and classes.
         density: the fraction of weights that a masked file of HYDRA's keeps, its k. None finds it in the dense twin,
             `NAME_dense.pth.tar` beside `NAME.pth.tar`. A dense file keeps what is not zero; if a density is given,
@@ -171,7 +169,7 @@ def _find_dataset(source: _Source, dataset: str | None) -> tuple[str, tuple[int,
     weights = [tensor for key, tensor in source.state.items() if key.endswith(".weight")]
     channels = next((weight.shape[1] for weight in weights if weight.dim() == 4), None)
     classes = next((weight.shape[0] for weight in reversed(weights) if weight.dim() == 2), None)
-    known = {name: (data.shape, data.num_classes) for name, data in DATASETS.items()} | OTHERS
+    known = {name: (data.shape, data.num_classes) for name, data in DATASETS.items()}
     fitting = [name for name, (shape, count) in known.items() if (shape[0], count) == (channels, classes)]
     said = (source.says("dataset") or "").lower()
     dataset = dataset or (said if said in known else None) or (fitting[0] if len(fitting) == 1 else None)
@@ -211,12 +209,12 @@ def _load(source: _Source, header: Header) -> nn.Module:
     name = str(source.path)
     state, _ = split_masks(source.state)
     with torch.device("meta"):
-        bare = inner_network(build_network(header, None, name))
+        bare = inner_network(build_network(header, None, name)[0])
     unused = {f"{layer}.scores" for layer in unused_layers(bare)}
     counters = {key: torch.tensor(0) for key in bare.state_dict() if key.endswith(".num_batches_tracked")}
     state = {**{key: zero for key, zero in counters.items() if key not in state}, **state}
     state = {key: tensor for key, tensor in state.items() if key not in unused}
-    network = build_network(header.model_copy(update={"density": 1.0, "kept": None}), state, name)
+    network, _ = build_network(header.model_copy(update={"density": 1.0, "kept": None}), state, name)
     load_state(network, state, name)
     return network.eval()
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Literal
 
 from hydrabench.config import Normalization
 from hydrabench.errors import ConfigError
-from hydrabench.models import inner_network, normalized
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
 
 NONE: Literal["none"] = "none"
 # Means and standard deviations of the training images, as the common recipes have them; NONE: no normalisation.
@@ -69,6 +69,8 @@ def better_normalization(network: nn.Module, x: Tensor, y: Tensor) -> Better | N
         x: images, (B, C, H, W), in [0, 1]. y: their labels, (B,).
     A difference counts if it is at least `FAR_BETTER` and three standard errors of a difference of B images.
     """
+    from hydrabench.models import inner_network
+
     bare = inner_network(network)
     now = _accuracy(network, x, y)
     if now > 1 - FAR_BETTER:
@@ -80,6 +82,8 @@ def better_normalization(network: nn.Module, x: Tensor, y: Tensor) -> Better | N
 
 
 def _variants(bare: nn.Module, channels: int) -> Iterator[tuple[str, nn.Module]]:
+    from hydrabench.models import normalized
+
     for name, known in KNOWN.items():
         if isinstance(known, str):
             yield name, bare
@@ -90,5 +94,7 @@ def _variants(bare: nn.Module, channels: int) -> Iterator[tuple[str, nn.Module]]
 
 
 def _accuracy(network: nn.Module, x: Tensor, y: Tensor) -> float:
+    import torch
+
     with torch.no_grad():
         return float((network(x).argmax(1) == y).double().mean())

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hydrabench.checkpoints.format import METADATA_KEY, Checkpoint
+from hydrabench.checkpoints.format import Checkpoint
+from hydrabench.checkpoints.peeking import METADATA_KEY
 from hydrabench.errors import HydrabenchError
 from hydrabench.files import replacing, sha256_of
 

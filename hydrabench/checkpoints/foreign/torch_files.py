@@ -24,19 +24,9 @@ from hydrabench.errors import CheckpointError
 from hydrabench.files import replacing, sha256_of
 
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"  # how the two formats begin
-_SUFFIXES = (".pt", ".pth", ".tar")
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 DAMAGED = "it is damaged or cut short; fetch or write it again"
 _Storage = torch.storage.TypedStorage
-
-
-def is_torch_file(path: Path) -> bool:
-    """Whether a file is one of torch's by its first bytes, or, if it is no safetensors file either, by its name."""
-    with path.open("rb") as file:
-        head = file.read(9)
-    if head[8:] == b"{":  # safetensors: eight bytes of length, then JSON
-        return False
-    return head.startswith((_ZIP, _PICKLE)) or path.suffix in _SUFFIXES
 
 
 def read_torch_file(path: Path) -> tuple[Any, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,9 +11,10 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
 from hydrabench.checkpoints.foreign.state_dicts import StateDict, find_state_dict, plain_tensors, without_prefixes
-from hydrabench.checkpoints.foreign.torch_files import is_torch_file, read_torch_file
+from hydrabench.checkpoints.foreign.torch_files import read_torch_file
 from hydrabench.checkpoints.format import read_file
-from hydrabench.checkpoints.header import shown
+from hydrabench.checkpoints.header import Header, read_header, shown
+from hydrabench.checkpoints.peeking import METADATA_KEY, is_torch_file
 from hydrabench.config import Normalization
 from hydrabench.errors import CheckpointError
 
@@ -29,7 +31,10 @@ def load_weights(network: nn.Module, path: Path) -> Normalization | None:
     """
     if not path.is_file():
         raise CheckpointError(f"--weights {path}: there is no such file")
-    values = read_torch_file(path)[0] if is_torch_file(path) else _safetensors(path)
+    if is_torch_file(path):
+        values, header = read_torch_file(path)[0], None
+    else:
+        values, header = _safetensors(path)
     plain, found = plain_tensors(values), find_state_dict(values)
     if plain is None or found is None:
         raise CheckpointError(f"--weights {path} holds no state dict of tensors")
@@ -37,20 +42,28 @@ def load_weights(network: nn.Module, path: Path) -> Normalization | None:
     for tensors in (plain, without_prefixes(plain, numbered=False)[0]):  # `mean` and `std` may be the network's own
         if not _problems(wanted, tensors):
             network.load_state_dict({**wanted, **tensors})
-            return None
+            return header.normalization if header else None
     _require_fit(wanted, found, path)
     network.load_state_dict({**wanted, **found.tensors})
-    return found.normalization
+    return header.normalization if header else found.normalization
 
 
-def _safetensors(path: Path) -> dict[str, Tensor]:
+def _safetensors(path: Path) -> tuple[dict[str, Tensor], Header | None]:
+    """The tensors of a file, and our header if it is one of our checkpoints."""
+    data = read_file(path)
     try:
-        tensors: dict[str, Tensor] = load_safetensors(read_file(path))
+        tensors: dict[str, Tensor] = load_safetensors(data)
+        metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__") or {}
     except (SafetensorError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"--weights {path} is neither a safetensors file nor one of torch.save ({shown(str(error), 100)})"
         ) from error
-    return tensors
+    header = read_header(metadata[METADATA_KEY], str(path)) if METADATA_KEY in metadata else None
+    if header is not None and header.layout != "dense":
+        raise CheckpointError(
+            f"--weights {path} is a {header.layout} checkpoint; open it with --ckpt in place of --weights"
+        )
+    return tensors, header
 
 
 def _problems(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import nn
 
-from hydrabench.checkpoints import Checkpoint, better_normalization, checkpoint_name
+from hydrabench.checkpoints import Checkpoint, better_normalization, checkpoint_name, compact_size, read_zoo
 from hydrabench.data import ImageSource, load_images, pixels
-from hydrabench.errors import ConfigError, lookup
-from hydrabench.evaluators import EVALUATORS, EvaluationSettings, parse_settings, with_default_threat
+from hydrabench.errors import lookup
+from hydrabench.evaluators import EvaluationSettings
+from hydrabench.ledger import read_run
 from hydrabench.masking import prunable_layers, used_parameters
 from hydrabench.runtime import PRECISIONS, pick_device
-from hydrabench.threat import Norm
 from hydrabench.workflows.evaluation.reuse import Parent, open_parent
+from hydrabench.workflows.evaluation.settings import complete_settings
 from hydrabench.workflows.opening import NOTHING, open_checkpoint
 from hydrabench.workflows.run_options import RunOptions
 
@@ -73,6 +74,35 @@ class Subject:
             **({"external": True, **self.external} if self.external else {}),
         }
 
+    def origin(self) -> dict[str, Any]:
+        """What `run.json` says of how the network came about, beside `describe`; for the rows of a report."""
+        header = self.checkpoint.header
+        pruned = not self.external and header.density < 1
+        return {
+            "recipe": header.recipe,
+            "seed": header.seed,
+            "selection": header.selection.split if header.selection else None,
+            "parent": header.parent,
+            "additional_data": None if self.external else additional_data(self.checkpoint),
+            **({"compact_bytes": compact_size(self.network)} if pruned else {}),
+        }
+
+
+def additional_data(checkpoint: Checkpoint) -> bool | None:
+    """Whether a checkpoint was trained on images that are not in its data set; None if that is not known.
+
+    The zoo's manifest says so, or the recipe of the run that wrote it.
+    """
+    for entry in read_zoo().values():
+        if entry.sha256 == checkpoint.sha256:
+            return entry.additional_data
+    folder = checkpoint.path.parent
+    if not (folder / "run.json").is_file():
+        return None
+    recipe = read_run(folder).header.get("recipe")
+    data = recipe.get("data") if isinstance(recipe, dict) else None
+    return data.get("pseudo_labels") is not None if isinstance(data, dict) else None
+
 
 def open_subject(
     ref: str,
@@ -127,13 +157,4 @@ def settings_for(subject: Subject, values: Mapping[str, Any]) -> EvaluationSetti
         values: `kind` and whatever was given of its settings.
     Raises: ConfigError naming every option that is wrong or missing.
     """
-    threat = subject.checkpoint.header.default_threat()
-    complete = with_default_threat(dict(values), threat) if threat else dict(values)
-    known_norm = complete.get("norm", "linf") in get_args(Norm)
-    needs_radius = "epsilon" in EVALUATORS[complete["kind"]].conditions()
-    if known_norm and needs_radius and "epsilon" not in complete:
-        raise ConfigError(
-            f"{subject.name} names no radius in this norm that it was trained for; add --epsilon, for example "
-            f"{'0.25' if complete.get('norm') == 'l2' else '8/255'}"
-        )
-    return parse_settings(complete)
+    return complete_settings(subject.name, subject.checkpoint.header, values)

@@ -2,43 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import torch
 from torch import nn
 
+from hydrabench.checkpoints import Checkpoint
+from hydrabench.checkpoints.foreign.kept import counts_of_dense
 from hydrabench.checkpoints.foreign.normalization import FORMS
 from hydrabench.checkpoints.foreign.weights import load_weights
+from hydrabench.checkpoints.own_code import used_code
 from hydrabench.config import Normalization
-from hydrabench.data import DATASETS, ImageSource, load_images
-from hydrabench.data.own_images import OWN_FORMS
+from hydrabench.data import DATASETS, ImageSource, load_images, pixels
+from hydrabench.data.forms import OWN_FORMS, is_own
 from hydrabench.errors import ConfigError
 from hydrabench.files import sha256_of
+from hydrabench.masking import kept_counts, prunable_layers
 from hydrabench.models import normalized
+from hydrabench.models.own_code import Built, is_code
 from hydrabench.runtime import World
 from hydrabench.workflows.evaluation.external import external_subject
 from hydrabench.workflows.evaluation.guards import fitted, guard
 from hydrabench.workflows.evaluation.loading import Subject
-from hydrabench.workflows.evaluation.specifications import Built, build
+from hydrabench.workflows.evaluation.request import ModelRequest
+from hydrabench.workflows.evaluation.specifications import build
 from hydrabench.workflows.progress import say
 from hydrabench.workflows.run_options import RunOptions
 
+COMPARED = 32  # images on which the network of an ONNX file is compared with onnxruntime
+
 
 @dataclass(frozen=True)
-class ModelRequest:
-    """A network of the user's own in the words of the command line.
+class _Opened:
+    """What a request names. normalized: whether it is known what is done to images first."""
 
-    spec: see `specifications.build`. arguments: KEY=VALUE. weights: a file of tensors, None for those that it comes
-    with. dataset: see `data.load_images`. normalization: put in front of it; None: nothing was said.
-    """
-
-    spec: str
-    arguments: tuple[str, ...] = ()
-    weights: Path | None = None
-    dataset: str | None = None
-    normalization: Normalization | Literal["none"] | None = None
+    subject: Subject
+    built: Built
+    arguments: Mapping[str, Any]
+    normalized: bool
 
 
 def open_model(request: ModelRequest, *, options: RunOptions, precision: str = "float32") -> Subject:
@@ -46,29 +50,105 @@ def open_model(request: ModelRequest, *, options: RunOptions, precision: str = "
 
     Raises: HydrabenchError in one line for whatever does not fit; warnings go to stderr.
     """
+    images = load_images(_dataset(request), "test", options.data_dir, download=options.download)
+    opened = _open(request, images.shape, images.num_classes, options.device, precision)
+    if opened.built.check is not None and request.weights is None:
+        opened.built.check(pixels(images.take(torch.arange(min(len(images), COMPARED)))))
+    return judged_on(images, opened.subject, normalization_given=opened.normalized)
+
+
+def own_checkpoint(request: ModelRequest, *, images: ImageSource | None = None) -> Checkpoint:
+    """Make a checkpoint, on the CPU, of what --model names: what pruning starts from, and what exports write.
+
+    It keeps the weights that are not zero.
+    Args: images: on the first of which it is checked; None: only the number of its outputs is.
+    Raises: as `open_model`.
+    """
+    name = _dataset(request)
+    if images is None and is_own(name):
+        images = load_images(name, "test")
+    sizes = images or DATASETS.get(name)
+    if sizes is None:
+        raise ConfigError(f"--dataset {name} is none of {', '.join(sorted(DATASETS))}, {OWN_FORMS}")
+    opened = _open(request, sizes.shape, sizes.num_classes, "cpu", "float32")
+    subject, classes = opened.subject, sizes.num_classes
+    if images is not None:
+        subject = judged_on(images, subject, normalization_given=opened.normalized)
+        classes = subject.checkpoint.header.num_classes
+    require_outputs(subject.network, request.spec, sizes.shape, classes)
+    network, code = subject.network, None
+    if is_code(request.spec):
+        code = used_code(opened.built, opened.arguments)
+    about: dict[str, Any] = {"arch": opened.built.spec, "code": code.record if code else None, "density": 1.0}
+    if prunable_layers(network):
+        found = counts_of_dense(Path(request.spec), network, None)
+        even = kept_counts(network, found.density) == found.counts
+        about |= {"density": found.density, "kept": None if even else found.counts}
+    header = subject.checkpoint.header.model_copy(update=about)
+    return replace(subject.checkpoint, header=header, code=code)
+
+
+def require_outputs(network: nn.Module, name: str, shape: tuple[int, int, int], num_classes: int) -> None:
+    """Raise ConfigError for a network that does not give one logit for each class."""
+    modes = {part: part.training for part in network.modules()}
+    for part in modes:  # not eval(), which programs refuse
+        part.training = False
+    try:
+        with torch.no_grad():
+            found = tuple(network(torch.zeros(2, *shape)).shape)
+    except Exception as error:  # it is the user's code
+        raise ConfigError(
+            f"{name} fails on images of {' x '.join(map(str, shape))}: {' '.join(str(error).split())[:200]}"
+        ) from error
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+    if found != (2, num_classes):
+        raise ConfigError(
+            f"{name} returns {found} for 2 images of {num_classes} classes; it must return logits, (2, {num_classes})"
+        )
+
+
+def _dataset(request: ModelRequest) -> str:
     if request.dataset is None:
         raise ConfigError(f"--model needs --dataset: one of {', '.join(sorted(DATASETS))}, {OWN_FORMS}")
-    images = load_images(request.dataset, "test", options.data_dir, download=options.download)
-    built = build(request.spec, request.arguments, images.num_classes)
-    name, identity, inside = built.name, dict(built.identity), None
+    return request.dataset
+
+
+def _open(request: ModelRequest, shape: tuple[int, int, int], num_classes: int, device: str, precision: str) -> _Opened:
+    """Build the network, give it its weights and its normalisation, and make a subject of it."""
+    built, identity = build(request.spec, _arguments(request), num_classes, shape)
+    name, inside = built.name, None
     if request.weights is not None:
         inside = load_weights(built.module, request.weights)
         name = f"{name}-{request.weights.name.partition('.')[0]}"
         identity["weights_sha256"] = sha256_of(request.weights)
     front = _front(request, built, inside)
     subject = external_subject(
-        _behind(built.module, front, images),
+        _behind(built.module, front, shape[0], _dataset(request)),
         name=name,
-        dataset=request.dataset,
-        shape=images.shape,
-        num_classes=images.num_classes,
-        device=options.device,
+        dataset=_dataset(request),
+        shape=shape,
+        num_classes=num_classes,
+        device=device,
         precision=precision,
         identity=identity,
     )
     if not built.normalizes and request.weights is None and World().is_main:
         say(f"{name} has fresh weights from seed 0; give trained ones with --weights")
-    return judged_on(images, subject, normalization_given=request.normalization is not None or inside is not None)
+    known = request.normalization is not None or inside is not None
+    return _Opened(subject, built, identity.get("arguments", {}), known)
+
+
+def _arguments(request: ModelRequest) -> Sequence[str]:
+    """The arguments, with what RobustBench's zoo is asked by. Raises: ConfigError for --threat of another network."""
+    if not request.spec.startswith("robustbench:"):
+        if request.threat is not None:
+            raise ConfigError(f"--threat is for --model robustbench:NAME; leave it out for {request.spec}")
+        return request.arguments
+    given = {argument.partition("=")[0] for argument in request.arguments}
+    known = {"dataset": _dataset(request), "threat_model": request.threat or "Linf"}
+    return [*request.arguments, *(f"{key}={value}" for key, value in known.items() if key not in given)]
 
 
 def judged_on(images: ImageSource, subject: Subject, *, normalization_given: bool) -> Subject:
@@ -100,18 +180,9 @@ def _front(request: ModelRequest, built: Built, inside: Normalization | None) ->
     return given if isinstance(given, Normalization) else None
 
 
-def _behind(module: nn.Module, front: Normalization | None, images: ImageSource) -> nn.Module:
+def _behind(module: nn.Module, front: Normalization | None, channels: int, dataset: str) -> nn.Module:
     if front is None:
         return module
-    if len(front.mean) != images.shape[0]:
-        raise ConfigError(
-            f"--normalization has {len(front.mean)} channels, the images of {images.name} have {images.shape[0]}"
-        )
+    if len(front.mean) != channels:
+        raise ConfigError(f"--normalization has {len(front.mean)} channels, the images of {dataset} have {channels}")
     return normalized(module, front.mean, front.std)
-
-
-def request_of(given: Mapping[str, Any], normalization: Any, dataset: str | None) -> ModelRequest | None:
-    """The network of --model, --model-args and --weights; None if --model was not given."""
-    if given["model"] is None:
-        return None
-    return ModelRequest(given["model"], tuple(given["model_args"]), given["weights"], dataset, normalization)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from hydrabench.checkpoints import Checkpoint
+from hydrabench.checkpoints.own_code import UsedCode, require_recordable, used_code
 from hydrabench.config import Normalization
-from hydrabench.data import DATASETS
+from hydrabench.data import DATASETS, DataSet, load_images
 from hydrabench.errors import CheckpointError, ConfigError, lookup
 from hydrabench.masking import attach_masks, bake_masks, overall_density, score_masks
-from hydrabench.models import build_model
-from hydrabench.recipes import Recipe
+from hydrabench.models import build_model, normalized
+from hydrabench.models.own_code import build_code, is_code, short_spec
+from hydrabench.recipes import ModelRecipe, Recipe
 from hydrabench.runtime import stream
+from hydrabench.workflows.evaluation.opening import own_checkpoint, require_outputs
+from hydrabench.workflows.evaluation.request import ModelRequest
 from hydrabench.workflows.opening import NOTHING, open_expected
 from hydrabench.workflows.run_options import RunOptions
 from hydrabench.workflows.training.phase import Masks, Start, run_phase
@@ -26,7 +31,7 @@ def train(
     out: Path,
     *,
     options: RunOptions,
-    ref: str | None = None,
+    ref: str | ModelRequest | None = None,
     described: Mapping[str, Any] = NOTHING,
     resume: bool = False,
 ) -> dict[str, Any]:
@@ -46,34 +51,52 @@ def train(
             f"train.initialization {section.initialization} draws new weights, and those of {ref} would be lost; add "
             "--set train.initialization=default, or leave --ckpt out"
         )
-    source = _open_source(recipe, ref, described) if ref else None
+    source = None
+    if ref:
+        recipe, source = _open_source(recipe, ref, described, options)
     if source and source.header.density < 1:
         raise CheckpointError(
             f"{ref} is pruned, and `train` would fill its zeros; use `hydrabench finetune` to keep them"
         )
-    network = source.baked() if source else fresh_network(recipe)
+    network, code = (source.baked(), source.code) if source else _fresh(recipe)
     density = overall_density(network, section.density, section.scope)
     masks = Masks(section.density, section.scope, section.scores, section.rescale_weights)
     parent = source.sha256 if source else None
-    start = Start(network, "train", "train", density, parent, masks if density < 1 else None)
+    start = Start(network, "train", "train", density, parent, masks if density < 1 else None, code)
     return run_phase(recipe, section, start, out, resume, options)
 
 
 def fresh_network(recipe: Recipe) -> nn.Module:
     """Build the recipe's network for its data set, with the initial weights of its seed."""
-    dataset = lookup("data set", DATASETS, recipe.data.name)
-    return build_model(
-        recipe.model.arch,
-        dataset.shape,
-        dataset.num_classes,
-        normalization=_normalization(recipe.model.normalization),
-        generator=stream(recipe.seed, "initial weights"),
+    return _fresh(recipe)[0]
+
+
+def _fresh(recipe: Recipe) -> tuple[nn.Module, UsedCode | None]:
+    """Return the recipe's network with fresh weights, and the code that built it if it is not of the registry."""
+    dataset, model = lookup("data set", DATASETS, recipe.data.name), recipe.model
+    generator = stream(recipe.seed, "initial weights")
+    if is_code(model.arch):
+        return _of_code(model, dataset, generator.initial_seed())
+    normalization = _normalization(model.normalization)
+    network = build_model(
+        model.arch, dataset.shape, dataset.num_classes, normalization=normalization, generator=generator
     )
+    return network, None
+
+
+def _of_code(model: ModelRecipe, dataset: DataSet, seed: int) -> tuple[nn.Module, UsedCode]:
+    built = build_code(model.arch, model.args, dataset.num_classes, seed=seed)
+    front = model.normalization
+    if front and len(front.mean) != dataset.shape[0]:
+        raise ConfigError(f"normalization has {len(front.mean)} channels, the images have {dataset.shape[0]}")
+    network = normalized(built.module, front.mean, front.std) if front else built.module
+    require_outputs(network, model.arch, dataset.shape, dataset.num_classes)
+    return network, used_code(built, model.args)
 
 
 def prune(
     recipe: Recipe,
-    ref: str,
+    ref: str | ModelRequest,
     out: Path,
     *,
     options: RunOptions,
@@ -89,18 +112,18 @@ def prune(
         raise ConfigError(f"recipe {recipe.name} has no `prune:` section; add one with epochs and lr")
     if recipe.prune.density is None:
         raise ConfigError("no density given: add --density 0.1 to keep a tenth of the weights of every layer")
-    source = _open_source(recipe, ref, described)
+    section, wanted = recipe.prune, recipe.prune.density
+    recipe, source = _open_source(recipe, ref, described, options)
     network = source.baked()
-    section = recipe.prune
-    density = overall_density(network, recipe.prune.density, section.scope)
-    masks = Masks(recipe.prune.density, section.scope, section.scores)
-    start = Start(network, "prune", "prune", density, source.sha256, masks)
+    density = overall_density(network, wanted, section.scope)
+    masks = Masks(wanted, section.scope, section.scores)
+    start = Start(network, "prune", "prune", density, source.sha256, masks, source.code)
     return run_phase(recipe, section, start, out, resume, options)
 
 
 def finetune(
     recipe: Recipe,
-    ref: str,
+    ref: str | ModelRequest,
     out: Path,
     *,
     options: RunOptions,
@@ -115,10 +138,11 @@ def finetune(
     Writes a checkpoint in the dense layout, the masks baked in, and its masked twin, which has their scores.
     Raises: ConfigError or CheckpointError if there is nothing that says which weights to keep.
     """
-    if recipe.finetune is None:
+    section = recipe.finetune
+    if section is None:
         raise ConfigError(f"recipe {recipe.name} has no `finetune:` section; add one with epochs and lr")
-    source = _open_source(recipe, ref, described)
-    density = recipe.finetune.density
+    recipe, source = _open_source(recipe, ref, described, options)
+    density = section.density
     if lwm and density is None:
         raise ConfigError("--lwm needs --density, the fraction of weights kept by magnitude, for example 0.1")
     if not lwm and density is not None and density != source.header.density:
@@ -128,35 +152,58 @@ def finetune(
     network = source.network
     if lwm and density is not None:
         bake_masks(network)
-        overall = overall_density(network, density, recipe.finetune.scope)
-        attach_masks(network, density, scope=recipe.finetune.scope)
-        start = Start(network, "finetune", "lwm", overall, source.sha256)
+        overall = overall_density(network, density, section.scope)
+        attach_masks(network, density, scope=section.scope)
+        start = Start(network, "finetune", "lwm", overall, source.sha256, code=source.code)
     else:
         if not score_masks(network):
             attach_masks(network, source.header.density, kept=source.header.kept)
-        start = Start(network, "finetune", "finetune", source.header.density, source.sha256)
-    return run_phase(recipe, recipe.finetune, start, out, resume, options)
+        start = Start(network, "finetune", "finetune", source.header.density, source.sha256, code=source.code)
+    return run_phase(recipe, section, start, out, resume, options)
 
 
-def _open_source(recipe: Recipe, ref: str, described: Mapping[str, Any]) -> Checkpoint:
-    """Load the checkpoint a phase starts from; what a file of others does not say is as in the recipe.
+def _open_source(
+    recipe: Recipe, ref: str | ModelRequest, described: Mapping[str, Any], options: RunOptions
+) -> tuple[Recipe, Checkpoint]:
+    """Load what a phase starts from; what a file of others does not say is as in the recipe.
 
+    Returns: the recipe, which a network of the user's own takes the place of its `model:` in; the checkpoint.
     Raises: CheckpointError if it is not of the recipe's network.
     """
+    if isinstance(ref, ModelRequest):
+        return _open_own(recipe, ref, options)
     model = recipe.model
     expected = {"arch": model.arch, "dataset": recipe.data.name, "normalization": model.normalization or "none"}
-    source = open_expected(ref, expected, **described)
+    code = {"model": model.arch} if is_code(model.arch) else {}
+    source = open_expected(ref, expected, **{**code, **described})
     header = source.header
-    if (header.arch, header.dataset) != (recipe.model.arch, recipe.data.name):
+    if (header.arch, header.dataset) != (short_spec(model.arch), recipe.data.name):
         raise CheckpointError(
-            f"{ref} is a {header.arch} for {header.dataset}; recipe {recipe.name} wants a {recipe.model.arch} "
+            f"{ref} is a {header.arch} for {header.dataset}; recipe {recipe.name} wants a {short_spec(model.arch)} "
             f"for {recipe.data.name}"
         )
-    if header.normalization != recipe.model.normalization:
+    if header.code and header.code.arguments != model.args:
         raise CheckpointError(
-            f"{ref} normalises with {header.normalization}, recipe {recipe.name} with {recipe.model.normalization}"
+            f"{ref} is {header.arch} of {header.code.arguments}, recipe {recipe.name} has args {model.args}"
         )
-    return source
+    if header.normalization != model.normalization:
+        raise CheckpointError(
+            f"{ref} normalises with {header.normalization}, recipe {recipe.name} with {model.normalization}"
+        )
+    return recipe, source
+
+
+def _open_own(recipe: Recipe, request: ModelRequest, options: RunOptions) -> tuple[Recipe, Checkpoint]:
+    """Build what --model names, check it on the first training images, and make it the recipe's network."""
+    name = recipe.data.name
+    if request.dataset not in (None, name):
+        raise ConfigError(f"recipe {recipe.name} trains on {name}, --dataset says {request.dataset}; leave it out")
+    images = load_images(name, "train", options.data_dir, download=options.download)
+    source = own_checkpoint(replace(request, dataset=name), images=images)
+    require_recordable(source.header.arch, source.header.code, request.spec)
+    arguments = source.code.record.arguments if source.code else {}
+    model = ModelRecipe(arch=request.spec, args=arguments, normalization=source.header.normalization)
+    return recipe.model_copy(update={"model": model}), source
 
 
 def _normalization(section: Normalization | None) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

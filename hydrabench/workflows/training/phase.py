@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hydrabench.bounds import keep_widths, program_of
 from hydrabench.checkpoints import Header, PhaseLabel, PluginFile, load_state, save_checkpoint, stored_state
+from hydrabench.checkpoints.own_code import UsedCode
 from hydrabench.data import DATASETS, ImageSource, TrainingBatches, TrainingImages, load_training_images, pixels
 from hydrabench.errors import ConfigError, lookup
 from hydrabench.ledger import RunFolder
@@ -25,6 +26,7 @@ from hydrabench.masking import (
     score_masks,
     set_phase,
 )
+from hydrabench.models.own_code import short_spec
 from hydrabench.objectives import OBJECTIVES
 from hydrabench.plugins import loaded
 from hydrabench.recipes import PhaseRecipe, Recipe, SectionName, TrainRecipe, sha256_of_values
@@ -62,6 +64,7 @@ class Start:
     """The starting point of a phase.
 
     masks: to be attached first; None if the network has its masks, or needs none.
+    code: what built the network, if it is not of the registry.
     """
 
     network: nn.Module
@@ -70,6 +73,7 @@ class Start:
     density: float
     parent: str | None
     masks: Masks | None = None
+    code: UsedCode | None = None
 
 
 def run_phase(
@@ -239,7 +243,7 @@ def _write_network(
         schema="hydrabench.checkpoint/1",
         layout="masked" if start.label == "prune" else "dense",
         phase=start.label,
-        arch=recipe.model.arch,
+        arch=short_spec(recipe.model.arch),
         dataset=recipe.data.name,
         shape=dataset.shape,
         num_classes=dataset.num_classes,
@@ -253,7 +257,10 @@ def _write_network(
         parent=start.parent,
         kept=None if even else counts,
         plugins=tuple(PluginFile.model_validate(plugin) for plugin in loaded()),
+        code=start.code.record if start.code else None,
     )
+    if start.code:
+        start.code.keep_in(run.path)
     hashes = {}
     for layout in ("masked", "dense") if budgets else ("dense",):  # in this order: masks are gone once they are baked
         if layout == "dense":
@@ -284,6 +291,7 @@ def _run_header(recipe: Recipe, start: Start, options: RunOptions) -> dict[str, 
         "micro_batch": options.micro_batch,
         "compile": options.compile,
         "channels_last": options.channels_last,
+        **({"code": start.code.record.model_dump(mode="json")} if start.code else {}),
     }
 
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hydrabench.bounds.box import channels_last
-from hydrabench.bounds.program.linear import Convolution
+from hydrabench.bounds.program.convolutions import Convolution
 
 pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
 

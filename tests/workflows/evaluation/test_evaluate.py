@@ -15,6 +15,7 @@ from sklearn import datasets as sklearn_datasets
 from torch import nn
 
 from hydrabench.bounds import lirpa
+from hydrabench.checkpoints import compact_size, export_checkpoint
 from hydrabench.data import load_block, load_images
 from hydrabench.errors import (
     ConfigError,
@@ -166,6 +167,29 @@ def test_a_pruned_network_is_evaluated_with_its_masks_baked_in(line, cpu, compar
     assert described["parameters"] == 22248 + 158 + 96
     assert 2226 + 96 < described["nonzero_parameters"] <= 2226 + 158 + 96
     assert described["prunable_layers"] == 4
+
+
+def test_run_json_says_where_a_network_comes_from_and_how_small_it_can_be_kept(runs, cpu, tmp_path):
+    """A compact file of 5 % of 22,248 weights: 4 bytes of each kept one, and less than a byte to say where it is."""
+    subject = open_subject("digits-trades-95", options=cpu)
+    evaluate(subject, CleanSettings(), tmp_path / "run", options=cpu, n=5)
+    run = read(tmp_path / "run")
+    header = subject.checkpoint.header
+    assert run["origin"] == {
+        "recipe": "digits-trades",
+        "seed": 0,
+        "selection": "validation",
+        "parent": header.parent,
+        "additional_data": False,
+        "compact_bytes": compact_size(subject.network),
+    }
+    path = tmp_path / "compact.safetensors"
+    export_checkpoint(subject.checkpoint, path, "compact")
+    assert run["origin"]["compact_bytes"] < path.stat().st_size < run["checkpoint"]["bytes"] / 8
+    assert run["peak_memory"] > 1e7
+    unpruned = read(runs / "clean")["origin"]
+    assert "compact_bytes" not in unpruned
+    assert unpruned["additional_data"] is False  # as the recipe of its training run says
 
 
 def test_float64_is_recorded_and_computed(runs, line, cpu, comparable, tmp_path):
@@ -363,9 +387,9 @@ def test_alpha_crown_needs_rules_of_our_own(subject, cpu, tmp_path, settings):
 
 def test_what_autoattack_cannot_judge_is_refused_before_anything_is_written(subject, cpu, tmp_path, monkeypatch):
     settings = AutoAttackSettings(epsilon="8/255")
-    probabilities = replace(subject, network=nn.Sequential(subject.network, nn.Softmax(dim=1)).eval())
-    with pytest.raises(HydrabenchError, match=r"let it return logits"):
-        evaluate(probabilities, settings, tmp_path / "run", options=cpu, n=5)
+    three = replace(subject, network=nn.Sequential(subject.network, nn.Linear(10, 3)).eval())
+    with pytest.raises(HydrabenchError, match=r"name the attacks that are defined with --attacks apgd-ce,fab-t,square"):
+        evaluate(three, settings, tmp_path / "run", options=cpu, n=5)
     monkeypatch.setitem(sys.modules, "pyautoattack", None)
     with pytest.raises(HydrabenchError, match=r"not installed; run: pip install pyautoattack"):
         evaluate(subject, settings, tmp_path / "run", options=cpu, n=5)
@@ -438,7 +462,7 @@ def test_explicit_images_are_checked(subject, cpu, tmp_path):
     for indices, n, settings, message in (
         ([3, 500], None, PGD, r"--index 500 is outside 0\.\.499, the test images of digits"),
         ([3], 5, PGD, r"--index names the images one by one; leave -n, --skip and --ids out"),
-        ([3], None, AutoAttackSettings(epsilon="1/255"), r"autoattack judges whole blocks"),
+        ([3], None, AutoAttackSettings(epsilon="1/255", version=1), r"aa-standard@1 judges whole blocks"),
     ):
         with pytest.raises((DataError, ConfigError), match=message):
             evaluate(subject, settings, tmp_path / "run", options=cpu, n=n, indices=indices)

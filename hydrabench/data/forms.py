@@ -1,0 +1,15 @@
+"""How images of the user's own are named; `own_images` reads them."""
+
+from __future__ import annotations
+
+OWN_KINDS = ("folder", "npz", "parquet", "cifar10c", "hf")
+CORRUPTED = "cifar10c:DIR/CORRUPTION/SEVERITY (CIFAR-10-C, such as DIR/fog/3)"
+OWN_FORMS = (
+    f"folder:DIR (one folder per class), npz:FILE (images, labels), parquet:PATH (Hugging Face layout), {CORRUPTED} or "
+    "hf:ORG/NAME (through the library datasets)"
+)
+
+
+def is_own(name: str) -> bool:
+    """Whether a data set is named by where the user's own files are."""
+    return name.partition(":")[0] in OWN_KINDS and ":" in name

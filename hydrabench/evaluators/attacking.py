@@ -1,0 +1,111 @@
+"""What all attacks on a ball share: clean images first, radii in ascending order, a record for each image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from hydrabench.evaluators.clean import attack_records, clean_breaks, clean_logits
+from hydrabench.evaluators.description import Line, Metric, is_correct, robust_metrics
+from hydrabench.ledger import AttackRecord, CurveRecord
+from hydrabench.threat import parse_radius, radius_text
+
+if TYPE_CHECKING:
+    from fractions import Fraction
+
+    from torch import Tensor, nn
+
+    from hydrabench.data.images import Block
+    from hydrabench.evaluators.ball_settings import BallSettings
+    from hydrabench.evaluators.clean import Break
+
+
+@dataclass
+class Attacked:
+    """What an attack did to a block. breaks: what broke each image. margins: the smallest seen, or that of its point.
+
+    points: the one that broke each image, of the others any, (B, C, H, W), inside the ball.
+    """
+
+    breaks: list[Break | None]
+    margins: list[float | None]
+    points: Tensor
+
+
+Attack = Callable[["nn.Module", "Block", Any], Attacked]
+
+
+def attacked_records(
+    network: nn.Module, block: Block, settings: BallSettings, attack: Attack
+) -> tuple[list[AttackRecord], Tensor]:
+    """Attack the images that are right as they are, at each radius those that no smaller one has broken.
+
+    Args:
+        network: classifier in eval mode, on the device and in the precision of `block.images`.
+        attack: judges a block of images that are right as they are, under settings of one radius.
+    Returns: the records, of a security curve with the smallest radius that broke each image; and the points that broke
+        the images, the image itself where none did, (B, C, H, W).
+    Raises: NonFiniteError naming the image if a logit is NaN or infinite.
+    """
+    from hydrabench.attacks import margin
+
+    started = perf_counter()
+    logits = clean_logits(network, block)
+    breaks, margins = clean_breaks(logits, block), list[float | None](margin(logits, block.labels).tolist())
+    points, distances = block.images.clone(), [None if broken is None else 0.0 for broken in breaks]
+    for radius in settings.radii_in_turn:
+        rows = [row for row, broken in enumerate(breaks) if broken is None]
+        if not rows:
+            break
+        if settings.epsilons and radius == 0:
+            continue  # there is nothing to search
+        found = attack(network, rows_of(block, rows), settings.at(radius))
+        for place, row in enumerate(rows):
+            margins[row] = _least(margins[row], found.margins[place])
+            if found.breaks[place] is not None:
+                breaks[row], distances[row] = found.breaks[place], float(radius)
+                points[row] = found.points[place]
+    records = attack_records(block, logits, breaks, margins, started=started)
+    if not settings.epsilons:
+        return records, points
+    return [CurveRecord(**asdict(one), distance=far) for one, far in zip(records, distances, strict=True)], points
+
+
+def _least(before: float | None, now: float | None) -> float | None:
+    """Return the smaller margin; None if the attack tells none, as robust images of some have it."""
+    return None if now is None else now if before is None else min(before, now)
+
+
+def rows_of(block: Block, rows: Sequence[int]) -> Block:
+    """Return some rows of a block."""
+    import torch
+
+    from hydrabench.data.images import Block
+
+    if len(rows) == len(block.indices):
+        return block
+    chosen = torch.tensor(rows, device=block.images.device)
+    indices, shas = tuple(block.indices[row] for row in rows), tuple(block.shas[row] for row in rows)
+    return Block(block.number, indices, block.images[chosen], block.labels[chosen], shas)
+
+
+def curve_metrics(lines: Sequence[Line], settings: Any) -> dict[str, Metric]:
+    """Return clean and robust accuracy, and of a security curve the robust accuracy at each radius."""
+    found = robust_metrics(lines, settings)
+    for given in getattr(settings, "epsilons", ()):
+        radius = parse_radius(given, norm=settings.norm) if isinstance(given, str) else given  # as a ledger has it
+        name = f"robust_accuracy@{radius_text(radius)}"
+        found[name] = Metric(tuple(is_correct(line) and beyond(line, radius) for line in lines), epsilon=radius)
+    return found
+
+
+def beyond(line: Line, radius: Fraction) -> bool:
+    """Whether no perturbation of length `radius` or less is known to break the image of a record."""
+    return line["distance"] is None or line["distance"] > float(radius)
+
+
+def curve_variant(settings: type[BallSettings]) -> Callable[[Line], Any]:
+    """Return the `variant` of an evaluator whose runs of several radii have records of their own."""
+    return lambda values: (settings, CurveRecord) if values.get("epsilons") else None
