@@ -28,10 +28,13 @@ from hydrabench.threat import Norm, float_above, float_below
 RESTARTS = 10  # random starts of the attack, for each loss
 
 
-def evaluate_exact(network: nn.Module | Prepared, block: Block, settings: ExactSettings) -> list[ExactRecord]:
+def evaluate_exact(
+    network: nn.Module | Prepared, block: Block, settings: ExactSettings | VerifiedSettings
+) -> list[ExactRecord]:
     """Decide for each image whether an adversarial example lies in its ball.
 
-    A misclassified image is broken as it is. The others are bounded by a cascade, then attacked from random starts,
+    A misclassified image is broken as it is. The others are bounded by a cascade (that of the settings if they are of
+    one that ends with exact), then attacked from random starts,
     then decided by `bounds.exact.decide`. An adversarial example counts if its float32 pixels lie in the exact ball and
     the network as it is, in the precision of the run, gives it another class. Verdicts hold whatever the block.
 
@@ -42,8 +45,8 @@ def evaluate_exact(network: nn.Module | Prepared, block: Block, settings: ExactS
     """
     require_exact_arithmetic(block.images.device)
     started = perf_counter()
+    logits = clean_logits(network.network if isinstance(network, Prepared) else network, block)
     read = network if isinstance(network, Prepared) else prepared(network)
-    logits = clean_logits(read.network, block)
     bounded = _bounded(read, block, settings)
     replay = _Replay(read.network, block, settings)
     wrong = logits.argmax(1) != block.labels
@@ -67,7 +70,7 @@ class _Found:
 class _Replay:
     """Checks points of balls with the network itself. found: the adversarial example of each row of the block."""
 
-    def __init__(self, network: nn.Module, block: Block, settings: ExactSettings) -> None:
+    def __init__(self, network: nn.Module, block: Block, settings: ExactSettings | VerifiedSettings) -> None:
         self.network, self.block, self.settings = network, block, settings
         self.found: dict[int, _Found] = {}
 
@@ -90,20 +93,24 @@ class _Replay:
         """Attack rows of the block by projected gradient ascent from many random starts."""
         if rows:
             settings = self.settings
-            pgd = {"norm": settings.norm, "epsilon": settings.epsilon, "restarts": RESTARTS, "seed": settings.seed}
+            pgd = {"norm": settings.norm, "epsilon": settings.epsilon, "restarts": RESTARTS}
+            pgd["seed"] = getattr(settings, "seed", 0)
             records, points = pgd_points(self.network, rows_of(self.block, rows), PgdSettings.model_validate(pgd))
             hits = [place for place, record in enumerate(records) if not record.robust]
             if hits:
                 self.check(torch.tensor(rows, device=points.device)[hits], points[hits], "pgd")
 
 
-def _bounded(network: Prepared, block: Block, settings: ExactSettings) -> list[VerifiedRecord]:
+def _bounded(network: Prepared, block: Block, settings: ExactSettings | VerifiedSettings) -> list[VerifiedRecord]:
     """The records of cheap bounds; in rigor "sound" and L2, where there are none, of nothing."""
 
     def bounded(kind: str, rigor: str) -> list[VerifiedRecord]:
         values = {"kind": kind, "norm": settings.norm, "epsilon": settings.epsilon, "rigor": rigor}
         return evaluate_verified(network, block, VerifiedSettings.model_validate(values))
 
+    if isinstance(settings, VerifiedSettings):
+        before = settings.model_copy(update={"methods": settings.methods[:-1]})
+        return evaluate_verified(network, block, before)
     if settings.rigor == "standard":
         return bounded("cascade", "standard")
     if settings.norm == "linf":
@@ -112,7 +119,7 @@ def _bounded(network: Prepared, block: Block, settings: ExactSettings) -> list[V
 
 
 def _decided(
-    network: Prepared, block: Block, settings: ExactSettings, rows: Sequence[int], replay: _Replay
+    network: Prepared, block: Block, settings: ExactSettings | VerifiedSettings, rows: Sequence[int], replay: _Replay
 ) -> list[Decision]:
     if not rows:
         return []

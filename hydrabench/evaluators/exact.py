@@ -10,7 +10,7 @@ from pydantic import ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt
 from hydrabench.config import Radius
 from hydrabench.config.protocol import unless
 from hydrabench.evaluators.ball_settings import EPSILON, NORM, SEED
-from hydrabench.evaluators.blocks import fixed_blocks
+from hydrabench.evaluators.blocks import Blocks
 from hydrabench.evaluators.description import (
     Computing,
     EvaluationSettings,
@@ -23,6 +23,7 @@ from hydrabench.evaluators.description import (
     is_correct,
     verified_metrics,
 )
+from hydrabench.evaluators.verified_settings import SUBPROBLEMS, VerifiedSettings
 from hydrabench.ledger import ExactRecord
 from hydrabench.threat import Norm
 
@@ -31,7 +32,18 @@ if TYPE_CHECKING:
 
     from hydrabench.data.images import Block
 
-SUBPROBLEMS = 20_000
+
+DECIDED_BLOCK = 10  # images that are decided, and lost when a run is killed, together
+MOST = Option(
+    "max_subproblems",
+    "Subproblems of exact for an image, which is unknown then.",
+    "int",
+    "exact",
+    default=str(SUBPROBLEMS),
+)
+TIME_LIMIT = Option(
+    "time_limit", "Time limit per image in seconds. Results then depend on the machine.", "float", "alpha-crown"
+)
 
 
 class ExactSettings(EvaluationSettings):
@@ -60,7 +72,7 @@ class ExactSettings(EvaluationSettings):
         return f"exact{limit}{rigor}{unless(0, 's', self.seed)}@1"
 
 
-def evaluate(network: Any, block: Block, settings: ExactSettings) -> Sequence[ExactRecord]:
+def evaluate(network: Any, block: Block, settings: ExactSettings | VerifiedSettings) -> Sequence[ExactRecord]:
     """See `decided.evaluate_exact`."""
     from hydrabench.evaluators.decided import evaluate_exact
 
@@ -106,18 +118,12 @@ EXACT = Evaluator(
     options=(
         EPSILON,
         NORM,
-        Option(
-            "max_subproblems",
-            "Subproblems bounded for an image; then it is unknown.",
-            "int",
-            "exact",
-            default=f"{SUBPROBLEMS:_}",
-        ),
-        Option("time_limit", "Time limit per image in seconds. Results then depend on the machine.", "float", "exact"),
+        MOST,
+        TIME_LIMIT,
         Option("rigor", "standard or sound.", heading="exact", default="standard"),
         SEED,
     ),
-    blocks=fixed_blocks,
+    blocks=lambda _settings, _network, _shape: Blocks(DECIDED_BLOCK),
     require=_require,
     prepare=_prepare,
     frugal="choose cascade",

@@ -13,7 +13,7 @@ import torch
 from hydrabench.checkpoints import open_ref
 from hydrabench.data import load_block, load_images
 from hydrabench.errors import ConfigError
-from hydrabench.evaluators import EVALUATORS, ExactSettings, VerifiedSettings, parse_settings
+from hydrabench.evaluators import EVALUATORS, ExactSettings, VerifiedSettings, parse_settings, record_of
 from hydrabench.evaluators.decided import evaluate_exact
 from hydrabench.evaluators.verified import evaluate_verified
 from hydrabench.ledger import ExactRecord
@@ -67,6 +67,43 @@ def test_what_cheap_bounds_prove_is_verified_without_a_subproblem(network, block
             assert (record.verdict, record.subproblems, record.method) == ("verified", 0, before.method)
     assert records[-1].method == "exact"
     assert records[-1].subproblems > 0
+
+
+def test_a_cascade_may_end_with_exact(network, block):
+    """Its records and metrics are those of exact; what cheaper methods prove is theirs."""
+    methods = ("ibp", "crown", "exact")
+    settings = VerifiedSettings(kind="cascade", epsilon=EPSILON, methods=methods, max_subproblems=500)
+    assert settings.protocol == "cascade-ibp+crown+exact-n500@1"
+    records = EVALUATORS["cascade"].evaluate(network, block, settings)
+    alone = evaluate_exact(network, block, ExactSettings(epsilon=EPSILON))
+    assert [record.verdict for record in records] == [record.verdict for record in alone]
+    assert {record.method for record in records} <= {"ibp", "crown", "exact", None}
+    assert not [problem for record in records for problem in record.problems(settings.plain())]
+    assert record_of(settings) is ExactRecord
+    lines = [asdict(record) for record in records]
+    found = EVALUATORS["cascade"].metrics(lines, settings)
+    assert found == EVALUATORS["exact"].metrics(lines, ExactSettings(epsilon=EPSILON))
+    assert sum(found["robust_accuracy"].values) == sum(found["verified_accuracy"].values)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"methods": ("exact", "ibp")}, "exact, which decides .* comes last"),
+        ({"methods": ("exact",)}, "comes last and after another one"),
+        ({"methods": ("ibp", "exact", "alpha-crown")}, "exact, which decides .* comes last"),
+        ({"max_subproblems": 7}, "max_subproblems: is an option of exact"),
+        ({"methods": ("ibp", "exact"), "iterations": 7}, "iterations: is an option of alpha-crown"),
+    ],
+)
+def test_exact_out_of_place_is_refused(values, said):
+    with pytest.raises(ConfigError, match=said):
+        parse_settings({"kind": "cascade", "epsilon": EPSILON, **values})
+
+
+def test_a_cascade_with_exact_takes_a_time_limit():
+    settings = VerifiedSettings(kind="cascade", epsilon=EPSILON, methods=("ibp", "exact"), time_limit=5)
+    assert settings.protocol == "cascade-ibp+exact-t5@1"
 
 
 def test_rigor_sound_verifies_what_standard_does_here(network, block):
