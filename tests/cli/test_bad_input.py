@@ -297,7 +297,7 @@ def test_options_that_attack_and_certify_share_are_checked(refused, dense, optio
         (("certify", "--method", "ibp", "--engine", "lirpa"), r"ibp: engine: .*'hydrabench' or 'auto_lirpa'.*'lirpa'"),
         (
             ("certify", "--method", "ibp", "--time-limit", "3"),
-            r"--time-limit is for --method cascade, alpha-crown; with ibp leave",
+            r"--time-limit is for --method cascade, alpha-crown, exact; with ibp",
         ),
         (
             ("certify", "--method", "ibp", "--methods", "ibp,crown-ibp,crown"),
