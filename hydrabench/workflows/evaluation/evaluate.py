@@ -23,6 +23,7 @@ from hydrabench.ledger import Record, RunFolder, whole_ledger
 from hydrabench.reporting.statistics import summarize
 from hydrabench.runtime import World, environment, exact_arithmetic, operations_per_second, peak_memory
 from hydrabench.threat import doubt
+from hydrabench.workflows.evaluation.certificates import open_certificates
 from hydrabench.workflows.evaluation.continuing import ChosenImages, open_evaluation
 from hydrabench.workflows.evaluation.in_turn import Turns
 from hydrabench.workflows.evaluation.judging import Judge
@@ -68,6 +69,11 @@ def evaluate(
     judge = Judge(subject, settings, images, options)
     if subject.parent is not None:
         subject.parent.require_images(images, selection.indices)
+    if (skip := options.computing.get("skip_certified")) is not None:
+        judge.certificates = open_certificates(Path(skip), subject, settings, images, chosen)
+        if world.is_main:
+            held = judge.certificates
+            say(f"{len(held.known)} of {len(chosen)} images need no attack: verified by {held.name}")
     judge.check(selection.blocks(judge.blocks.size)[0])
     with one_writer(out, world):
         opened = world.on_main(
