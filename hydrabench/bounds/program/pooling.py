@@ -206,7 +206,7 @@ class MaxPool(Relaxed):
         return found.masked_fill(members < 0, -torch.inf)
 
     def members(self, value: Tensor) -> Tensor:
-        """Which entries of an image (H, W), flattened, lie in each window; -1 for padding: (1, 1, entries, windows)."""
+        """Return which entries of a flattened image lie in each window; -1 for padding: (1, 1, entries, windows)."""
         height, width = value.shape[2:]
         numbers = torch.arange(1, height * width + 1, device=value.device, dtype=torch.float64)
         numbers = F.pad(numbers.view(1, 1, height, width), (*self._pads(width, 1), *self._pads(height, 0)))
