@@ -113,7 +113,7 @@ def attack_by_pgd(network: nn.Module, block: Block, settings: PgdSettings) -> At
         smallest[rows] = torch.minimum(smallest[rows], found.smallest)
         for place, done in enumerate(found.broke_at.tolist()):
             if done >= 0:
-                result.breaks[rows[place]] = (f"pgd-{loss}", done)
+                result.breaks[rows[place]] = (f"pgd-{loss}", done, restart)
                 result.points[rows[place]] = found.points[place]
     result.margins = list(smallest.tolist())
     return result

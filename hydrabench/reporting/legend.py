@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hydrabench.evaluators import EVALUATORS
+from hydrabench.evaluators.flags import flag_texts
 from hydrabench.reporting.columns import OPEN, PUBLISHED, Column, Protocol
 from hydrabench.reporting.evaluations import IMPORTED, ImageSelection
 from hydrabench.reporting.leaderboard import Leaderboard
@@ -82,6 +83,11 @@ def notes(board: Leaderboard) -> list[str]:
         of_kind = [column for column in board.columns if column.kind == kind]
         read = [(protocol_of(board, column).read(), column.images.n) for column in of_kind]
         found += EVALUATORS[kind].notes(read)
+    if flagged := _flagged(board):
+        found.append(
+            f"Flagged, by checks of the attacks and of the network on its first images: {flagged}. Accuracy under "
+            "attack may then be far above the truth; try an attack that is made for such networks."
+        )
     if any(column.precision == IMPORTED for column in board.columns):
         names = shortened_names([r.label for r in board.rows if any(c.precision == IMPORTED for c in r.cells)])
         found.append(
@@ -92,6 +98,16 @@ def notes(board: Leaderboard) -> list[str]:
     found += published_notes(board.external)
     found.append("Density is the fraction of weights kept; nonzero counts the weights that are not 0.")
     return found
+
+
+def _flagged(board: Leaderboard) -> str:
+    """Name the flagged networks and protocols with their flags."""
+    lines = {
+        f"{one.checkpoint.name} under {one.protocol}: {', '.join(flag_texts(one.flags))}"
+        for one in board.evaluations
+        if one.flags
+    }
+    return "; ".join(sorted(lines))
 
 
 def protocol_lines(board: Leaderboard) -> list[tuple[str, str]]:

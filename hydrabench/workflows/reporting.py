@@ -23,6 +23,7 @@ from hydrabench.reporting import (
 )
 from hydrabench.reporting.cells import Meeting
 from hydrabench.reporting.evaluations import Evaluation
+from hydrabench.workflows.progress import say
 
 _FILES: dict[str, tuple[str, Callable[[Leaderboard], str | bytes]]] = {
     "md": ("leaderboard.md", markdown),
@@ -69,6 +70,10 @@ def write_report(
         raise LedgerError(f"{out} is a file; --out names a folder")
     runs = find_runs(paths)
     imported = [read(text) for read, text in readers]
+    for (kind, text), one in zip(imports, imported, strict=True):
+        if one.skipped:
+            reasons = ", ".join(f"{count} {why}" for why, count in one.skipped.items())
+            say(f"--import {kind} {text}: {len(one.evaluations)} tables; skipped: {reasons}")
     evaluations = [evaluation for one in imported for evaluation in one.evaluations]
     board = build_leaderboard(runs, evaluations, n=n, external=[row for one in imported for row in one.rows])
     rendered: dict[Path, str | bytes] = {
