@@ -42,6 +42,8 @@ LEAST_WIDTH = 80
     help="Compare on the first N images, or give each number of images columns of its own.  "
     "[default: the images that all networks have]",
 )
+@click.option("--sort", default="", metavar="HEADING", help="Rank by this column, or a part of its heading.")
+@click.option("--group-by", default="density", show_default=True, help="Rank within density, arch or dataset.")
 @plugin_option
 @click.option("--json", "as_json", is_flag=True, help="Print the summary, and nothing else, as JSON on stdout.")
 def report(
@@ -50,6 +52,8 @@ def report(
     formats: tuple[str, ...],
     imports: tuple[tuple[str, str], ...],
     images: str | None,
+    sort: str,
+    group_by: str,
     as_json: bool,
 ) -> None:
     """Make a leaderboard from the ledgers of RUNS (run folders, or folders that hold some).
@@ -76,7 +80,8 @@ def report(
     n = _meeting(images)
     if not runs and not imports:
         raise click.UsageError("Missing argument 'RUNS...'.")
-    show_report(write_report(list(runs), out, formats or REPORT_FORMATS, imports=imports, n=n), out, as_json)
+    asked = {"n": n, "sort": sort, "group_by": group_by}
+    show_report(write_report(list(runs), out, formats or REPORT_FORMATS, imports=imports, **asked), out, as_json)
 
 
 def _meeting(text: str | None) -> Any:

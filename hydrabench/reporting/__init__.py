@@ -13,9 +13,10 @@ from hydrabench.reporting.columns import Column
 from hydrabench.reporting.evaluations import read_evaluations
 from hydrabench.reporting.external import ExternalNumber, ExternalRow, Imported
 from hydrabench.reporting.imports import IMPORTS
-from hydrabench.reporting.leaderboard import Leaderboard, Row, build_leaderboard
+from hydrabench.reporting.leaderboard import Leaderboard, build_leaderboard
 from hydrabench.reporting.legend import headings
 from hydrabench.reporting.robustbench import model_infos
+from hydrabench.reporting.rows import Row
 from hydrabench.reporting.statistics import Estimate, clopper_pearson, mean_interval, summarize, wilson
 from hydrabench.reporting.tables import csv_text, latex, markdown, parquet, rich_tables, summary_json
 

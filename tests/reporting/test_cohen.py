@@ -170,7 +170,7 @@ def test_a_report_says_what_it_does_not_know_of_imports(tmp_path, table, write_r
     board = build_leaderboard([write_run(tmp_path / "run", "smoothing")], [imported])
     note = next(note for note in notes(board) if note.startswith("Imported: resnet110. "))
     assert "no hashes of the pixels" in note
-    assert "| resnet110 | unknown | unknown | – | – | – |" in markdown(board)
+    assert "| resnet110 | – | unknown | unknown | – | – | – |" in markdown(board)
     assert board.rows[-1].checkpoint.density is None
     assert "resnet110,imported:resnet110,digits,test,first,4,imported," in csv_text(board)
     assert summary_json(board)["networks"][-1]["bytes"] is None
