@@ -126,7 +126,8 @@ class Turns:
     def finish(self) -> None:
         """Run what is left of every attack on every image, and write the records."""
         self.standing.add(self.world.on_main(self._kept))
-        self.advance(len(self.spared), "")
+        if self.spared:
+            self.advance(len(self.spared), "")
         for attack in self.attacks:
             while waiting := self.standing.waiting(attack):
                 self._round(attack, waiting)
