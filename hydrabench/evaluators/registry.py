@@ -7,13 +7,16 @@ from typing import Any
 
 from hydrabench.config import parse
 from hydrabench.errors import ConfigError, lookup
+from hydrabench.evaluators.apgd import APGD
 from hydrabench.evaluators.autoattack import AUTOATTACK
 from hydrabench.evaluators.clean import CLEAN
 from hydrabench.evaluators.description import EvaluationSettings, Evaluator
+from hydrabench.evaluators.fab import FAB
 from hydrabench.evaluators.fmn import FMN
 from hydrabench.evaluators.hydra import HYDRA
 from hydrabench.evaluators.pgd import PGD
 from hydrabench.evaluators.smoothing import SMOOTHING
+from hydrabench.evaluators.square import SQUARE
 from hydrabench.evaluators.verification import ALPHA_CROWN, CASCADE, CROWN, CROWN_IBP, IBP, SYMBOLIC
 from hydrabench.ledger import Record
 
@@ -21,6 +24,9 @@ EVALUATORS: dict[str, Evaluator] = {
     "clean": CLEAN,
     "pgd": PGD,
     "hydra": HYDRA,
+    "apgd": APGD,
+    "fab": FAB,
+    "square": SQUARE,
     "fmn": FMN,
     "autoattack": AUTOATTACK,
     "ibp": IBP,

@@ -23,6 +23,7 @@ from hydrabench.reporting import (
 )
 from hydrabench.reporting.cells import Meeting
 from hydrabench.reporting.evaluations import Evaluation
+from hydrabench.workflows.progress import say
 
 _FILES: dict[str, tuple[str, Callable[[Leaderboard], str | bytes]]] = {
     "md": ("leaderboard.md", markdown),
@@ -46,6 +47,8 @@ def write_report(
     *,
     imports: Sequence[tuple[str, str]] = (),
     n: Meeting = "common",
+    sort: str = "",
+    group_by: str = "density",
 ) -> Leaderboard:
     """Make the leaderboard of the runs in `paths` and write it to `out`; nothing is written if it is refused.
 
@@ -54,7 +57,7 @@ def write_report(
         out: folder for the files, made if needed; those of an earlier report are replaced.
         formats: which files to write: md, csv, json, latex, parquet, tsv, robustbench.
         imports: files of other tools: (key of `IMPORTS`, what that reader takes).
-        n: how many images a column is about, see `cells.gather`.
+        n: how many images a column is about, see `cells.gather`. sort, group_by: see `ranking.arrange`.
     Raises:
         ConfigError: unknown format, or an import that is not described.
         LedgerError: a path holds no run, a ledger cannot be used, or `out` is a run folder or a file.
@@ -69,8 +72,13 @@ def write_report(
         raise LedgerError(f"{out} is a file; --out names a folder")
     runs = find_runs(paths)
     imported = [read(text) for read, text in readers]
+    for (kind, text), one in zip(imports, imported, strict=True):
+        if one.skipped:
+            reasons = ", ".join(f"{count} {why}" for why, count in one.skipped.items())
+            say(f"--import {kind} {text}: {len(one.evaluations)} tables; skipped: {reasons}")
     evaluations = [evaluation for one in imported for evaluation in one.evaluations]
-    board = build_leaderboard(runs, evaluations, n=n, external=[row for one in imported for row in one.rows])
+    external = [row for one in imported for row in one.rows]
+    board = build_leaderboard(runs, evaluations, n=n, external=external, sort=sort, group_by=group_by)
     rendered: dict[Path, str | bytes] = {
         out / _FILES[name][0]: _FILES[name][1](board) for name in formats if name in _FILES
     }

@@ -10,6 +10,7 @@ from typing import Any
 from hydrabench.data import Block, ImageSource, load_block
 from hydrabench.errors import MemoryShortageError, is_out_of_memory
 from hydrabench.evaluators import EVALUATORS, Computing, EvaluationSettings
+from hydrabench.evaluators.flags import has_flags, network_flags
 from hydrabench.ledger import Attempt, Record
 from hydrabench.runtime import World
 from hydrabench.workflows.evaluation.loading import STORED_IN, Subject
@@ -48,6 +49,14 @@ class Judge:
         self.indices = indices
         with self._memory():
             self.evaluator.suits(self.subject.network, self._block(0, indices), self.settings)
+
+    def flags(self, indices: tuple[int, ...]) -> dict[str, float]:
+        """Signs on the first images that the network deceives an attack; see `evaluators.flags`."""
+        if not has_flags(self.evaluator):
+            return {}
+        self.indices = indices
+        with self._memory():
+            return network_flags(self.subject.network, self._block(0, indices), self.settings)
 
     def records(self, blocks: Sequence[tuple[int, tuple[int, ...]]]) -> list[Record]:
         """The records of this process's share of a round: one block, or none in the last round."""
