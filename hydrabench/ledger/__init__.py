@@ -28,6 +28,7 @@ from hydrabench.ledger.records import (
     SmoothedRecord,
     VerifiedRecord,
 )
+from hydrabench.ledger.smooth_attack import SmoothAttackRecord
 from hydrabench.ledger.writer import interrupted, writing
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "Record",
     "ReuseRecord",
     "RunFolder",
+    "SmoothAttackRecord",
     "SmoothedRecord",
     "VerifiedRecord",
     "check_record",
