@@ -27,7 +27,7 @@ from hydrabench.ledger.records import (
     SmoothedRecord,
     VerifiedRecord,
 )
-from hydrabench.ledger.writer import interrupted, writing
+from hydrabench.ledger.writer import interrupted, writing, writing_file
 
 __all__ = [
     "ABSTAIN",
@@ -53,4 +53,5 @@ __all__ = [
     "read_run",
     "whole_ledger",
     "writing",
+    "writing_file",
 ]

@@ -64,11 +64,11 @@ def write_report(
     runs = find_runs(paths)
     imported = [read(text) for read, text in readers]
     board = build_leaderboard(runs, [evaluation for one in imported for evaluation in one.evaluations], n=n)
-    rendered: list[tuple[Path, str | bytes]] = [(out / name, render(board)) for name, render in chosen]
+    rendered: list[tuple[str, str | bytes]] = [(name, render(board)) for name, render in chosen]
     if TABLES in formats:
-        rendered += [(out / name, table_text(run)) for name, run in table_names(board.evaluations).items()]
+        rendered += [(name, table_text(run)) for name, run in table_names(board.evaluations).items()]
     with writing(out):
-        write_together(dict(rendered))
+        write_together(out, dict(rendered))
     return board
 
 

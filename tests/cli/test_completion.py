@@ -34,7 +34,7 @@ def test_names_of_registries_are_completed():
     assert names("certify", "--method", "c") == ["cascade", "crown", "crown-ibp"]
     assert set(names("attack", "--attack", "")) == set(evaluators_of("attack"))
     assert names("attack", "--model", "m.py:build", "--dataset", "cifar") == ["cifar10", "cifar100"]
-    assert names("attack", "--norm", "") == ["l2", "linf"]
+    assert {"l2", "linf"} <= set(names("attack", "--norm", ""))
     assert names("zoo", "show", "digits-trades-99") == ["digits-trades-99"]
     assert names("completion", "b") == ["bash"]
 
