@@ -13,6 +13,7 @@ from hydrabench.attacks.ball import (
     unit_noise,
 )
 from hydrabench.attacks.losses import FEWEST_CLASSES, LOSSES, TARGETED_LOSSES, AttackLoss, margin
+from hydrabench.attacks.padding import Padded
 from hydrabench.attacks.pgd import Moves, Searched, ascend, default_step_size, pgd, search
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "AttackLoss",
     "ExactBall",
     "Moves",
+    "Padded",
     "Searched",
     "ascend",
     "default_step_size",

@@ -132,13 +132,17 @@ def steepest(points: Tensor, gradient: Tensor, step_size: float | Tensor, *, nor
         return points + step_size * gradient.sign()
     if norm == "l2":
         return points + step_size * normalised(gradient)
-    stuck = ((points <= PIXEL_MIN) & (gradient < 0)) | ((points >= PIXEL_MAX) & (gradient > 0))
-    flat = gradient.masked_fill(stuck, 0.0).flatten(1)
+    flat = gradient.masked_fill(stuck(points, gradient), 0.0).flatten(1)
     count = max(1, round(SPARSE * flat.shape[1]))
     largest = flat.abs().topk(count, dim=1).indices
     direction = torch.zeros_like(flat).scatter_(1, largest, flat.gather(1, largest).sign())
     share = direction.abs().sum(1, keepdim=True).clamp_min(1)
     return points + step_size * (direction / share).view_as(points)
+
+
+def stuck(points: Tensor, direction: Tensor) -> Tensor:
+    """Return which pixels would leave the pixel range at once if they moved along `direction`, bool, of its shape."""
+    return ((points <= PIXEL_MIN) & (direction < 0)) | ((points >= PIXEL_MAX) & (direction > 0))
 
 
 def normalised(vectors: Tensor) -> Tensor:

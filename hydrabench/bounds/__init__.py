@@ -12,7 +12,7 @@ sound, rounding   bounds that hold in spite of rounding, and how far it can lift
 alpha, slopes     crown with slopes optimised for each image and margin
 lirpa/            auto_LiRPA, a second opinion
 costs, progress   how much work bounds may take, and how far they are
-initialization    weights from which a deep network can be trained with interval bounds
+initialization    weights from which a deep network can be trained with interval bounds; `fast_ibp` keeps boxes small
 kernels, box      sweeps over coefficients; a box around a value
 transposed        transposed convolutions by ordinary ones, where that is faster
 """
@@ -20,6 +20,7 @@ transposed        transposed convolutions by ordinary ones, where that is faster
 from hydrabench.bounds.alpha import Search, alpha_crown_margins
 from hydrabench.bounds.cascade import Proofs, cascade, cascade_margins
 from hydrabench.bounds.costs import image_operations, search_operations
+from hydrabench.bounds.fast_ibp import TrainingBounds, regularizer, training_bounds
 from hydrabench.bounds.initialization import keep_widths
 from hydrabench.bounds.interval import interval_bounds
 from hydrabench.bounds.lirpa import bounded_module, lirpa_alpha_margins, lirpa_margins, require_auto_lirpa
@@ -56,6 +57,7 @@ __all__ = [
     "Program",
     "Proofs",
     "Search",
+    "TrainingBounds",
     "alpha_crown_margins",
     "bounded_module",
     "cascade",
@@ -73,11 +75,13 @@ __all__ = [
     "prepared",
     "program_of",
     "read",
+    "regularizer",
     "require_auto_lirpa",
     "rounding_bound",
     "search_operations",
     "sound_margins",
     "symbolic_class_margins",
     "symbolic_margins",
+    "training_bounds",
     "watched",
 ]

@@ -8,7 +8,7 @@ Source: Gowal et al. (2018), arXiv:1810.12715, section 3.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -20,10 +20,12 @@ from hydrabench.bounds.prepared import Prepared, nodes_of
 from hydrabench.bounds.program.operations import Relaxed
 from hydrabench.bounds.program.program import Node
 
+Adjust = Callable[[Relaxed, Interval], Interval]
+
 
 @dataclass(frozen=True, eq=False)
 class Propagation:
-    """What a pass of intervals leaves for a pass backward.
+    """Bounds and shapes that a pass of intervals leaves for a pass backward.
 
     output: bounds of the last value. shapes: of every value, batch axis included. before: bounds of the values that an
     operation takes which is not linear, by number.
@@ -40,13 +42,15 @@ class Propagation:
         return Propagation(output, shapes, {number: box.images(part) for number, box in self.before.items()})
 
 
-def propagate(nodes: Sequence[Node], box: Interval, *, keep: bool = False) -> Propagation:
+def propagate(nodes: Sequence[Node], box: Interval, *, keep: bool = False, adjust: Adjust | None = None) -> Propagation:
     """Send a box of inputs through a program.
 
     Args:
         nodes: what `program.read` returned.
         box: bounds of the input, value 0.
         keep: remember what `crown.lower_bounds` needs.
+        adjust: replaces the box that an operation takes which is not linear. For training only: the bounds may then
+            exclude values that the network has.
     Returns: bounds of the last value, and, with `keep`, those before every operation that is not linear.
     """
     last_use = {number: position for position, node in enumerate(nodes) for number in node.inputs}
@@ -60,6 +64,8 @@ def propagate(nodes: Sequence[Node], box: Interval, *, keep: bool = False) -> Pr
         inputs = [values[number] for number in node.inputs]
         if keep and isinstance(node.operation, Relaxed):
             before.update(zip(node.inputs, inputs, strict=True))
+        if adjust and isinstance(node.operation, Relaxed):
+            inputs = [adjust(node.operation, value) for value in inputs]
         for number in node.inputs:
             if last_use[number] == position:
                 values.pop(number, None)

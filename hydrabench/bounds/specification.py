@@ -1,4 +1,4 @@
-"""What is bounded: the margins of a network over balls around images."""
+"""The functions that are bounded: margins of a network over balls around images."""
 
 from __future__ import annotations
 
@@ -56,9 +56,19 @@ class Problem:
         return replace(self, others=self.others.gather(1, places), rows=rows, offset=self.offset.gather(1, places))
 
 
-def pose(network: nn.Module | Prepared, x: Tensor, y: Tensor, epsilon: float, *, norm: Norm = "linf") -> Problem:
+def pose(
+    network: nn.Module | Prepared,
+    x: Tensor,
+    y: Tensor,
+    epsilon: float,
+    *,
+    norm: Norm = "linf",
+    statistics: Tensor | None = None,
+) -> Problem:
     """Read a network for the margins of all classes but `y`, or take what was read of it before.
 
+    Args:
+        statistics: images, (B, C, H, W), whose statistics batch norm in training mode takes; None for `x`.
     Raises: UnsupportedLayerError for a layer without a rule; ValueError for a negative radius, or an
         output that is not (B, K) with K >= 2.
     """
@@ -70,7 +80,7 @@ def pose(network: nn.Module | Prepared, x: Tensor, y: Tensor, epsilon: float, *,
         functions = tuple(table[y] for table in tables) if tables else specification(parts.head, y, parts.value)
         network = network.network
     else:
-        parts = _parts(read(program_of(network), x), x)
+        parts = _parts(read(program_of(network), x if statistics is None else statistics), x)
         functions = specification(parts.head, y, parts.value)
     if not torch.is_grad_enabled() and channels_last_pays(parts.body, parts.shapes):
         x = channels_last(x)  # once for all that is computed from it
@@ -108,7 +118,7 @@ def _parts_and_tables(nodes: list[Node], x: Tensor) -> tuple[_Parts, tuple[Tenso
 
 
 def channels_last_pays(nodes: Sequence[Node], shapes: Sequence[torch.Size]) -> bool:
-    """Whether convolutions gain more by that layout than it takes to bring images into it, and vectors out of it."""
+    """Return whether convolutions gain more by channels last than bringing images into it, and vectors out, takes."""
     products, moved = 0, shapes[0].numel()
     for node, after in zip(nodes, shapes[1:], strict=True):
         if len(after) == 3:
@@ -130,7 +140,7 @@ def solved(problem: Problem, method: Callable[[Problem], Tensor], *, memory: int
 
 
 def image_bytes(problem: Problem) -> int:
-    """What bounding one image takes: boxes kept for a pass backward, and what an operation holds at once."""
+    """Return what bounding one image takes: boxes kept for a pass backward, and what an operation holds at once."""
     kept = {number for node in problem.body if isinstance(node.operation, Relaxed) for number in node.inputs}
     sizes = [shape.numel() for shape in problem.shapes]
     return problem.rows.element_size() * (2 * sum(sizes[number] for number in kept) + 6 * max(sizes))

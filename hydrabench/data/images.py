@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -103,6 +103,12 @@ class Block:
     images: Tensor
     labels: Tensor
     shas: tuple[str, ...]
+
+    def rows(self, rows: Sequence[int]) -> Block:
+        """Return the same block with some of its images only."""
+        chosen = torch.tensor(rows, dtype=torch.int64, device=self.images.device)
+        indices, shas = tuple(self.indices[row] for row in rows), tuple(self.shas[row] for row in rows)
+        return Block(self.number, indices, self.images[chosen], self.labels[chosen], shas)
 
 
 def pixels(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

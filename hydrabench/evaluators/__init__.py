@@ -7,7 +7,8 @@ at run time. Importing this package imports no torch.
 
 from __future__ import annotations
 
-from hydrabench.evaluators.autoattack import AutoAttackSettings
+from hydrabench.evaluators.apgd import ApgdSettings
+from hydrabench.evaluators.autoattack_settings import AutoAttackSettings
 from hydrabench.evaluators.clean import CleanSettings
 from hydrabench.evaluators.description import (
     Computing,
@@ -20,6 +21,9 @@ from hydrabench.evaluators.description import (
     at,
     said,
 )
+from hydrabench.evaluators.fab import FabSettings
+from hydrabench.evaluators.fmn import FmnSettings
+from hydrabench.evaluators.hydra import HydraSettings
 from hydrabench.evaluators.pgd import PgdSettings
 from hydrabench.evaluators.registry import (
     EVALUATORS,
@@ -30,16 +34,21 @@ from hydrabench.evaluators.registry import (
 )
 from hydrabench.evaluators.reuse_settings import ReuseSettings
 from hydrabench.evaluators.smoothing_settings import SmoothingSettings
+from hydrabench.evaluators.square import SquareSettings
 from hydrabench.evaluators.verified_settings import AlphaCrownSettings, VerifiedSettings
 
 __all__ = [
     "EVALUATORS",
     "AlphaCrownSettings",
+    "ApgdSettings",
     "AutoAttackSettings",
     "CleanSettings",
     "Computing",
     "EvaluationSettings",
     "Evaluator",
+    "FabSettings",
+    "FmnSettings",
+    "HydraSettings",
     "Metric",
     "Option",
     "PgdSettings",
@@ -47,6 +56,7 @@ __all__ = [
     "ReuseSettings",
     "Sizes",
     "SmoothingSettings",
+    "SquareSettings",
     "VerifiedSettings",
     "at",
     "parse_settings",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hydrabench.evaluators.clean import attack_records, clean_breaks, clean_logits
 from hydrabench.evaluators.description import Line, Metric, is_correct, robust_metrics
 from hydrabench.ledger import AttackRecord, CurveRecord
-from hydrabench.threat import radius_text
+from hydrabench.threat import parse_radius, radius_text
 
 if TYPE_CHECKING:
     from fractions import Fraction
@@ -94,7 +94,8 @@ def rows_of(block: Block, rows: Sequence[int]) -> Block:
 def curve_metrics(lines: Sequence[Line], settings: Any) -> dict[str, Metric]:
     """Return clean and robust accuracy, and of a security curve the robust accuracy at each radius."""
     found = robust_metrics(lines, settings)
-    for radius in getattr(settings, "epsilons", ()):
+    for given in getattr(settings, "epsilons", ()):
+        radius = parse_radius(given, norm=settings.norm) if isinstance(given, str) else given  # as a ledger has it
         name = f"robust_accuracy@{radius_text(radius)}"
         found[name] = Metric(tuple(is_correct(line) and beyond(line, radius) for line in lines), epsilon=radius)
     return found

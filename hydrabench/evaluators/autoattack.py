@@ -1,198 +1,188 @@
-"""The standard AutoAttack ensemble: the authors' own code; we check every point it returns.
+"""AutoAttack: the authors' own attacks, one after another; we check every point that they return.
 
-What we add to package `pyautoattack`: a seed per block, which attack broke which image, and a
-second opinion. Upstream prints warnings about suspicious defences; here those that would make the
-number meaningless are errors, and the rest is silent.
+The unit of work is one attack on a share of the images (`attempt`), so that a run can be cut into shares, spread over
+processes and continued; what a record says follows from an image's attempts alone (`conclude`).
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import NonNegativeInt
-
-from hydrabench.config import Radius
-from hydrabench.config.passes import INPUT_GRADIENT
-from hydrabench.config.protocol import unless
 from hydrabench.errors import HydrabenchError, NonFiniteError
+from hydrabench.evaluators.autoattack_settings import (
+    SHORT_PGD,
+    AutoAttackSettings,
+    fitted_to_classes,
+    passes_of,
+)
 from hydrabench.evaluators.ball_settings import EPSILON, NORM, SEED
-from hydrabench.evaluators.clean import attack_records, clean_breaks, clean_logits, require_finite
-from hydrabench.evaluators.description import EvaluationSettings, Evaluator, robust_metrics
-from hydrabench.evaluators.pgd import short_pgd
-from hydrabench.ledger import AttackRecord
-from hydrabench.threat import Norm
+from hydrabench.evaluators.clean import clean_logits, require_finite
+from hydrabench.evaluators.description import Evaluator, InTurn, Option, robust_metrics
+from hydrabench.evaluators.pgd import PgdSettings, evaluate_pgd, short_pgd
+from hydrabench.ledger import AS_IT_IS, AttackRecord, Attempt
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from hydrabench.data.images import Block
 
-ENSEMBLE = ("apgd-ce", "apgd-t", "fab-t", "square")  # in the authors' order
-_NORMS = {"linf": "Linf", "l2": "L2"}
-
-
-class AutoAttackSettings(EvaluationSettings):
-    """The standard AutoAttack ensemble (APGD-CE, APGD-T, FAB-T, Square) in seeded blocks."""
-
-    kind: Literal["autoattack"] = "autoattack"
-    norm: Norm = "linf"
-    epsilon: Radius
-    seed: NonNegativeInt = 0
-
-    @property
-    def protocol(self) -> str:
-        """The protocol id."""
-        return f"aa-standard{unless(0, 's', self.seed)}@1"
+SHORTEST_SIDE = 5  # pixels that Square's windows under L2 need
 
 
 def evaluate_autoattack(network: nn.Module, block: Block, settings: AutoAttackSettings) -> list[AttackRecord]:
-    """Run APGD-CE, APGD-T, FAB-T and Square, each on the images that are still robust.
+    """Run the attacks of `settings`, each on the images that are still robust.
 
-    The attacks work in float32, as upstream does, and see one block as one batch; all four are
-    seeded with a hash of (seed, block number), and the global random state is left as found. Fewer
-    than ten classes are attacked with all their K - 1 targets instead of nine. We do not take
-    upstream's word: each point it returns is projected into our ball (`attacks.project`, in the
-    precision of the block; upstream's float32 arithmetic may leave the ball by a rounding error)
-    and classified afresh, and only a misclassified one counts.
+    We do not take upstream's word: each point it returns is projected into our ball (`attacks.project`, in the
+    precision of the block; upstream's float32 arithmetic may leave the ball by a rounding error) and classified afresh,
+    and only a misclassified one counts.
 
     In the records `broken_by` is "clean" (step 0) or the attack's name (step None: it does not
     tell); `margin` is that of the misclassified point, None for a robust image.
 
     Args:
         network: classifier in eval mode, on the device and in the precision of `block.images`.
-    Raises: NonFiniteError naming the image (or the block, inside an attack) if a logit is NaN or
-        infinite; HydrabenchError if `pyautoattack` is missing or the network is not one that the
-        standard ensemble can judge (see `require_suitable`).
+    Raises: NonFiniteError naming the images if a logit is NaN or infinite; HydrabenchError if `pyautoattack` is missing
+        or the network is not one that these attacks can judge (see `require_suitable`).
     Source: Croce and Hein (2020), arXiv:2003.01690, section 5.
     """
-    from hydrabench.attacks import margin
-
-    started = perf_counter()
-    logits = require_suitable(network, block, settings)
-    breaks = clean_breaks(logits, block)
-    clean_margins = margin(logits, block.labels).tolist()
-    margins = [lowest if broken else None for lowest, broken in zip(clean_margins, breaks, strict=True)]
-    with _left_as_found(network, on_gpu=block.images.is_cuda):
-        ensemble = _ensemble(network, block, settings, num_classes=logits.shape[1])
-        for name in ENSEMBLE:
-            rows = [row for row, broken in enumerate(breaks) if broken is None]
-            if not rows:
-                break
-            for row, lowest in _break(network, block, rows, ensemble[name], settings).items():
-                breaks[row], margins[row] = (name, None), lowest
-    return attack_records(block, logits, breaks, margins, started=started)
+    require_suitable(network, block, settings)
+    found: list[list[Attempt]] = [[] for _ in block.indices]
+    for name in (AS_IT_IS, *settings.order):
+        rows = [row for row, attempts in enumerate(found) if not any(one.broken for one in attempts)]
+        if rows:
+            for row, one in zip(rows, attempt(network, block.rows(rows), name, settings), strict=True):
+                found[row].append(one)
+    labels = block.labels.tolist()
+    return [
+        conclude(index, sha, label, attempts)
+        for index, sha, label, attempts in zip(block.indices, block.shas, labels, found, strict=True)
+    ]
 
 
-def block_seed(seed: int, number: int) -> int:
-    """The seed of one block's attacks: a hash of (seed, block number), in [0, 2^63)."""
-    from hydrabench.runtime import stream
+def attempt(
+    network: nn.Module,
+    block: Block,
+    name: str,
+    settings: AutoAttackSettings,
+    *,
+    heard: Callable[[], None] = lambda: None,
+) -> list[Attempt]:
+    """Run one attack on images that none has broken yet.
 
-    return stream(seed, "autoattack", number).initial_seed() % 2**63
-
-
-Perturb = Callable[["Tensor", "Tensor"], "Tensor"]
-
-
-def _ensemble(
-    network: nn.Module, block: Block, settings: AutoAttackSettings, *, num_classes: int
-) -> dict[str, Perturb]:
-    """The four attacks with the settings of upstream's "standard" version, by name."""
-    import torch
-
-    def predict(images: Tensor) -> Tensor:
-        logits: Tensor = network(images.to(block.images.dtype)).float()
-        if not torch.isfinite(logits).all():
-            raise NonFiniteError(
-                f"block {block.number}: a logit is NaN or infinite during AutoAttack; "
-                f"check the checkpoint, or evaluate with --precision float64"
-            )
-        return logits
-
-    attack: Any = require_pyautoattack()(
-        predict,
-        norm=_NORMS[settings.norm],
-        eps=float(settings.epsilon),
-        seed=block_seed(settings.seed, block.number),
-        version="standard",
-        device=block.images.device,
-    )
-    attack.fab.targeted = True
-    attack.fab.n_target_classes = attack.apgd_targeted.n_target_classes = min(9, num_classes - 1)
-    parts = (attack.apgd, attack.apgd_targeted, attack.fab, attack.square)
-    return {name: part.perturb for name, part in zip(ENSEMBLE, parts, strict=True)}
-
-
-def _break(
-    network: nn.Module, block: Block, rows: list[int], perturb: Perturb, settings: AutoAttackSettings
-) -> dict[int, float]:
-    """Attack some rows of a block. Returns: row -> margin of the point that broke it."""
-    import torch
-
-    from hydrabench.attacks import margin, project
-
-    chosen = torch.tensor(rows, device=block.images.device)
-    x, y = block.images[chosen], block.labels[chosen]
-    # Upstream views gradients as (B, -1), which works for images in the ordinary memory layout only.
-    points = perturb(x.float().contiguous(), y).detach().to(x)
-    points = project(points, x, float(settings.epsilon), norm=settings.norm)
-    with torch.no_grad():
-        logits = network(points)
-    require_finite(logits, [block.indices[row] for row in rows], "a logit of an adversarial image")
-    wrong, margins = (logits.argmax(1) != y).tolist(), margin(logits, y).tolist()
-    return {row: lowest for row, broken, lowest in zip(rows, wrong, margins, strict=True) if broken}
-
-
-def require_pyautoattack() -> Any:
-    """Return upstream's class. Raises: HydrabenchError that says how to get it."""
-    try:
-        from pyautoattack import AutoAttack
-    except ImportError as error:
-        raise HydrabenchError(
-            "AutoAttack needs the package pyautoattack, which is not installed; run: pip install pyautoattack"
-        ) from error
-    return AutoAttack
-
-
-def require_suitable(network: nn.Module, block: Block, settings: AutoAttackSettings) -> Tensor:
-    """Raise for networks that the standard ensemble cannot judge.
-
-    These are upstream's checks of the class count, of outputs that are already probabilities (the
-    attacks' gradients vanish) and of randomized networks, and the image side that Square's L2
-    windows need. Its check for networks that differentiate inside the forward pass is left out: it
-    replaces the process's trace function.
-    Returns: the logits of the block, (B, K). Raises: HydrabenchError that says what to do instead; NonFiniteError
-        naming the image whose logits are NaN or infinite.
+    Args:
+        block: the images; its number decides the random draws where a verdict depends on the whole block.
+        name: "clean", which classifies the images as they are, or one of `settings.order`.
+        heard: called after every forward pass of the attack.
+    Returns: one attempt for each image, in order. Raises: as `evaluate_autoattack`.
     """
     import torch
 
+    from hydrabench.attacks import Padded, margin
+
+    started = perf_counter()
+    steady: nn.Module = Padded(network) if settings.by_image else network
+    if name == SHORT_PGD:
+        return _short_pgd(steady, block, settings)
+    points = block.images if name == AS_IT_IS else _points(network, block, name, settings, heard)
+    with torch.no_grad():
+        logits = clean_logits(steady, block) if name == AS_IT_IS else steady(points)
+    require_finite(logits, block.indices, "a logit of an adversarial image")
+    margins, predictions = margin(logits, block.labels).tolist(), logits.argmax(1).tolist()
+    seconds = (perf_counter() - started) / len(block.indices)
+    return [
+        Attempt(index, name, prediction != label, -lowest, prediction, seconds)
+        for index, label, lowest, prediction in zip(
+            block.indices, block.labels.tolist(), margins, predictions, strict=True
+        )
+    ]
+
+
+def _points(
+    network: nn.Module, block: Block, name: str, settings: AutoAttackSettings, heard: Callable[[], None]
+) -> Tensor:
+    """Run one of upstream's attacks. Returns: its points inside our ball, in the precision of the block."""
+    import torch
+
+    from hydrabench.attacks import project
+    from hydrabench.attacks.upstream import UpstreamAttack, attack_points
+
+    with torch.no_grad():
+        classes = network(block.images[:1]).shape[1]
+    attack = UpstreamAttack(
+        name,
+        settings.ensemble,
+        settings.norm,
+        float(settings.epsilon),
+        classes,
+        seed_of(settings, block.number),
+        alone=settings.by_image,
+    )
+    try:
+        points = attack_points(network, block.images, block.labels, attack, heard=heard)
+    except NonFiniteError as error:
+        raise NonFiniteError(f"images {block.indices[0]} to {block.indices[-1]}, {name}: {error}") from error
+    return project(points.to(block.images), block.images, float(settings.epsilon), norm=settings.norm)
+
+
+def _short_pgd(network: nn.Module, block: Block, settings: AutoAttackSettings) -> list[Attempt]:
+    """Ten steps of PGD on the cross entropy, whose every point is classified."""
+    short = PgdSettings(norm=settings.norm, epsilon=settings.epsilon, steps=10, losses=("ce",), seed=settings.seed)
+    records = evaluate_pgd(network, block, short)
+    return [
+        Attempt(record.index, SHORT_PGD, not record.robust, -(record.margin or 0.0), None, record.seconds)
+        for record in records
+    ]
+
+
+def conclude(index: int, sha: str, label: int, attempts: Sequence[Attempt]) -> AttackRecord:
+    """Return the record that an image's attempts make.
+
+    Args: attempts: the clean one first; at most the last has broken the image.
+    """
+    clean, last = attempts[0], attempts[-1]
+    assert clean.attack == AS_IT_IS
+    assert clean.prediction is not None
+    return AttackRecord(
+        index=index,
+        input_sha=sha,
+        label=label,
+        prediction=clean.prediction,
+        seconds=sum(one.seconds for one in attempts),
+        robust=not last.broken,
+        broken_by=last.attack if last.broken else None,
+        step=0 if last.broken and last is clean else None,
+        margin=-last.loss if last.broken else None,
+    )
+
+
+def seed_of(settings: AutoAttackSettings, number: int) -> int:
+    """The seed of all draws, in [0, 2^63): of a whole run, or of one block where the block decides the verdict."""
+    from hydrabench.runtime import stream
+
+    key = (settings.protocol,) if settings.by_image else (number,)
+    return stream(settings.seed, "autoattack", *key).initial_seed() % 2**63
+
+
+def require_suitable(network: nn.Module, block: Block, settings: AutoAttackSettings) -> None:
+    """Raise for networks that these attacks are not defined for: of too few classes, or too small for Square's windows.
+
+    Raises: HydrabenchError that says what to do instead; NonFiniteError naming the image whose logits are NaN or
+        infinite.
+    """
     logits = clean_logits(network, block)
     classes, sides = logits.shape[1], block.images.shape[2:]
-    if classes < 4:
+    if fitted_to_classes(settings, classes) != settings:
         raise HydrabenchError(
-            f"the standard AutoAttack needs at least 4 classes (its targeted loss compares four logits), "
-            f"got {classes}; use --attack pgd"
+            f"{settings.protocol} needs at least 4 classes (its targeted loss compares four logits), got {classes}; "
+            f"name the attacks that are defined with --attacks {','.join(fitted_to_classes(settings, classes).attacks)}"
         )
-    if settings.norm == "l2" and min(sides) < 5:
+    if settings.norm == "l2" and "square" in settings.order and min(sides) < SHORTEST_SIDE:
         raise HydrabenchError(
-            f"AutoAttack under L2 needs images of at least 5 x 5 pixels, got {tuple(sides)}; use --attack pgd"
+            f"Square under L2 needs images of at least 5 x 5 pixels, got {tuple(sides)}; name the other attacks with "
+            f"--attacks {','.join(name for name in settings.order if name not in ('square', SHORT_PGD))}"
         )
-    if logits.min() >= 0 and torch.allclose(logits.sum(1), torch.ones_like(logits[:, 0]), rtol=0, atol=1e-5):
-        raise HydrabenchError(
-            "the network's outputs are probabilities, through which AutoAttack gets no useful gradients; "
-            "let it return logits (take its final softmax away)"
-        )
-    again = clean_logits(network, block)
-    difference = (again - logits).norm(dim=1) / logits.norm(dim=1).clamp_min(1e-10)
-    if (difference > 1e-4).any():
-        raise HydrabenchError(
-            "the network gives different logits for the same images; the standard AutoAttack judges deterministic "
-            "networks only"
-        )
-    return logits
 
 
 def _require_suitable_block(network: nn.Module, block: Block, settings: AutoAttackSettings) -> None:
@@ -204,29 +194,22 @@ def _require_suitable_block(network: nn.Module, block: Block, settings: AutoAtta
         require_suitable(network, block, settings)
 
 
-@contextmanager
-def _left_as_found(network: nn.Module, *, on_gpu: bool) -> Iterator[None]:
-    """Undo upstream's side effects: seeding, logging and parameter gradients.
+def _require_package(_network: Any, _settings: Any) -> None:
+    from hydrabench.attacks.upstream import require_pyautoattack
 
-    It seeds torch's global generators, warns through the logger "auto-attack" (of zero gradients,
-    for every target), and FAB calls `backward`, which would fill the parameters' gradients.
-    """
-    import torch
+    require_pyautoattack()
 
-    logger = logging.getLogger("auto-attack")
-    disabled = logger.disabled
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    devices = [torch.cuda.current_device()] if on_gpu else []
-    with torch.random.fork_rng(devices=devices):
-        try:
-            logger.disabled = True
-            for parameter in trained:
-                parameter.requires_grad_(False)
-            yield
-        finally:
-            logger.disabled = disabled
-            for parameter in trained:
-                parameter.requires_grad_(True)
+
+def _heading(settings: Any) -> str:
+    name = getattr(settings, "ensemble", "standard")
+    named = "+".join(getattr(settings, "attacks", ()))
+    text = "AutoAttack" if name == "standard" and not named else f"AutoAttack ({named or name})"
+    return f"PGD-10, then {text}" if getattr(settings, "cascade", False) else text
+
+
+def _meaning(settings: Any) -> str:
+    names = ", ".join(settings.order)
+    return f"right on the clean image and under each of the AutoAttack authors' own attacks in turn: {names}"
 
 
 AUTOATTACK = Evaluator(
@@ -236,13 +219,23 @@ AUTOATTACK = Evaluator(
     metrics=robust_metrics,
     claims="upper",
     command="attack",
-    heading="AutoAttack",
-    meaning="right on the clean image and under every attack of standard AutoAttack, as its authors ship it",
-    # APGD-CE, APGD-T and FAB-T on nine targets, 100 iterations each, and Square's 5000 queries
-    passes=lambda _settings, _sizes: 100 * INPUT_GRADIENT * (1 + 9 + 9) + 5000,
+    heading=_heading,
+    meaning=_meaning,
+    passes=lambda settings, sizes: 1 + sum(passes_of(settings, name, sizes.classes) for name in settings.order),
     piece=short_pgd,
-    options=(EPSILON, NORM, SEED),
-    require=lambda _network, _settings: require_pyautoattack(),
+    options=(
+        EPSILON,
+        NORM,
+        SEED,
+        Option("ensemble", "standard, plus or rand: the AutoAttack authors' versions.", default="standard"),
+        Option("attacks", "Only these attacks of AutoAttack, e.g. apgd-ce,square.", "list"),
+        Option("cascade", "Ten steps of PGD first, AutoAttack on what they leave.", "flag"),
+    ),
+    require=_require_package,
     suits=_require_suitable_block,
-    by_image=False,
+    fitted=fitted_to_classes,
+    by_image=lambda settings: settings.by_image,
+    in_turn=InTurn(
+        attacks=lambda settings: (AS_IT_IS, *settings.order), attempt=attempt, conclude=conclude, passes=passes_of
+    ),
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-BLOCK_SIZE = 100  # AutoAttack's streams are keyed by block
+BLOCK_SIZE = 100  # streams of AutoAttack's first protocol are keyed by block
 BLOCK_OPERATIONS = 4.8e12  # of a block of slow bounds, unless one image takes more; about a minute of one core
 MINUTE = 60.0  # seconds
 REACHED = 0.75  # share of the speed of a plain convolution that passes backward reach

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from hydrabench.config.fields import Section
 from hydrabench.errors import ConfigError
 from hydrabench.evaluators.blocks import Blocks, fixed_blocks
-from hydrabench.ledger import Record
+from hydrabench.ledger import Attempt, Record
 from hydrabench.threat import Threat
 
 if TYPE_CHECKING:
@@ -142,6 +142,23 @@ class Ready:
     header: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class InTurn:
+    """How an evaluator runs several attacks, each on the images that none before it has broken.
+
+    attacks: (settings) -> their names, in order; "clean" first, which classifies the images as they are.
+    attempt: (network, block, name, settings, heard) -> one attempt for each image of the block. `heard` is called
+        after every forward pass.
+    conclude: (index, SHA-256, label, attempts) -> the record of an image, from its attempts in order.
+    passes: (settings, name, classes) -> forward passes of an attack for an image that it does not break.
+    """
+
+    attacks: Callable[[Any], tuple[str, ...]]
+    attempt: Callable[..., list[Attempt]]
+    conclude: Callable[[int, str, int, Sequence[Attempt]], Record]
+    passes: Callable[[Any, str, float], float]
+
+
 def nothing(*_arguments: Any) -> None:
     """Check nothing."""
 
@@ -171,7 +188,9 @@ class Evaluator:
     prepare: (network, settings, computing) -> Ready, if there is more to do once for all blocks.
     reduced_precision: whether verdicts hold whatever the arithmetic of the forward pass.
     frugal: what takes less memory.
-    by_image: whether an image's verdict depends on it alone, not on its block.
+    by_image: (settings) -> whether an image's verdict depends on it alone, not on its block.
+    in_turn: its attacks one by one, if they can be run and kept so.
+    fitted: (settings, classes) -> settings for a network of so many logits, where the protocol depends on it.
     repeatable: (settings) -> whether the same run gives the same verdicts on any machine, but for rounding.
     sampled: whether verdicts rest on random draws that another network, or another seed, would have other luck with.
     notes: (settings and images of each of its columns) -> remarks below a report.
@@ -197,7 +216,9 @@ class Evaluator:
     prepare: Callable[[nn.Module, Any, Computing], Ready] | None = None
     reduced_precision: bool = False
     frugal: str = ""
-    by_image: bool = True
+    by_image: Callable[[Any], bool] = lambda _settings: True
+    in_turn: InTurn | None = None
+    fitted: Callable[[Any, int], Any] = lambda settings, _classes: settings
     repeatable: Callable[[Any], bool] = lambda _settings: True
     sampled: bool = False
     notes: Callable[[Sequence[tuple[Any, int]]], list[str]] = lambda _columns: []

@@ -7,17 +7,27 @@ from typing import Any
 
 from hydrabench.config import parse
 from hydrabench.errors import ConfigError, lookup
+from hydrabench.evaluators.apgd import APGD
 from hydrabench.evaluators.autoattack import AUTOATTACK
 from hydrabench.evaluators.clean import CLEAN
 from hydrabench.evaluators.description import EvaluationSettings, Evaluator
+from hydrabench.evaluators.fab import FAB
+from hydrabench.evaluators.fmn import FMN
+from hydrabench.evaluators.hydra import HYDRA
 from hydrabench.evaluators.pgd import PGD
 from hydrabench.evaluators.smoothing import SMOOTHING
+from hydrabench.evaluators.square import SQUARE
 from hydrabench.evaluators.verification import ALPHA_CROWN, CASCADE, CROWN, CROWN_IBP, IBP, SYMBOLIC
 from hydrabench.ledger import Record
 
 EVALUATORS: dict[str, Evaluator] = {
     "clean": CLEAN,
     "pgd": PGD,
+    "hydra": HYDRA,
+    "apgd": APGD,
+    "fab": FAB,
+    "square": SQUARE,
+    "fmn": FMN,
     "autoattack": AUTOATTACK,
     "ibp": IBP,
     "symbolic": SYMBOLIC,
@@ -45,6 +55,8 @@ def recorded_settings(values: Mapping[str, Any], protocol: str, source: str = "s
     Raises: ConfigError naming, as part of `source`, what is wrong; also if the settings make another protocol.
     """
     model, _ = lookup("evaluator", EVALUATORS, str(values.get("kind"))).models(values)
+    if "version" in model.model_fields and "version" not in values and protocol.endswith("@1"):
+        values = {**values, "version": 1}  # as ledgers from before there were other versions
     settings = parse(model, values, source)
     if settings.protocol != protocol:
         raise ConfigError(f"{source} make the protocol {settings.protocol}, not {protocol}")

@@ -1,5 +1,6 @@
 """Run folders: who writes them, what they hold, what must hold of it. Nothing here knows about tensors."""
 
+from hydrabench.ledger.attempts import AS_IT_IS, ATTEMPTS_FILE, Attempt, AttemptLog
 from hydrabench.ledger.checking import (
     RUN_AGAIN,
     check_record,
@@ -31,10 +32,14 @@ from hydrabench.ledger.writer import interrupted, writing, writing_file
 
 __all__ = [
     "ABSTAIN",
+    "AS_IT_IS",
+    "ATTEMPTS_FILE",
     "RUN_AGAIN",
     "RUN_SCHEMA",
     "SUMMARY_SCHEMA",
     "AttackRecord",
+    "Attempt",
+    "AttemptLog",
     "CurveRecord",
     "Record",
     "ReuseRecord",

@@ -70,6 +70,7 @@ class AttackRecord(Record):
 
     broken_by: "clean" if the clean image is misclassified already, else the attack's name. step: the
     iterations done when it broke, None where the attack does not tell. margin: smallest margin seen.
+    restart: in which random start of that attack it broke, from 0; None where it does not tell.
     """
 
     exact: ClassVar[tuple[str, ...]] = ("prediction", "robust")
@@ -78,6 +79,7 @@ class AttackRecord(Record):
     broken_by: str | None
     step: int | None
     margin: float | None
+    restart: int | None = field(default=None, kw_only=True)
 
     def problems(self, settings: Mapping[str, Any]) -> Iterator[str]:
         """Yield what cannot be."""
@@ -90,6 +92,8 @@ class AttackRecord(Record):
             yield f"is broken by {self.broken_by!r}, but predicts {self.prediction} for label {self.label}"
         if self.step is not None and not 0 <= self.step <= settings.get("steps", math.inf):
             yield f"was broken at step {self.step} of {settings.get('steps', 'none below 0')}"
+        if self.restart is not None and (self.robust or not 0 <= self.restart < settings.get("restarts", math.inf)):
+            yield f"says robust {self.robust}, broken in restart {self.restart} of {settings.get('restarts', 'none')}"
         if self.margin is not None and (self.margin < 0 if self.robust else self.margin > 0):
             yield f"says robust {self.robust} with a smallest margin of {self.margin:g}"
 

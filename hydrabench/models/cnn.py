@@ -13,11 +13,17 @@ if TYPE_CHECKING:
 Layer = tuple[int, int, int, int] | int
 SMALL: tuple[Layer, ...] = ((16, 4, 2, 1), (32, 4, 2, 1), 100)
 LARGE: tuple[Layer, ...] = ((32, 3, 1, 1), (32, 4, 2, 1), (64, 3, 1, 1), (64, 4, 2, 1), 512, 512)
+CNN7: tuple[Layer, ...] = ((64, 3, 1, 1), (64, 3, 1, 1), (128, 3, 2, 1), (128, 3, 1, 1), (128, 3, 1, 1), 512)
 VGG4: tuple[Layer, ...] = ((64, 3, 1, 1), (64, 3, 2, 1), (128, 3, 1, 1), (128, 3, 2, 1), 256, 256)
 
 
 def sequential_cnn(
-    layers: Sequence[Layer], shape: tuple[int, int, int], num_classes: int, *, batch_norm: bool = False
+    layers: Sequence[Layer],
+    shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    batch_norm: bool = False,
+    linear_batch_norm: bool = False,
 ) -> nn.Sequential:
     """Convolutions, flatten, linear layers, each but the last followed by ReLU; every one has a bias.
 
@@ -26,6 +32,7 @@ def sequential_cnn(
         shape: (channels, height, width) of the images.
         num_classes: outputs of the last linear layer.
         batch_norm: put BatchNorm2d between each convolution and its ReLU.
+        linear_batch_norm: put BatchNorm1d between each hidden linear layer and its ReLU.
     Returns: a plain sequential whose keys are bare indices. Convolutions start from
         N(0, sqrt(2 / (kernel area · out channels))) with zero bias, linear layers from torch's default.
     Raises: ValueError if the images are too small for the strides.
@@ -46,7 +53,8 @@ def sequential_cnn(
     modules.append(nn.Flatten())
     features = channels * height * width
     for hidden in (spec for spec in layers if isinstance(spec, int)):
-        modules += [nn.Linear(features, hidden), nn.ReLU()]
+        norm = [nn.BatchNorm1d(hidden)] if linear_batch_norm else []
+        modules += [nn.Linear(features, hidden), *norm, nn.ReLU()]
         features = hidden
     modules.append(nn.Linear(features, num_classes))
     return nn.Sequential(*modules)

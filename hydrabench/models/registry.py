@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from hydrabench.errors import ConfigError, lookup
-from hydrabench.models.cnn import LARGE, SMALL, VGG4, sequential_cnn
+from hydrabench.models.cnn import CNN7, LARGE, SMALL, VGG4, sequential_cnn
 from hydrabench.models.vgg import LAYOUTS, vgg
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Architecture:
     num_classes: int | None = None
 
     def misfit(self, shape: tuple[int, int, int], num_classes: int) -> str | None:
-        """What keeps it from being built for such images, as far as that is known beforehand; None if nothing."""
+        """Return why it cannot be built for such images, as far as that is known beforehand; None if it can."""
         wanted = {"images": (self.shape, tuple(shape)), "classes": (self.num_classes, num_classes)}
         found = [f"{what} {mine}, got {given}" for what, (mine, given) in wanted.items() if mine not in (None, given)]
         return f"is for {' and '.join(found)}" if found else None
@@ -62,6 +62,7 @@ MODELS: dict[str, Architecture] = {
     "cifar_model": Architecture(partial(sequential_cnn, SMALL)),
     "cifar_model_bn": Architecture(partial(sequential_cnn, SMALL, batch_norm=True)),
     "cifar_model_large": Architecture(partial(sequential_cnn, LARGE)),
+    "cnn7": Architecture(partial(sequential_cnn, CNN7, batch_norm=True, linear_batch_norm=True)),
     "mnist_model": Architecture(partial(sequential_cnn, SMALL)),
     "mnist_model_large": Architecture(partial(sequential_cnn, LARGE)),
     "vgg4_without_maxpool": Architecture(partial(sequential_cnn, VGG4)),

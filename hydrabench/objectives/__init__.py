@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from hydrabench.config.passes import BOXES, INPUT_GRADIENT, TRAINING
+from hydrabench.objectives.cc_ibp import CC_IBP
 from hydrabench.objectives.crown_ibp import CROWN_IBP
 from hydrabench.objectives.description import Objective, ObjectiveSettings, Workload
+from hydrabench.objectives.exp_ibp import EXP_IBP
 from hydrabench.objectives.free import FREE
 from hydrabench.objectives.ibp import IBP
 from hydrabench.objectives.mixtrain import MIXTRAIN
+from hydrabench.objectives.mtl_ibp import MTL_IBP
 from hydrabench.objectives.natural import NATURAL
 from hydrabench.objectives.pgd import PGD
+from hydrabench.objectives.sabr import SABR
 from hydrabench.objectives.schedules import EPSILON_SCHEDULES, SCHEDULES, constant, cosine, linear_epsilon
 from hydrabench.objectives.stability import STABILITY
 from hydrabench.objectives.step import StepLoss, TrainingStep
@@ -24,6 +28,10 @@ OBJECTIVES: dict[str, Objective] = {
     "ibp": IBP,
     "crown-ibp": CROWN_IBP,
     "mixtrain": MIXTRAIN,
+    "sabr": SABR,
+    "mtl-ibp": MTL_IBP,
+    "cc-ibp": CC_IBP,
+    "exp-ibp": EXP_IBP,
 }
 
 __all__ = [

@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import cos, pi
 from typing import Protocol
 
 SMOOTHED_SHARE, SMOOTHED_EXPONENT = 0.25, 4
+MILESTONE_FACTOR = 0.2
 
 
 def linear_epsilon(step: int, *, steps_per_epoch: int, ramp_epochs: int, epsilon: float) -> float:
@@ -92,6 +93,14 @@ def stepwise(step: int, *, total: int, steps_per_epoch: int = 1) -> float:
     return 0.1 if 4 * start >= 3 * total else 1.0
 
 
+def milestone(step: int, *, total: int, steps_per_epoch: int = 1, milestones: Sequence[int] = ()) -> float:  # noqa: ARG001
+    """Factor 1, then a fifth of it from each of the 0-based epochs `milestones` on.
+
+    Source: the schedule of certified training since Shi et al., arXiv:2103.17268.
+    """
+    return float(MILESTONE_FACTOR ** sum(step // steps_per_epoch >= epoch for epoch in milestones))
+
+
 def constant(step: int, *, total: int, steps_per_epoch: int = 1) -> float:  # noqa: ARG001 - schedules are called alike
     """Factor 1 on the learning rate at every step."""
     return 1.0
@@ -100,8 +109,10 @@ def constant(step: int, *, total: int, steps_per_epoch: int = 1) -> float:  # no
 class Schedule(Protocol):
     """Factor on the learning rate at a 0-based `step` of `total`, the first `warmup_steps` of which warm up."""
 
-    def __call__(self, step: int, *, total: int, steps_per_epoch: int = 1, warmup_steps: int = 0) -> float:
-        """Return the factor, in [0, 1]."""
+    def __call__(
+        self, step: int, *, total: int, steps_per_epoch: int = 1, warmup_steps: int = 0, milestones: Sequence[int] = ()
+    ) -> float:
+        """Return the factor, in [0, 1]; `milestones` are epochs, for the schedule of that name."""
 
 
 def _after_warmup(shape: Callable[..., float]) -> Schedule:
@@ -111,10 +122,13 @@ def _after_warmup(shape: Callable[..., float]) -> Schedule:
     2.2, the rate grows by the same amount at each step; none is wasted on a rate of 0. `total` includes them.
     """
 
-    def factor(step: int, *, total: int, steps_per_epoch: int = 1, warmup_steps: int = 0) -> float:
+    def factor(
+        step: int, *, total: int, steps_per_epoch: int = 1, warmup_steps: int = 0, milestones: Sequence[int] = ()
+    ) -> float:
         if step < warmup_steps:
             return (step + 1) / warmup_steps
-        return shape(step - warmup_steps, total=total - warmup_steps, steps_per_epoch=steps_per_epoch)
+        more = {"milestones": milestones} if milestones else {}
+        return shape(step - warmup_steps, total=total - warmup_steps, steps_per_epoch=steps_per_epoch, **more)
 
     return factor
 
@@ -124,6 +138,7 @@ SCHEDULES: dict[str, Schedule] = {
     "constant": _after_warmup(constant),
     "step": _after_warmup(stepwise),
     "cosine-epoch": _after_warmup(cosine_epoch),
+    "milestones": _after_warmup(milestone),
 }
 EPSILON_SCHEDULES: dict[str, Callable[..., float]] = {
     "linear": linear_epsilon,

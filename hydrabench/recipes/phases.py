@@ -15,7 +15,7 @@ Scores = Literal["scaled", "kaiming_normal", "kaiming_uniform", "xavier_normal",
 
 
 class PhaseRecipe(Section):
-    """What the three phases have in common."""
+    """Settings that the three phases have in common."""
 
     added: ClassVar[tuple[str, ...]] = (
         "objective",
@@ -24,6 +24,8 @@ class PhaseRecipe(Section):
         "ema_decay",
         "epsilon_schedule",
         "sync_batch_norm",
+        "milestones",
+        "gradient_norm",
     )
 
     objective: ObjectiveSection | None = None  # None: the recipe's own
@@ -34,8 +36,10 @@ class PhaseRecipe(Section):
     weight_decay: NonNegativeFloat = 1e-4
     momentum: float = Field(0.9, ge=0, lt=1)  # of sgd and rmsprop; adam ignores it
     nesterov: bool = False  # of sgd
-    schedule: Literal["cosine", "constant", "step", "cosine-epoch"] = "cosine"
+    schedule: Literal["cosine", "constant", "step", "cosine-epoch", "milestones"] = "cosine"
     warmup_epochs: NonNegativeInt = 0  # the first epochs, over which the learning rate grows linearly to lr
+    milestones: tuple[PositiveInt, ...] = ()  # of the schedule of that name: epochs at which lr falls to a fifth
+    gradient_norm: PositiveFloat | None = None  # longer gradients are cut to this L2 norm
     ema_decay: float = Field(0.0, ge=0, lt=1)  # decay of averaged weights, which are validated and kept; 0: none
     epsilon_ramp_epochs: PositiveInt = 1  # the radius grows over these; 1: full from the first step
     epsilon_schedule: Literal["linear", "smoothed", "epoch"] = "linear"  # how it grows
@@ -54,6 +58,11 @@ class PhaseRecipe(Section):
             )
         if self.schedule == "cosine-epoch" and self.epochs - self.warmup_epochs == 1:
             yield "cosine-epoch has learning rate 0 throughout a single epoch; take schedule cosine"
+        if (self.schedule == "milestones") != bool(self.milestones):
+            yield (
+                f"schedule {self.schedule} with milestones {list(self.milestones)}; schedule milestones takes the "
+                "epochs at which lr falls, such as milestones: [120, 140], and no other schedule does"
+            )
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
             yield f"nesterov needs optimizer sgd and a momentum above 0, got {self.optimizer} and {self.momentum:g}"
 

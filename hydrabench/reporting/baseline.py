@@ -2,7 +2,7 @@
 
 A baseline is a folder: `baseline.json` says what each ledger is about, `*.jsonl.gz` holds a line for each image. Of a
 record it keeps what verdicts rest on and what a reader wants to see of an image that changed: no times, no lists of
-votes, the beginning of the hash of the pixels, numbers with six digits where no verdict depends on more.
+votes, the beginning of the hash of the pixels, numbers with four digits where no verdict depends on more.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from hydrabench.reporting.evaluations import Evaluation, ImageSelection
 BASELINE_SCHEMA = "hydrabench.baseline/1"
 CONTENTS_FILE = "baseline.json"
 SHA_DIGITS = 8  # of the hash of an image: 32 bits, enough to notice other pixels
-SHORT = 6  # of a number that no verdict depends on
+SHORT = 4  # digits of a number that no verdict depends on
 LARGEST = 1 << 28  # bytes of a ledger, unpacked
 MAKE_AGAIN = "make it again with hydrabench baseline"
 

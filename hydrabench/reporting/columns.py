@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ from hydrabench.evaluators import EVALUATORS, said
 from hydrabench.reporting.evaluations import ImageSelection
 from hydrabench.threat import Threat, radius_text
 
+PUBLISHED = "published"  # kind of the columns of numbers that others printed, see `external`
+_CLAIMS = {"clean_accuracy": "clean", "robust_accuracy": "upper", "verified_accuracy": "lower"}  # of PUBLISHED
 OPEN = "sandwich"  # kind of the column of images that are neither proved nor broken, see `sandwich`
 GROUPS = {"clean": "clean", "upper": "attacked", "lower": "verified", "gap": "open", "smoothed": "certified"}
 
@@ -49,6 +52,8 @@ class Column:
     @property
     def claims(self) -> str:
         """What its numbers say about the truth: a key of `GROUPS`."""
+        if self.kind == PUBLISHED:
+            return _CLAIMS.get(self.metric, "smoothed")
         return "gap" if self.kind == OPEN else EVALUATORS[self.kind].claims
 
     @property
@@ -66,7 +71,7 @@ class Column:
             (self.precision != "float32", self.precision),
             list(GROUPS).index(self.claims),
             (self.threat is not None and self.threat.norm != "linf", self.threat.epsilon if self.threat else 0),
-            (self.sigma or 0.0, [*EVALUATORS, OPEN].index(self.kind), len(self.protocol), self.protocol),
+            (self.sigma or 0.0, [*EVALUATORS, OPEN, PUBLISHED].index(self.kind), len(self.protocol), self.protocol),
             (math.inf if self.radius is None else self.radius, self.metric),
         )
 
@@ -82,6 +87,8 @@ class Protocol:
     @property
     def heading(self) -> str:
         """What its columns are called, without their threat."""
+        if self.kind == PUBLISHED:
+            return self.id
         return "open" if self.kind == OPEN else said(EVALUATORS[self.kind].heading, self.read())
 
     @property
@@ -89,8 +96,49 @@ class Protocol:
         """What a number under this protocol means."""
         if self.kind == OPEN:
             return "neither verified by any bound nor broken by any attack of the table at this radius"
+        if self.kind == PUBLISHED:
+            return "as its source prints it; no records, so that no test and no ranking uses it"
         return said(EVALUATORS[self.kind].meaning, self.read())
 
     def read(self) -> Any:
         """The settings, with their defaults."""
         return EVALUATORS[self.kind].read(self.settings)
+
+
+def titles(columns: Sequence[Column], protocols: Sequence[Protocol]) -> dict[Column, str]:
+    """A short, unique heading per column, such as "PGD-50 L∞ 8/255" or "smoothing σ=0.25 r=0.5".
+
+    What all columns share stays out of the headings: the images unless there are several selections,
+    the precision unless it is not float32, the protocol unless the table has several of one method
+    (for smoothing: and one σ), whatever their radii and images.
+    """
+    said_of = _what_to_say({column.images for column in columns})
+    called = {protocol.id: protocol.heading for protocol in protocols}
+    methods = {column: called[column.protocol] for column in columns}
+    plain = {column: _heading(column, methods[column], said_of[column.images]) for column in columns}
+    pairs = {((methods[column], column.sigma), column.protocol) for column in columns}
+    uses = Counter(method for method, _ in pairs)
+    alone = {column for column in plain if uses[methods[column], column.sigma] == 1}
+    return {column: text if column in alone else f"{text} [{column.protocol}]" for column, text in plain.items()}
+
+
+def _what_to_say(selections: set[ImageSelection]) -> dict[ImageSelection, str]:
+    """What tells each selection from the others: nothing of the only one, unless it is not the first images."""
+    splits = {(images.name, images.split) for images in selections}
+    found = {}
+    for images in selections:
+        size = f"n={images.size}" if len(selections) > 1 or images.chosen else ""
+        found[images] = f"{images.name} {images.split} {size}" if len(splits) > 1 else size
+    return found
+
+
+def _heading(column: Column, method: str, images: str) -> str:
+    parts = [method]
+    if column.threat is not None:
+        parts.append(str(column.threat))
+    if column.sigma is not None:
+        parts.append(f"σ={column.sigma:g}")
+    parts += [column.label] if column.label else []
+    tail = [images] if images else []
+    tail += [column.precision] if column.precision != "float32" else []
+    return " ".join(parts) + (f" ({', '.join(tail)})" if tail else "")

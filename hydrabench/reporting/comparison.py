@@ -46,7 +46,8 @@ class Comparison:
     """One number of a run beside that of the baseline, on the images that both hold.
 
     run: its folder. network: what was judged now. against: the ledger of the baseline. images: those of the run.
-    title: protocol and threat. old, new: how many of the `n` common images have the verdict.
+    title: protocol and threat. old, new: how many of the `n` common images have the verdict. held: how many images the
+        baseline holds.
     changes: images whose verdict changed, ascending.
     p_value: of the exact one-sided McNemar test; None where verdicts are compared as they are.
     """
@@ -58,6 +59,7 @@ class Comparison:
     title: str
     metric: str
     n: int
+    held: int
     old: int
     new: int
     changes: tuple[Change, ...]
@@ -185,7 +187,7 @@ def _compare(run: Ledger, old: Ledger, tolerance: Tolerance, metric: str | None)
     settings = recorded(run)
     evaluator = EVALUATORS[settings.kind]
     before, after = _paired(_records(old), _records(run))
-    if not evaluator.by_image and run.images != old.images:
+    if not evaluator.by_image(settings) and run.images != old.images:
         raise ConfigError(
             f"verdicts of {run.protocol} depend on the other images of a block; it judged {run.images}, the baseline "
             f"{old.images}: judge the same images"
@@ -199,11 +201,21 @@ def _compare(run: Ledger, old: Ledger, tolerance: Tolerance, metric: str | None)
         p_value = worse_by_chance(lost, gained) if by_chance else None
         found.append(
             Comparison(
-                run.source, run.network, old.source, str(run.images), run.title, name, len(after),
-                sum(map(bool, values[0][name])), sum(map(bool, values[1][name])), changes, p_value,
-                _outcome(lost, gained, len(after), p_value, tolerance),
+                run=run.source,
+                network=run.network,
+                against=old.source,
+                images=str(run.images),
+                title=run.title,
+                metric=name,
+                n=len(after),
+                held=len(old.lines),
+                old=sum(map(bool, values[0][name])),
+                new=sum(map(bool, values[1][name])),
+                changes=changes,
+                p_value=p_value,
+                outcome=_outcome(lost, gained, len(after), p_value, tolerance),
             )
-        )  # fmt: skip
+        )
     return found
 
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from hydrabench.reporting.evaluations import Evaluation
+from hydrabench.reporting.evaluations import IMPORTED, Evaluation
 from hydrabench.threat import Threat
 
 
@@ -22,9 +22,10 @@ class ExternalNumber:
     metric: as in `summary.json`: "clean_accuracy", "robust_accuracy", "verified_accuracy", "certified_accuracy@0.5",
         "average_certified_radius".
     value: a fraction in [0, 1], or a mean L2 radius in pixel units.
-    n: images it is about; None if the source does not say.
+    n: images it is about; None if the source does not say. chosen: which ones, unless the first.
     protocol: how it was made, in the words of the field: "AutoAttack", "reported", "smoothing N=100,000".
     threat: the ball of an attack or a bound. sigma: the noise of smoothing, in pixel units.
+    precision: "published", or that of the column beside which it stands.
 
     Raises: ValueError for a fraction outside [0, 1], a negative radius, or fewer than one image.
     """
@@ -35,6 +36,8 @@ class ExternalNumber:
     protocol: str = "published"
     threat: Threat | None = None
     sigma: float | None = None
+    chosen: str = ""
+    precision: str = "published"
 
     def __post_init__(self) -> None:
         largest = math.inf if self.metric == "average_certified_radius" else 1.0
@@ -70,6 +73,11 @@ class ExternalRow:
     density: float | None = None
     additional_data: bool | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def identity(self) -> str:
+        """What stands for the hash of the network: imports of one name are one network, and never one of ours."""
+        return f"{IMPORTED}:{self.name}"
 
 
 @dataclass(frozen=True)

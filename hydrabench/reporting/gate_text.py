@@ -27,12 +27,12 @@ def terminal_text(verdict: GateVerdict) -> str:
     lines: list[str] = []
     title = None
     for one in verdict.comparisons:
-        here = f"{one.network}: {one.title}, {one.n} images"
+        here = f"{one.network}: {one.title}, {images_text(one)} images"
         lines += _wrapped(here) if here != title else []
         title = here
         before, now = percent(one.old, one.n), percent(one.new, one.n)
         lines.append(f"  {one.metric:<26}{before:>5} → {now:>5}  {MARKS[one.outcome]}")
-        lines += _wrapped(remark(one, verdict.tolerance), "    ")
+        lines += _wrapped(remark(one, verdict.tolerance), "    ") if one.changes else []
         for change in _worst_first(one.changes)[:MOST_SHOWN]:
             lines += _wrapped(f"image {change.index} {change.direction}: {change_text(change)}", "    ")
         if len(one.changes) > MOST_SHOWN:
@@ -57,9 +57,14 @@ def conclusion(verdict: GateVerdict) -> str:
     if regressed:
         return f"{regressed} of {numbers} regressed"
     if verdict.refusals:
-        return f"{len(verdict.refusals)} of what was given cannot be compared"
+        return f"{numbers} compared, {len(verdict.refusals)} could not be"
     undecided = sum(one.outcome == "undecided" for one in verdict.comparisons)
     return f"{numbers} compared, no regression" + f", {undecided} undecided" * bool(undecided)
+
+
+def images_text(one: Comparison) -> str:
+    """Write how many images were compared, and how many the baseline has if that is more."""
+    return str(one.n) if one.n == one.held else f"{one.n} of {one.held}"
 
 
 def percent(count: int, n: int) -> str:
@@ -123,7 +128,7 @@ def markdown_text(verdict: GateVerdict) -> str:
 def _row(one: Comparison) -> str:
     before, now = percent(one.old, one.n), percent(one.new, one.n)
     p_value = "" if one.p_value is None else f"{one.p_value:.2g}"
-    counts = (one.n, before, now, one.count("lost"), one.count("gained"), p_value, MARKS[one.outcome])
+    counts = (images_text(one), before, now, one.count("lost"), one.count("gained"), p_value, MARKS[one.outcome])
     return "| " + " | ".join(map(str, (one.network, f"`{one.title}`", one.metric, *counts))) + " |"
 
 

@@ -2,42 +2,37 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from hydrabench.errors import LedgerError
 from hydrabench.evaluators.description import CONDITIONS
 from hydrabench.ledger import RunFolder, name_images
 from hydrabench.reporting.cells import Cell, Meeting, default_protocol, gather
-from hydrabench.reporting.columns import OPEN, Column, Protocol
+from hydrabench.reporting.columns import OPEN, Column, Protocol, titles
 from hydrabench.reporting.evaluations import (
-    EvaluatedNetwork,
     Evaluation,
     read_evaluations,
 )
+from hydrabench.reporting.external import ExternalRow
 from hydrabench.reporting.gate import refuse_contradictions
 from hydrabench.reporting.inputs import refuse_mixed_inputs, shared
+from hydrabench.reporting.published import published_cells, published_protocols
+from hydrabench.reporting.ranking import arrange
+from hydrabench.reporting.rows import Row, distinct, networks_of
 from hydrabench.reporting.sandwich import PROTOCOL as SANDWICH
 from hydrabench.reporting.sandwich import Sandwich, gap_cells, sandwiches
 from hydrabench.reporting.statistics import Estimate, estimate
 
 
 @dataclass(frozen=True)
-class Row:
-    """A checkpoint and its numbers. label: its name, with part of its hash if another has the same name."""
-
-    checkpoint: EvaluatedNetwork
-    label: str
-    cells: Mapping[Column, Estimate]
-
-
-@dataclass(frozen=True)
 class Leaderboard:
-    """Rows by density, densest first, then by name, so that methods are compared at equal density; unknown last.
+    """Rows in groups, by score within each: networks of one density unless something else was asked for.
 
     cells: what each image contributes, by the hash of the network and the column. evaluations: all ledgers.
-    sandwiches: of each network and threat that a bound and an attack judged.
+    sandwiches: of each network and threat that a bound and an attack judged. external: rows of published numbers.
+    score: the column that ranks the rows of each data set. tests: how many comparisons of pairs the ranks rest on.
     """
 
     columns: tuple[Column, ...]
@@ -46,42 +41,56 @@ class Leaderboard:
     cells: Mapping[tuple[str, Column], Cell] = field(compare=False, repr=False, default_factory=dict)
     evaluations: tuple[Evaluation, ...] = field(compare=False, repr=False, default=())
     sandwiches: tuple[Sandwich, ...] = field(compare=False, repr=False, default=())
+    external: tuple[ExternalRow, ...] = field(compare=False, repr=False, default=())
+    score: Mapping[str, Column] = field(default_factory=dict)
+    tests: int = 0
 
 
 def build_leaderboard(
-    runs: Sequence[RunFolder], imported: Sequence[Evaluation] = (), *, n: Meeting = "common"
+    runs: Sequence[RunFolder],
+    imported: Sequence[Evaluation] = (),
+    *,
+    n: Meeting = "common",
+    external: Sequence[ExternalRow] = (),
+    sort: str = "",
+    group_by: str = "density",
 ) -> Leaderboard:
     """Make the leaderboard of all evaluations among `runs` and of those imported; their order makes no difference.
 
-    Args: runs: may be empty if there are imported ones, see `reporting.cohen`. n: see `cells.gather`.
+    Args:
+        runs: may be empty if there are imported ones, see `reporting.cohen`.
+        n: see `cells.gather`. sort, group_by: see `ranking.arrange`.
+        external: numbers without records, see `reporting.published`.
     Raises:
+        ConfigError: see `ranking.arrange`.
         LedgerError: see `read_evaluations`; also if one checkpoint has contradictory clean predictions,
             or different verdicts under one protocol, or one protocol id stands for different settings.
         GateError: an image is verified in one ledger and broken in another (`refuse_contradictions`).
     """
-    of_runs = read_evaluations(runs) if runs or not imported else []
+    of_runs = read_evaluations(runs) if runs or not (imported or external) else []
     evaluations = (*of_runs, *sorted(imported, key=lambda one: str(one.path)))  # hashes first, to compare others with
     refuse_mixed_inputs(evaluations)
     refuse_contradictions(evaluations)
     _refuse_contradictory_predictions(evaluations)
     layers = tuple(sandwiches(evaluations))
-    cells = gather(evaluations, n, derived=gap_cells(layers))
-    columns = tuple(sorted({column for _, column in cells}, key=lambda column: column.order))
-    networks = _networks(evaluations)
+    cells = gather(evaluations, n, derived=gap_cells(layers)) if evaluations else {}
+    published = published_cells(external)
+    networks = {**{sha: network for sha, (network, _) in published.items()}, **networks_of(evaluations)}
+    numbers: dict[str, dict[Column, Estimate]] = defaultdict(dict)
+    for (sha, column), cell in cells.items():
+        numbers[sha][column] = estimate(column.interval, cell.values)
+    for sha, (_, printed) in published.items():
+        numbers[sha] |= printed
+    columns = tuple(sorted({column for found in numbers.values() for column in found}, key=lambda one: one.order))
     rows = [
-        Row(
-            networks[sha],
-            networks[sha].name,
-            {
-                column: estimate(column.interval, cells[sha, column].values)
-                for column in columns
-                if (sha, column) in cells
-            },
-        )
-        for sha in {sha for sha, _ in cells}
+        Row(networks[sha], networks[sha].name, {column: found[column] for column in columns if column in found})
+        for sha, found in numbers.items()
     ]
-    rows.sort(key=lambda row: (-(row.checkpoint.density or 0.0), row.label, row.checkpoint.sha256))
-    return Leaderboard(columns, _distinct(rows), _protocols(evaluations, columns), cells, evaluations, layers)
+    protocols = _protocols(evaluations, columns, published_protocols(published))
+    names = titles(columns, protocols)
+    order = arrange(distinct(rows), columns, cells, titles=names, sort=sort, group_by=group_by)
+    ranked = (order.score, order.tests)
+    return Leaderboard(columns, order.rows, protocols, cells, evaluations, layers, tuple(external), *ranked)
 
 
 def _refuse_contradictory_predictions(evaluations: Sequence[Evaluation]) -> None:
@@ -104,37 +113,16 @@ def _refuse_contradictory_predictions(evaluations: Sequence[Evaluation]) -> None
         group.append(evaluation)
 
 
-def _networks(evaluations: Sequence[Evaluation]) -> dict[str, EvaluatedNetwork]:
-    """Return one checkpoint per hash; of several names, the alphabetically first."""
-    found: dict[str, EvaluatedNetwork] = {}
-    for evaluation in evaluations:
-        checkpoint = evaluation.checkpoint
-        known = found.setdefault(checkpoint.sha256, checkpoint)
-        found[checkpoint.sha256] = min(known, checkpoint, key=lambda one: (one.name, _unknown(one)))
-    return found
-
-
-def _unknown(network: EvaluatedNetwork) -> int:
-    """How much is not known of a network."""
-    return sum(value is None for value in vars(network).values())
-
-
-def _distinct(rows: Sequence[Row]) -> tuple[Row, ...]:
-    """Tell rows of the same name apart by the beginning of their hash."""
-    uses = Counter(row.checkpoint.name for row in rows)
-    return tuple(
-        replace(row, label=f"{row.label} ({row.checkpoint.sha256[:8]})") if uses[row.checkpoint.name] > 1 else row
-        for row in rows
-    )
-
-
-def _protocols(evaluations: Sequence[Evaluation], columns: Sequence[Column]) -> tuple[Protocol, ...]:
+def _protocols(
+    evaluations: Sequence[Evaluation], columns: Sequence[Column], published: Sequence[Protocol]
+) -> tuple[Protocol, ...]:
     """The legend, in the order of the columns; one id must not stand for different settings."""
     shared_kinds = {metric.column_of for one in evaluations for metric in one.metrics.values() if metric.column_of}
     found = {
         id_: (Protocol(id_, kind, {}), evaluations[0]) for kind in shared_kinds for id_ in [default_protocol(kind)]
     }
-    found[SANDWICH] = Protocol(SANDWICH, OPEN, {}), evaluations[0]
+    if evaluations:
+        found[SANDWICH] = Protocol(SANDWICH, OPEN, {}), evaluations[0]
     for evaluation in evaluations:
         given = ("kind", "version", *CONDITIONS)
         settings = {key: value for key, value in evaluation.settings.items() if key not in given}
@@ -146,4 +134,5 @@ def _protocols(evaluations: Sequence[Evaluation], columns: Sequence[Column]) -> 
                     f"{first.path} and {evaluation.path} both say {protocol.id}, but {key} is "
                     f"{known.settings[key]!r} in one and {settings[key]!r} in the other; run one of them again"
                 )
-    return tuple(found[id_][0] for id_ in dict.fromkeys(column.protocol for column in columns))
+    known_protocols = {**{one.id: one for one in published}, **{id_: one for id_, (one, _) in found.items()}}
+    return tuple(known_protocols[id_] for id_ in dict.fromkeys(column.protocol for column in columns))

@@ -26,7 +26,8 @@ class Estimate:
 
     value, low, high: fractions in [0, 1], or mean radii in pixel units; low <= value <= high, and
     high is infinite where one image says nothing about the spread. count: how many of the `n` images
-    count towards a fraction, None for a mean. method: "wilson", "clopper-pearson" or "t".
+    count towards a fraction, None for a mean. method: "wilson", "clopper-pearson", "t";
+    "none" of a fraction and "mean" of a mean that have no interval.
     """
 
     value: float
@@ -37,8 +38,9 @@ class Estimate:
     method: str
 
     def as_json(self) -> dict[str, Any]:
-        """The entry of `summary.json`; `count` is null for a mean, `high` is null if it is infinite."""
-        return {"value": self.value, "low": self.low, "high": finite_or_none(self.high), "count": self.count}
+        """The entry of `summary.json`; `count` is null for a mean, an end is null if it is infinite."""
+        low, high = finite_or_none(self.low), finite_or_none(self.high)
+        return {"value": self.value, "low": low, "high": high, "count": self.count}
 
 
 def wilson(count: int, n: int) -> Estimate:

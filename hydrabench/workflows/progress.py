@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column
 
 LOG_SECONDS = 5.0
-Advance = Callable[[int, str], None]
+Advance = Callable[[float, str], None]  # pieces of work, and a note beside them
 
 
 def say(message: str) -> None:
@@ -72,10 +72,10 @@ def _flexible(ratio: int) -> Column:
 
 def _log(title: str, total: int, done: int) -> Advance:
     """Print a line when `LOG_SECONDS` have passed since the last, and at the end."""
-    state = {"done": done, "fresh": 0, "printed": time.monotonic()}
+    state: dict[str, float] = {"done": done, "fresh": 0, "printed": time.monotonic()}
     start = time.monotonic()
 
-    def advance(pieces: int, note: str) -> None:
+    def advance(pieces: float, note: str) -> None:
         state["done"] += pieces
         state["fresh"] += pieces
         moment = time.monotonic()
@@ -89,5 +89,5 @@ def _log(title: str, total: int, done: int) -> Advance:
     return advance
 
 
-def _ignore(pieces: int, note: str) -> None:
+def _ignore(pieces: float, note: str) -> None:
     """Progress of a process that does not talk to the user."""

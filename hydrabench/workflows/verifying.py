@@ -109,7 +109,7 @@ def recompute(judge: Judge, records: Sequence[Record], chosen: Sequence[int]) ->
     Args: records: in ascending order of their images. chosen: all images of their run.
     """
     size, wanted = judge.blocks.size, {record.index: record for record in records}
-    selection = ChosenImages(judge.images, tuple(wanted if judge.evaluator.by_image else chosen))
+    selection = ChosenImages(judge.images, tuple(wanted if judge.evaluator.by_image(judge.settings) else chosen))
     blocks = [(n, block) for n, block in enumerate(selection.blocks(size)) if not wanted.keys().isdisjoint(block)]
     title = f"verify {judge.settings.protocol} {judge.subject.name}"
     found = []

@@ -274,7 +274,10 @@ def test_weights_of_safetensors_are_those_of_the_state_dict(code, hydrabench):
 
 
 BAD = [
-    ((*BUILD, "--ckpt", "x"), "--ckpt has weights and arguments of its own; leave it or --weights, --model-args out"),
+    (
+        (*BUILD, "--ckpt", "x"),
+        "leave it or --weights, --model-args, --threat out",
+    ),
     (("--ckpt", "x", "--weights", "w.pt"), "--weights is for --model; with --ckpt leave it out"),
     (("--model", "mynet.py:build", "--arch", "vgg4"), "--arch is for a checkpoint file of others"),
     (("--model", "mynet.py:build", "--source-density", 0.1), "--source-density is for a checkpoint file of others"),

@@ -30,6 +30,19 @@ def test_settings_are_read_as_they_were_written(settings):
     assert recorded_settings(settings.plain(), settings.protocol) == settings
 
 
+@pytest.mark.parametrize(
+    "settings", [AutoAttackSettings(epsilon="1/255", version=1), PgdSettings(epsilon="1/255", version=1)]
+)
+def test_settings_of_ledgers_that_name_no_version_are_those_of_the_first(settings):
+    values = {key: value for key, value in settings.plain().items() if key != "version"}
+    assert recorded_settings(values, settings.protocol) == settings
+
+
+def test_the_first_version_of_autoattack_is_written_as_it_was():
+    plain = AutoAttackSettings(epsilon="1/255", version=1).plain()
+    assert plain == {"kind": "autoattack", "norm": "linf", "epsilon": "1/255", "seed": 0}
+
+
 @pytest.mark.parametrize("protocol", ["pgd-50@2", "pgd-20@1", "pgd-20@3", "pgd", "crown@1"])
 def test_settings_of_another_protocol_than_the_id_says_are_refused(protocol):
     settings = PgdSettings(epsilon="8/255", steps=20)

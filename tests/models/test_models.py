@@ -113,9 +113,20 @@ def test_parameter_tensor_and_kept_counts_are_those_of_the_original_oracle_o4(ar
 
 
 def test_the_table_has_every_architecture_of_the_original_that_the_registry_has():
-    """Beyond the table: two of ours, and the two torchvision networks whose sizes torchvision states."""
-    assert set(MODELS) - set(TABLE) == {"cifar_model_bn", "wrn_10_1", "ResNet101", "ResNet152"}
+    """Beyond the table: three of ours, and the two torchvision networks whose sizes torchvision states."""
+    assert set(MODELS) - set(TABLE) == {"cifar_model_bn", "cnn7", "wrn_10_1", "ResNet101", "ResNet152"}
     assert set(TABLE) <= set(MODELS)
+
+
+def test_cnn7_has_the_parameters_of_the_certified_training_papers():
+    """Five convolutions of 3x3 and two linear layers, batch norm behind all but the last: 17,192,650 parameters.
+
+    Weights 64·3·9 + 64·64·9 + 128·64·9 + 2 · 128·128·9 + 512·32,768 + 10·512 = 17,189,568; biases 64 + 64 + 3·128 + 512
+    + 10 = 1,034; batch norms 2 · (64 + 64 + 3·128 + 512) = 2,048.
+    """
+    network = on_meta("cnn7")
+    assert sum(layer.weight.numel() for layer in every_layer(network).values()) == 17_189_568
+    assert sum(parameter.numel() for parameter in network.parameters()) == 17_189_568 + 1_034 + 2_048 == 17_192_650
 
 
 def test_the_smallest_wide_resnet_has_the_weights_worked_by_hand():

@@ -13,12 +13,16 @@ from hydrabench.data import load_images, pixels
 from hydrabench.masking import attach_masks, prunable_layers, score_masks, set_phase, shared_masks
 from hydrabench.models import build_model
 from hydrabench.objectives import OBJECTIVES, TrainingStep
+from hydrabench.objectives.cc_ibp import CcIbpSettings
 from hydrabench.objectives.crown_ibp import CrownIbpSettings
+from hydrabench.objectives.exp_ibp import ExpIbpSettings
 from hydrabench.objectives.free import FreeSettings
 from hydrabench.objectives.ibp import IbpSettings
 from hydrabench.objectives.mixtrain import MixtrainSettings
+from hydrabench.objectives.mtl_ibp import MtlIbpSettings
 from hydrabench.objectives.natural import NaturalSettings
 from hydrabench.objectives.pgd import PgdTrainingSettings
+from hydrabench.objectives.sabr import SabrSettings
 from hydrabench.objectives.stability import StabilitySettings
 from hydrabench.objectives.trades import TradesSettings
 from hydrabench.runtime import stream
@@ -32,6 +36,10 @@ SETTINGS = {
     "ibp": IbpSettings(name="ibp", epsilon="8/255"),
     "crown-ibp": CrownIbpSettings(name="crown-ibp", epsilon="8/255"),
     "mixtrain": MixtrainSettings(name="mixtrain", epsilon="8/255", samples=2),
+    "sabr": SabrSettings(name="sabr", epsilon="8/255", box=0.4, steps=3, regularization=0),
+    "mtl-ibp": MtlIbpSettings(name="mtl-ibp", epsilon="8/255", ibp_weight=0.3, steps=3, regularization=0),
+    "cc-ibp": CcIbpSettings(name="cc-ibp", epsilon="8/255", ibp_weight=0.3, steps=3, regularization=0),
+    "exp-ibp": ExpIbpSettings(name="exp-ibp", epsilon="8/255", ibp_weight=0.3, steps=3, regularization=0),
 }
 OTHERS = {
     "trades in L2": TradesSettings(name="trades", norm="l2", epsilon="0.5", steps=3),
@@ -144,7 +152,7 @@ def test_a_few_steps_lower_the_loss_on_digits(settings):
     assert totals[-1] < 0.97 * totals[0]
 
 
-PASSES = dict.fromkeys(OBJECTIVES, 1) | {"trades": 2, "stability": 2}
+PASSES = dict.fromkeys(OBJECTIVES, 1) | dict.fromkeys(("trades", "stability", "mtl-ibp", "cc-ibp", "exp-ibp"), 2)
 
 
 @every_objective

@@ -28,6 +28,10 @@ SMALLEST = {
     "ibp": "{name: ibp, epsilon: 2/255}",
     "crown-ibp": "{name: crown-ibp, epsilon: 2/255}",
     "mixtrain": "{name: mixtrain, epsilon: 2/255, samples: 5}",
+    "sabr": "{name: sabr, epsilon: 2/255, box: 0.1}",
+    "mtl-ibp": "{name: mtl-ibp, epsilon: 2/255, ibp_weight: 0.004}",
+    "cc-ibp": "{name: cc-ibp, epsilon: 2/255, ibp_weight: 0.01}",
+    "exp-ibp": "{name: exp-ibp, epsilon: 2/255, ibp_weight: 0.095}",
 }
 
 
@@ -75,6 +79,11 @@ def test_the_defaults_of_mixtrain_are_those_of_the_original(read):
         ("{name: stability, sigma: 0.25, variant: noisy}", r"objective\.variant: input should be 'stability' or 'gaus"),
         ("{name: ibp, epsilon: 2/255, kappa_end: 1.5}", r"objective\.kappa_end: input should be less than or equal"),
         ("{name: crown-ibp, epsilon: 2/255, kappa_start: -1}", r"objective\.kappa_start: input should be greater"),
+        ("{name: sabr, epsilon: 2/255, box: 0}", r"objective\.box: input should be greater than 0"),
+        (
+            "{name: mtl-ibp, epsilon: 2/255, ibp_weight: 1.5}",
+            r"objective\.ibp_weight: input should be less than or equal",
+        ),
         ("{name: mixtrain, epsilon: 2/255}", r"objective\.samples: is required"),
         ("{name: mixtrain, epsilon: 2/255, samples: 1, probability: 80}", r"objective\.probability: .* \(got 80\)"),
         ("{name: mixtrain, epsilon: 2/255, samples: 1, weight_growth: 0.5}", r"objective\.weight_growth: .*equal to 1"),

@@ -142,7 +142,7 @@ def test_overrides_are_yaml_values_at_dotted_keys(tmp_path):
         ("train=3", r"train: expected keys and values \(got 3\)"),
         (
             "objective.name=tradez",
-            r"objective.name: unknown name 'tradez'; did you mean 'trades'\? choose one of: crown",
+            r"objective.name: unknown name 'tradez'; did you mean 'trades'\? choose one of: cc-ibp, crown",
         ),
         ("prune.objective={beta: 1}", r"prune.objective.name: is required"),
         ("evaluate=[{kind: x}]", r"evaluate.0.kind: unknown kind 'x'; choose one of: alpha-crown, autoattack, "),
@@ -174,7 +174,7 @@ def test_protocol_ids_name_exactly_how_a_number_is_made():
     assert PgdSettings(epsilon="8/255").protocol == "pgd-50@2"
     assert PgdSettings(epsilon="8/255", steps=20, restarts=5, losses=("ce",)).protocol == "pgd-20-r5-ce@2"
     assert PgdSettings(epsilon="8/255", seed=3).protocol == "pgd-50-s3@2"
-    assert AutoAttackSettings(epsilon="8/255").protocol == "aa-standard@1"
+    assert AutoAttackSettings(epsilon="8/255").protocol == "aa-standard@2"
     assert VerifiedSettings(kind="crown-ibp", epsilon="8/255").protocol == "crown-ibp@1"
     assert VerifiedSettings(kind="cascade", epsilon="8/255").protocol == "cascade@1"
     assert VerifiedSettings(kind="cascade", epsilon="1/4", methods=("ibp", "crown")).protocol == "cascade-ibp+crown@1"

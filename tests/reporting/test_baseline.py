@@ -60,7 +60,7 @@ def test_the_same_runs_are_the_same_bytes(tmp_path, write_run):
 
 
 def test_a_radius_keeps_all_its_digits_where_a_verdict_rests_on_them(tmp_path, write_run, kept):
-    """0.24999999 rounded to six digits would be certified at 0.25."""
+    """0.24999999 rounded to four digits would be certified at 0.25."""
     folder, ledgers = kept(write_run(tmp_path / "run", "smoothing", radius=0.24999999))
     (found,) = read_baseline(folder)
     assert {line["radius"] for line in found.lines} == {line["radius"] for line in ledgers[0].lines}

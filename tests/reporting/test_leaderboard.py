@@ -43,7 +43,7 @@ def test_rows_columns_and_numbers_worked_by_hand(runs):
     assert keys(board) == [
         "clean@1::clean_accuracy",
         "pgd-50@1:linf=8/255:robust_accuracy",
-        "aa-standard@1:linf=8/255:robust_accuracy",
+        "aa-standard@2:linf=8/255:robust_accuracy",
         "crown-ibp@1:linf=8/255:verified_accuracy",
         "sandwich@1:linf=8/255:undecided",
         "smoothing-cohen@1:sigma=0.25:certified_accuracy@0.25",

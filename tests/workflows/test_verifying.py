@@ -22,6 +22,7 @@ CASES = {
     "pgd": (PgdSettings(epsilon="8/255", steps=3), 130),
     "pgd-v1": (PgdSettings(epsilon="8/255", steps=3, version=1), 30),
     "autoattack": (AutoAttackSettings(epsilon="128/255"), 2),
+    "autoattack-v1": (AutoAttackSettings(epsilon="128/255", version=1), 2),
     "crown-ibp": (VerifiedSettings(kind="crown-ibp", epsilon="1/255"), 130),
     "cascade": (VerifiedSettings(kind="cascade", epsilon="1/255"), 30),
     "smoothing": (SmoothingSettings(sigma=0.1, n0=10, samples=200), 6),

@@ -54,9 +54,9 @@ def chosen_images(
         return choose(images, choice)
     if choice != Choice():
         raise ConfigError(PICKED)
-    if not EVALUATORS[settings.kind].by_image:
+    if not EVALUATORS[settings.kind].by_image(settings):
         raise ConfigError(
-            f"{settings.kind} judges whole blocks of images, so no image has a verdict of its own; use -n"
+            f"{settings.protocol} judges whole blocks of images, so no image has a verdict of its own; use -n"
         )
     require_indices(images, indices)
     return tuple(sorted(set(indices)))
@@ -147,12 +147,12 @@ def _grow(
 ) -> list[tuple[int, ...]]:
     """Extend a run to more images and return its blocks; new blocks start after the first `done` images.
 
-    An evaluator such as AutoAttack judges a block as a whole: records of a partial block are dropped.
+    Where a block is judged as a whole, as by the first version of AutoAttack, records of a partial block are dropped.
     """
     size = run.header["block_size"]
     cuts = [cut for cut in run.header["dataset"].get("cuts", []) if cut < done]
     blocks = selection.blocks(size, cuts)
-    if done not in {0, *accumulate(map(len, blocks))} and EVALUATORS[settings.kind].by_image:
+    if done not in {0, *accumulate(map(len, blocks))} and EVALUATORS[settings.kind].by_image(settings):
         cuts.append(done)
         blocks = selection.blocks(size, cuts)
     run.reopen(dataset=selection.describe(known, cuts))

@@ -6,23 +6,23 @@ writes the records in block order, so the ledger has the same lines however many
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from hydrabench.bounds import watched
 from hydrabench.data import Choice
 from hydrabench.evaluators import EVALUATORS, EvaluationSettings, at, record_of
 from hydrabench.evaluators.description import require_precision
+from hydrabench.evaluators.flags import flag_texts, has_flags, record_flags
 from hydrabench.ledger import Record, RunFolder, whole_ledger
 from hydrabench.reporting.statistics import summarize
 from hydrabench.runtime import World, environment, exact_arithmetic, operations_per_second, peak_memory
 from hydrabench.threat import doubt
 from hydrabench.workflows.evaluation.continuing import ChosenImages, chosen_images, open_evaluation
+from hydrabench.workflows.evaluation.in_turn import Turns
 from hydrabench.workflows.evaluation.judging import Judge
 from hydrabench.workflows.evaluation.loading import Subject, doubt_of_normalization
 from hydrabench.workflows.evaluation.run_folders import ALL
@@ -77,8 +77,9 @@ def evaluate(
             if world.is_main:
                 say(f"{out} is complete already")
             return opened.run.summary()
+        flags = judge.flags(selection.blocks(judge.blocks.size)[0])
         _fill(opened.run, judge, world, opened.blocks, opened.whole)
-        return world.on_main(lambda: _conclude(opened.run, settings, selection, subject.device))
+        return world.on_main(lambda: _conclude(opened.run, judge, selection, flags))
 
 
 def _fill(run: RunFolder, judge: Judge, world: World, blocks: Sequence[tuple[int, ...]], whole: int) -> None:
@@ -101,7 +102,11 @@ def _fill(run: RunFolder, judge: Judge, world: World, blocks: Sequence[tuple[int
         tracking(title, total=total, done=done, visible=world.is_main) as advance,
         watched(lambda moment: advance(0, f"{moment} · {judge.current()}  {totals}")),
     ):
-        for records in _rounds(world, judge, list(enumerate(blocks))[whole:]):
+        left = list(enumerate(blocks))[whole:]
+        if judge.evaluator.in_turn is not None:
+            Turns(run, judge, world, left, advance, totals).finish()
+            return
+        for records in _rounds(world, judge, left):
             if world.is_main:
                 run.append(records)
                 totals.add([asdict(record) for record in records])
@@ -115,14 +120,19 @@ def _rounds(world: World, judge: Judge, blocks: list[tuple[int, tuple[int, ...]]
         yield [record for records in world.share(work) for record in records]
 
 
-def _conclude(
-    run: RunFolder, settings: EvaluationSettings, selection: ChosenImages, device: torch.device
-) -> dict[str, Any]:
+def _conclude(run: RunFolder, judge: Judge, selection: ChosenImages, flags: Mapping[str, float]) -> dict[str, Any]:
     """Summarise the whole ledger, read back from the disk.
 
+    Args: flags: of the network; those of an attack's records are added.
     Raises: LedgerError if an image has no record or several, or a record cannot be.
     """
-    summary = summarize(settings.kind, whole_ledger(run, selection.indices, record_of(settings)), settings)
-    more = EVALUATORS[settings.kind].more(settings, selection.images.shape)
-    run.finish({**summary, **more}, peak_memory=peak_memory(device))
+    settings, device = judge.settings, judge.subject.device
+    records = whole_ledger(run, selection.indices, record_of(settings))
+    more = judge.evaluator.more(settings, selection.images.shape)
+    if has_flags(judge.evaluator):
+        found = {**flags, **record_flags(records, settings)}
+        more = {**more, "flags": found}
+        for text in flag_texts(found):
+            say(f"flagged: {text}")
+    run.finish({**summarize(settings.kind, records, settings), **more}, peak_memory=peak_memory(device))
     return run.summary()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -10,7 +10,8 @@ from typing import Any
 from hydrabench.data import Block, ImageSource, load_block
 from hydrabench.errors import MemoryShortageError, is_out_of_memory
 from hydrabench.evaluators import EVALUATORS, Computing, EvaluationSettings
-from hydrabench.ledger import Record
+from hydrabench.evaluators.flags import has_flags, network_flags
+from hydrabench.ledger import Attempt, Record
 from hydrabench.runtime import World
 from hydrabench.workflows.evaluation.loading import STORED_IN, Subject
 from hydrabench.workflows.run_options import RunOptions
@@ -49,6 +50,14 @@ class Judge:
         with self._memory():
             self.evaluator.suits(self.subject.network, self._block(0, indices), self.settings)
 
+    def flags(self, indices: tuple[int, ...]) -> dict[str, float]:
+        """Signs on the first images that the network deceives an attack; see `evaluators.flags`."""
+        if not has_flags(self.evaluator):
+            return {}
+        self.indices = indices
+        with self._memory():
+            return network_flags(self.subject.network, self._block(0, indices), self.settings)
+
     def records(self, blocks: Sequence[tuple[int, tuple[int, ...]]]) -> list[Record]:
         """The records of this process's share of a round: one block, or none in the last round."""
         records: list[Record] = []
@@ -56,6 +65,17 @@ class Judge:
             with self._memory():
                 records += self.ready.evaluate(self._block(number, self.indices))
         return records
+
+    def attempts(self, name: str, number: int, indices: tuple[int, ...], heard: Callable[[], None]) -> list[Attempt]:
+        """Run one attack of an evaluator that attacks in turn. number: of the block that the images belong to.
+
+        Raises: MemoryShortageError if they are too many at once.
+        """
+        assert self.evaluator.in_turn is not None
+        self.indices = indices
+        with self._memory():
+            block = self._block(number, indices)
+            return self.evaluator.in_turn.attempt(self.subject.network, block, name, self.settings, heard=heard)
 
     @contextmanager
     def _memory(self) -> Iterator[None]:

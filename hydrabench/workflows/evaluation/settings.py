@@ -16,7 +16,7 @@ def complete_settings(name: str, header: Header, values: Mapping[str, Any]) -> E
 
     Args:
         name: of the checkpoint, for messages. values: `kind` and whatever was given of its settings.
-    Raises: ConfigError naming every option that is wrong or missing.
+    Raises: ConfigError naming every option that is wrong or missing, or what the network has too few classes for.
     """
     threat = header.default_threat()
     complete = with_default_threat(dict(values), threat) if threat else dict(values)
@@ -27,4 +27,6 @@ def complete_settings(name: str, header: Header, values: Mapping[str, Any]) -> E
             f"{name} names no radius in this norm that it was trained for; add --epsilon, for example "
             f"{'0.25' if complete.get('norm') == 'l2' else '8/255'}"
         )
-    return parse_settings(complete)
+    settings = parse_settings(complete)
+    fitted: EvaluationSettings = EVALUATORS[settings.kind].fitted(settings, header.num_classes)
+    return fitted

@@ -29,7 +29,7 @@ from hydrabench.workflows.progress import Advance, tracking
 from hydrabench.workflows.run_options import RunOptions
 from hydrabench.workflows.training.gradients import Gradients
 from hydrabench.workflows.training.micro_batches import Memory, minibatches
-from hydrabench.workflows.training.optimizer import Average, build_optimizer, set_learning_rate
+from hydrabench.workflows.training.optimizer import Average, build_optimizer, limit_gradients, set_learning_rate
 from hydrabench.workflows.training.resume import Progressed, Sums, read_state, resuming, write_metrics, write_state
 from hydrabench.workflows.training.tensorboard import Write, scalars
 from hydrabench.workflows.training.validation import validate
@@ -203,6 +203,9 @@ class Loop:
         """Move the weights; False if float16 gradients overflowed, and the step is skipped as GradScaler does."""
         scaler = self.gradients.scaler
         scale = scaler.get_scale()
+        if self.job.recipe.gradient_norm:
+            scaler.unscale_(self.optimizer)
+            limit_gradients(self.job.network, self.job.recipe.gradient_norm)
         scaler.step(self.optimizer)
         scaler.update()
         moved = scaler.get_scale() >= scale

@@ -42,10 +42,16 @@ def set_learning_rate(
         total=recipe.epochs * steps_per_epoch,
         steps_per_epoch=steps_per_epoch,
         warmup_steps=recipe.warmup_epochs * steps_per_epoch,
+        milestones=recipe.milestones,
     )
     for group in optimizer.param_groups:
         group["lr"] = recipe.lr * factor
     return recipe.lr * factor
+
+
+def limit_gradients(network: nn.Module, longest: float) -> None:
+    """Scale the gradients of all trained parameters together down to the L2 norm `longest`, if it is larger."""
+    nn.utils.clip_grad_norm_([parameter for parameter in network.parameters() if parameter.requires_grad], longest)
 
 
 class Average:

@@ -76,9 +76,9 @@ def test_a_run_grows_and_what_was_done_stays(subject, cpu, tmp_path, comparable,
     assert f"grows from {sizes[1]} to {sizes[2]} images; {sizes[1]} are kept" in capsys.readouterr().err
 
 
-def test_autoattack_keeps_whole_blocks_only_and_grows_to_the_same_records(subject, cpu, tmp_path, comparable):
-    """Its attacks see a block as one batch, so that a part of one is another batch."""
-    settings = AutoAttackSettings(epsilon="128/255")
+def test_autoattack_by_blocks_keeps_whole_ones_only_and_grows_to_the_same_records(subject, cpu, tmp_path, comparable):
+    """Attacks of the first protocol see a block as one batch, so that a part of one is another batch."""
+    settings = AutoAttackSettings(epsilon="128/255", version=1)
     evaluate(subject, settings, tmp_path / "whole", options=cpu, n=3)
     for n in (2, 3):
         evaluate(subject, settings, tmp_path / "grown", options=cpu, n=n, resume=True)

@@ -387,9 +387,9 @@ def test_alpha_crown_needs_rules_of_our_own(subject, cpu, tmp_path, settings):
 
 def test_what_autoattack_cannot_judge_is_refused_before_anything_is_written(subject, cpu, tmp_path, monkeypatch):
     settings = AutoAttackSettings(epsilon="8/255")
-    probabilities = replace(subject, network=nn.Sequential(subject.network, nn.Softmax(dim=1)).eval())
-    with pytest.raises(HydrabenchError, match=r"let it return logits"):
-        evaluate(probabilities, settings, tmp_path / "run", options=cpu, n=5)
+    three = replace(subject, network=nn.Sequential(subject.network, nn.Linear(10, 3)).eval())
+    with pytest.raises(HydrabenchError, match=r"name the attacks that are defined with --attacks apgd-ce,fab-t,square"):
+        evaluate(three, settings, tmp_path / "run", options=cpu, n=5)
     monkeypatch.setitem(sys.modules, "pyautoattack", None)
     with pytest.raises(HydrabenchError, match=r"not installed; run: pip install pyautoattack"):
         evaluate(subject, settings, tmp_path / "run", options=cpu, n=5)
@@ -462,7 +462,7 @@ def test_explicit_images_are_checked(subject, cpu, tmp_path):
     for indices, n, settings, message in (
         ([3, 500], None, PGD, r"--index 500 is outside 0\.\.499, the test images of digits"),
         ([3], 5, PGD, r"--index names the images one by one; leave -n, --skip and --ids out"),
-        ([3], None, AutoAttackSettings(epsilon="1/255"), r"autoattack judges whole blocks"),
+        ([3], None, AutoAttackSettings(epsilon="1/255", version=1), r"aa-standard@1 judges whole blocks"),
     ):
         with pytest.raises((DataError, ConfigError), match=message):
             evaluate(subject, settings, tmp_path / "run", options=cpu, n=n, indices=indices)

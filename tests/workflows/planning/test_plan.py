@@ -153,8 +153,10 @@ def timed_once(monkeypatch):
 @pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("phase", ["train", "prune"])
 def test_a_step_of_every_objective_can_be_timed_and_leaves_the_network_alone(timed_once, make_recipe, name, phase):
-    settings = {"stability": {"sigma": 0.1}, "natural": {}, "mixtrain": {"epsilon": "8/255", "samples": 2}}
-    objective = {"name": name, **settings.get(name, {"epsilon": "8/255"})}
+    own = {"stability": {"sigma": 0.1}, "natural": {}, "mixtrain": {"samples": 2}, "sabr": {"box": 0.5}}
+    own |= {key: {"ibp_weight": 0.5} for key in ("mtl-ibp", "cc-ibp", "exp-ibp")}
+    radius = {} if name in ("stability", "natural") else {"epsilon": "8/255"}
+    objective = {"name": name, **radius, **own.get(name, {})}
     recipe = make_recipe(objective=objective, evaluate=[])
     network = fresh_network(recipe).eval()
     before = {key: value.clone() for key, value in network.state_dict().items()}

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hydrabench.recipes import TrainRecipe
-from hydrabench.workflows.training.optimizer import Average, build_optimizer, set_learning_rate
+from hydrabench.workflows.training.optimizer import Average, build_optimizer, limit_gradients, set_learning_rate
 
 
 def one_weight(value: float = 1.0) -> nn.Linear:
@@ -46,6 +46,16 @@ def test_two_steps_with_a_gradient_of_two_worked_by_hand(values, expected):
     moments of a constant gradient are g and g². RMSprop's mean square is 0.01 g² and then 0.99 · 0.01 g² + 0.01 g²; its
     velocity is that of SGD, of the quotients."""
     assert step(recipe(**values), [2.0, 2.0]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_gradients_are_cut_to_a_norm_over_all_parameters():
+    """3 and 4 have the norm 5, half of which is 2.5; what is shorter, or not trained, stays as it is."""
+    network = nn.Sequential(one_weight(), one_weight(), one_weight().requires_grad_(False))
+    for layer, gradient in zip(network, (3.0, 4.0, 100.0), strict=True):
+        layer.weight.grad = torch.tensor([[gradient]])
+    for longest, expected in ((10.0, [3.0, 4.0, 100.0]), (2.5, [1.5, 2.0, 100.0])):
+        limit_gradients(network, longest)
+        assert [layer.weight.grad.item() for layer in network] == pytest.approx(expected, rel=1e-4)
 
 
 def test_what_is_not_trained_is_not_decayed_either():
@@ -126,6 +136,8 @@ def test_an_average_goes_on_from_its_state():
         ({"nesterov": True, "momentum": 0}, "got sgd and 0"),
         ({"warmup_epochs": 1}, "warmup_epochs 1 are part of epochs 1 and must leave one; raise epochs"),
         ({"ema_decay": 1}, "less than 1"),
+        ({"schedule": "milestones"}, r"schedule milestones with milestones \[\]; schedule milestones takes the epochs"),
+        ({"milestones": [1]}, r"schedule cosine with milestones \[1\]"),
         ({"schedule": "cosine-epoch"}, "cosine-epoch has learning rate 0 throughout a single epoch; take schedule cos"),
     ],
 )

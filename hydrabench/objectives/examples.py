@@ -1,0 +1,90 @@
+"""Adversarial examples for objectives that bound boxes: the strongest of the points that an attack visits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hydrabench.attacks import ExactBall, steepest
+from hydrabench.objectives.step import TrainingStep
+from hydrabench.threat import linf_box
+
+MIDDLE = 0.5  # of the pixel range
+FOOLED = 1e6  # lifts every misclassified point above all that are classified right
+DECAYS = (5, 8, 9)  # tenths of the steps after which the length of a step falls to a tenth
+
+
+def strongest_examples(
+    network: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    step: TrainingStep,
+    *,
+    epsilon: float,
+    steps: int,
+    step_size: float,
+    decays: bool = False,
+) -> Tensor:
+    """Return the points with the largest cross entropy among those that PGD reaches in an L-infinity ball.
+
+    The start is uniform in the ball and does not count; a misclassified point beats all that are classified right.
+    The network runs in eval mode and is left in train mode; its parameters get no gradients.
+
+    Args:
+        x: images, (B, C, H, W), in [0, 1]; y: labels, (B,).
+        epsilon: radius in pixel units, >= 0.
+        steps: gradient steps, >= 1.
+        step_size: length of the first step in pixel units.
+        decays: whether the length falls to a tenth after 5, 8 and 9 tenths of the steps.
+    Returns: images, (B, C, H, W), in [0, 1], detached.
+    Source: the attacks of the authors of SABR (arXiv:2210.04871, appendix C; with `decays`) and of expressive losses
+        (arXiv:2305.13991, appendix F).
+    """
+    network.eval()
+    ball = ExactBall.around(x, epsilon, "linf")
+    points = ball.scaled(step.uniform(x))
+    best, most = points, torch.full((len(x),), -torch.inf, device=x.device)
+    for number in range(steps):
+        points = points.detach().requires_grad_()
+        with torch.enable_grad():
+            logits = network(points)
+            losses = functional.cross_entropy(logits, y, reduction="none")
+        if number:
+            best, most = _stronger(best, most, points.detach(), _ranked(logits, losses, y))
+        size = step_size * (_decay(number, steps) if decays else 1.0)
+        (gradient,) = torch.autograd.grad(losses.sum(), points)
+        points = ball.project(steepest(points.detach(), gradient, size, norm="linf"))
+    if steps > 1:
+        with torch.no_grad():
+            logits = network(points)
+        ranked = _ranked(logits, functional.cross_entropy(logits, y, reduction="none"), y)
+        points, _ = _stronger(best, most, points, ranked)
+    network.train()
+    return points.detach()
+
+
+def small_centres(points: Tensor, x: Tensor, epsilon: float, half: float) -> Tensor:
+    """Return the centres nearest to `points` of boxes of half side `half` in the box around `x`, cut to [0, 1].
+
+    Where the pixel range cuts the box around `x` to less than a small box, the small one is cut on the same side.
+    Source: arXiv:2210.04871, section 3.
+    """
+    lower, upper = linf_box(x, epsilon)
+    low, high = lower + half, upper - half
+    cut = torch.where(x < MIDDLE, high, low)
+    return torch.where(low <= high, torch.minimum(torch.maximum(points, low), high), cut)
+
+
+def _ranked(logits: Tensor, losses: Tensor, y: Tensor) -> Tensor:
+    return losses.detach().float() + FOOLED * (logits.argmax(1) != y)
+
+
+def _stronger(best: Tensor, most: Tensor, points: Tensor, ranked: Tensor) -> tuple[Tensor, Tensor]:
+    better = ranked > most
+    return torch.where(better.view(-1, *[1] * (best.ndim - 1)), points, best), torch.where(better, ranked, most)
+
+
+def _decay(number: int, steps: int) -> float:
+    """Return the factor on the length of the 0-based step `number`."""
+    return float(0.1 ** sum(10 * number >= tenths * steps for tenths in DECAYS))
