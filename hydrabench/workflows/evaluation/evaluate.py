@@ -21,6 +21,7 @@ from hydrabench.ledger import Record, RunFolder, whole_ledger
 from hydrabench.reporting.statistics import summarize
 from hydrabench.runtime import World, environment, exact_arithmetic, operations_per_second, peak_memory
 from hydrabench.threat import doubt
+from hydrabench.workflows.evaluation.certificates import open_certificates
 from hydrabench.workflows.evaluation.continuing import ChosenImages, chosen_images, open_evaluation
 from hydrabench.workflows.evaluation.in_turn import Turns
 from hydrabench.workflows.evaluation.judging import Judge
@@ -66,6 +67,7 @@ def evaluate(
     judge = Judge(subject, settings, images, options)
     if subject.parent is not None:
         subject.parent.require_images(images, selection.indices)
+    _leave_out_certified(judge, options, chosen, world)
     judge.check(selection.blocks(judge.blocks.size)[0])
     with one_writer(out, world):
         opened = world.on_main(
@@ -80,6 +82,16 @@ def evaluate(
         flags = judge.flags(selection.blocks(judge.blocks.size)[0])
         _fill(opened.run, judge, world, opened.blocks, opened.whole)
         return world.on_main(lambda: _conclude(opened.run, judge, selection, flags))
+
+
+def _leave_out_certified(judge: Judge, options: RunOptions, chosen: Sequence[int], world: World) -> None:
+    """Give the judge the certificates of --skip-certified, if there are any. Raises: as `open_certificates`."""
+    skip = options.computing.get("skip_certified")
+    if skip is None:
+        return
+    judge.certificates = held = open_certificates(Path(skip), judge.subject, judge.settings, judge.images, chosen)
+    if world.is_main:
+        say(f"{len(held.known)} of {len(chosen)} images need no attack: verified by {held.name}")
 
 
 def _fill(run: RunFolder, judge: Judge, world: World, blocks: Sequence[tuple[int, ...]], whole: int) -> None:
