@@ -20,8 +20,9 @@ from hydrabench.ledger.folder import (
     open_run,
     read_run,
 )
+from hydrabench.ledger.records import ABSTAIN, Record, ReuseRecord, SmoothedRecord, VerifiedRecord
 from hydrabench.ledger.smooth_attack import SmoothAttackRecord
-from hydrabench.ledger.writer import interrupted, writing
+from hydrabench.ledger.writer import interrupted, writing, writing_file
 
 __all__ = [
     "ABSTAIN",
@@ -52,4 +53,5 @@ __all__ = [
     "read_run",
     "whole_ledger",
     "writing",
+    "writing_file",
 ]
