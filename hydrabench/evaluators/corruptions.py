@@ -28,7 +28,7 @@ from hydrabench.evaluators.description import (
     Ready,
     clean_metric,
 )
-from hydrabench.ledger.corruption import CORRUPTIONS, SEVERITIES, CorruptionRecord
+from hydrabench.ledger import CORRUPTIONS, SEVERITIES, CorruptionRecord
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -162,11 +162,11 @@ def _metrics(lines: Sequence[Line], _settings: Any) -> dict[str, Metric]:
     found["corruption_accuracy"] = Metric(tuple(mean(line, CORRUPTIONS) for line in lines), "t", label="mean")
     for name in CORRUPTIONS:
         values = tuple(mean(line, (name,)) for line in lines)
-        found[f"corruption_accuracy@{name}"] = Metric(values, "t", label=name)
+        found[f"corrupted@{name}"] = Metric(values, "t", label=name)
     return found
 
 
-CORRUPTED = Evaluator(
+COMMON_CORRUPTIONS = Evaluator(
     settings=CorruptionSettings,
     evaluate=evaluate_corruptions,
     record=CorruptionRecord,

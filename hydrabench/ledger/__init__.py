@@ -11,7 +11,7 @@ from hydrabench.ledger.checking import (
     read_record,
     whole_ledger,
 )
-from hydrabench.ledger.corruption import CORRUPTIONS, CorruptionRecord
+from hydrabench.ledger.corruption import CORRUPTIONS, SEVERITIES, CorruptionRecord
 from hydrabench.ledger.folder import (
     RUN_SCHEMA,
     SUMMARY_SCHEMA,
@@ -32,6 +32,7 @@ __all__ = [
     "CORRUPTIONS",
     "RUN_AGAIN",
     "RUN_SCHEMA",
+    "SEVERITIES",
     "SUMMARY_SCHEMA",
     "AttackRecord",
     "Attempt",
