@@ -156,7 +156,7 @@ def search(
         if last or (broken and bool(wrong.all())):
             break
         with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(loss(logits, *classes).sum(), points)
+            gradient = _input_gradient(loss(logits, *classes).sum(), points)
         points = points.detach()
         if broken:
             result.keep(alive, wrong, lowest, points, done)
@@ -170,6 +170,14 @@ def search(
     result.smallest[alive], result.points[alive] = lowest, points.detach()
     result.broke_at[alive[wrong]] = done
     return result
+
+
+def _input_gradient(value: Tensor, points: Tensor) -> Tensor:
+    """Return the gradient at `points`, zero for a network that is cut off from its input; `checks` flags those."""
+    if not value.requires_grad:
+        return torch.zeros_like(points)
+    (gradient,) = torch.autograd.grad(value, points, allow_unused=True)
+    return torch.zeros_like(points) if gradient is None else gradient
 
 
 def _of_mean_one(gradient: Tensor) -> Tensor:

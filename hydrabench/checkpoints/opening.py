@@ -9,6 +9,7 @@ from typing import Any
 from hydrabench.checkpoints.download import Progress
 from hydrabench.checkpoints.foreign.importing import Given, import_checkpoint
 from hydrabench.checkpoints.format import Checkpoint, load_checkpoint
+from hydrabench.checkpoints.hub import is_on_hub
 from hydrabench.checkpoints.manifest import ZooEntry
 from hydrabench.checkpoints.peeking import is_torch_file
 from hydrabench.checkpoints.zoo import read_zoo, resolve
@@ -38,7 +39,7 @@ def open_ref(
     if is_torch_file(path):
         if model is not None:
             raise ConfigError(f"{ref} is a file of torch.save; give --model {model} --weights {ref} in place of --ckpt")
-        read = import_checkpoint if Path(ref).exists() else partial(read_entry, read_zoo()[ref])
+        read = import_checkpoint if Path(ref).exists() or is_on_hub(ref) else partial(read_entry, read_zoo()[ref])
         return read(path, arch=arch, dataset=dataset, density=density, normalization=normalization)
     given = {"--arch": arch, "--dataset": dataset, "--source-density": density, "--normalization": normalization}
     if superfluous := [option for option, value in given.items() if value is not None]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hydrabench.checkpoints.cache import fetch_remote
 from hydrabench.checkpoints.download import Progress
+from hydrabench.checkpoints.hub import PREFIX, WEIGHTS, fetch_from_hub, is_on_hub
 from hydrabench.checkpoints.manifest import RELEASED, SHIPPED, ProtocolResult, ZooEntry, read_entries
 from hydrabench.errors import CheckpointError, ConfigError
 from hydrabench.files import sha256_of, shipped
@@ -72,18 +73,23 @@ def fetch(
 
 
 def resolve(ref: str, *, progress: Progress | None = None) -> Path:
-    """Return the checkpoint file that `ref` names: a file, a run folder, or a zoo id, fetched first if need be.
+    """Return the checkpoint file that `ref` names: a file, a run folder, a zoo id, or a repository (see `hub`).
+
+    What is on the web is fetched first if need be. A folder may also be a repository's.
 
     Args: progress: told how far a download has come.
     Raises: CheckpointError if it is none of them, or cannot be fetched.
     """
+    if is_on_hub(ref):
+        return fetch_from_hub(ref)
     path = Path(ref)
     try:
         if path.is_dir():
-            path = path / "checkpoint.safetensors"
-            if not path.is_file():
+            files = [path / "checkpoint.safetensors", path / WEIGHTS]
+            found = next((file for file in files if file.is_file()), None)
+            if found is None:
                 raise CheckpointError(f"the folder {ref} holds no checkpoint.safetensors; has its run finished?")
-            return path
+            return found
         if path.is_file():
             return path
     except OSError as error:
@@ -96,9 +102,11 @@ def resolve(ref: str, *, progress: Progress | None = None) -> Path:
 def checkpoint_name(ref: str) -> str:
     """A short name for tables: the zoo id, or the last two parts of the path of the run folder or file."""
     path = Path(ref)
+    if is_on_hub(ref):
+        return ref.removeprefix(PREFIX)
     if not path.exists():
         return ref
     path = path.resolve()
-    if path.name == "checkpoint.safetensors":
+    if path.name in ("checkpoint.safetensors", WEIGHTS):
         path = path.parent
     return "/".join(path.with_suffix("" if path.suffix == ".safetensors" else path.suffix).parts[-2:])

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +30,10 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 GRACE_SECONDS = 2.0
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 FOLDER = click.Path(path_type=Path, file_okay=False)
-REF_HELP = "Checkpoint: a file (ours, or a foreign .pth.tar or .pt), a run folder, or an id of `hydrabench zoo list`."
+REF_HELP = (
+    "Checkpoint: a file (ours, or a foreign .pth.tar or .pt), a run folder, hf:ORG/REPO[/FILE], or an id of "
+    "`hydrabench zoo list`."
+)
 
 
 class Commands(click.Group):
@@ -77,24 +80,6 @@ class Minutes(click.FloatRange):
         """Read it."""
         number: float = super().convert(value, param, ctx)
         return number if number == number else self.fail(f"{value!r} is no number of minutes", param, ctx)  # noqa: PLR0124
-
-
-class SectionedCommand(click.Command):
-    """A command with many options, whose --help lists them under headings."""
-
-    def __init__(self, *args: Any, sections: Mapping[str, Collection[str]], **kwargs: Any) -> None:
-        """sections: names of options by heading; those that are in none come first."""
-        super().__init__(*args, **kwargs)
-        self.sections = sections
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options, section by section."""
-        elsewhere = {name for names in self.sections.values() for name in names}
-        shown = {parameter.name: parameter.get_help_record(ctx) for parameter in self.get_params(ctx)}
-        general = [name for name in shown if name not in elsewhere]
-        for heading, names in {"Options": general, **self.sections}.items():
-            with formatter.section(heading):
-                formatter.write_dl([record for name in names if (record := shown[name])])
 
 
 def options(*added: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -181,11 +166,16 @@ model_options = options(
         "--model",
         metavar="SPEC",
         type=Name(tuple, files=True),
-        help="In place of --ckpt, any network: FILE.py:NAME, package.module:NAME, torchvision:NAME, timm:NAME, or a "
-        "file of torch.export (.pt2) or TorchScript (.pt). Code that it names is run. With --ckpt, the code of a "
-        "checkpoint that needs some.",
+        help="In place of --ckpt, any network: FILE.py:NAME, package.module:NAME, torchvision:NAME, timm:NAME, "
+        "robustbench:NAME, or a file: ONNX (.onnx), torch.export (.pt2) or TorchScript (.pt). Code that it names is "
+        "run. With --ckpt, the code of a checkpoint that needs some.",
     ),
     click.option("--model-args", multiple=True, metavar="KEY=VALUE", help="Argument for NAME; may be repeated."),
+    click.option(
+        "--threat",
+        type=click.Choice(["Linf", "L2", "corruptions"]),
+        help="Of robustbench:NAME: which of its lists the network is on.  [default: Linf]",
+    ),
     click.option("--weights", type=click.Path(path_type=Path), help="State dict for --model: safetensors, .pt, .pth."),
 )
 foreign_options = options(
@@ -198,7 +188,7 @@ foreign_options = options(
         "--dataset",
         type=DATASET,
         help="Data set of such a file, or of --model; for --model also folder:DIR (one folder per class), npz:FILE "
-        "(images, labels), parquet:PATH.  [default: what the file says]",
+        "(images, labels), parquet:PATH, cifar10c:DIR/fog/3.  [default: what the file says]",
     ),
     click.option(
         "--source-density", type=float, help="Density of such a file, HYDRA's --k.  [default: from its zeros]"
@@ -270,18 +260,20 @@ def read_network(
     Args: needed: whether there must be one.
     Raises: ConfigError for options that do not go together; UsageError if a network is needed and none is named.
     """
-    chosen = {name: given.pop(name) for name in ("model", "model_args", "weights")}
+    chosen = {name: given.pop(name) for name in ("model", "model_args", "weights", "threat")}
     described = read_foreign(given)
     if chosen["model"] is None:
-        named = ", ".join(f"--{name.replace('_', '-')}" for name in ("model_args", "weights") if chosen[name])
+        named = ", ".join(f"--{name.replace('_', '-')}" for name in ("model_args", "weights", "threat") if chosen[name])
         if named:
             raise ConfigError(f"{named} is for --model; with --ckpt leave it out")
         if ref is None and needed:
             raise click.UsageError("name a network: --ckpt FILE, run folder or zoo id, or --model FILE.py:NAME")
         return described, None
     if ref is not None:
-        if chosen["model_args"] or chosen["weights"]:
-            raise ConfigError("--ckpt has weights and arguments of its own; leave it or --weights, --model-args out")
+        if chosen["model_args"] or chosen["weights"] or chosen["threat"]:
+            raise ConfigError(
+                "--ckpt has weights and arguments of its own; leave it or --weights, --model-args, --threat out"
+            )
         return {**described, "model": chosen["model"]}, None
     for name, option in (("arch", "--arch"), ("density", "--source-density")):
         if name in described:

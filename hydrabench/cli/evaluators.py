@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import click
 
-from hydrabench.cli.common import FOLDER, SectionedCommand
+from hydrabench.cli.common import FOLDER
 from hydrabench.cli.values import Name
 from hydrabench.errors import ConfigError, lookup
 
@@ -16,6 +16,24 @@ if TYPE_CHECKING:
 
 COMMAND_OF = {"attack": "attack", "method": "certify"}  # by the option that chooses the evaluator
 TYPES: dict[str, Any] = {"int": int, "float": float, "folder": FOLDER}
+
+
+class SectionedCommand(click.Command):
+    """A command with many options, whose --help lists them under headings."""
+
+    def __init__(self, *args: Any, sections: Mapping[str, Collection[str]], **kwargs: Any) -> None:
+        """sections: names of options by heading; those that are in none come first."""
+        super().__init__(*args, **kwargs)
+        self.sections = sections
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, section by section."""
+        elsewhere = {name for names in self.sections.values() for name in names}
+        shown = {parameter.name: parameter.get_help_record(ctx) for parameter in self.get_params(ctx)}
+        general = [name for name in shown if name not in elsewhere]
+        for heading, names in {"Options": general, **self.sections}.items():
+            with formatter.section(heading):
+                formatter.write_dl([record for name in names if (record := shown[name])])
 
 
 class EvaluatorCommand(SectionedCommand):

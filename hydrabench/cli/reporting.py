@@ -22,16 +22,17 @@ LEAST_WIDTH = 80
     "--format",
     "formats",
     multiple=True,
-    help="md, csv, json, latex, parquet (records) or tsv (Cohen's); may be repeated.  [default: the first four]",
+    help="md, csv, json, latex, parquet (records), tsv (Cohen's) or robustbench; may be repeated.  "
+    "[default: the first four]",
 )
 @click.option(
     "--import",
     "imports",
     type=(str, str),
     multiple=True,
-    metavar="cohen|papers PATH",
-    help="Add results of others: cohen PATH,KEY=VALUE,...: a table of Cohen's format; papers FILE.yml: published "
-    "numbers. May be repeated.",
+    metavar="cohen|papers|robustbench PATH",
+    help="Add results of others: cohen PATH or 'logs/**/*': tables of Cohen's tools; papers FILE.yml: published "
+    "numbers; robustbench PATH: its model_info. May be repeated.",
 )
 @click.option(
     "-n",
@@ -41,6 +42,8 @@ LEAST_WIDTH = 80
     help="Compare on the first N images, or give each number of images columns of its own.  "
     "[default: the images that all networks have]",
 )
+@click.option("--sort", default="", metavar="HEADING", help="Rank by this column, or a part of its heading.")
+@click.option("--group-by", default="density", show_default=True, help="Rank within density, arch or dataset.")
 @plugin_option
 @click.option("--json", "as_json", is_flag=True, help="Print the summary, and nothing else, as JSON on stdout.")
 def report(
@@ -49,13 +52,18 @@ def report(
     formats: tuple[str, ...],
     imports: tuple[tuple[str, str], ...],
     images: str | None,
+    sort: str,
+    group_by: str,
     as_json: bool,
 ) -> None:
     """Make a leaderboard from the ledgers of RUNS (run folders, or folders that hold some).
 
-    `--format tsv` writes a table for each smoothing run, as Cohen's certify.py does; `--import cohen` reads one. Keys:
-    name, dataset, sigma; if known samples (N), n0, alpha, split, arch, objective, density; radii=0+0.25+0.5.
-    `--import papers` reads numbers that a paper prints, with their source; they have no records, so no test uses them.
+    `--format tsv` writes a table for each smoothing run, as Cohen's certify.py does; `--import cohen` reads one, or all
+    that a pattern finds. Of a pattern, name, dataset and sigma come from the paths; of one table they are keys behind
+    the path, as are, if known, samples (N), n0, alpha, split, arch, objective, density; radii=0+0.25+0.5.
+    `--format robustbench` writes model_info/DATASET/THREAT/NAME.json for AutoAttack runs, and `--import robustbench`
+    reads such files. `--import papers` reads numbers that a paper prints, with their source. Both have no records, so
+    no test uses them.
 
     Exits with status 1 if a ledger is incomplete, if ledgers speak of different images, or if one says
     "verified" where another says "broken".
@@ -64,6 +72,7 @@ def report(
     Examples
       hydrabench report runs/evaluations --out reports/mine
       hydrabench report runs/evaluations --import cohen logs/sigma_0.25,name=cohen,dataset=cifar10,sigma=0.25
+      hydrabench report --import cohen 'logs/**/*.tsv' --out reports/literature
       hydrabench report runs/evaluations --import papers hydra.yml
     """
     from hydrabench.workflows.reporting import REPORT_FORMATS, write_report
@@ -71,7 +80,8 @@ def report(
     n = _meeting(images)
     if not runs and not imports:
         raise click.UsageError("Missing argument 'RUNS...'.")
-    show_report(write_report(list(runs), out, formats or REPORT_FORMATS, imports=imports, n=n), out, as_json)
+    asked = {"n": n, "sort": sort, "group_by": group_by}
+    show_report(write_report(list(runs), out, formats or REPORT_FORMATS, imports=imports, **asked), out, as_json)
 
 
 def _meeting(text: str | None) -> Any:

@@ -148,10 +148,11 @@ def zoo_verify(names: tuple[str, ...], **given: Any) -> None:
     "--format",
     "layout",
     required=True,
-    type=click.Choice(["dense", "masked", "compact", "hydra", "state-dict", "onnx"]),
-    help="dense, masked, compact: .safetensors. hydra: the original code's .pth.tar. state-dict: .pt. onnx: .onnx.",
+    type=click.Choice(["dense", "masked", "compact", "hydra", "state-dict", "onnx", "hf"]),
+    help="dense, masked, compact: .safetensors. hydra: the original code's .pth.tar. state-dict: .pt. onnx: .onnx. "
+    "hf: a folder for the Hugging Face hub.",
 )
-@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="File to write.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="File, or folder of --format hf, to write.")
 @foreign_options
 @plugin_option
 def zoo_export(ref: str | None, layout: str, out: Path, **given: Any) -> None:
@@ -162,7 +163,8 @@ def zoo_export(ref: str | None, layout: str, out: Path, **given: Any) -> None:
     With --format hydra, the file is masked if REF is, else dense; its entry `k` is the --k that the original needs.
     hydra and state-dict files hold the input normalisation for us to read back, not for other code to use; an onnx
     file has it in its graph, from `images` in [0, 1], in batches of any size, to `logits`. --format onnx needs
-    `pip install 'hydrabench[onnx]'`.
+    `pip install 'hydrabench[onnx]'`. An hf folder holds model.safetensors, config.json and a model card with
+    the numbers of the zoo; `--ckpt FOLDER`, and `--ckpt hf:ORG/REPO` once it is on the hub, open it.
 
     \b
     Examples
@@ -184,7 +186,8 @@ def zoo_export(ref: str | None, layout: str, out: Path, **given: Any) -> None:
     from hydrabench.workflows import zoo as workflow
 
     sha256 = workflow.export_entry(request or str(ref), out, layout, described=described)
-    size = out.stat().st_size
+    weights = out / "model.safetensors" if out.is_dir() else out
+    size = weights.stat().st_size
     click.echo(f"{out}: {size / 1000:.1f} kB, SHA-256 {sha256}")
     if layout == "compact":
         dense = workflow.dense_bytes(out)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-OWN_KINDS = ("folder", "npz", "parquet")
-OWN_FORMS = "folder:DIR (one folder per class), npz:FILE (images, labels) or parquet:PATH (Hugging Face layout)"
+OWN_KINDS = ("folder", "npz", "parquet", "cifar10c", "hf")
+CORRUPTED = "cifar10c:DIR/CORRUPTION/SEVERITY (CIFAR-10-C, such as DIR/fog/3)"
+OWN_FORMS = (
+    f"folder:DIR (one folder per class), npz:FILE (images, labels), parquet:PATH (Hugging Face layout), {CORRUPTED} or "
+    "hf:ORG/NAME (through the library datasets)"
+)
 
 
 def is_own(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Images of the user's own: a folder of class folders, a file of numpy's, or Parquet files of the Hugging Face layout.
+"""Images of the user's own: folders of class folders, files of numpy's, Parquet files of the Hugging Face layout.
 
 They are evaluated only, so each is one split, called "test".
 """
@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from hydrabench.data.corrupted import load_place
 from hydrabench.data.decoding import open_rgb
 from hydrabench.data.encoded import Encoded, EncodedImages, Files, ParquetRows
 from hydrabench.data.forms import OWN_FORMS
+from hydrabench.data.hub_images import load_hub
 from hydrabench.data.images import ImageSet, ImageSource, check_labels
 from hydrabench.data.labels import feature_names, plain_class
 from hydrabench.data.parquet import LABEL_COLUMNS, column_names, read_column, read_parquet
@@ -37,7 +39,7 @@ def load_own(name: str) -> ImageSource:
     """
     form, _, place = name.partition(":")
     path = Path(place)
-    if not path.exists():
+    if form not in INSIDE and not path.exists():
         raise DataError(f"--dataset {name}: there is no {place or 'path'}; give {OWN_FORMS}")
     images = OWN[form](path, name)
     check_labels(images, name)
@@ -178,4 +180,7 @@ OWN: dict[str, Callable[[Path, str], ImageSource]] = {
     "folder": _from_folder,
     "npz": _from_npz,
     "parquet": _from_parquet,
+    "cifar10c": load_place,
+    "hf": load_hub,
 }
+INSIDE = ("cifar10c", "hf")  # whose places are no paths

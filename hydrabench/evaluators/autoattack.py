@@ -17,7 +17,7 @@ from hydrabench.evaluators.autoattack_settings import (
     fitted_to_classes,
     passes_of,
 )
-from hydrabench.evaluators.ball_settings import EPSILON, NORM, SEED
+from hydrabench.evaluators.ball_settings import EPSILON, NORM, SEED, SKIP_CERTIFIED
 from hydrabench.evaluators.clean import clean_logits, require_finite
 from hydrabench.evaluators.description import Evaluator, InTurn, Option, robust_metrics
 from hydrabench.evaluators.pgd import PgdSettings, evaluate_pgd, short_pgd
@@ -166,17 +166,11 @@ def seed_of(settings: AutoAttackSettings, number: int) -> int:
 
 
 def require_suitable(network: nn.Module, block: Block, settings: AutoAttackSettings) -> None:
-    """Raise for networks that these attacks cannot judge.
+    """Raise for networks that these attacks are not defined for: of too few classes, or too small for Square's windows.
 
-    These are upstream's checks of the class count, of outputs that are already probabilities (the
-    attacks' gradients vanish) and of randomized networks, and the image side that Square's L2
-    windows need. Its check for networks that differentiate inside the forward pass is left out: it
-    replaces the process's trace function.
     Raises: HydrabenchError that says what to do instead; NonFiniteError naming the image whose logits are NaN or
         infinite.
     """
-    import torch
-
     logits = clean_logits(network, block)
     classes, sides = logits.shape[1], block.images.shape[2:]
     if fitted_to_classes(settings, classes) != settings:
@@ -188,18 +182,6 @@ def require_suitable(network: nn.Module, block: Block, settings: AutoAttackSetti
         raise HydrabenchError(
             f"Square under L2 needs images of at least 5 x 5 pixels, got {tuple(sides)}; name the other attacks with "
             f"--attacks {','.join(name for name in settings.order if name not in ('square', SHORT_PGD))}"
-        )
-    if logits.min() >= 0 and torch.allclose(logits.sum(1), torch.ones_like(logits[:, 0]), rtol=0, atol=1e-5):
-        raise HydrabenchError(
-            "the network's outputs are probabilities, through which AutoAttack gets no useful gradients; "
-            "let it return logits (take its final softmax away)"
-        )
-    again = clean_logits(network, block)
-    difference = (again - logits).norm(dim=1) / logits.norm(dim=1).clamp_min(1e-10)
-    if settings.ensemble != "rand" and (difference > 1e-4).any():
-        raise HydrabenchError(
-            "the network gives different logits for the same images, and these attacks judge deterministic networks; "
-            "for a randomised one take --ensemble rand"
         )
 
 
@@ -245,6 +227,7 @@ AUTOATTACK = Evaluator(
         EPSILON,
         NORM,
         SEED,
+        SKIP_CERTIFIED,
         Option("ensemble", "standard, plus or rand: the AutoAttack authors' versions.", default="standard"),
         Option("attacks", "Only these attacks of AutoAttack, e.g. apgd-ce,square.", "list"),
         Option("cascade", "Ten steps of PGD first, AutoAttack on what they leave.", "flag"),

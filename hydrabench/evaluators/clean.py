@@ -45,7 +45,8 @@ def evaluate_clean(network: nn.Module, block: Block, settings: CleanSettings) ->
     return attack_records(block, logits, clean_breaks(logits, block), margins, started=started)
 
 
-Break = tuple[str, int | None]  # what broke an image, and after how many steps (None: it does not tell)
+# What broke an image, after how many steps (None: it does not tell), and in which restart, if it tells.
+Break = tuple[str, int | None] | tuple[str, int | None, int]
 
 
 def clean_breaks(logits: Tensor, block: Block) -> list[Break | None]:
@@ -76,6 +77,7 @@ def attack_records(
             broken_by=broken[0] if broken else None,
             step=broken[1] if broken else None,
             margin=margins[row],
+            restart=broken[2] if broken and len(broken) == 3 else None,
         )
         for row, (index, broken) in enumerate(zip(block.indices, breaks, strict=True))
     ]

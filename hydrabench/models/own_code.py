@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.metadata
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -17,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from hydrabench.documents import read_bytes
 from hydrabench.errors import ConfigError, shortened
+from hydrabench.files import cache_folder
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 CODE_BYTES = 1 << 22
-CODE_FORMS = "FILE.py:NAME, package.module:NAME, torchvision:NAME, timm:NAME"
+CODE_FORMS = "FILE.py:NAME, package.module:NAME, torchvision:NAME, timm:NAME, robustbench:NAME"
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class Built:
 
     name: short, for tables and folders. spec: with the file's name alone. source: the file; None for a library.
     version: of the library. normalizes: whether what it does to images first is its own business; otherwise that must
-    be given.
+    be given. check: compares it, on images (B, C, H, W), with what another program computes from the same file, and
+    raises if that differs; None where there is no such file.
     """
 
     module: nn.Module
@@ -54,10 +57,11 @@ class Built:
     source: CodeFile | None = None
     version: str | None = None
     normalizes: bool = True
+    check: Callable[[Tensor], None] | None = None
 
 
 def is_code(spec: str) -> bool:
-    """Whether a name of an architecture is a specification of somebody's code."""
+    """Return whether a name of an architecture is a specification of somebody's code."""
     return ":" in spec
 
 
@@ -82,14 +86,18 @@ def build_code(spec: str, arguments: Mapping[str, Any], num_classes: int, *, see
         torch.manual_seed(seed)
         if place in LIBRARIES:
             module = LIBRARIES[place](name, {"num_classes": num_classes, **arguments})
-            version = str(importlib.import_module(place).__version__)
-            return Built(module, f"{place}-{name}", spec, version=version, normalizes=False)
+            return Built(module, f"{place}-{name}", spec, version=_version(place), normalizes=place in NORMALIZING)
         if not place or not name.isidentifier():
             raise ConfigError(f"--model {shortened(spec)} names no network; give {CODE_FORMS}")
         found, source, file = _from_file(Path(place)) if place.endswith(".py") else _from_package(place)
         module = _made(found, name, spec, arguments, file)
     label = Path(place).stem if place.endswith(".py") else place
     return Built(module, f"{label}-{name}", short_spec(spec), source)
+
+
+def _version(library: str) -> str:
+    found = getattr(importlib.import_module(library), "__version__", None)
+    return str(found or importlib.metadata.version(library))
 
 
 def _from_file(path: Path) -> tuple[ModuleType, CodeFile, Path]:
@@ -182,4 +190,33 @@ def _timm(name: str, given: Mapping[str, Any]) -> nn.Module:
     return _running(lambda: timm.create_model(name, pretrained=False, **given), f"--model timm:{name}", None)  # type: ignore[no-any-return]
 
 
-LIBRARIES: dict[str, Callable[[str, Mapping[str, Any]], nn.Module]] = {"torchvision": _torchvision, "timm": _timm}
+def _robustbench(name: str, given: Mapping[str, Any]) -> nn.Module:
+    """A network of RobustBench's zoo with its trained weights, which the library keeps in our cache folder.
+
+    given: `dataset`, and `threat_model`: Linf, L2 or corruptions; "Linf" if it is not said.
+    """
+    try:
+        from robustbench.utils import load_model
+    except ImportError as error:
+        raise ConfigError(
+            f"--model robustbench:{name} needs robustbench ({error}); install it with `pip install robustbench`"
+        ) from error
+    known = {"threat_model": "Linf", **given}
+    known.pop("num_classes", None)
+    if known.get("dataset") not in ROBUSTBENCH_DATA or set(known) != {"dataset", "threat_model"}:
+        raise ConfigError(
+            f"--model robustbench:{name} takes --threat and the data set that it was trained on, one of "
+            f"{', '.join(ROBUSTBENCH_DATA)}; for other images give that with --model-args dataset=cifar10"
+        )
+    folder = str(cache_folder() / "robustbench")
+    what = f"--model robustbench:{name} ({known['dataset']}, {known['threat_model']})"
+    return _running(lambda: load_model(model_name=name, model_dir=folder, **known), what, None)  # type: ignore[no-any-return]
+
+
+ROBUSTBENCH_DATA = ("cifar10", "cifar100", "imagenet")
+NORMALIZING = ("robustbench",)  # libraries whose networks take images in [0, 1] and normalise them themselves
+LIBRARIES: dict[str, Callable[[str, Mapping[str, Any]], nn.Module]] = {
+    "torchvision": _torchvision,
+    "timm": _timm,
+    "robustbench": _robustbench,
+}

@@ -2,79 +2,73 @@
 
 `idx label predict radius correct time`: index in the data set, true class, smoothed prediction (-1: abstained), L2
 radius in pixel units (0.0 if abstained), 1 or 0, and H:MM:SS.ffffff. So write `certify.py` of locuslab/smoothing
-and the tools made from it, some with more columns, which are ignored here. Such a table does not say which network
-and data set it is about, nor how it was made; the options of the import do.
+and the tools made from it, some with more columns, which are ignored here; `predict.py` writes no radius. No metric
+needs `correct` and `time`, so they may be missing.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+import numpy as np
 
-from hydrabench.config import parse
-from hydrabench.config.fields import Density, Section
-from hydrabench.config.protocol import unless
 from hydrabench.documents import read_text
 from hydrabench.errors import ConfigError, LedgerError, shortened
-from hydrabench.evaluators.smoothing_settings import DEFAULT_RADII
 from hydrabench.ledger import ABSTAIN
-from hydrabench.reporting.evaluations import (
-    IMPORTED,
-    EvaluatedNetwork,
-    Evaluation,
-    ImageSelection,
-    RunHeader,
-    as_evaluation,
-)
-from hydrabench.reporting.external import Imported
-from hydrabench.selection import selection_name
+from hydrabench.reporting.evaluations import Evaluation
 
 COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
+NEEDED = ("idx", "label", "predict")
+OF_ATTACKS = "basePredict"  # a column of the logs of attacks, whose predictions are not those of the clean images
 
 EXACT_DIGITS = 9  # a radius with as many significant digits is as good as exact
-EXAMPLE = "logs/sigma_0.25,name=resnet110,dataset=cifar10,sigma=0.25"
 _TIME = re.compile(r"(?:(\d{1,9}) days?, )?(\d{1,9}):(\d\d):(\d\d(?:\.\d+)?)|(\d{1,12}(?:\.\d+)?)")
+_RADIUS = re.compile(r"(\d+)(?:\.(\d*))?(?:[eE]([+-]?\d{1,4}))?", re.ASCII)
+_CLOCK = (0, 2, 3, 5, 6, 8, 9, 10, 11, 12, 13)  # where the digits of "0:00:12.500000" stand
+
+_LENGTHS = set(range(1, 13))  # of whole numbers
+Values = np.ndarray[Any, Any]
 
 
-class Described(Section):
-    """What the table does not say. n0, samples, alpha: None if not known; radii: at which to count certificates."""
+class NoCertificates(LedgerError):
+    """A file that holds no certificate. why: in a few words that stand for many files."""
 
-    name: str = Field(min_length=1)
-    dataset: str = Field(min_length=1)
-    sigma: PositiveFloat
-    split: str = "test"
-    n0: PositiveInt | None = None
-    samples: PositiveInt | None = None
-    alpha: float | None = Field(None, gt=0, lt=1)
-    radii: tuple[NonNegativeFloat, ...] = DEFAULT_RADII
-    arch: str = "unknown"
-    objective: str = "unknown"
-    density: Density | None = None
-
-    @property
-    def protocol(self) -> str:
-        """Never a protocol of our own runs; if a setting is unknown, one of this name alone, compared with nothing."""
-        if None in (self.n0, self.samples, self.alpha):
-            return f"smoothing-{IMPORTED}-{self.name}@1"
-        spelt = unless(100, "n0_", self.n0 or 0) + unless(100_000, "n", self.samples or 0)
-        return f"smoothing-{IMPORTED}{spelt}{unless(0.001, 'a', self.alpha or 0)}@1"
+    def __init__(self, message: str, why: str) -> None:
+        super().__init__(message)
+        self.why = why
 
 
-@dataclass(frozen=True)
-class _Line:
-    """One line of a table. digits: significant ones of the radius; decimals: those after its point."""
+@dataclass(frozen=True, eq=False)
+class Table:
+    """The columns of a table, sorted by index.
 
-    number: int
-    values: dict[str, Any]
+    printed: radii as printed, NaN in a table of predictions. digits, decimals: the most significant digits, and digits
+    after the point, of any radius.
+    """
+
+    index: Values
+    label: Values
+    predict: Values
+    printed: Values
+    seconds: Values
     digits: int
     decimals: int
+
+    @property
+    def certifies(self) -> bool:
+        """Whether it has radii."""
+        return not bool(np.isnan(self.printed).any())
+
+    def radius(self) -> Values:
+        """The least radii that are printed so."""
+        unique, places = np.unique(self.printed, return_inverse=True)
+        return np.array([least_radius(value, self.digits, self.decimals) for value in unique.tolist()])[places]
 
 
 def table_text(evaluation: Evaluation) -> str:
@@ -110,66 +104,115 @@ def table_names(evaluations: Sequence[Evaluation]) -> dict[str, Evaluation]:
     return found
 
 
-def read_tables(text: str) -> Imported:
-    """Read what `--import cohen TEXT` names. Raises: as `read_table`."""
-    return Imported((read_table(text),))
+def read_table(path: Path) -> Table:
+    """Read a table.
 
-
-def read_table(text: str) -> Evaluation:
-    """Read a table of certificates.
-
-    Args: text: its path and what it does not say, as in `EXAMPLE`; the keys are the fields of `Described`.
-    Returns: an evaluation without pixel hashes. A radius that is printed with few digits counts as the least that
-        rounds to it, because a certificate must not grow by rounding.
-    Raises: ConfigError if the text is not complete, LedgerError naming file, line and value if the table is wrong.
+    Raises: NoCertificates if it has no line, or is a log of attacks; LedgerError naming file, line and value if it is
+        wrong.
     """
-    path, described = _described(text)
-    lines = _lines(path)
-    _refuse_repeated(path, lines)
-    lines.sort(key=lambda line: line.values["idx"])
-    digits, decimals = max(line.digits for line in lines), max(line.decimals for line in lines)
-    indices = [line.values["idx"] for line in lines]
-    settings = described.model_dump(mode="json", include={"sigma", "n0", "samples", "alpha", "radii"})
-    # Not a hash: rows of one name are one network, and never the one of a checkpoint that we know.
-    sha256 = f"{IMPORTED}:{described.name}"
-    network = EvaluatedNetwork(
-        described.name, sha256, described.arch, described.objective, described.density, None, None, None
-    )
-    images = ImageSelection(described.dataset, described.split, len(lines), selection_name(indices))
-    about = {"kind": "smoothing", "mode": IMPORTED, **settings}
-    header = RunHeader(network, images, IMPORTED, described.protocol, about)
-    return as_evaluation(path, header, [_record(line.values, digits, decimals) for line in lines])
+    rows = _rows(path)
+    head = rows[0].split("\t")
+    body = [row for row in rows[1:] if row.strip()]
+    if not body:
+        raise NoCertificates(f"{path} holds no line with an image", "have no line with an image")
+    fields = [row.split("\t") for row in body]
+    found = _quickly(head, fields) if all(len(one) == len(head) for one in fields) else None
+    return found if found is not None else _line_by_line(path, head, rows)
 
 
-def _described(text: str) -> tuple[Path, Described]:
-    """Split PATH,key=value,... ; only what looks like a key counts as one, so paths may hold commas."""
-    path, *pairs = re.split(r",(?=[a-z]\w*=)", text)
-    values: dict[str, Any] = dict(pair.split("=", 1) for pair in pairs)
-    if "radii" in values:
-        values["radii"] = values["radii"].split("+")
-    try:
-        return Path(path), parse(Described, values, f"--import {path}")
-    except ConfigError as error:
-        raise ConfigError(f"{error}; write for example --import cohen {EXAMPLE}") from error
-
-
-def _lines(path: Path) -> list[_Line]:
+def _rows(path: Path) -> list[str]:
+    """Return the lines of a table whose first one names what is needed."""
     try:
         rows = read_text(path).splitlines()
     except (OSError, ConfigError) as error:
-        raise LedgerError(f"{path} cannot be read as a table: {error}") from error
+        raise NoCertificates(f"{path} cannot be read as a table: {error}", "are no tables") from error
     head = rows[0].split("\t") if rows else []
-    missing = [column for column in COLUMNS if column not in head]
-    if missing:
-        hint = "; that of predict.py certifies nothing" if missing == ["radius"] else ""
-        raise LedgerError(
+    if missing := [column for column in NEEDED if column not in head]:
+        raise NoCertificates(
             f"{path}, line 1, should name the columns {' '.join(COLUMNS)}, separated by tabs, and lacks "
-            f"{' '.join(missing)}{hint}"
+            f"{' '.join(missing)}",
+            "are no tables",
         )
+    if OF_ATTACKS in head:
+        problem = f"{path} is a log of attacks, which certifies nothing; leave it out"
+        raise NoCertificates(problem, "are logs of attacks")
+    return rows
+
+
+def _quickly(head: Sequence[str], fields: Sequence[Sequence[str]]) -> Table | None:
+    """Read lines of the usual form column by column; None if any is not, so that they are read one by one."""
+    texts = dict(zip(head, map(list, zip(*fields, strict=True)), strict=True))
+    if not _are_whole(texts):
+        return None
+    radii = _radii(texts["radius"]) if "radius" in texts else (np.full(len(fields), np.nan), 0, 0)
+    seconds = _seconds(texts["time"]) if "time" in texts else np.zeros(len(fields))
+    if radii is None or seconds is None:
+        return None
+    index, label, predict = (np.fromiter(map(int, texts[name]), np.int64, len(fields)) for name in NEEDED)
+    if "correct" in texts and texts["correct"] != np.where(predict == label, "1", "0").tolist():
+        return None
+    if len(np.unique(index)) != len(index) or bool((radii[0][predict == ABSTAIN] > 0).any()):
+        return None
+    order = np.argsort(index)
+    printed, digits, decimals = radii
+    return Table(index[order], label[order], predict[order], printed[order], seconds[order], digits, decimals)
+
+
+def _are_whole(texts: Mapping[str, Sequence[str]]) -> bool:
+    """Whether indices and classes are whole numbers."""
+    for name in ("idx", "label"):
+        joined = "".join(texts[name])
+        if not (joined.isdecimal() and joined.isascii() and {*map(len, texts[name])} <= _LENGTHS):
+            return False
+    return all(re.fullmatch(r"-1|\d{1,12}", text, re.ASCII) for text in set(texts["predict"]))
+
+
+def _radii(texts: Sequence[str]) -> tuple[Values, int, int] | None:
+    known = {text: _RADIUS.fullmatch(text) for text in set(texts)}
+    if any(found is None or not math.isfinite(float(text)) for text, found in known.items()):
+        return None
+    values = {text: float(text) for text in known}
+    pairs = [_digits(found) for found in known.values() if found is not None]
+    return np.array([values[text] for text in texts]), max(d for d, _ in pairs), max(d for _, d in pairs)
+
+
+def _digits(radius: re.Match[str]) -> tuple[int, int]:
+    """How many significant digits a radius has, and how many after its point."""
+    decimals = radius[2] or ""
+    return len((radius[1] + decimals).lstrip("0")), max(0, len(decimals) - int(radius[3] or 0))
+
+
+def _seconds(texts: Sequence[str]) -> Values | None:
+    """Read times of the form H:MM:SS.ffffff; None if one has another."""
+    if {*map(len, texts)} != {14} or not "".join(texts).isascii():
+        return None
+    letters = np.array(texts, dtype="U14").view(np.uint32).reshape(-1, 14).astype(np.int64)
+    digits = letters[:, _CLOCK] - ord("0")
+    if digits.min() < 0 or digits.max() > 9 or (letters[:, [1, 4, 7]] != [ord(":"), ord(":"), ord(".")]).any():
+        return None
+    return np.asarray(digits @ [3600, 600, 60, 10, 1, 0.1, 0.01, 1e-3, 1e-4, 1e-5, 1e-6])
+
+
+def _line_by_line(path: Path, head: Sequence[str], rows: Sequence[str]) -> Table:
+    """Read lines of any allowed form. Raises: LedgerError naming the first that is wrong."""
     lines = [_line(path, number, head, row) for number, row in enumerate(rows[1:], start=2) if row.strip()]
-    if not lines:
-        raise LedgerError(f"{path} holds no line with an image")
-    return lines
+    _refuse_repeated(path, lines)
+    lines.sort(key=lambda line: line.values["idx"])
+    index, label, predict, printed, seconds = (
+        np.array([line.values[name] for line in lines]) for name in (*NEEDED, "radius", "seconds")
+    )
+    digits, decimals = max(line.digits for line in lines), max(line.decimals for line in lines)
+    return Table(index, label, predict, printed, seconds, digits, decimals)
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One line of a table. digits: significant ones of the radius; decimals: those after its point."""
+
+    number: int
+    values: dict[str, Any]
+    digits: int
+    decimals: int
 
 
 def _line(path: Path, number: int, head: Sequence[str], row: str) -> _Line:
@@ -184,26 +227,34 @@ def _line(path: Path, number: int, head: Sequence[str], row: str) -> _Line:
     texts = {name: field.strip() for name, field in zip(head, fields, strict=True)}
     values: dict[str, Any] = {}
     for name, least in (("idx", 0), ("label", 0), ("predict", ABSTAIN), ("correct", 0)):
-        if not re.fullmatch(r"-?\d{1,12}", texts[name]) or int(texts[name]) < least:
-            raise refuse(f"{name} is {shortened(texts[name])}, which should be a whole number from {least} on")
-        values[name] = int(texts[name])
-    mantissa = re.fullmatch(r"(\d+)(?:\.(\d*))?(?:[eE]([+-]?\d{1,4}))?", texts["radius"])
-    if mantissa is None:
-        raise refuse(f"radius is {shortened(texts['radius'])}, which should be a number, at least 0")
-    whole, decimals, exponent = mantissa[1], mantissa[2] or "", int(mantissa[3] or 0)
-    values["radius"] = float(texts["radius"])
-    if not math.isfinite(values["radius"]):
-        raise refuse(f"radius is {shortened(texts['radius'])}, which is not finite")
-    elapsed = _TIME.fullmatch(texts["time"])
+        text = texts.get(name, "0")
+        if not re.fullmatch(r"-?\d{1,12}", text) or int(text) < least:
+            raise refuse(f"{name} is {shortened(text)}, which should be a whole number from {least} on")
+        values[name] = int(text)
+    radius = texts.get("radius", "0")
+    found = _RADIUS.fullmatch(radius)
+    if found is None:
+        raise refuse(f"radius is {shortened(radius)}, which should be a number, at least 0")
+    if not math.isfinite(float(radius)):
+        raise refuse(f"radius is {shortened(radius)}, which is not finite")
+    values["radius"] = float(radius) if "radius" in texts else math.nan
+    elapsed = _TIME.fullmatch(texts.get("time", "0"))
     if elapsed is None:
         raise refuse(f"time is {texts['time']!r}, which should be H:MM:SS or a number of seconds")
     days, hours, minutes, seconds, plain = (float(part or 0) for part in elapsed.groups())
     values["seconds"] = days * 86400 + hours * 3600 + minutes * 60 + seconds + plain
-    if values["correct"] != int(values["predict"] == values["label"]):
-        raise refuse(f"correct is {values['correct']}, but predict is {values['predict']} and label {values['label']}")
+    if problem := _contradiction(texts, values):
+        raise refuse(problem)
+    return _Line(number, values, *_digits(found))
+
+
+def _contradiction(texts: Mapping[str, str], values: Mapping[str, Any]) -> str:
+    """Say what in a line does not go together; nothing if all does."""
+    if "correct" in texts and values["correct"] != int(values["predict"] == values["label"]):
+        return f"correct is {values['correct']}, but predict is {values['predict']} and label {values['label']}"
     if values["predict"] == ABSTAIN and values["radius"] > 0:
-        raise refuse(f"predict is {ABSTAIN}, an abstention, but radius is {texts['radius']}")
-    return _Line(number, values, len((whole + decimals).lstrip("0")), max(0, len(decimals) - exponent))
+        return f"predict is {ABSTAIN}, an abstention, but radius is {texts['radius']}"
+    return ""
 
 
 def _refuse_repeated(path: Path, lines: Sequence[_Line]) -> None:
@@ -216,19 +267,6 @@ def _refuse_repeated(path: Path, lines: Sequence[_Line]) -> None:
                 f"{path}, line {line.number}: idx {line.values['idx']} stands on line {first.number} already"
                 f"{', with another label' * other}; correct the file, or leave it out"
             )
-
-
-def _record(values: dict[str, Any], digits: int, decimals: int) -> dict[str, Any]:
-    """A line as a record of our ledgers."""
-    return {
-        "index": values["idx"],
-        "input_sha": None,
-        "label": values["label"],
-        "prediction": values["predict"],
-        "seconds": values["seconds"],
-        "radius": least_radius(values["radius"], digits, decimals),
-        "abstain": values["predict"] == ABSTAIN,
-    }
 
 
 def least_radius(radius: float, digits: int, decimals: int) -> float:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,14 @@ from hydrabench.threat import Threat, radius_text
 PUBLISHED = "published"  # kind of the columns of numbers that others printed, see `external`
 _CLAIMS = {"clean_accuracy": "clean", "robust_accuracy": "upper", "verified_accuracy": "lower"}  # of PUBLISHED
 OPEN = "sandwich"  # kind of the column of images that are neither proved nor broken, see `sandwich`
-GROUPS = {"clean": "clean", "upper": "attacked", "lower": "verified", "gap": "open", "smoothed": "certified"}
+GROUPS = {
+    "clean": "clean",
+    "upper": "attacked",
+    "lower": "verified",
+    "gap": "open",
+    "smoothed": "certified",
+    "smoothed-upper": "smoothed, attacked",
+}
 
 
 @dataclass(frozen=True)
@@ -40,11 +48,8 @@ class Column:
     @property
     def key(self) -> str:
         """Seven fields with colons between: data set, split, n, precision, protocol, condition, metric."""
-        condition = ""
-        if self.threat is not None:
-            condition = f"{self.threat.norm}={radius_text(self.threat.epsilon)}"
-        elif self.sigma is not None:
-            condition = f"sigma={self.sigma:g}"
+        threat = f"{self.threat.norm}={radius_text(self.threat.epsilon)}" if self.threat is not None else ""
+        condition = ",".join(filter(None, (threat, f"sigma={self.sigma:g}" if self.sigma is not None else "")))
         images = self.images
         return f"{images.name}:{images.split}:{images.size}:{self.precision}:{self.protocol}:{condition}:{self.metric}"
 
@@ -102,3 +107,42 @@ class Protocol:
     def read(self) -> Any:
         """The settings, with their defaults."""
         return EVALUATORS[self.kind].read(self.settings)
+
+
+def titles(columns: Sequence[Column], protocols: Sequence[Protocol]) -> dict[Column, str]:
+    """A short, unique heading per column, such as "PGD-50 L∞ 8/255" or "smoothing σ=0.25 r=0.5".
+
+    What all columns share stays out of the headings: the images unless there are several selections,
+    the precision unless it is not float32, the protocol unless the table has several of one method
+    (for smoothing: and one σ), whatever their radii and images.
+    """
+    said_of = _what_to_say({column.images for column in columns})
+    called = {protocol.id: protocol.heading for protocol in protocols}
+    methods = {column: called[column.protocol] for column in columns}
+    plain = {column: _heading(column, methods[column], said_of[column.images]) for column in columns}
+    pairs = {((methods[column], column.sigma), column.protocol) for column in columns}
+    uses = Counter(method for method, _ in pairs)
+    alone = {column for column in plain if uses[methods[column], column.sigma] == 1}
+    return {column: text if column in alone else f"{text} [{column.protocol}]" for column, text in plain.items()}
+
+
+def _what_to_say(selections: set[ImageSelection]) -> dict[ImageSelection, str]:
+    """What tells each selection from the others: nothing of the only one, unless it is not the first images."""
+    splits = {(images.name, images.split) for images in selections}
+    found = {}
+    for images in selections:
+        size = f"n={images.size}" if len(selections) > 1 or images.chosen else ""
+        found[images] = f"{images.name} {images.split} {size}" if len(splits) > 1 else size
+    return found
+
+
+def _heading(column: Column, method: str, images: str) -> str:
+    parts = [method]
+    if column.threat is not None:
+        parts.append(str(column.threat))
+    if column.sigma is not None:
+        parts.append(f"σ={column.sigma:g}")
+    parts += [column.label] if column.label else []
+    tail = [images] if images else []
+    tail += [column.precision] if column.precision != "float32" else []
+    return " ".join(parts) + (f" ({', '.join(tail)})" if tail else "")

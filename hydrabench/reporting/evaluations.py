@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,6 +118,7 @@ class Evaluation:
         is about image i.
     metrics: what each image contributes to each number.
     peak_memory: bytes that the run took at most, None: not known.
+    flags: of an attack, the signs that its number may be too high, see `evaluators.flags`.
     """
 
     path: Path
@@ -130,6 +131,7 @@ class Evaluation:
     fields: Mapping[str, np.ndarray[Any, Any]]
     metrics: Mapping[str, Metric]
     peak_memory: int | None = None
+    flags: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def records(self) -> list[dict[str, Any]]:
@@ -235,7 +237,15 @@ def read_evaluation(run: RunFolder) -> Evaluation:
     records = whole_ledger(run, _indices(run), record_of(settings))
     found = as_evaluation(run.path, header, records, checkpoint=_with_origin(header))
     _refuse_other_summary(run, found)
-    return found
+    return replace(found, flags=_flags(run))
+
+
+def _flags(run: RunFolder) -> dict[str, float]:
+    """The flags in a summary. Raises: LedgerError if they are none."""
+    flags = run.summary().get("flags", {})
+    if not isinstance(flags, dict) or not all(isinstance(one, int | float) and 0 < one <= 1 for one in flags.values()):
+        raise LedgerError(f"{run.path / 'summary.json'}: flags is {shortened(flags)}; {RUN_AGAIN}")
+    return flags
 
 
 def _with_origin(header: RunHeader) -> EvaluatedNetwork:

@@ -9,11 +9,14 @@ shown      the leaderboard as people read it: one row a network, texts
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hydrabench.reporting.columns import Column
-from hydrabench.reporting.leaderboard import Leaderboard, Row
+from hydrabench.reporting.leaderboard import Leaderboard
 from hydrabench.reporting.legend import MISSING, headings, size_text
+from hydrabench.reporting.ranking import rank_text
+from hydrabench.reporting.rows import Row
 from hydrabench.reporting.statistics import Estimate
 from hydrabench.threat import radius_text
 
@@ -61,7 +64,8 @@ NUMBERS = (
     "peak_memory",
     "column",
 )
-WHOLE = ("parameters", "nonzero_parameters", "bytes", "compact_bytes", "seed")
+OPTIONAL = ("additional data", "chosen on", "parent", "seed")
+WHOLE = ("best_rank", "worst_rank", "parameters", "nonzero_parameters", "bytes", "compact_bytes", "seed")
 
 
 def numbers(board: Leaderboard) -> pd.DataFrame:
@@ -109,11 +113,14 @@ def _number(board: Leaderboard, row: Row, column: Column, cell: Estimate) -> dic
 
 
 def networks(board: Leaderboard) -> pd.DataFrame:
-    """Return one row a network, indexed by its label, in the order of the leaderboard; see `EvaluatedNetwork`."""
+    """Return one row a network, indexed by its label, in order; see `Row` and `EvaluatedNetwork`."""
     import pandas as pd
 
     rows = [{name: getattr(row.checkpoint, name) for name in ABOUT} for row in board.rows]
     frame = pd.DataFrame(rows, columns=list(ABOUT), index=[row.label for row in board.rows]).rename_axis("network")
+    frame.insert(0, "group", [row.group for row in board.rows])
+    frame.insert(1, "best_rank", [row.rank[0] if row.rank else None for row in board.rows])
+    frame.insert(2, "worst_rank", [row.rank[1] if row.rank else None for row in board.rows])
     return frame.astype({**dict.fromkeys(WHOLE, "Int64"), "density": "float64", "additional_data": "boolean"})
 
 
@@ -179,27 +186,61 @@ def shown(board: Leaderboard) -> pd.DataFrame:
     import pandas as pd
 
     names = headings(board)
+    about = described(board)
     rows = []
     for row in board.rows:
-        cells = {("", name): text for name, text in described(row).items()}
+        cells = {("", name): about.at[row.label, name] for name in about.columns}
         for column in board.columns:
             cells[column.group, names[column]] = " ".join(cell_text(row.cells.get(column))).strip()
         rows.append(cells)
-    frame = pd.DataFrame(rows, index=[row.label for row in board.rows])
+    frame = pd.DataFrame(rows, index=[named(row) for row in board.rows])
     frame.columns = pd.MultiIndex.from_tuples(frame.columns)
     return frame
 
 
-def described(row: Row) -> dict[str, str]:
-    """Return what the leaderboard says of a network beside its name."""
+def named(row: Row) -> str:
+    """Return what a network is called in the leaderboard, with a dagger if the test images chose its epoch."""
+    return row.label + " †" * (row.checkpoint.selection == "test")
+
+
+def described(board: Leaderboard) -> pd.DataFrame:
+    """Return what the leaderboard says of each network beside its name, as texts; `alike` has what is the same of all.
+
+    Ranks are those within a group. A parent is named if it is in the leaderboard, else by the beginning of its hash.
+    """
+    import pandas as pd
+
+    labels = {row.checkpoint.sha256: row.label for row in board.rows}
+    frame = pd.DataFrame([_described(row, labels) for row in board.rows], index=[row.label for row in board.rows])
+    optional = ["data set"] if len(board.score) < 2 else []
+    optional += [name for name in OPTIONAL if frame[name].nunique() == 1]
+    return frame.drop(columns=optional)
+
+
+def alike(board: Leaderboard) -> str:
+    """Return what is known and the same of all networks, so that it needs no column: "seed 0, chosen on validation"."""
+    first = _described(board.rows[0], {})
+    every = [_described(row, {}) for row in board.rows]
+    names = [name for name in OPTIONAL if name != "parent" and len({one[name] for one in every}) == 1]
+    return ", ".join(f"{name} {first[name]}" for name in names if first[name] != MISSING)
+
+
+def _described(row: Row, labels: Mapping[str, str]) -> dict[str, str]:
     about = row.checkpoint
     nonzero = f"{_known(about.nonzero_parameters, ',')} of {_known(about.parameters, ',')}"
+    parent = MISSING if about.parent is None else labels.get(about.parent, about.parent[:8])
     return {
+        "rank": rank_text(row.rank),
+        "data set": ", ".join(sorted({column.images.name for column in row.cells})),
         "arch": about.arch,
         "objective": about.objective,
         "density": _known(about.density, "g"),
         "nonzero": MISSING if about.parameters is None else nonzero,
         "size": size_text(about.size),
+        "additional data": {None: MISSING, True: "yes", False: "no"}[about.additional_data],
+        "chosen on": about.selection or MISSING,
+        "parent": parent,
+        "seed": _known(about.seed, "d"),
     }
 
 

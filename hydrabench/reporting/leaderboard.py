@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from hydrabench.errors import LedgerError
 from hydrabench.evaluators.description import CONDITIONS
 from hydrabench.ledger import RunFolder, name_images
 from hydrabench.reporting.cells import Cell, Meeting, default_protocol, gather
-from hydrabench.reporting.columns import OPEN, Column, Protocol
+from hydrabench.reporting.columns import OPEN, Column, Protocol, titles
 from hydrabench.reporting.evaluations import (
-    EvaluatedNetwork,
     Evaluation,
     read_evaluations,
 )
@@ -20,26 +19,20 @@ from hydrabench.reporting.external import ExternalRow
 from hydrabench.reporting.gate import refuse_contradictions
 from hydrabench.reporting.inputs import refuse_mixed_inputs, shared
 from hydrabench.reporting.published import published_cells, published_protocols
+from hydrabench.reporting.ranking import arrange
+from hydrabench.reporting.rows import Row, distinct, networks_of
 from hydrabench.reporting.sandwich import PROTOCOL as SANDWICH
 from hydrabench.reporting.sandwich import Sandwich, gap_cells, sandwiches
 from hydrabench.reporting.statistics import Estimate, estimate
 
 
 @dataclass(frozen=True)
-class Row:
-    """A checkpoint and its numbers. label: its name, with part of its hash if another has the same name."""
-
-    checkpoint: EvaluatedNetwork
-    label: str
-    cells: Mapping[Column, Estimate]
-
-
-@dataclass(frozen=True)
 class Leaderboard:
-    """Rows by density, densest first, then by name, so that methods are compared at equal density; unknown last.
+    """Rows in groups, by score within each: networks of one density unless something else was asked for.
 
     cells: what each image contributes, by the hash of the network and the column. evaluations: all ledgers.
     sandwiches: of each network and threat that a bound and an attack judged. external: rows of published numbers.
+    score: the column that ranks the rows of each data set. tests: how many comparisons of pairs the ranks rest on.
     """
 
     columns: tuple[Column, ...]
@@ -49,6 +42,8 @@ class Leaderboard:
     evaluations: tuple[Evaluation, ...] = field(compare=False, repr=False, default=())
     sandwiches: tuple[Sandwich, ...] = field(compare=False, repr=False, default=())
     external: tuple[ExternalRow, ...] = field(compare=False, repr=False, default=())
+    score: Mapping[str, Column] = field(default_factory=dict)
+    tests: int = 0
 
 
 def build_leaderboard(
@@ -57,12 +52,17 @@ def build_leaderboard(
     *,
     n: Meeting = "common",
     external: Sequence[ExternalRow] = (),
+    sort: str = "",
+    group_by: str = "density",
 ) -> Leaderboard:
     """Make the leaderboard of all evaluations among `runs` and of those imported; their order makes no difference.
 
-    Args: runs: may be empty if there are imported ones, see `reporting.cohen`. n: see `cells.gather`.
-            external: numbers without records, see `reporting.published`.
+    Args:
+        runs: may be empty if there are imported ones, see `reporting.cohen`.
+        n: see `cells.gather`. sort, group_by: see `ranking.arrange`.
+        external: numbers without records, see `reporting.published`.
     Raises:
+        ConfigError: see `ranking.arrange`.
         LedgerError: see `read_evaluations`; also if one checkpoint has contradictory clean predictions,
             or different verdicts under one protocol, or one protocol id stands for different settings.
         GateError: an image is verified in one ledger and broken in another (`refuse_contradictions`).
@@ -75,7 +75,7 @@ def build_leaderboard(
     layers = tuple(sandwiches(evaluations))
     cells = gather(evaluations, n, derived=gap_cells(layers)) if evaluations else {}
     published = published_cells(external)
-    networks = {**{sha: network for sha, (network, _) in published.items()}, **_networks(evaluations)}
+    networks = {**{sha: network for sha, (network, _) in published.items()}, **networks_of(evaluations)}
     numbers: dict[str, dict[Column, Estimate]] = defaultdict(dict)
     for (sha, column), cell in cells.items():
         numbers[sha][column] = estimate(column.interval, cell.values)
@@ -86,16 +86,18 @@ def build_leaderboard(
         Row(networks[sha], networks[sha].name, {column: found[column] for column in columns if column in found})
         for sha, found in numbers.items()
     ]
-    rows.sort(key=lambda row: (-(row.checkpoint.density or 0.0), row.label, row.checkpoint.sha256))
     protocols = _protocols(evaluations, columns, published_protocols(published))
-    return Leaderboard(columns, _distinct(rows), protocols, cells, evaluations, layers, tuple(external))
+    names = titles(columns, protocols)
+    order = arrange(distinct(rows), columns, cells, titles=names, sort=sort, group_by=group_by)
+    ranked = (order.score, order.tests)
+    return Leaderboard(columns, order.rows, protocols, cells, evaluations, layers, tuple(external), *ranked)
 
 
 def _refuse_contradictory_predictions(evaluations: Sequence[Evaluation]) -> None:
     """Raise if one network in one precision has two predictions for a clean image; smoothed ones are separate."""
     groups: dict[tuple[str, str, str, str], list[Evaluation]] = {}
     for evaluation in evaluations:
-        if evaluation.evaluator.claims == "smoothed":
+        if evaluation.evaluator.claims.startswith("smoothed"):
             continue
         images = evaluation.images
         group = groups.setdefault((evaluation.checkpoint.sha256, images.name, images.split, evaluation.precision), [])
@@ -109,30 +111,6 @@ def _refuse_contradictory_predictions(evaluations: Sequence[Evaluation]) -> None
                     f"{first.checkpoint.name} on {named}; they were made by different code or hardware: run both again"
                 )
         group.append(evaluation)
-
-
-def _networks(evaluations: Sequence[Evaluation]) -> dict[str, EvaluatedNetwork]:
-    """Return one checkpoint per hash; of several names, the alphabetically first."""
-    found: dict[str, EvaluatedNetwork] = {}
-    for evaluation in evaluations:
-        checkpoint = evaluation.checkpoint
-        known = found.setdefault(checkpoint.sha256, checkpoint)
-        found[checkpoint.sha256] = min(known, checkpoint, key=lambda one: (one.name, _unknown(one)))
-    return found
-
-
-def _unknown(network: EvaluatedNetwork) -> int:
-    """How much is not known of a network."""
-    return sum(value is None for value in vars(network).values())
-
-
-def _distinct(rows: Sequence[Row]) -> tuple[Row, ...]:
-    """Tell rows of the same name apart by the beginning of their hash."""
-    uses = Counter(row.checkpoint.name for row in rows)
-    return tuple(
-        replace(row, label=f"{row.label} ({row.checkpoint.sha256[:8]})") if uses[row.checkpoint.name] > 1 else row
-        for row in rows
-    )
 
 
 def _protocols(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from hydrabench.evaluators import EVALUATORS
-from hydrabench.reporting.columns import OPEN, PUBLISHED, Column, Protocol
-from hydrabench.reporting.evaluations import IMPORTED, ImageSelection
+from hydrabench.evaluators.flags import flag_texts
+from hydrabench.reporting.columns import OPEN, PUBLISHED, Column, Protocol, titles
+from hydrabench.reporting.evaluations import IMPORTED
 from hydrabench.reporting.leaderboard import Leaderboard
 from hydrabench.reporting.published import published_notes, shortened_names
 
@@ -16,41 +16,8 @@ MISSING = "–"
 
 
 def headings(board: Leaderboard) -> dict[Column, str]:
-    """A short, unique heading per column, such as "PGD-50 L∞ 8/255" or "smoothing σ=0.25 r=0.5".
-
-    What all columns share stays out of the headings: the images unless there are several selections,
-    the precision unless it is not float32, the protocol unless the table has several of one method
-    (for smoothing: and one σ), whatever their radii and images.
-    """
-    said_of = _what_to_say({column.images for column in board.columns})
-    methods = {column: protocol_of(board, column).heading for column in board.columns}
-    plain = {column: _heading(column, methods[column], said_of[column.images]) for column in board.columns}
-    protocols = {((methods[column], column.sigma), column.protocol) for column in board.columns}
-    uses = Counter(method for method, _ in protocols)
-    alone = {column for column in plain if uses[methods[column], column.sigma] == 1}
-    return {column: text if column in alone else f"{text} [{column.protocol}]" for column, text in plain.items()}
-
-
-def _what_to_say(selections: set[ImageSelection]) -> dict[ImageSelection, str]:
-    """What tells each selection from the others: nothing of the only one, unless it is not the first images."""
-    splits = {(images.name, images.split) for images in selections}
-    found = {}
-    for images in selections:
-        size = f"n={images.size}" if len(selections) > 1 or images.chosen else ""
-        found[images] = f"{images.name} {images.split} {size}" if len(splits) > 1 else size
-    return found
-
-
-def _heading(column: Column, method: str, images: str) -> str:
-    parts = [method]
-    if column.threat is not None:
-        parts.append(str(column.threat))
-    if column.sigma is not None:
-        parts.append(f"σ={column.sigma:g}")
-    parts += [column.label] if column.label else []
-    tail = [images] if images else []
-    tail += [column.precision] if column.precision != "float32" else []
-    return " ".join(parts) + (f" ({', '.join(tail)})" if tail else "")
+    """Return the heading of each column, see `columns.titles`."""
+    return titles(board.columns, board.protocols)
 
 
 def caption(board: Leaderboard) -> str:
@@ -82,6 +49,11 @@ def notes(board: Leaderboard) -> list[str]:
         of_kind = [column for column in board.columns if column.kind == kind]
         read = [(protocol_of(board, column).read(), column.images.n) for column in of_kind]
         found += EVALUATORS[kind].notes(read)
+    if flagged := _flagged(board):
+        found.append(
+            f"Flagged, by checks of the attacks and of the network on its first images: {flagged}. Accuracy under "
+            "attack may then be far above the truth; try an attack that is made for such networks."
+        )
     if any(column.precision == IMPORTED for column in board.columns):
         names = shortened_names([r.label for r in board.rows if any(c.precision == IMPORTED for c in r.cells)])
         found.append(
@@ -90,8 +62,26 @@ def notes(board: Leaderboard) -> list[str]:
             "few digits counts as the least that rounds to it."
         )
     found += published_notes(board.external)
+    if any(row.checkpoint.selection == "test" for row in board.rows):
+        found.append("† The test images chose the epoch of this network, which makes its numbers too good.")
+    called = headings(board)
+    ranked = "; ".join(f"{name} by {called[column]}" for name, column in board.score.items())
+    found.append(
+        "A rank is a range within the networks of one group: a network is ranked below those that are better on the "
+        f"same images by more than chance, and above those that are worse ({ranked})."
+    )
     found.append("Density is the fraction of weights kept; nonzero counts the weights that are not 0.")
     return found
+
+
+def _flagged(board: Leaderboard) -> str:
+    """Name the flagged networks and protocols with their flags."""
+    lines = {
+        f"{one.checkpoint.name} under {one.protocol}: {', '.join(flag_texts(one.flags))}"
+        for one in board.evaluations
+        if one.flags
+    }
+    return "; ".join(sorted(lines))
 
 
 def protocol_lines(board: Leaderboard) -> list[tuple[str, str]]:

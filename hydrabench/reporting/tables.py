@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -12,10 +12,14 @@ from rich.table import Table
 from rich.text import Text
 
 from hydrabench.reporting.columns import Column
-from hydrabench.reporting.frames import as_records, cell_text, columns, networks, numbers, records, shown
+from hydrabench.reporting.frames import alike, as_records, cell_text, columns, networks, numbers, records, shown
 from hydrabench.reporting.leaderboard import Leaderboard
 from hydrabench.reporting.legend import MISSING, caption, headings, notes, protocol_lines, size_text
+from hydrabench.reporting.paired import cochran_table, comparisons, seeds, significance
 from hydrabench.reporting.statistics import Estimate
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 UNBOUNDED = 100_000  # characters: more than any table has
 SCHEMA = "hydrabench.leaderboard/2"
@@ -32,26 +36,22 @@ LATEX = {
 
 
 def markdown(board: Leaderboard) -> str:
-    """The whole leaderboard as a Markdown page: caption, table, how to read it, protocols."""
-    frame = shown(board)
-    lines = [
-        "# Leaderboard",
-        "",
-        caption(board),
-        "",
-        _markdown_line(["checkpoint", *frame.columns.get_level_values(1)]),
-        _markdown_line(["---"] * 3 + ["---:"] * (len(frame.columns) - 2)),
-        *(_markdown_line([label, *row]) for label, row in zip(frame.index, frame.to_numpy().tolist(), strict=True)),
-        "",
-        "## How to read it",
-        "",
-        *(f"- {note}" for note in notes(board)),
-        "",
-        "## Protocols",
-        "",
-        *(f"- `{protocol}`: {text}" for protocol, text in protocol_lines(board)),
-    ]
-    return "\n".join(lines) + "\n"
+    """The whole leaderboard as a Markdown page: caption, table, comparisons, how to read it, protocols."""
+    frame = shown(board).droplevel(0, axis=1)
+    parts = ["# Leaderboard", caption(board), _markdown_table(frame.rename_axis("checkpoint").reset_index(), 3)]
+    for title, table, note in comparisons(board):
+        parts += [f"## {title}", _markdown_table(table, 2), note]
+    same = [f"All networks: {alike(board)}."] if alike(board) else []
+    parts += ["## How to read it", "\n".join(f"- {note}" for note in [*notes(board), *same])]
+    parts += ["## Protocols", "\n".join(f"- `{protocol}`: {text}" for protocol, text in protocol_lines(board))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(frame: pd.DataFrame, left: int) -> str:
+    """Write a table of texts, whose first `left` columns are words and the others numbers."""
+    width = len(frame.columns)
+    rule = ["---"] * left + ["---:"] * (width - left)
+    return "\n".join(map(_markdown_line, [list(frame.columns), rule, *frame.to_numpy().tolist()]))
 
 
 def _markdown_line(cells: Sequence[str]) -> str:
@@ -77,10 +77,10 @@ def latex(board: Leaderboard) -> str:
     A group of columns has a heading of its own; intervals stand behind their numbers, in small print.
     """
     frame = shown(board)
+    columns = len(frame.columns)
     styled = frame.style.format(escape="latex").format_index(escape="latex").format_index(escape="latex", axis=1)
-    numeric = "l" * 3 + "r" * (len(frame.columns) - 2)
     text = styled.to_latex(
-        column_format=numeric,
+        column_format="lrll" + "r" * (columns - 3),
         caption=" ".join([caption(board), *notes(board)]).translate({ord("%"): r"\%"}),
         label="tab:leaderboard",
         position="htbp",
@@ -100,6 +100,10 @@ def summary_json(board: Leaderboard) -> dict[str, Any]:
         "networks": as_records(networks(board).reset_index()),
         "columns": as_records(columns(board).reset_index()),
         "numbers": as_records(numbers(board)),
+        "score": {name: column.key for name, column in board.score.items()},
+        "significance": as_records(significance(board)),
+        "cochran": as_records(cochran_table(board)),
+        "seeds": as_records(seeds(board)),
         "protocols": {
             protocol.id: {"kind": protocol.kind, "settings": dict(protocol.settings)} for protocol in board.protocols
         },

@@ -91,7 +91,7 @@ def header_of(ref: str) -> Header | None:
 def refuse_model(request: ModelRequest) -> None:
     """Refuse a file of --model or --weights that is not there. Raises: ConfigError."""
     place = request.spec.rpartition(":")[0] or request.spec
-    if Path(place).suffix in (".py", ".pt2") and not Path(place).is_file():
+    if Path(place).suffix in (".py", ".pt2", ".onnx") and not Path(place).is_file():
         raise ConfigError(f"--model {place}: there is no such file")
     if request.weights is not None and not request.weights.is_file():
         raise ConfigError(f"--weights {request.weights}: there is no such file")

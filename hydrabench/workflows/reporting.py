@@ -15,12 +15,15 @@ from hydrabench.reporting import (
     csv_text,
     latex,
     markdown,
+    model_infos,
     parquet,
     summary_json,
     table_names,
     table_text,
 )
 from hydrabench.reporting.cells import Meeting
+from hydrabench.reporting.evaluations import Evaluation
+from hydrabench.workflows.progress import say
 
 _FILES: dict[str, tuple[str, Callable[[Leaderboard], str | bytes]]] = {
     "md": ("leaderboard.md", markdown),
@@ -30,7 +33,11 @@ _FILES: dict[str, tuple[str, Callable[[Leaderboard], str | bytes]]] = {
     "parquet": ("records.parquet", parquet),
 }
 REPORT_FORMATS = ("md", "csv", "json", "latex")  # what is written unless something else is asked for
-TABLES = "tsv"  # one file for each smoothing run, see `reporting.cohen`
+# Formats of one file for each run that they know, by its path below the folder of the report.
+_FILES_OF_RUNS: dict[str, Callable[[Sequence[Evaluation]], dict[str, str]]] = {
+    "tsv": lambda runs: {name: table_text(run) for name, run in table_names(runs).items()},
+    "robustbench": lambda runs: {f"model_info/{name}": json_text(info) for name, info in model_infos(runs).items()},
+}
 
 
 def write_report(
@@ -40,22 +47,24 @@ def write_report(
     *,
     imports: Sequence[tuple[str, str]] = (),
     n: Meeting = "common",
+    sort: str = "",
+    group_by: str = "density",
 ) -> Leaderboard:
     """Make the leaderboard of the runs in `paths` and write it to `out`; nothing is written if it is refused.
 
     Args:
         paths: run folders, or folders with run folders anywhere below; training runs are skipped.
         out: folder for the files, made if needed; those of an earlier report are replaced.
-        formats: which files to write: md, csv, json, latex, parquet, and `TABLES`.
+        formats: which files to write: md, csv, json, latex, parquet, tsv, robustbench.
         imports: files of other tools: (key of `IMPORTS`, what that reader takes).
-        n: how many images a column is about, see `cells.gather`.
+        n: how many images a column is about, see `cells.gather`. sort, group_by: see `ranking.arrange`.
     Raises:
         ConfigError: unknown format, or an import that is not described.
         LedgerError: a path holds no run, a ledger cannot be used, or `out` is a run folder or a file.
         GateError: an image is verified in one ledger and broken in another.
     """
-    known = {**_FILES, TABLES: None}
-    chosen = [found for found in (lookup("report format", known, name) for name in formats) if found is not None]
+    for name in formats:
+        lookup("report format", {**_FILES, **_FILES_OF_RUNS}, name)
     readers = [(lookup("import", IMPORTS, kind), text) for kind, text in imports]
     if (out / "run.json").exists():
         raise LedgerError(f"{out} is a run folder, whose summary a report would replace; choose another --out")
@@ -63,13 +72,18 @@ def write_report(
         raise LedgerError(f"{out} is a file; --out names a folder")
     runs = find_runs(paths)
     imported = [read(text) for read, text in readers]
+    for (kind, text), one in zip(imports, imported, strict=True):
+        if one.skipped:
+            reasons = ", ".join(f"{count} {why}" for why, count in one.skipped.items())
+            say(f"--import {kind} {text}: {len(one.evaluations)} tables; skipped: {reasons}")
     evaluations = [evaluation for one in imported for evaluation in one.evaluations]
-    board = build_leaderboard(runs, evaluations, n=n, external=[row for one in imported for row in one.rows])
-    rendered: list[tuple[Path, str | bytes]] = [(out / name, render(board)) for name, render in chosen]
-    if TABLES in formats:
-        rendered += [(out / name, table_text(run)) for name, run in table_names(board.evaluations).items()]
+    external = [row for one in imported for row in one.rows]
+    board = build_leaderboard(runs, evaluations, n=n, external=external, sort=sort, group_by=group_by)
+    rendered: dict[str, str | bytes] = {_FILES[name][0]: _FILES[name][1](board) for name in formats if name in _FILES}
+    for files in (_FILES_OF_RUNS[name] for name in formats if name in _FILES_OF_RUNS):
+        rendered |= files(board.evaluations)
     with writing(out):
-        write_together(dict(rendered))
+        write_together(out, rendered)
     return board
 
 

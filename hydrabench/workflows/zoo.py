@@ -26,13 +26,16 @@ from hydrabench.data import load_images
 from hydrabench.errors import CheckpointError, GateError, LedgerError, lookup
 from hydrabench.evaluators import parse_settings, record_of
 from hydrabench.files import shipped
-from hydrabench.ledger import parse_record
+from hydrabench.ledger import parse_record, writing_file
 from hydrabench.workflows.evaluation.opening import own_checkpoint
 from hydrabench.workflows.evaluation.request import ModelRequest
+from hydrabench.workflows.hub import write_repository
 from hydrabench.workflows.opening import NOTHING, megabytes, open_checkpoint
 from hydrabench.workflows.progress import say
 from hydrabench.workflows.run_options import RunOptions
 from hydrabench.workflows.verifying import open_judge, recompute
+
+REPOSITORY = "hf"
 
 
 def fetch_entry(name: str, *, offline: bool = False) -> Path:
@@ -55,19 +58,28 @@ def export_entry(ref: str | ModelRequest, out: Path, layout: str, *, described: 
 
     The file of code that a checkpoint needs is written beside `out`, which then opens by itself.
     Args:
-        layout: a key of `EXPORTS`.
+        layout: a key of `EXPORTS`, or `REPOSITORY` for a folder with a model card.
         described: what a file of others does not say of itself, see `open_checkpoint`.
     Raises: LedgerError if `out` exists; ConfigError or CheckpointError if `ref` cannot be read or written so.
     """
-    export = lookup("format", EXPORTS, layout)
-    if out.exists():
-        raise LedgerError(f"{out} exists already; choose another --out")
+    export = None if layout == REPOSITORY else lookup("format", EXPORTS, layout)
+    _require_free(out)
     checkpoint = own_checkpoint(ref) if isinstance(ref, ModelRequest) else open_checkpoint(ref, **described)
     if layout in get_args(Layout):
         require_recordable(checkpoint.header.arch, checkpoint.header.code, str(ref))
         if checkpoint.code is not None:
             checkpoint.code.keep_in(out.parent)
-    return export(checkpoint, out)
+    if export is None:
+        require_recordable(checkpoint.header.arch, checkpoint.header.code, str(ref))
+        return write_repository(checkpoint, out, read_zoo().get(str(ref)))
+    with writing_file(out):
+        _require_free(out)  # again: now no other process writes it
+        return export(checkpoint, out)
+
+
+def _require_free(out: Path) -> None:
+    if out.exists():
+        raise LedgerError(f"{out} exists already; choose another --out")
 
 
 def dense_bytes(path: Path) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from hydrabench.ledger import read_run
-from hydrabench.reporting.cohen import read_table
+from hydrabench.reporting.cohen_import import read_tables
 from hydrabench.reporting.evaluations import read_evaluation
 
 SMOOTHED = ("certify", "--method", "smoothing", "--n0", 4, "--samples", 20, "--sigma", "1/4")
@@ -22,7 +22,7 @@ def test_every_hundredth_image_is_the_selection_of_a_table_of_cohens(hydrabench,
     assert hydrabench("report", "mine", "--out", "report", "--format", "tsv", "--format", "md").exit_code == 0
     assert "(1 in 100 from 0)" in (here / "report" / "leaderboard.md").read_text()
     (table,) = (here / "report").glob("*.tsv")
-    imported = read_table(f"{table},name=theirs,dataset=digits,sigma=0.25")
+    (imported,) = read_tables(f"{table},name=theirs,dataset=digits,sigma=0.25").evaluations
     mine = read_evaluation(read_run(here / "mine"))
     assert imported.images == mine.images
     assert [record["index"] for record in imported.records] == [record["index"] for record in mine.records]

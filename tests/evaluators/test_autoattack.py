@@ -507,19 +507,6 @@ def test_images_too_small_for_square_under_l2_are_refused():
     )
 
 
-def test_probabilities_instead_of_logits_are_refused():
-    network = nn.Sequential(linear_network(torch.randn(4, 36)), nn.Softmax(dim=1)).eval()
-    assert "let it return logits" in refusal(network, torch.rand(2, 1, 6, 6))
-
-
-def test_a_randomized_network_is_refused():
-    class Noisy(nn.Module):
-        def forward(self, x):
-            return x.flatten(1)[:, :4] + 0.01 * torch.rand(len(x), 4)
-
-    assert "different logits for the same images" in refusal(Noisy().eval(), torch.rand(2, 1, 6, 6))
-
-
 def test_a_nan_met_during_the_attack_stops_the_run():
     class Cliff(nn.Module):
         def forward(self, x):

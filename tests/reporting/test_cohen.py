@@ -12,9 +12,17 @@ from hypothesis import strategies as st
 
 from hydrabench.errors import ConfigError, LedgerError
 from hydrabench.reporting import build_leaderboard, csv_text, markdown, rich_tables, summary_json
-from hydrabench.reporting.cohen import least_radius, read_table, table_names, table_text
+from hydrabench.reporting.cohen import least_radius, table_names, table_text
+from hydrabench.reporting.cohen_import import read_tables
 from hydrabench.reporting.evaluations import read_evaluation
 from hydrabench.reporting.legend import headings, notes
+
+
+def read_table(text):
+    """The only evaluation of an import."""
+    (evaluation,) = read_tables(text).evaluations
+    return evaluation
+
 
 HEAD = "idx\tlabel\tpredict\tradius\tcorrect\ttime"
 LINES = (
@@ -162,7 +170,7 @@ def test_a_report_says_what_it_does_not_know_of_imports(tmp_path, table, write_r
     board = build_leaderboard([write_run(tmp_path / "run", "smoothing")], [imported])
     note = next(note for note in notes(board) if note.startswith("Imported: resnet110. "))
     assert "no hashes of the pixels" in note
-    assert "| resnet110 | unknown | unknown | – | – | – |" in markdown(board)
+    assert "| resnet110 | – | unknown | unknown | – | – | – |" in markdown(board)
     assert board.rows[-1].checkpoint.density is None
     assert "resnet110,imported:resnet110,digits,test,first,4,imported," in csv_text(board)
     assert summary_json(board)["networks"][-1]["bytes"] is None
@@ -219,8 +227,8 @@ def test_a_wrong_line_is_refused_by_its_number(table, line, message):
 @pytest.mark.parametrize(
     ("head", "message"),
     [
-        ("idx\tlabel\tpredict\tcorrect\ttime", r"line 1, .* lacks radius; that of predict\.py certifies nothing"),
-        ("0\t0\t0\t0.31\t1\t0", "line 1, .* lacks idx label predict radius correct time"),
+        ("idx\tlabel\tpredict\tbasePredict\tcorrect\ttime", "is a log of attacks, which certifies nothing"),
+        ("0\t0\t0\t0.31\t1\t0", "line 1, .* lacks idx label predict"),
     ],
 )
 def test_a_file_of_another_kind_is_refused(table, head, message):

@@ -136,7 +136,7 @@ def test_the_same_index_of_another_split_is_another_image(tmp_path, write_run, s
         ),
         (lambda header: header["settings"].pop("epsilon"), "settings.epsilon: is required"),
         (lambda header: header["settings"].update(epsilon="8"), "write 8/255"),
-        (lambda header: header["settings"].update(norm="l1"), "settings.norm is 'l1', this version reads linf, l2"),
+        (lambda header: header["settings"].update(norm="l7"), "settings.norm is 'l7', this version reads linf, l2"),
     ],
 )
 def test_a_header_without_what_the_table_needs_is_refused(tmp_path, write_run, change, complaint):

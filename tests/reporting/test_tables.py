@@ -25,10 +25,10 @@ GOLDEN = """\
 
 digits test, first 10 images. Accuracy in percent with 95 % intervals.
 
-| checkpoint | arch | objective | density | nonzero | size | clean | PGD-50 L∞ 8/255 | IBP L∞ 8/255 |
-| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |
-| dense | cnn_small | crown-ibp | 1 | 20,000 of 20,000 | 80.0 kB | 80.0 [49.0, 94.3] | 80.0 [49.0, 94.3] | – |
-| sparse | cnn_small | crown-ibp | 0.1 | 2,000 of 20,000 | 8.0 kB | 100.0 [72.2, 100.0] | – | 0.0 [0.0, 30.8] |
+| checkpoint | rank | arch | objective | density | nonzero | size | clean | PGD-50 L∞ 8/255 | IBP L∞ 8/255 |
+| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
+| dense | 1 | cnn_small | crown-ibp | 1 | 20,000 of 20,000 | 80.0 kB | 80.0 [49.0, 94.3] | 80.0 [49.0, 94.3] | – |
+| sparse | – | cnn_small | crown-ibp | 0.1 | 2,000 of 20,000 | 8.0 kB | 100.0 [72.2, 100.0] | – | 0.0 [0.0, 30.8] |
 
 ## How to read it
 """
@@ -148,7 +148,7 @@ def test_latex_is_a_table_of_booktabs_in_which_every_line_has_all_columns(demo, 
     text = latex(demo)
     head, body = text.split("\\midrule")
     assert [head.count(f"\\{rule}rule") + body.count(f"\\{rule}rule") for rule in ("top", "bottom")] == [1, 1]
-    width = len(demo.columns) + 6
+    width = len(demo.columns) + 7
     for line in body.split("\\bottomrule")[0].strip().splitlines():
         assert line.endswith(" \\\\")
         assert line.count("&") == width - 1
@@ -276,7 +276,7 @@ def test_certificates_come_with_their_probability_of_failure(demo, pair):
 
 def test_a_bar_in_a_name_does_not_break_the_table(tmp_path, write_run):
     text = markdown(build_leaderboard([write_run(tmp_path / "a", "clean", name="odd|name")]))
-    assert "| odd\\|name | cnn_small |" in text
+    assert "| odd\\|name | 1 | cnn_small |" in text
 
 
 @pytest.mark.parametrize(("count", "text"), [(999, "999 B"), (39_100, "39.1 kB"), (14_728_266, "14.7 MB")])

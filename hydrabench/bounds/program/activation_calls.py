@@ -1,4 +1,4 @@
-"""Which elementwise operation a layer, a function or a method is: the tables that `convert` and `calls` take in."""
+"""Tables from layers, functions and methods to elementwise operations, for `convert` and `calls`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from hydrabench.bounds.program.arguments import (
     Call,
     NoRule,
     Reader,
-    given,
+    either,
     in_place,
-    numbers,
     simple,
+    two,
 )
 from hydrabench.bounds.program.gated import Gelu, Silu, TanhGelu
 from hydrabench.bounds.program.operations import Operation
@@ -98,9 +98,9 @@ def _limit(name: str) -> Reader:
     """`maximum` and `minimum` of a value and a constant, in either order."""
 
     def read(call: Arguments) -> Call:
-        found = given(call, input=REQUIRED, other=REQUIRED)
-        constants = [side for side in found.values() if not isinstance(side, fx.Node)]
-        values = [side for side in found.values() if isinstance(side, fx.Node)]
+        sides = two(call)
+        constants = [side for side in sides if not isinstance(side, fx.Node)]
+        values = [side for side in sides if isinstance(side, fx.Node)]
         if len(values) != 1 or not isinstance(constants[0], Tensor):  # x.max(1) reduces an axis
             raise NoRule("takes maxima or minima of other things than a value and a constant tensor, which has no rule")
         return Call((_clamp(**{name: constants[0]}),), tuple(values))
@@ -150,25 +150,13 @@ ACTIVATION_METHODS: dict[Any, Reader] = {
 }
 
 
-def _either(make: Callable[..., Operation], **defaults: Any) -> Reader:
-    """The reader of a function that takes `inplace`."""
-
-    def read(call: Arguments) -> Call:
-        found = given(call, input=REQUIRED, **defaults, inplace=False)
-        value, writes = found.pop("input"), bool(found.pop("inplace"))
-        numbers(found)
-        return Call((make(**found),), (value,), in_place=writes)
-
-    return read
-
-
 def _hardtanh(min_val: Any, max_val: Any) -> Operation:
     return _clamp(min_val, max_val)
 
 
-_selu_call, _celu_call = _either(_selu), _either(_celu, alpha=1.0)
-_leaky_call, _elu_call = _either(_leaky, negative_slope=0.01), _either(_elu, alpha=1.0)
-_hardtanh_call = _either(_hardtanh, min_val=-1.0, max_val=1.0)
+_selu_call, _celu_call = either(_selu), either(_celu, alpha=1.0)
+_leaky_call, _elu_call = either(_leaky, negative_slope=0.01), either(_elu, alpha=1.0)
+_hardtanh_call = either(_hardtanh, min_val=-1.0, max_val=1.0)
 
 ACTIVATION_FUNCTIONS: dict[Any, Reader] = {
     operator.abs: _READERS["abs"],
@@ -189,10 +177,10 @@ ACTIVATION_FUNCTIONS: dict[Any, Reader] = {
     torch.special.expit: _READERS["sigmoid"],
     F.softplus: simple(_softplus, beta=1.0, threshold=20.0),
     F.gelu: simple(_gelu, approximate="none"),
-    F.silu: _either(Silu),
-    F.hardswish: _either(Hardswish),
-    F.hardsigmoid: _either(Hardsigmoid),
+    F.silu: either(Silu),
+    F.hardswish: either(Hardswish),
+    F.hardsigmoid: either(Hardsigmoid),
     F.hardtanh: _hardtanh_call,
     F.hardtanh_: in_place(_hardtanh_call),
-    F.relu6: _either(_relu6),
+    F.relu6: either(_relu6),
 }

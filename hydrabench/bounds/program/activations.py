@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hydrabench.bounds.program.piecewise import Curve, Piecewise, Shape, finite
+from hydrabench.bounds.program.relu import relaxation
+from hydrabench.bounds.relaxations import Sloped
 
 Number = float | Tensor
 
@@ -67,6 +69,18 @@ class LeakyRelu(PiecewiseLinear):
     def apply(self, x: Tensor) -> Tensor:
         """Rectify."""
         return F.leaky_relu(x, self.slope)
+
+    def lines(self, lower: Tensor, upper: Tensor) -> Sloped:
+        """Return a z + (1 - a) times the lines of a ReLU, for f(z) = a z + (1 - a) max(z, 0), in a few sweeps.
+
+        If a > 1 they change sides, and with it the adaptive slope lies above.
+        """
+        flat, steep, offset = relaxation(lower, upper)
+        share = 1 - self.slope
+        flat, steep, offset = flat * share + self.slope, steep * share + self.slope, offset * share
+        if share >= 0:
+            return Sloped(None, offset, (flat,), (steep,))
+        return Sloped(offset, torch.zeros_like(offset), (steep,), (flat,))
 
 
 @dataclass(frozen=True, eq=False)

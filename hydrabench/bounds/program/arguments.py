@@ -1,4 +1,4 @@
-"""What a call that torch.fx recorded is given, and what is made of it."""
+"""The arguments of a call that torch.fx recorded, and the operations that are made of it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Call:
 
 
 class Arguments(NamedTuple):
-    """What a call is given; values of the network and sizes are nodes of torch.fx, all else is what it is."""
+    """The arguments of a call; values of the network and sizes are nodes of torch.fx, all else is what it is."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -69,6 +69,24 @@ def simple(make: Callable[..., Operation], /, **defaults: Any) -> Reader:
         return Call((make(**found),), (value,))
 
     return read
+
+
+def either(make: Callable[..., Operation], **defaults: Any) -> Reader:
+    """Return the reader of a function that takes `inplace`."""
+
+    def read(call: Arguments) -> Call:
+        found = given(call, input=REQUIRED, **defaults, inplace=False)
+        value, writes = found.pop("input"), bool(found.pop("inplace"))
+        numbers(found)
+        return Call((make(**found),), (value,), in_place=writes)
+
+    return read
+
+
+def two(call: Arguments) -> tuple[Any, Any]:
+    """Return both arguments of a call that takes `input` and `other`."""
+    found = given(call, input=REQUIRED, other=REQUIRED)
+    return found["input"], found["other"]
 
 
 def in_place(read: Reader) -> Reader:

@@ -1,4 +1,4 @@
-"""Which operations a function or method call is that torch.fx recorded.
+"""Readers that turn function and method calls which torch.fx recorded into operations.
 
 `sizes` says which calls only ask for a shape. Constants, such as numbers, buffers and what is computed from them, have
 been put in place of the nodes that stood for them.
@@ -22,10 +22,12 @@ from hydrabench.bounds.program.arguments import (
     Call,
     NoRule,
     Reader,
+    either,
     given,
     in_place,
     numbers,
     simple,
+    two,
 )
 from hydrabench.bounds.program.arithmetic import Factor, Product, Shift, Subtract, Sum
 from hydrabench.bounds.program.convert import (
@@ -60,11 +62,6 @@ def refusal(path: str, kind: str, reason: str) -> UnsupportedLayerError:
     )
 
 
-def _relu(call: Arguments) -> Call:
-    found = given(call, input=REQUIRED, inplace=False)
-    return Call((Relu(),), (found["input"],), in_place=bool(found["inplace"]))
-
-
 # Arithmetic ------------------------------------------------------------------------------------
 
 
@@ -75,8 +72,7 @@ def _constant(value: Any) -> Tensor:
 
 def _two(call: Arguments) -> tuple[Any, Any, bool, bool]:
     """Both arguments, and whether each is a value of the network."""
-    found = given(call, input=REQUIRED, other=REQUIRED)
-    a, b = found["input"], found["other"]
+    a, b = two(call)
     for side in (a, b):
         if not isinstance(side, fx.Node | Tensor | int | float) or is_batch_size(side):
             raise NoRule(f"computes with {side}, which has no rule")
@@ -254,8 +250,8 @@ _adaptive_pool = simple(adaptive_pool, output_size=REQUIRED)
 _pad = simple(padded, pad=REQUIRED, mode="constant", value=None)
 
 TENSOR_METHODS: dict[Any, Reader] = {
-    "relu": _relu,
-    "relu_": in_place(_relu),
+    "relu": either(Relu),
+    "relu_": in_place(either(Relu)),
     "add": _add,
     "add_": in_place(_add),
     "sub": _subtract,
@@ -282,7 +278,7 @@ TENSOR_METHODS: dict[Any, Reader] = {
 }
 FUNCTIONS: dict[Any, Reader] = {
     **{getattr(torch, name): TENSOR_METHODS[name] for name in TENSOR_METHODS if hasattr(torch, name)},
-    F.relu: _relu,
+    F.relu: either(Relu),
     operator.add: _add,
     operator.iadd: in_place(_add),
     operator.sub: _subtract,

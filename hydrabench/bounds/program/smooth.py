@@ -7,6 +7,7 @@ log1p on CPUs and GPUs.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -67,20 +68,29 @@ class Elu(Piecewise):
 
 
 @dataclass(frozen=True, eq=False)
-class Sigmoid(Piecewise):
-    """1 / (1 + exp(-x))."""
+class SShaped(Piecewise, ABC):
+    """An odd function but for a constant, convex before 0 and concave behind it."""
 
     ulps: ClassVar[float] = 6.0
 
+    @abstractmethod
+    def distance(self, slope: Tensor) -> Tensor:
+        """Return z >= 0 with f'(z) = slope."""
+
     @property
     def shape(self) -> Shape:
-        """Convex before 0, concave behind it."""
-        left = Curve(0, 1, self.derivative, lambda slope: -self._distance(slope))
+        """It turns from convex to concave at 0."""
+        left = Curve(0, 1, self.derivative, lambda slope: -self.distance(slope))
         return Shape(
-            knots=(0.0,), curves=(left, Curve(1, -1, self.derivative, self._distance)), kinked=False, tangents=True
+            knots=(0.0,), curves=(left, Curve(1, -1, self.derivative, self.distance)), kinked=False, tangents=True
         )
 
-    def _distance(self, slope: Tensor) -> Tensor:
+
+@dataclass(frozen=True, eq=False)
+class Sigmoid(SShaped):
+    """1 / (1 + exp(-x))."""
+
+    def distance(self, slope: Tensor) -> Tensor:
         """Return z >= 0 with f'(z) = s (1 - s) = slope: s = (1 + r) / 2 with r^2 = 1 - 4 slope."""
         root = (1 - 4 * slope).clamp(0, 1).sqrt()
         return 2 * root.log1p() - (4 * slope).clamp(0, 1).log()
@@ -100,20 +110,10 @@ class Sigmoid(Piecewise):
 
 
 @dataclass(frozen=True, eq=False)
-class Tanh(Piecewise):
+class Tanh(SShaped):
     """(exp(x) - exp(-x)) / (exp(x) + exp(-x))."""
 
-    ulps: ClassVar[float] = 6.0
-
-    @property
-    def shape(self) -> Shape:
-        """Convex before 0, concave behind it."""
-        left = Curve(0, 1, self.derivative, lambda slope: -self._distance(slope))
-        return Shape(
-            knots=(0.0,), curves=(left, Curve(1, -1, self.derivative, self._distance)), kinked=False, tangents=True
-        )
-
-    def _distance(self, slope: Tensor) -> Tensor:
+    def distance(self, slope: Tensor) -> Tensor:
         """Return z >= 0 with f'(z) = 1 - tanh(z)^2 = slope."""
         return (1 - slope).clamp(0, 1).sqrt().log1p() - slope.clamp(0, 1).log() / 2
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from hydrabench.checkpoints.foreign.normalization import FORMS
 from hydrabench.checkpoints.foreign.weights import load_weights
 from hydrabench.checkpoints.own_code import used_code
 from hydrabench.config import Normalization
-from hydrabench.data import DATASETS, ImageSource, load_images
+from hydrabench.data import DATASETS, ImageSource, load_images, pixels
 from hydrabench.data.forms import OWN_FORMS, is_own
 from hydrabench.errors import ConfigError
 from hydrabench.files import sha256_of
@@ -31,6 +31,8 @@ from hydrabench.workflows.evaluation.request import ModelRequest
 from hydrabench.workflows.evaluation.specifications import build
 from hydrabench.workflows.progress import say
 from hydrabench.workflows.run_options import RunOptions
+
+COMPARED = 32  # images on which the network of an ONNX file is compared with onnxruntime
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ def open_model(request: ModelRequest, *, options: RunOptions, precision: str = "
     """
     images = load_images(_dataset(request), "test", options.data_dir, download=options.download)
     opened = _open(request, images.shape, images.num_classes, options.device, precision)
+    if opened.built.check is not None and request.weights is None:
+        opened.built.check(pixels(images.take(torch.arange(min(len(images), COMPARED)))))
     return judged_on(images, opened.subject, normalization_given=opened.normalized)
 
 
@@ -113,7 +117,7 @@ def _dataset(request: ModelRequest) -> str:
 
 def _open(request: ModelRequest, shape: tuple[int, int, int], num_classes: int, device: str, precision: str) -> _Opened:
     """Build the network, give it its weights and its normalisation, and make a subject of it."""
-    built, identity = build(request.spec, request.arguments, num_classes)
+    built, identity = build(request.spec, _arguments(request), num_classes, shape)
     name, inside = built.name, None
     if request.weights is not None:
         inside = load_weights(built.module, request.weights)
@@ -134,6 +138,17 @@ def _open(request: ModelRequest, shape: tuple[int, int, int], num_classes: int, 
         say(f"{name} has fresh weights from seed 0; give trained ones with --weights")
     known = request.normalization is not None or inside is not None
     return _Opened(subject, built, identity.get("arguments", {}), known)
+
+
+def _arguments(request: ModelRequest) -> Sequence[str]:
+    """The arguments, with what RobustBench's zoo is asked by. Raises: ConfigError for --threat of another network."""
+    if not request.spec.startswith("robustbench:"):
+        if request.threat is not None:
+            raise ConfigError(f"--threat is for --model robustbench:NAME; leave it out for {request.spec}")
+        return request.arguments
+    given = {argument.partition("=")[0] for argument in request.arguments}
+    known = {"dataset": _dataset(request), "threat_model": request.threat or "Linf"}
+    return [*request.arguments, *(f"{key}={value}" for key, value in known.items() if key not in given)]
 
 
 def judged_on(images: ImageSource, subject: Subject, *, normalization_given: bool) -> Subject:

@@ -8,27 +8,32 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from hydrabench.checkpoints.foreign.onnx_reader import read_onnx
 from hydrabench.checkpoints.foreign.programs import PROGRAMS
 from hydrabench.errors import ConfigError, shortened
 from hydrabench.files import sha256_of
 from hydrabench.models.own_code import CODE_FORMS, Built, CodeFile, build_code
 
-SPEC_FORMS = f"{CODE_FORMS}, or a file of torch.export (.pt2) or TorchScript (.pt)"
+ONNX = ".onnx"
+SPEC_FORMS = f"{CODE_FORMS}, or a file: ONNX (.onnx), torch.export (.pt2) or TorchScript (.pt)"
 
 
-def build(spec: str, arguments: Sequence[str], num_classes: int) -> tuple[Built, dict[str, Any]]:
+def build(
+    spec: str, arguments: Sequence[str], num_classes: int, shape: tuple[int, int, int]
+) -> tuple[Built, dict[str, Any]]:
     """Build the network of --model; also return what decides it beside its tensors.
 
     Args:
         spec: see `SPEC_FORMS`. arguments: KEY=VALUE, passed by keyword to a class or a function.
         num_classes: for the networks of libraries, unless an argument says it.
+        shape: of the images, (C, H, W); an ONNX file may take them in another layout.
     Raises: ConfigError or CheckpointError in one line, with the line of the user's code if that fails.
     """
     given = dict(map(_argument, arguments))
-    if Path(spec).suffix in PROGRAMS:
+    if Path(spec).suffix in (*PROGRAMS, ONNX):
         if given:
             raise ConfigError(f"--model-args are for a class or a function; {spec} is built already, leave them out")
-        return _program(Path(spec))
+        return _program(Path(spec), shape)
     if ":" not in spec:
         raise ConfigError(f"--model {shortened(spec)} names no network; give {SPEC_FORMS}")
     built = build_code(spec, given, num_classes)
@@ -51,8 +56,12 @@ def _argument(text: str) -> tuple[str, Any]:
     return key, value
 
 
-def _program(path: Path) -> tuple[Built, dict[str, Any]]:
+def _program(path: Path, shape: tuple[int, int, int]) -> tuple[Built, dict[str, Any]]:
     if not path.is_file():
         raise ConfigError(f"--model {path}: there is no such file")
     identity = {"spec": str(path), "file_sha256": sha256_of(path)}
+    if path.suffix == ONNX:
+        network = read_onnx(path, shape)
+        module, check = network.for_images(shape), network.require_same_on_images
+        return Built(module, path.name, str(path), check=check), identity
     return Built(PROGRAMS[path.suffix](path), path.name, str(path)), identity

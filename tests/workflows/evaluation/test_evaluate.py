@@ -387,9 +387,9 @@ def test_alpha_crown_needs_rules_of_our_own(subject, cpu, tmp_path, settings):
 
 def test_what_autoattack_cannot_judge_is_refused_before_anything_is_written(subject, cpu, tmp_path, monkeypatch):
     settings = AutoAttackSettings(epsilon="8/255")
-    probabilities = replace(subject, network=nn.Sequential(subject.network, nn.Softmax(dim=1)).eval())
-    with pytest.raises(HydrabenchError, match=r"let it return logits"):
-        evaluate(probabilities, settings, tmp_path / "run", options=cpu, n=5)
+    three = replace(subject, network=nn.Sequential(subject.network, nn.Linear(10, 3)).eval())
+    with pytest.raises(HydrabenchError, match=r"name the attacks that are defined with --attacks apgd-ce,fab-t,square"):
+        evaluate(three, settings, tmp_path / "run", options=cpu, n=5)
     monkeypatch.setitem(sys.modules, "pyautoattack", None)
     with pytest.raises(HydrabenchError, match=r"not installed; run: pip install pyautoattack"):
         evaluate(subject, settings, tmp_path / "run", options=cpu, n=5)
