@@ -43,10 +43,10 @@ def consistency_loss(
     """
     from torch.nn import functional
 
-    from hydrabench.objectives.noise import SMALLEST, noises, noisy_logits
+    from hydrabench.objectives.noise import SMALLEST_PROBABILITY, noises, noisy_logits
 
     logits = noisy_logits(network, x, noises(x, step, copies=settings.copies, sigma=settings.sigma))
-    mean = logits.softmax(2).mean(0).clamp_min(SMALLEST)
+    mean = logits.softmax(2).mean(0).clamp_min(SMALLEST_PROBABILITY)
     apart = (mean * (mean.log() - logits.log_softmax(2))).sum(2).mean()
     spread = -(mean * mean.log()).sum(1).mean()
     total = functional.cross_entropy(logits.flatten(0, 1), y.repeat(settings.copies))

@@ -11,7 +11,7 @@ from torch.nn import functional
 from hydrabench.attacks import ExactBall
 from hydrabench.objectives.step import TrainingStep
 
-SMALLEST = 1e-20  # of a probability whose logarithm is taken
+SMALLEST_PROBABILITY = 1e-20  # of a probability whose logarithm is taken
 SHORTEST = 1e-8  # of a gradient that is divided by its length
 
 Moved = Callable[[Tensor, Tensor], Tensor]  # from points and unit gradients, both (B, C, H, W), to the next points
@@ -35,7 +35,7 @@ def smoothed_losses(logits: Tensor, y: Tensor) -> Tensor:
     """
     if len(logits) == 1:
         return functional.cross_entropy(logits[0], y, reduction="none")
-    return functional.nll_loss(logits.softmax(2).mean(0).clamp_min(SMALLEST).log(), y, reduction="none")
+    return functional.nll_loss(logits.softmax(2).mean(0).clamp_min(SMALLEST_PROBABILITY).log(), y, reduction="none")
 
 
 def climb(network: nn.Module, x: Tensor, y: Tensor, noise: Tensor, *, steps: int, moved: Moved) -> list[Tensor]:

@@ -50,7 +50,7 @@ def smoothmix_loss(
     import torch
     from torch.nn import functional
 
-    from hydrabench.objectives.noise import SMALLEST, climb, in_ball, noises, noisy_logits
+    from hydrabench.objectives.noise import SMALLEST_PROBABILITY, climb, in_ball, noises, noisy_logits
 
     share = min(1.0, (step.epoch + 1) / settings.ramp_epochs)
     noise = noises(x, step, copies=settings.copies, sigma=settings.sigma)
@@ -64,7 +64,7 @@ def smoothmix_loss(
     per_image = mixing.view(-1, *[1] * (x.ndim - 1))
     mixed = noisy_logits(network, (1 - per_image) * first + per_image * visited[-1], noise)
     target = (1 - mixing[:, None]) * mean + mixing[:, None] / mean.shape[1]
-    apart = (target * (target.clamp_min(SMALLEST).log() - mixed.log_softmax(2))).sum(2).mean(0)
+    apart = (target * (target.clamp_min(SMALLEST_PROBABILITY).log() - mixed.log_softmax(2))).sum(2).mean(0)
     right = (mean.argmax(1) == y).to(apart)
     total = functional.cross_entropy(logits.flatten(0, 1), y.repeat(settings.copies))
     return StepLoss(total + settings.weight * share * (right * apart).mean(), logits[0])
