@@ -33,6 +33,7 @@ from hydrabench.evaluators.registry import (
     with_default_threat,
 )
 from hydrabench.evaluators.reuse_settings import ReuseSettings
+from hydrabench.evaluators.smooth_attack import SmoothAttackSettings
 from hydrabench.evaluators.smoothing_settings import SmoothingSettings
 from hydrabench.evaluators.square import SquareSettings
 from hydrabench.evaluators.verified_settings import AlphaCrownSettings, VerifiedSettings
@@ -55,6 +56,7 @@ __all__ = [
     "Ready",
     "ReuseSettings",
     "Sizes",
+    "SmoothAttackSettings",
     "SmoothingSettings",
     "SquareSettings",
     "VerifiedSettings",

@@ -15,6 +15,7 @@ from hydrabench.evaluators.fab import FAB
 from hydrabench.evaluators.fmn import FMN
 from hydrabench.evaluators.hydra import HYDRA
 from hydrabench.evaluators.pgd import PGD
+from hydrabench.evaluators.smooth_attack import SMOOTHED_ATTACK
 from hydrabench.evaluators.smoothing import SMOOTHING
 from hydrabench.evaluators.square import SQUARE
 from hydrabench.evaluators.verification import ALPHA_CROWN, CASCADE, CROWN, CROWN_IBP, IBP, SYMBOLIC
@@ -36,6 +37,7 @@ EVALUATORS: dict[str, Evaluator] = {
     "cascade": CASCADE,
     "alpha-crown": ALPHA_CROWN,
     "smoothing": SMOOTHING,
+    "smoothed": SMOOTHED_ATTACK,
 }
 
 

@@ -21,6 +21,7 @@ from hydrabench.ledger.folder import (
     read_run,
 )
 from hydrabench.ledger.records import ABSTAIN, Record, ReuseRecord, SmoothedRecord, VerifiedRecord
+from hydrabench.ledger.smooth_attack import SmoothAttackRecord
 from hydrabench.ledger.writer import interrupted, writing, writing_file
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Record",
     "ReuseRecord",
     "RunFolder",
+    "SmoothAttackRecord",
     "SmoothedRecord",
     "VerifiedRecord",
     "check_record",
