@@ -10,6 +10,7 @@ from __future__ import annotations
 from hydrabench.evaluators.apgd import ApgdSettings
 from hydrabench.evaluators.autoattack_settings import AutoAttackSettings
 from hydrabench.evaluators.clean import CleanSettings
+from hydrabench.evaluators.corruptions import CorruptionSettings
 from hydrabench.evaluators.description import (
     Computing,
     EvaluationSettings,
@@ -34,6 +35,7 @@ from hydrabench.evaluators.registry import (
     with_default_threat,
 )
 from hydrabench.evaluators.reuse_settings import ReuseSettings
+from hydrabench.evaluators.smooth_attack import SmoothAttackSettings
 from hydrabench.evaluators.smoothing_settings import SmoothingSettings
 from hydrabench.evaluators.square import SquareSettings
 from hydrabench.evaluators.verified_settings import AlphaCrownSettings, VerifiedSettings
@@ -45,6 +47,7 @@ __all__ = [
     "AutoAttackSettings",
     "CleanSettings",
     "Computing",
+    "CorruptionSettings",
     "EvaluationSettings",
     "Evaluator",
     "ExactSettings",
@@ -57,6 +60,7 @@ __all__ = [
     "Ready",
     "ReuseSettings",
     "Sizes",
+    "SmoothAttackSettings",
     "SmoothingSettings",
     "SquareSettings",
     "VerifiedSettings",

@@ -10,12 +10,14 @@ from hydrabench.errors import ConfigError, lookup
 from hydrabench.evaluators.apgd import APGD
 from hydrabench.evaluators.autoattack import AUTOATTACK
 from hydrabench.evaluators.clean import CLEAN
+from hydrabench.evaluators.corruptions import COMMON_CORRUPTIONS
 from hydrabench.evaluators.description import EvaluationSettings, Evaluator
 from hydrabench.evaluators.exact import EXACT
 from hydrabench.evaluators.fab import FAB
 from hydrabench.evaluators.fmn import FMN
 from hydrabench.evaluators.hydra import HYDRA
 from hydrabench.evaluators.pgd import PGD
+from hydrabench.evaluators.smooth_attack import SMOOTHED_ATTACK
 from hydrabench.evaluators.smoothing import SMOOTHING
 from hydrabench.evaluators.square import SQUARE
 from hydrabench.evaluators.verification import ALPHA_CROWN, CASCADE, CROWN, CROWN_IBP, IBP, SYMBOLIC
@@ -23,6 +25,7 @@ from hydrabench.ledger import Record
 
 EVALUATORS: dict[str, Evaluator] = {
     "clean": CLEAN,
+    "corruptions": COMMON_CORRUPTIONS,
     "pgd": PGD,
     "hydra": HYDRA,
     "apgd": APGD,
@@ -38,6 +41,7 @@ EVALUATORS: dict[str, Evaluator] = {
     "alpha-crown": ALPHA_CROWN,
     "exact": EXACT,
     "smoothing": SMOOTHING,
+    "smoothed": SMOOTHED_ATTACK,
 }
 
 

@@ -1,5 +1,6 @@
 """Run folders: who writes them, what they hold, what must hold of it. Nothing here knows about tensors."""
 
+from hydrabench.ledger.attack_records import AttackRecord, CurveRecord
 from hydrabench.ledger.attempts import AS_IT_IS, ATTEMPTS_FILE, Attempt, AttemptLog
 from hydrabench.ledger.checking import (
     RUN_AGAIN,
@@ -10,6 +11,7 @@ from hydrabench.ledger.checking import (
     read_record,
     whole_ledger,
 )
+from hydrabench.ledger.corruption import CORRUPTIONS, SEVERITIES, CorruptionRecord
 from hydrabench.ledger.exact import ExactRecord
 from hydrabench.ledger.folder import (
     RUN_SCHEMA,
@@ -20,32 +22,29 @@ from hydrabench.ledger.folder import (
     open_run,
     read_run,
 )
-from hydrabench.ledger.records import (
-    ABSTAIN,
-    AttackRecord,
-    CurveRecord,
-    Record,
-    ReuseRecord,
-    SmoothedRecord,
-    VerifiedRecord,
-)
-from hydrabench.ledger.writer import interrupted, writing
+from hydrabench.ledger.records import ABSTAIN, Record, ReuseRecord, SmoothedRecord, VerifiedRecord
+from hydrabench.ledger.smooth_attack import SmoothAttackRecord
+from hydrabench.ledger.writer import interrupted, writing, writing_file
 
 __all__ = [
     "ABSTAIN",
     "AS_IT_IS",
     "ATTEMPTS_FILE",
+    "CORRUPTIONS",
     "RUN_AGAIN",
     "RUN_SCHEMA",
+    "SEVERITIES",
     "SUMMARY_SCHEMA",
     "AttackRecord",
     "Attempt",
     "AttemptLog",
+    "CorruptionRecord",
     "CurveRecord",
     "ExactRecord",
     "Record",
     "ReuseRecord",
     "RunFolder",
+    "SmoothAttackRecord",
     "SmoothedRecord",
     "VerifiedRecord",
     "check_record",
@@ -60,4 +59,5 @@ __all__ = [
     "read_run",
     "whole_ledger",
     "writing",
+    "writing_file",
 ]

@@ -30,7 +30,7 @@ class Architecture:
     num_classes: int | None = None
 
     def misfit(self, shape: tuple[int, int, int], num_classes: int) -> str | None:
-        """What keeps it from being built for such images, as far as that is known beforehand; None if nothing."""
+        """Return why it cannot be built for such images, as far as that is known beforehand; None if it can."""
         wanted = {"images": (self.shape, tuple(shape)), "classes": (self.num_classes, num_classes)}
         found = [f"{what} {mine}, got {given}" for what, (mine, given) in wanted.items() if mine not in (None, given)]
         return f"is for {' and '.join(found)}" if found else None
@@ -48,6 +48,13 @@ def _imagenet_resnet(depth: int, shape: tuple[int, int, int], num_classes: int) 
     from hydrabench.models import resnet
 
     return resnet.imagenet_resnet(depth, shape, num_classes)
+
+
+def _thin_resnet(depth: int, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """Build a ResNet of few channels; see `resnet.thin_resnet`."""
+    from hydrabench.models import resnet
+
+    return resnet.thin_resnet(depth, shape, num_classes)
 
 
 def _wide_resnet(depth: int, width: int, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
@@ -85,6 +92,7 @@ MODELS: dict[str, Architecture] = {
     "resnet50": Architecture(partial(_cifar_resnet, 50)),
     "resnet101": Architecture(partial(_cifar_resnet, 101)),
     "resnet152": Architecture(partial(_cifar_resnet, 152)),
+    "resnet110": Architecture(partial(_thin_resnet, 110)),
     "wrn_10_1": Architecture(partial(_wide_resnet, 10, 1)),
     "wrn_28_1": Architecture(partial(_wide_resnet, 28, 1)),
     "wrn_28_4": Architecture(partial(_wide_resnet, 28, 4)),

@@ -79,13 +79,11 @@ def write_report(
     evaluations = [evaluation for one in imported for evaluation in one.evaluations]
     external = [row for one in imported for row in one.rows]
     board = build_leaderboard(runs, evaluations, n=n, external=external, sort=sort, group_by=group_by)
-    rendered: dict[Path, str | bytes] = {
-        out / _FILES[name][0]: _FILES[name][1](board) for name in formats if name in _FILES
-    }
+    rendered: dict[str, str | bytes] = {_FILES[name][0]: _FILES[name][1](board) for name in formats if name in _FILES}
     for files in (_FILES_OF_RUNS[name] for name in formats if name in _FILES_OF_RUNS):
-        rendered |= {out / name: text for name, text in files(board.evaluations).items()}
+        rendered |= files(board.evaluations)
     with writing(out):
-        write_together(rendered)
+        write_together(out, rendered)
     return board
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import asdict, fields, replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from hydrabench.evaluators import (
     ApgdSettings,
     AutoAttackSettings,
     CleanSettings,
+    CorruptionSettings,
     EvaluationSettings,
     ExactSettings,
     FabSettings,
@@ -26,9 +28,11 @@ from hydrabench.evaluators import (
     HydraSettings,
     PgdSettings,
     Sizes,
+    SmoothAttackSettings,
     SmoothingSettings,
     SquareSettings,
     VerifiedSettings,
+    corruptions,
     parse_settings,
     said,
 )
@@ -36,6 +40,7 @@ from hydrabench.evaluators.description import CONDITIONS
 
 SETTINGS = {
     "clean": CleanSettings(),
+    "corruptions": CorruptionSettings(),
     "pgd": PgdSettings(epsilon="0.05", steps=5),
     "hydra": HydraSettings(epsilon="0.05", steps=5),
     "apgd": ApgdSettings(epsilon="0.05", norm="l2"),
@@ -51,6 +56,7 @@ SETTINGS = {
     "alpha-crown": AlphaCrownSettings(epsilon="0.01", iterations=3),
     "exact": ExactSettings(epsilon="0.01", max_subproblems=100),
     "smoothing": SmoothingSettings(samples=200),
+    "smoothed": SmoothAttackSettings(epsilon="0.5", steps=3, copies=4, draws=100),
 }
 
 
@@ -66,6 +72,17 @@ def problem(dtype=torch.float32):
     return network.to(dtype), block
 
 
+def darker(image, *, corruption_name, severity, seed=None):
+    """Stand in for the optional library of corruptions; noise comes from numpy's global generator, as there."""
+    noise = np.random.uniform(0, 10, image.shape)  # noqa: NPY002
+    return (image * (1 - severity / 10 - len(corruption_name) / 100) + noise).clip(0, 255).astype("uint8")
+
+
+@pytest.fixture(autouse=True)
+def _library(monkeypatch):
+    monkeypatch.setattr(corruptions, "library", lambda: darker)
+
+
 def test_every_evaluator_is_tested():
     assert set(EVALUATORS) == set(SETTINGS)
 
@@ -78,7 +95,7 @@ def test_records_come_in_order_one_per_image_and_fit_into_a_ledger(kind, dtype):
     assert tuple(record.index for record in records) == block.indices
     assert tuple(record.input_sha for record in records) == block.shas
     assert [record.label for record in records] == block.labels.tolist()
-    if kind != "smoothing":
+    if kind not in ("smoothing", "smoothed"):
         assert [record.prediction for record in records] == network(block.images).argmax(1).tolist()
     for record in records:
         assert json.loads(json.dumps(asdict(record), allow_nan=False)) == asdict(record)
@@ -129,7 +146,13 @@ def test_settings_know_their_kind_and_spell_out_in_their_protocol_id_what_is_no_
 @pytest.mark.parametrize("kind", EVALUATORS)
 def test_what_an_evaluator_claims_stands_in_its_records(kind):
     evaluator = EVALUATORS[kind]
-    claim = {"upper": {"robust"}, "lower": {"verified"}, "smoothed": {"radius", "abstain"}, "clean": set()}
+    claim = {
+        "upper": {"robust"},
+        "lower": {"verified"},
+        "smoothed": {"radius", "abstain"},
+        "clean": set(),
+        "smoothed-upper": {"robust"},
+    }
     names = {field.name for field in fields(evaluator.record)}
     assert claim[evaluator.claims] <= names
     assert all(names <= record.keys() for record in lines(kind))

@@ -20,7 +20,7 @@ from hydrabench.ledger import Attempt, AttemptLog, Record, RunFolder
 from hydrabench.runtime import World
 from hydrabench.workflows.evaluation.judging import Judge
 from hydrabench.workflows.evaluation.running_totals import RunningTotals
-from hydrabench.workflows.progress import LOG_SECONDS, Advance
+from hydrabench.workflows.progress import LOG_SECONDS, Advance, say
 
 SHARE_SECONDS = 60.0  # that a share is meant to take: what a killed run loses
 FEWEST, FIRST, MOST = 16, 64, 4096  # images of a share, where time or memory do not ask for fewer
@@ -114,7 +114,9 @@ class Turns:
         assert in_turn is not None
         self.in_turn, settings = in_turn, self.judge.settings
         self.log, self.attacks = AttemptLog(self.run.path), in_turn.attacks(settings)
-        self.standing = Standing(self.attacks, [index for _, block in self.blocks for index in block])
+        images = [index for _, block in self.blocks for index in block]
+        self.spared = self.judge.certified(images)
+        self.standing = Standing(self.attacks, [index for index in images if index not in self.spared])
         self.number = {index: number for number, block in self.blocks for index in block}
         classes = self.judge.images.num_classes
         self.passes = {name: in_turn.passes(settings, name, classes) for name in self.attacks}
@@ -124,11 +126,16 @@ class Turns:
     def finish(self) -> None:
         """Run what is left of every attack on every image, and write the records."""
         self.standing.add(self.world.on_main(self._kept))
+        if self.spared:
+            self.advance(len(self.spared), "")
         for attack in self.attacks:
             while waiting := self.standing.waiting(attack):
                 self._round(attack, waiting)
         self._write_settled()
         self._advance()
+        closing = self.in_turn.closing([one for done in self.standing.of.values() for one in done])
+        if closing and self.world.is_main:
+            say(closing)
 
     def _kept(self) -> list[Attempt]:
         """Read the attempts of an earlier start; of blocks that are judged as a whole, those of whole blocks."""
@@ -192,7 +199,7 @@ class Turns:
         """Append the records of the next blocks whose images are all settled."""
         while self.written < len(self.blocks):
             _, indices = self.blocks[self.written]
-            if not all(map(self.standing.is_settled, indices)):
+            if not all(index in self.spared or self.standing.is_settled(index) for index in indices):
                 return
             self.written += 1
             if self.world.is_main:
@@ -203,7 +210,10 @@ class Turns:
     def _records(self, indices: Sequence[int]) -> Iterator[Record]:
         known = identities(self.judge.images, indices)
         for index, (sha, label) in zip(indices, known, strict=True):
-            yield self.in_turn.conclude(index, sha, label, self.standing.of[index])
+            if index in self.spared:
+                yield self.spared[index]
+            else:
+                yield self.in_turn.conclude(index, sha, label, self.standing.of[index])
 
     # Progress --------------------------------------------------------------------------------------
 
