@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from hydrabench.errors import ConfigError
 
 CACHE_VARIABLE = "HYDRABENCH_CACHE"
 SCRATCH = ".partial"  # how the names of scratch files end, which a killed process leaves behind
+PENDING = ".pending.json"  # names of files that are written and about to take their places
 
 
 @contextmanager
@@ -57,14 +58,43 @@ def write_text(path: Path, text: str) -> None:
         scratch.write_text(text, encoding="utf-8")
 
 
-def write_together(contents: Mapping[Path, str | bytes]) -> None:
-    """Write several files, texts as UTF-8: all of them, or none if one cannot be written."""
-    with ExitStack() as stack:
-        for path, content in contents.items():
-            with stack.enter_context(replacing(path)).open("wb") as file:
+def write_together(folder: Path, contents: Mapping[str, str | bytes]) -> None:
+    """Write several files into a folder, texts as UTF-8: all of them, or none if one cannot be written.
+
+    All are on the disk under other names before the first takes its place. If the process is killed while they take
+    their places, `finish_together` does the rest.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    scratch = {name: _scratch(folder, name) for name in contents}
+    try:
+        for name, content in contents.items():
+            with scratch[name].open("wb") as file:
                 file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())  # a full disk may say so only now
+        write_json(folder / PENDING, sorted(contents))
+        finish_together(folder)
+    finally:
+        for path in scratch.values():
+            path.unlink(missing_ok=True)
+
+
+def _scratch(folder: Path, name: str) -> Path:
+    """Where a file waits until all are written; one of a folder inside waits beside the others."""
+    return folder / f".{name.replace('/', '+')}{SCRATCH}"
+
+
+def finish_together(folder: Path) -> None:
+    """Put the files of a `write_together` that was killed in their places, if it had written all of them."""
+    pending = folder / PENDING
+    if not pending.is_file():
+        return
+    for name in json.loads(pending.read_text(encoding="utf-8")):
+        with suppress(FileNotFoundError):  # that one was in its place
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            _scratch(folder, name).replace(folder / name)
+    _flush_names(folder)
+    pending.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:

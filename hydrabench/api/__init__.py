@@ -1,4 +1,4 @@
-"""What `import hydrabench as hb` offers: the commands as functions, for notebooks, scripts and training loops.
+"""The functions of `import hydrabench as hb`: the commands as functions, for notebooks, scripts and training loops.
 
 networks    what is judged: a module, a checkpoint or a zoo id, and the images it is judged on
 evaluation  `load`, `attack`, `certify`, `verify`

@@ -54,7 +54,7 @@ def load(
 
 @dataclass(frozen=True)
 class _Request:
-    """What attack and certify take alike; for the meaning of each see `attack`."""
+    """Arguments that attack and certify share; for the meaning of each see `attack`."""
 
     network: Network
     data: Any

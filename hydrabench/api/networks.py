@@ -1,4 +1,4 @@
-"""What is judged, on which images: a module, a checkpoint or a zoo id, made ready for the workflows."""
+"""The network that is judged, and its images: a module, a checkpoint or a zoo id, made ready for the workflows."""
 
 from __future__ import annotations
 

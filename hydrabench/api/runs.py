@@ -47,12 +47,12 @@ class _FinishedRun:
 
     @property
     def header(self) -> dict[str, Any]:
-        """What `run.json` says: settings, protocol, network, images, versions."""
+        """Return what `run.json` says: settings, protocol, network, images, versions."""
         return self._run.header
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """What `summary.json` says: `n` and `metrics`, fractions in [0, 1] with 95 % intervals."""
+        """Return what `summary.json` says: `n` and `metrics`, fractions in [0, 1] with 95 % intervals."""
         return self._run.summary()
 
 

@@ -25,7 +25,7 @@ from hydrabench.attacks.padding import Padded
 from hydrabench.errors import HydrabenchError, NonFiniteError
 from hydrabench.runtime import stream
 
-UPSTREAM_NORMS = {"linf": "Linf", "l2": "L2"}
+UPSTREAM_NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 MOST_TARGETS = 9  # classes that a targeted attack tries, where there are so many
 DRAWING = ("autopgd_base", "fab_base", "square")  # the modules of upstream that draw random numbers
 
@@ -37,7 +37,7 @@ class UpstreamAttack:
     name: as upstream has it, such as "apgd-ce". version: upstream's, whose settings it gets, such as "standard".
     norm: a key of `UPSTREAM_NORMS`. epsilon: radius in pixel units, >= 0. classes: logits of the network.
     seed: of all random draws, in [0, 2^63). alone: whether an image's points depend on it and the seed alone; False
-    leaves draws and batches as upstream makes them, one batch after another.
+    leaves draws and batches as upstream makes them, one batch after another. queries: of Square.
     """
 
     name: str
@@ -47,6 +47,7 @@ class UpstreamAttack:
     classes: int
     seed: int
     alone: bool = True
+    queries: int = 5000
 
 
 def attack_points(
@@ -72,6 +73,7 @@ def attack_points(
             version=attack.version,
             device=x.device,
         )
+        made.square.n_queries = attack.queries
         made.fab.n_target_classes = made.apgd_targeted.n_target_classes = min(MOST_TARGETS, attack.classes - 1)
         perturb = _choose(made, attack.name)
         if attack.alone:
@@ -136,7 +138,8 @@ def _same_draws(generator: torch.Generator) -> Iterator[None]:
     own = ModuleType("torch")
     own.__dict__.update(torch.__dict__)
     own.__dict__["rand"] = _drawing(torch.rand, generator)
-    own.__dict__["randn"] = _drawing(torch.randn, generator)
+    own.__dict__["randn"] = randn = _drawing(torch.randn, generator)
+    own.__dict__["randn_like"] = lambda images: randn(images.shape).to(images)
     modules = [import_module(f"pyautoattack.{name}") for name in DRAWING]
     try:
         for module in modules:

@@ -154,7 +154,7 @@ class _Climb:
         return found
 
     def row_bytes(self) -> int:
-        """What a search holds for one function of the last value."""
+        """Return what a search holds for one function of the last value."""
         every, sloped = KEPT
         entries = every * sum(shape[1:].numel() for shape in self.shapes) + sloped * sum(self.unstable())
         return entries * self.ball.x.element_size()

@@ -98,6 +98,6 @@ def squared_rows(nodes: Sequence[Node], x: Tensor) -> dict[int, Tensor]:
 
 
 def intersection(a: Interval, b: Interval) -> Interval:
-    """What lies in both boxes; never empty, even where rounding says so."""
+    """Return what lies in both boxes; never empty, even where rounding says so."""
     lower, upper = torch.maximum(a.lower(), b.lower()), torch.minimum(a.upper(), b.upper())
     return Interval.between(lower, torch.maximum(lower, upper))

@@ -2,7 +2,7 @@
 
 No method has a proof for an image that is misclassified, or that has an adversarial example: the first are found by
 running the network, many of the others by one step along the gradient, which costs less than any method but `ibp`.
-Where rounding alone may have made a margin negative, methods are asked all the same.
+Where rounding alone may have made a margin negative, all methods run all the same.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ CLEARLY = 1e-3  # how far below 0 a margin must be, relative to the image's larg
 
 @dataclass(frozen=True, eq=False)
 class Proofs:
-    """What a cascade found.
+    """The bounds that a cascade found.
 
     lower: a lower bound of each image's margin, (B,). It is the largest that the methods gave, class by class, and need
-        not be that of the tightest method, which may not have been asked; of a hopeless image it is that of intervals.
+        not be that of the tightest method, which may not have run; of a refuted image it is that of intervals.
     methods: which method made it positive, if any did.
-    hopeless: the images, (B,), that no method can prove, because they have an adversarial example or are one.
+    refuted: the images, (B,), that no method can prove, because they have an adversarial example or are one.
     """
 
     lower: Tensor
     methods: tuple[str | None, ...]
-    hopeless: Tensor
+    refuted: Tensor
 
 
 def cascade(
@@ -57,7 +57,7 @@ def cascade(
 ) -> Proofs:
     """Bound margins by one method after the other, as long as an image has a margin that is not proved positive.
 
-    A method sees only images that no method before it has proved and that are not hopeless, and of these only the
+    A method sees only images that no method before it has proved and that are not refuted, and of these only the
     classes that are still open; `ibp`, if it is the first, sees every image. What is proved is what one of the methods
     alone would prove, and images of which each class is proved by some method.
 
@@ -87,18 +87,18 @@ def _cascade(problem: Problem, methods: Sequence[str], memory: int) -> Proofs:
     if methods[0] == "ibp":
         steps = steps[1:]
         images = _still_open(lower, images, proved, "ibp")
-    lost = _hopeless(problem.images(images), memory=memory)
-    hopeless = torch.zeros(len(lower), dtype=torch.bool, device=lower.device).index_fill(0, images[lost], True)
+    lost = _refuted(problem.images(images), memory=memory)
+    refuted = torch.zeros(len(lower), dtype=torch.bool, device=lower.device).index_fill(0, images[lost], True)
     images = images[~lost]
     if methods[0] != "ibp":
-        lower = lower.index_fill(0, images, -torch.inf)  # nobody asked for intervals
+        lower = lower.index_fill(0, images, -torch.inf)  # intervals were not among the methods
     for name, step in steps:
         if not len(images):
             break
         best = _improved(problem.images(images), lower[images], step, memory=memory)
         lower = lower.index_copy(0, images, best)
         images = _still_open(lower, images, proved, name)
-    return Proofs(lower.min(1).values, tuple(proved), hopeless)
+    return Proofs(lower.min(1).values, tuple(proved), refuted)
 
 
 def _still_open(lower: Tensor, images: Tensor, proved: list[str | None], name: str) -> Tensor:
@@ -110,7 +110,7 @@ def _still_open(lower: Tensor, images: Tensor, proved: list[str | None], name: s
 
 
 def _improved(problem: Problem, lower: Tensor, step: Callable[[Problem], Tensor], *, memory: int) -> Tensor:
-    """The larger one of known bounds of the margins and those of a method, which is asked only where they are open."""
+    """Return the larger of known bounds of margins and those of a method, which runs only where they are open."""
     worst = lower.argsort(1)[:, : int((lower <= 0).sum(1).max())]
     found = solved(problem.functions(worst), step, memory=memory)
     still_open = lower.gather(1, worst) <= 0  # the others are there to fill up and change nothing
@@ -120,8 +120,8 @@ def _improved(problem: Problem, lower: Tensor, step: Callable[[Problem], Tensor]
 # Adversarial examples --------------------------------------------------------------------------
 
 
-def _hopeless(problem: Problem, *, memory: int) -> Tensor:
-    """Which images are clearly misclassified, as they are or after one step along the gradient: (B,)."""
+def _refuted(problem: Problem, *, memory: int) -> Tensor:
+    """Return which images are clearly misclassified, as they are or after one step along the gradient: (B,)."""
     wrong = _clearly_wrong(clean_margins(problem))
     right = (~wrong).nonzero().squeeze(1)
     if torch.is_inference_mode_enabled() or not len(right):  # no gradients there
@@ -131,7 +131,7 @@ def _hopeless(problem: Problem, *, memory: int) -> Tensor:
 
 
 def _clearly_wrong(margins: Tensor) -> Tensor:
-    """Which images have a negative margin, (B, S), that is no work of rounding: (B,)."""
+    """Return which images have a negative margin, (B, S), that is no work of rounding: (B,)."""
     return (margins < -CLEARLY * margins.abs().amax(1, keepdim=True)).any(1)
 
 

@@ -69,7 +69,7 @@ def _fill(step: Step, value: Tensor, width: float, generator: torch.Generator) -
 
 
 def _operation(step: Step, value: Tensor) -> Operation:
-    """What a step computes on the batch; batch norm as in training, with the statistics of `value`."""
+    """Return what a step computes on the batch; batch norm as in training, with the statistics of `value`."""
     if isinstance(step.source, Operation):
         return step.source
     return batch_scale(step.source, value) if isinstance(step.source, _BatchNorm) else reader(step.source)(step.source)

@@ -25,7 +25,7 @@ Adjust = Callable[[Relaxed, Interval], Interval]
 
 @dataclass(frozen=True, eq=False)
 class Propagation:
-    """What a pass of intervals leaves for a pass backward.
+    """Bounds and shapes that a pass of intervals leaves for a pass backward.
 
     output: bounds of the last value. shapes: of every value, batch axis included. before: bounds of the values that an
     operation takes which is not linear, by number.

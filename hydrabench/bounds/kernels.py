@@ -1,4 +1,4 @@
-"""What a pass backward does with its coefficients, largest of all tensors: as few sweeps over them as possible.
+"""Kernels for the coefficients of a pass backward, its largest tensors: as few sweeps over them as possible.
 
 Autograd would keep a mask, a sign and a product of the size of the coefficients for every step and sweep over each; the
 gradients below come from the coefficients themselves. Coefficients are (B, S, *value) for values (B, *value), in any

@@ -1,4 +1,4 @@
-"""Which neurons get a pass backward of their own, in what chunks, and how their rows are carried."""
+"""Passes backward for single neurons: which neurons get one, in what chunks, and how their rows are carried."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def bounded_values(nodes: Sequence[Node], known: Container[int] = ()) -> list[in
 
 
 def _comes_from_a_box(nodes: Sequence[Node], number: int) -> bool:
-    """Whether a value is the result of an operation that a pass backward says no more of than its box does."""
+    """Return whether a value is the result of an operation that a pass backward says no more of than its box does."""
     operation = nodes[number - 1].operation if number else None
     return isinstance(operation, Relaxed) and operation.tight
 
@@ -164,7 +164,7 @@ def exact_values(nodes: Sequence[Node]) -> set[int]:
 
 
 def progress(method: str, nodes: Sequence[Node], number: int) -> Callable[[float], None]:
-    """What tells a watcher which share of the neurons of value `number` has been bounded."""
+    """Return what tells a watcher which share of the neurons of value `number` has been bounded."""
     sources = relaxed_values(nodes)
     return lambda share: tell(Moment(method, sources.index(number) + 1, len(sources), share))
 
@@ -192,7 +192,7 @@ def wanted_neurons(nodes: Sequence[Node], number: int, boxes: Sequence[Interval]
 
 
 def heeded(nodes: Sequence[Node], number: int, entries: int) -> Tensor | None:
-    """Which entries of a value linear layers read by weights other than 0, directly or entry by entry: (entries,).
+    """Return which entries of a value linear layers read by weights other than 0, directly or not: (entries,).
 
     Of pruned layers they leave many out: of 100 neurons at 99 % sparsity none reads an entry in 37 % of the cases.
     Returns: None if something else reads the value, or nothing does.

@@ -17,7 +17,7 @@ TINY = 2.0**-1000  # more than underflow can do to a product in float64
 
 
 def growth(terms: int, dtype: torch.dtype) -> float:
-    """What rounding can do to a sum of `terms` products, relative to the sum of their absolute values.
+    """Return what rounding can do to a sum of `terms` products, relative to the sum of their absolute values.
 
     Twice n u, which exceeds gamma_n (1 + gamma_n) and so also covers that the absolute values are summed in floating
     point; infinite where n u is more than 1/8.

@@ -2,7 +2,7 @@
 
 A neuron behind a few convolutions sees a small window of every earlier value. Rows of neurons therefore
 start as windows, (R, C, h, w), grow at each convolution, and become whole, (R, *value), when a window is as
-large as the value or a linear layer is crossed. Only the neurons that are asked for have rows at all.
+large as the value or a linear layer is crossed. Only neurons whose bounds are wanted have rows.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Window:
         return Window(size, self.stride, padding, self.grid)
 
     def blocks(self, value: Tensor, image: Tensor, spot: Tensor) -> Tensor:
-        """What the windows of some positions show of a value (B, C, H, W), 0 outside it: (G, C, h, w).
+        """Return what the windows of some positions show of a value (B, C, H, W), 0 outside it: (G, C, h, w).
 
         Args: image, spot: of each position, (G,). A value of one image is the same for all.
         """
@@ -82,7 +82,7 @@ class Rows:
     inside: bool = True
 
     def seen(self, value: Tensor) -> Tensor:
-        """What the rows of each group multiply of a value (B, ...): (G, ...), or (1, ...) if it is the same for all."""
+        """Return what rows of each group multiply of a value (B, ...): (G, ...), or (1, ...) if all see the same."""
         if self.window is None:
             return value if len(value) == 1 else value.index_select(0, self.image)
         assert self.spot is not None

@@ -34,7 +34,7 @@ class Prepared:
     kept: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     def once(self, key: Hashable, make: Callable[[], Result]) -> Result:
-        """What `make` says of the network, computed the first time it is asked for under this key."""
+        """Return what `make` says of the network, computed once for this key."""
         if key not in self.kept:
             self.kept[key] = make()
         return cast(Result, self.kept[key])
@@ -63,7 +63,7 @@ def prepared(network: nn.Module) -> Prepared:
 
 
 def nodes_of(network: nn.Module | Prepared, clean: Tensor | None = None) -> list[Node]:
-    """What `program.read` says of a network, now or when it was prepared; `clean` is for batch norm in training mode.
+    """Return what `program.read` says of a network, now or when it was prepared; `clean` is for batch norm in training.
 
     Raises: as `program.read`.
     """

@@ -49,7 +49,7 @@ class Lines(ABC):
 
     @abstractmethod
     def along(self, *values: Tensor) -> Tensor:
-        """What the line above, without its constant, makes of values, (B, *result)."""
+        """Return what the line above, without its constant, makes of values, (B, *result)."""
 
     @abstractmethod
     def reach(self, *sizes: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What rounding can do to a bound, known before it is computed.
+"""A limit of what rounding can do to a bound, known before it is computed.
 
 For every linear operation W v + b there is a *magnitude* |W| |v| + |b| that its rounding is a small multiple of, in any
 order of summation (see `outward`). Products with a weight that is exactly 0 do not count. Winograd and FFT convolutions
@@ -136,7 +136,7 @@ def _linear_error(node: MeasuredNode, boxes: Sequence[Interval], errors: Sequenc
 
 
 def _relaxed_error(operation: Relaxed, boxes: Sequence[Interval], errors: Sequence[Tensor], factor: float) -> Tensor:
-    """What a result's bounds are off by, from what those of the values are."""
+    """Return what a result's bounds are off by, from what those of the values are."""
     reach = [2 * factor * error for error in errors]
     wide = [
         corner for box, more in zip(boxes, reach, strict=True) for corner in (box.lower() - more, box.upper() + more)

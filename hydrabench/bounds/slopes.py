@@ -33,7 +33,7 @@ BY_FUNCTION = (
 
 
 def has_slopes(operation: object) -> bool:
-    """Whether slopes around an operation can be chosen here: not where it differs from channel to channel."""
+    """Return whether slopes around an operation can be chosen here: not where it differs from channel to channel."""
     return isinstance(operation, Elementwise) and not any(isinstance(v, Tensor) for v in vars(operation).values())
 
 

@@ -1,4 +1,4 @@
-"""What is bounded: the margins of a network over balls around images."""
+"""The functions that are bounded: margins of a network over balls around images."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def _parts_and_tables(nodes: list[Node], x: Tensor) -> tuple[_Parts, tuple[Tenso
 
 
 def channels_last_pays(nodes: Sequence[Node], shapes: Sequence[torch.Size]) -> bool:
-    """Whether convolutions gain more by that layout than it takes to bring images into it, and vectors out of it."""
+    """Return whether convolutions gain more by channels last than bringing images into it, and vectors out, takes."""
     products, moved = 0, shapes[0].numel()
     for node, after in zip(nodes, shapes[1:], strict=True):
         if len(after) == 3:
@@ -140,7 +140,7 @@ def solved(problem: Problem, method: Callable[[Problem], Tensor], *, memory: int
 
 
 def image_bytes(problem: Problem) -> int:
-    """What bounding one image takes: boxes kept for a pass backward, and what an operation holds at once."""
+    """Return what bounding one image takes: boxes kept for a pass backward, and what an operation holds at once."""
     kept = {number for node in problem.body if isinstance(node.operation, Relaxed) for number in node.inputs}
     sizes = [shape.numel() for shape in problem.shapes]
     return problem.rows.element_size() * (2 * sum(sizes[number] for number in kept) + 6 * max(sizes))

@@ -6,7 +6,7 @@ The names below `TYPE_CHECKING` need torch, which takes seconds to import; they 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from hydrabench.checkpoints.header import BestEpoch, Header, Layout, PhaseLabel, PluginFile
+from hydrabench.checkpoints.header import BestEpoch, Header, HeldOut, Layout, PhaseLabel, PluginFile
 from hydrabench.checkpoints.manifest import ProtocolResult, PublishedNumber, ZooEntry, json_schema
 from hydrabench.checkpoints.peeking import is_torch_file, peek
 from hydrabench.checkpoints.zoo import checkpoint_name, fetch, find_entry, read_manifest, read_zoo, resolve
@@ -33,6 +33,7 @@ __all__ = [
     "BestEpoch",
     "Checkpoint",
     "Header",
+    "HeldOut",
     "Layout",
     "PhaseLabel",
     "PluginFile",

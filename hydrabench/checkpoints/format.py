@@ -43,6 +43,7 @@ class Checkpoint:
     sha256: of the bytes that were read; of two files, where a second one decided what the network is.
     notes: what a reader took off or filled in, one line each.
     code: what built the network; None for an architecture of the registry.
+    size: bytes that were read.
     """
 
     path: Path
@@ -51,6 +52,7 @@ class Checkpoint:
     network: nn.Module
     notes: tuple[str, ...] = ()
     code: UsedCode | None = None
+    size: int = 0
 
     def baked(self) -> nn.Module:
         """Return the network with plain layers, pruned weights being zero (the masks are gone afterwards)."""
@@ -125,7 +127,7 @@ def load_checkpoint(path: Path, *, model: str | None = None) -> Checkpoint:
     else:
         _check_density(network, header, counts, path)
     notes = maker.note(header, code, str(path))
-    return Checkpoint(path, hashlib.sha256(data).hexdigest(), header, network.eval(), notes, code)
+    return Checkpoint(path, hashlib.sha256(data).hexdigest(), header, network.eval(), notes, code, len(data))
 
 
 def read_file(path: Path) -> bytes:

@@ -36,6 +36,13 @@ class PluginFile(Section):
     sha256: str
 
 
+class HeldOut(Section):
+    """The images that training did not see. fraction: of the training set. sha256: of them, `source_fingerprint`."""
+
+    fraction: float = Field(gt=0, lt=1)
+    sha256: str
+
+
 class CodeOfOthers(Section):
     """The code that builds a network which is not of the registry, beside its specification, the header's `arch`.
 
@@ -60,6 +67,7 @@ class Header(Section):
     `NAME.scores` and `NAME.mask` beside each `NAME.weight`, whose pruned entries keep their values; "compact" holds the
     dense tensors without their zeros (see compact.py).
     plugins: those that were loaded; without them the file is not opened.
+    held_out: of the phase that wrote it; what it is pruned or fine-tuned with must hold out these or some of them.
     code: of a network that is not of the registry; then `arch` is its specification, such as "mynet.py:build".
     parent: SHA-256 of the checkpoint that this one started from.
     phase: "imported" for a network that somebody else's code trained; then objective, recipe, recipe_sha256,
@@ -84,6 +92,7 @@ class Header(Section):
     kept: dict[str, PositiveInt] | None = None
     plugins: tuple[PluginFile, ...] = ()
     code: CodeOfOthers | None = None
+    held_out: HeldOut | None = None
 
     @field_validator("objective")
     @classmethod
@@ -96,7 +105,7 @@ class Header(Section):
     def to_json(self) -> str:
         """Return the header as canonical JSON."""
         return self.model_dump_json(
-            by_alias=True, exclude={key for key in ("kept", "plugins", "code") if not getattr(self, key)}
+            by_alias=True, exclude={key for key in ("kept", "plugins", "code", "held_out") if not getattr(self, key)}
         )
 
     def default_threat(self) -> dict[str, Any]:

@@ -218,10 +218,10 @@ def _run(subject: Subject, runs: list[EvaluationSettings], run_options: RunOptio
 def _export_vnnlib(
     subject: Subject, settings: EvaluationSettings, run_options: RunOptions, given: dict[str, Any]
 ) -> None:
-    """Write the files of --export-vnnlib. Raises: ConfigError if the images are chosen one by one."""
+    """Write the files of --export-vnnlib."""
+    from hydrabench.data import Choice
     from hydrabench.workflows.evaluation.vnnlib import VERIFIER_TIMEOUT, export_vnnlib
 
-    if given["indices"] or given["skip"] != 1 or given["ids"]:
-        raise ConfigError("--export-vnnlib writes properties of the first -n images; leave --index, --skip, --ids out")
     limit = VERIFIER_TIMEOUT if given["vnnlib_timeout"] is None else given["vnnlib_timeout"]
-    export_vnnlib(subject, settings, given["export_vnnlib"], options=run_options, n=given["n"], timeout=limit)
+    chosen = {"among": Choice(given["n"], given["skip"], given["ids"]), "indices": given["indices"]}
+    export_vnnlib(subject, settings, given["export_vnnlib"], options=run_options, **chosen, timeout=limit)

@@ -1,4 +1,4 @@
-"""What a network does to images in [0, 1] first."""
+"""The normalization that a network applies to images in [0, 1] first."""
 
 from __future__ import annotations
 

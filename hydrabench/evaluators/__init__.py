@@ -7,6 +7,7 @@ at run time. Importing this package imports no torch.
 
 from __future__ import annotations
 
+from hydrabench.evaluators.apgd import ApgdSettings
 from hydrabench.evaluators.autoattack_settings import AutoAttackSettings
 from hydrabench.evaluators.clean import CleanSettings
 from hydrabench.evaluators.description import (
@@ -20,6 +21,7 @@ from hydrabench.evaluators.description import (
     at,
     said,
 )
+from hydrabench.evaluators.fab import FabSettings
 from hydrabench.evaluators.fmn import FmnSettings
 from hydrabench.evaluators.hydra import HydraSettings
 from hydrabench.evaluators.pgd import PgdSettings
@@ -31,17 +33,21 @@ from hydrabench.evaluators.registry import (
     with_default_threat,
 )
 from hydrabench.evaluators.reuse_settings import ReuseSettings
+from hydrabench.evaluators.smooth_attack import SmoothAttackSettings
 from hydrabench.evaluators.smoothing_settings import SmoothingSettings
+from hydrabench.evaluators.square import SquareSettings
 from hydrabench.evaluators.verified_settings import AlphaCrownSettings, VerifiedSettings
 
 __all__ = [
     "EVALUATORS",
     "AlphaCrownSettings",
+    "ApgdSettings",
     "AutoAttackSettings",
     "CleanSettings",
     "Computing",
     "EvaluationSettings",
     "Evaluator",
+    "FabSettings",
     "FmnSettings",
     "HydraSettings",
     "Metric",
@@ -50,7 +56,9 @@ __all__ = [
     "Ready",
     "ReuseSettings",
     "Sizes",
+    "SmoothAttackSettings",
     "SmoothingSettings",
+    "SquareSettings",
     "VerifiedSettings",
     "at",
     "parse_settings",

@@ -92,8 +92,10 @@ def rows_of(block: Block, rows: Sequence[int]) -> Block:
 
 
 def curve_metrics(lines: Sequence[Line], settings: Any) -> dict[str, Metric]:
-    """Return clean and robust accuracy, and of a security curve the robust accuracy at each radius."""
+    """Return clean and robust accuracy; of a security curve the robust accuracy at each radius instead."""
     found = robust_metrics(lines, settings)
+    if getattr(settings, "epsilons", ()):
+        del found["robust_accuracy"]
     for given in getattr(settings, "epsilons", ()):
         radius = parse_radius(given, norm=settings.norm) if isinstance(given, str) else given  # as a ledger has it
         name = f"robust_accuracy@{radius_text(radius)}"

@@ -17,7 +17,7 @@ from hydrabench.evaluators.autoattack_settings import (
     fitted_to_classes,
     passes_of,
 )
-from hydrabench.evaluators.ball_settings import EPSILON, NORM, SEED
+from hydrabench.evaluators.ball_settings import EPSILON, NORM, SEED, SKIP_CERTIFIED
 from hydrabench.evaluators.clean import clean_logits, require_finite
 from hydrabench.evaluators.description import Evaluator, InTurn, Option, robust_metrics
 from hydrabench.evaluators.pgd import PgdSettings, evaluate_pgd, short_pgd
@@ -227,6 +227,7 @@ AUTOATTACK = Evaluator(
         EPSILON,
         NORM,
         SEED,
+        SKIP_CERTIFIED,
         Option("ensemble", "standard, plus or rand: the AutoAttack authors' versions.", default="standard"),
         Option("attacks", "Only these attacks of AutoAttack, e.g. apgd-ce,square.", "list"),
         Option("cascade", "Ten steps of PGD first, AutoAttack on what they leave.", "flag"),

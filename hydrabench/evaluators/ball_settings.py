@@ -22,6 +22,12 @@ CURVE = Option(
 )
 NORM = Option("norm", "linf or l2.", default="the checkpoint's, else linf")
 NORMS = Option("norm", "linf or l2; of all but autoattack also l1.", default="the checkpoint's, else linf")
+SKIP_CERTIFIED = Option(
+    "skip_certified",
+    "Attack no image that this run of certify verifies, at this radius or a larger one.",
+    "folder",
+    role="computing",
+)
 SEED = Option("seed", "Key of all random streams.", "int", default="0")
 
 

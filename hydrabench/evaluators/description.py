@@ -175,7 +175,8 @@ class Evaluator:
     variant: (settings as JSON) -> model and record of a variant that has its own, None if it has not.
     metrics: (lines of a ledger, settings) -> metric by name.
     claims: "upper" bounds the true robust accuracy from above, and its records say `robust`; "lower" from below, by
-        records that say `verified`; "smoothed" speaks about the smoothed classifier; "clean" about no ball.
+        records that say `verified`; "smoothed" speaks about the smoothed classifier; "clean" about no ball;
+        "smoothed-upper" bounds the smoothed classifier from above.
     command: of the command line, that makes it.
     options: of that command. If there are none, it takes those of other evaluators that are named like its settings;
         --set KEY=VALUE sets the others.
@@ -201,7 +202,7 @@ class Evaluator:
     evaluate: Callable[..., Sequence[Record]]
     record: type[Record]
     metrics: Callable[[Sequence[Line], Any], dict[str, Metric]]
-    claims: Literal["clean", "upper", "lower", "smoothed"]
+    claims: Literal["clean", "upper", "lower", "smoothed", "smoothed-upper"]
     command: Literal["attack", "certify"]
     heading: str | Callable[[Any], str]
     meaning: str | Callable[[Any], str]
@@ -255,12 +256,11 @@ def said(text: str | Callable[[Any], str], settings: Any) -> str:
 
 def at(settings: Any) -> str:
     """Return what distinguishes columns of one protocol: " at L∞ 8/255", " at σ=0.25", or ""."""
-    if "sigma" in type(settings).model_fields:
-        return f" at σ={settings.sigma:g}"
+    noise = f" at σ={settings.sigma:g}" if "sigma" in type(settings).model_fields else ""
     if "epsilon" not in type(settings).model_fields:
-        return ""
+        return noise
     threat, radii = Threat(settings.norm, settings.epsilon), getattr(settings, "epsilons", ())
-    return f" at {len(radii)} radii up to {threat}" if radii else f" at {threat}"
+    return noise + (f" at {len(radii)} radii up to {threat}" if radii else f" at {threat}")
 
 
 def require_precision(kind: str, precision: str, evaluators: Mapping[str, Evaluator]) -> None:

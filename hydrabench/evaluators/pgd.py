@@ -14,7 +14,7 @@ from hydrabench.config.passes import INPUT_GRADIENT
 from hydrabench.config.protocol import unless
 from hydrabench.errors import ConfigError
 from hydrabench.evaluators.attacking import Attacked, attacked_records, curve_metrics, curve_variant, rows_of
-from hydrabench.evaluators.ball_settings import CURVE, NORMS, SEED, BallSettings
+from hydrabench.evaluators.ball_settings import CURVE, NORMS, SEED, SKIP_CERTIFIED, BallSettings
 from hydrabench.evaluators.blocks import BLOCK_SIZE
 from hydrabench.evaluators.clean import clean_logits, require_finite
 from hydrabench.evaluators.description import Evaluator, Option
@@ -29,6 +29,18 @@ if TYPE_CHECKING:
 
 Loss = Literal["ce", "margin", "dlr"]
 TARGETS = 9  # of --targeted, as AutoAttack's targeted attacks have
+
+
+LOSS = Option(
+    "loss",
+    "ce, margin or dlr; may be repeated.",
+    "repeated",
+    default="ce and margin; of apgd ce and dlr",
+    setting="losses",
+)
+TARGETED = Option(
+    "targeted", f"Search towards each of the {TARGETS} likeliest other classes.", "flag", sets=("targets", str(TARGETS))
+)
 
 
 class PgdSettings(BallSettings):
@@ -204,15 +216,11 @@ PGD = Evaluator(
         NORMS,
         Option("steps", "PGD steps.", "int", default="50"),
         Option("restarts", "PGD random starts for each loss.", "int", default="1"),
-        Option("loss", "ce, margin or dlr; may be repeated.", "repeated", default="ce and margin", setting="losses"),
+        LOSS,
         Option("step_size", "Length of a PGD step in pixel units.", default="2.5 radii over the steps"),
         Option("momentum", "Share of the last direction that a PGD step keeps, in [0, 1).", "float", default="0"),
-        Option(
-            "targeted",
-            f"PGD searches towards each of the {TARGETS} likeliest other classes.",
-            "flag",
-            sets=("targets", str(TARGETS)),
-        ),
+        TARGETED,
         SEED,
+        SKIP_CERTIFIED,
     ),
 )

@@ -7,13 +7,17 @@ from typing import Any
 
 from hydrabench.config import parse
 from hydrabench.errors import ConfigError, lookup
+from hydrabench.evaluators.apgd import APGD
 from hydrabench.evaluators.autoattack import AUTOATTACK
 from hydrabench.evaluators.clean import CLEAN
 from hydrabench.evaluators.description import EvaluationSettings, Evaluator
+from hydrabench.evaluators.fab import FAB
 from hydrabench.evaluators.fmn import FMN
 from hydrabench.evaluators.hydra import HYDRA
 from hydrabench.evaluators.pgd import PGD
+from hydrabench.evaluators.smooth_attack import SMOOTHED_ATTACK
 from hydrabench.evaluators.smoothing import SMOOTHING
+from hydrabench.evaluators.square import SQUARE
 from hydrabench.evaluators.verification import ALPHA_CROWN, CASCADE, CROWN, CROWN_IBP, IBP, SYMBOLIC
 from hydrabench.ledger import Record
 
@@ -21,6 +25,9 @@ EVALUATORS: dict[str, Evaluator] = {
     "clean": CLEAN,
     "pgd": PGD,
     "hydra": HYDRA,
+    "apgd": APGD,
+    "fab": FAB,
+    "square": SQUARE,
     "fmn": FMN,
     "autoattack": AUTOATTACK,
     "ibp": IBP,
@@ -30,6 +37,7 @@ EVALUATORS: dict[str, Evaluator] = {
     "cascade": CASCADE,
     "alpha-crown": ALPHA_CROWN,
     "smoothing": SMOOTHING,
+    "smoothed": SMOOTHED_ATTACK,
 }
 
 

@@ -214,8 +214,8 @@ def _by_cascade(network: Prepared, x: Tensor, y: Tensor, settings: VerifiedSetti
     proofs = cascade(network, x, y, float(settings.epsilon), norm=settings.norm, methods=methods)
     kinds = {method: _most_rounded(methods[: number + 1]) for number, method in enumerate(methods)}
     return [
-        _Bound(lower, kinds[method or methods[-1]], method, settled=hopeless and lower <= 0)
-        for lower, method, hopeless in zip(proofs.lower.tolist(), proofs.methods, proofs.hopeless.tolist(), strict=True)
+        _Bound(lower, kinds[method or methods[-1]], method, settled=refuted and lower <= 0)
+        for lower, method, refuted in zip(proofs.lower.tolist(), proofs.methods, proofs.refuted.tolist(), strict=True)
     ]
 
 

@@ -1,5 +1,6 @@
 """Run folders: who writes them, what they hold, what must hold of it. Nothing here knows about tensors."""
 
+from hydrabench.ledger.attack_records import AttackRecord, CurveRecord
 from hydrabench.ledger.attempts import AS_IT_IS, ATTEMPTS_FILE, Attempt, AttemptLog
 from hydrabench.ledger.checking import (
     RUN_AGAIN,
@@ -19,16 +20,9 @@ from hydrabench.ledger.folder import (
     open_run,
     read_run,
 )
-from hydrabench.ledger.records import (
-    ABSTAIN,
-    AttackRecord,
-    CurveRecord,
-    Record,
-    ReuseRecord,
-    SmoothedRecord,
-    VerifiedRecord,
-)
-from hydrabench.ledger.writer import interrupted, writing
+from hydrabench.ledger.records import ABSTAIN, Record, ReuseRecord, SmoothedRecord, VerifiedRecord
+from hydrabench.ledger.smooth_attack import SmoothAttackRecord
+from hydrabench.ledger.writer import interrupted, writing, writing_file
 
 __all__ = [
     "ABSTAIN",
@@ -44,6 +38,7 @@ __all__ = [
     "Record",
     "ReuseRecord",
     "RunFolder",
+    "SmoothAttackRecord",
     "SmoothedRecord",
     "VerifiedRecord",
     "check_record",
@@ -58,4 +53,5 @@ __all__ = [
     "read_run",
     "whole_ledger",
     "writing",
+    "writing_file",
 ]

@@ -11,13 +11,9 @@ from typing import Any, ClassVar
 
 from pydantic import ConfigDict
 
-from hydrabench.threat import read_number
-
 ABSTAIN = -1
 # Sums of floats in another order, on another machine or among other images, move numbers by about this much.
 NUMBER_TOLERANCE = 1e-4
-# An attack repeats rounding in every step, so that where it ends may move further.
-ATTACK_TOLERANCE = 1e-2
 # Verdicts that rest on a margin this close to 0 may turn with rounding.
 MARGIN_TOLERANCE = 1e-5
 VOTES_TOLERANCE = 1e-3  # fraction of the draws whose votes rounding may turn, at least `FEWEST_VOTES`
@@ -65,79 +61,6 @@ class Record:
 
 
 @dataclass(frozen=True)
-class AttackRecord(Record):
-    """`robust` if no attack changed the prediction; otherwise which one did, after how many steps.
-
-    broken_by: "clean" if the clean image is misclassified already, else the attack's name. step: the
-    iterations done when it broke, None where the attack does not tell. margin: smallest margin seen.
-    restart: in which random start of that attack it broke, from 0; None where it does not tell.
-    """
-
-    exact: ClassVar[tuple[str, ...]] = ("prediction", "robust")
-
-    robust: bool
-    broken_by: str | None
-    step: int | None
-    margin: float | None
-    restart: int | None = field(default=None, kw_only=True)
-
-    def problems(self, settings: Mapping[str, Any]) -> Iterator[str]:
-        """Yield what cannot be."""
-        yield from super().problems(settings)
-        if self.robust and not self.is_right:
-            yield f"is robust, which needs a right prediction, but predicts {self.prediction} for label {self.label}"
-        if self.robust != (self.broken_by is None) or (self.robust and self.step is not None):
-            yield f"says robust {self.robust}, broken_by {self.broken_by!r}, step {self.step}, which does not fit"
-        if (self.broken_by == "clean") == self.is_right and not self.robust:
-            yield f"is broken by {self.broken_by!r}, but predicts {self.prediction} for label {self.label}"
-        if self.step is not None and not 0 <= self.step <= settings.get("steps", math.inf):
-            yield f"was broken at step {self.step} of {settings.get('steps', 'none below 0')}"
-        if self.restart is not None and (self.robust or not 0 <= self.restart < settings.get("restarts", math.inf)):
-            yield f"says robust {self.robust}, broken in restart {self.restart} of {settings.get('restarts', 'none')}"
-        if self.margin is not None and (self.margin < 0 if self.robust else self.margin > 0):
-            yield f"says robust {self.robust} with a smallest margin of {self.margin:g}"
-
-    def differences(self, again: Record) -> Iterator[str]:
-        """Yield what differs; a verdict at a margin next to 0 may turn, and the end of an attack moves a little."""
-        assert isinstance(again, AttackRecord)
-        margins = [margin for margin in (self.margin, again.margin) if margin is not None]
-        if _turned(self, again, "robust", margins):
-            return
-        yield from super().differences(again)
-        if self.robust == again.robust:
-            yield from _far("margin", self, again, ATTACK_TOLERANCE)
-
-
-@dataclass(frozen=True)
-class CurveRecord(AttackRecord):
-    """A verdict at several radii at once.
-
-    distance: length in pixel units of the smallest perturbation that is known to break the image, of a search at given
-    radii the smallest of these; 0 if it is misclassified as it is, None if nothing was found.
-    """
-
-    distance: float | None
-
-    def problems(self, settings: Mapping[str, Any]) -> Iterator[str]:
-        """Yield what cannot be."""
-        yield from super().problems(settings)
-        epsilon = read_number(settings.get("epsilon", "")) or 0
-        if self.distance is not None and self.distance < 0:
-            yield f"has distance {self.distance:g}, which is at least 0"
-        if self.robust != (self.distance is None or self.distance > float(epsilon)):
-            yield f"says robust {self.robust} with distance {self.distance} at the radius {float(epsilon):g}"
-        if (self.distance == 0) == self.is_right:
-            yield f"has distance {self.distance}, but predicts {self.prediction} for label {self.label}"
-
-    def differences(self, again: Record) -> Iterator[str]:
-        """Yield what differs; the smallest perturbation moves with the end of an attack."""
-        assert isinstance(again, CurveRecord)
-        yield from super().differences(again)
-        if self.robust == again.robust:
-            yield from _far("distance", self, again, ATTACK_TOLERANCE)
-
-
-@dataclass(frozen=True)
 class VerifiedRecord(Record):
     """`verified` if `lower`, the lower bound of the margin over the whole ball, is positive.
 
@@ -171,11 +94,11 @@ class VerifiedRecord(Record):
     def differences(self, again: Record) -> Iterator[str]:
         """Yield what differs; a verdict at a bound next to 0 may turn."""
         assert isinstance(again, VerifiedRecord)
-        if _turned(self, again, "verified", [self.lower, again.lower]):
+        if turned(self, again, "verified", [self.lower, again.lower]):
             return
         yield from super().differences(again)
         if self.verified == again.verified:
-            yield from _far("lower", self, again, NUMBER_TOLERANCE)
+            yield from moved_far("lower", self, again, NUMBER_TOLERANCE)
 
 
 @dataclass(frozen=True)
@@ -254,7 +177,7 @@ class SmoothedRecord(Record):
             return  # a rule that stops early may have stopped at another look
         if self.count == again.count:
             for name in ("p_lower", "radius"):
-                yield from _far(name, self, again, NUMBER_TOLERANCE)
+                yield from moved_far(name, self, again, NUMBER_TOLERANCE)
         elif abs(self.count - again.count) > max(FEWEST_VOTES, VOTES_TOLERANCE * self.samples):
             yield _changed("count", self, again)
 
@@ -303,14 +226,14 @@ def _text(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)[:16]
 
 
-def _turned(old: Record, new: Record, verdict: str, margins: Sequence[float]) -> bool:
+def turned(old: Record, new: Record, verdict: str, margins: Sequence[float]) -> bool:
     """Whether two records say the same but for a verdict that rests on a margin next to 0."""
     same = all(getattr(old, name) == getattr(new, name) for name in ("index", "input_sha", "label"))
     next_to_zero = any(abs(margin) < MARGIN_TOLERANCE for margin in margins)
     return same and getattr(old, verdict) != getattr(new, verdict) and next_to_zero
 
 
-def _far(name: str, old: Record, new: Record, tolerance: float) -> Iterator[str]:
+def moved_far(name: str, old: Record, new: Record, tolerance: float) -> Iterator[str]:
     """Yield a number that moved by more than `tolerance`, relative where it is above 1."""
     before, after = getattr(old, name), getattr(new, name)
     if None in (before, after):

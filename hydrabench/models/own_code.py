@@ -61,7 +61,7 @@ class Built:
 
 
 def is_code(spec: str) -> bool:
-    """Whether a name of an architecture is a specification of somebody's code."""
+    """Return whether a name of an architecture is a specification of somebody's code."""
     return ":" in spec
 
 

@@ -30,7 +30,7 @@ class Architecture:
     num_classes: int | None = None
 
     def misfit(self, shape: tuple[int, int, int], num_classes: int) -> str | None:
-        """What keeps it from being built for such images, as far as that is known beforehand; None if nothing."""
+        """Return why it cannot be built for such images, as far as that is known beforehand; None if it can."""
         wanted = {"images": (self.shape, tuple(shape)), "classes": (self.num_classes, num_classes)}
         found = [f"{what} {mine}, got {given}" for what, (mine, given) in wanted.items() if mine not in (None, given)]
         return f"is for {' and '.join(found)}" if found else None

@@ -56,7 +56,7 @@ def certified_loss(
 
 
 def certified(lower: Tensor, y: Tensor) -> Tensor:
-    """Whether every margin but the zero of class y is positive: lower bounds (B, K), to (B,) bool."""
+    """Return whether every margin but the zero of class y is positive: lower bounds (B, K), to (B,) bool."""
     import torch
 
     others = lower.scatter(1, y[:, None], torch.inf)

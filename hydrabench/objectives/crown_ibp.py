@@ -52,7 +52,7 @@ def crown_ibp_loss(
 def crown_ibp_verdicts(
     network: nn.Module, x: Tensor, y: Tensor, settings: CrownIbpSettings, step: TrainingStep
 ) -> Tensor:
-    """Which images the bound of the last training step certifies at the full radius, (B,), bool."""
+    """Return which images the bound of the last training step certifies at the full radius, (B,), bool."""
     from hydrabench.bounds import class_margins
 
     return certified(class_margins(network, x, y, step.epsilon, beta=settings.beta_end), y)

@@ -1,4 +1,4 @@
-"""What is known of an objective: its settings, its loss, what a step costs, how its best epoch is chosen."""
+"""The description of an objective: its settings, its loss, what a step costs, how its best epoch is chosen."""
 
 from __future__ import annotations
 

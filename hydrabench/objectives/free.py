@@ -72,7 +72,7 @@ def free_repeats(settings: FreeSettings) -> int:
 
 
 def free_verdicts(network: nn.Module, x: Tensor, y: Tensor, settings: FreeSettings, step: TrainingStep) -> Tensor:
-    """Which images survive PGD-10 with steps of a quarter of the radius, (B,), bool; misclassified ones do not."""
+    """Return which images are right under PGD-10 with steps of a quarter of the radius, (B,), bool."""
     return survivors(network, x, y, step, norm="linf", step_size=float(settings.epsilon / 4))
 
 

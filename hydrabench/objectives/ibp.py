@@ -37,7 +37,7 @@ def ibp_loss(network: nn.Module, x: Tensor, y: Tensor, settings: IbpSettings, st
 
 
 def ibp_verdicts(network: nn.Module, x: Tensor, y: Tensor, settings: IbpSettings, step: TrainingStep) -> Tensor:  # noqa: ARG001
-    """Which images interval bounds certify at the full radius, (B,), bool."""
+    """Return which images interval bounds certify at the full radius, (B,), bool."""
     from hydrabench.bounds import class_margins
 
     return certified(class_margins(network, x, y, step.epsilon, beta=0.0), y)

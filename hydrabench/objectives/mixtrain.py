@@ -106,7 +106,7 @@ def mixtrain_verdicts(
     settings: MixtrainSettings,  # noqa: ARG001
     step: TrainingStep,
 ) -> Tensor:
-    """Which images symbolic intervals certify at the full radius, (B,), bool."""
+    """Return which images symbolic intervals certify at the full radius, (B,), bool."""
     import torch
 
     from hydrabench.bounds import symbolic_class_margins

@@ -31,7 +31,7 @@ def natural_loss(network: nn.Module, x: Tensor, y: Tensor, settings: NaturalSett
 
 
 def clean_verdicts(network: nn.Module, x: Tensor, y: Tensor, settings: NaturalSettings, step: TrainingStep) -> Tensor:  # noqa: ARG001
-    """Which images are classified correctly, (B,), bool."""
+    """Return which images are classified correctly, (B,), bool."""
     correct: Tensor = network(x).argmax(1) == y
     return correct
 

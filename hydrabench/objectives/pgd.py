@@ -89,13 +89,13 @@ def adversarial_examples(
 
 
 def pgd_verdicts(network: nn.Module, x: Tensor, y: Tensor, settings: TrainingAttack, step: TrainingStep) -> Tensor:
-    """Which images survive PGD-10 on the cross entropy at the final radius, (B,), bool; misclassified ones do not."""
+    """Return which images are right under PGD-10 on the cross entropy at the final radius, (B,), bool."""
     size = step_size(settings, SELECTION_STEPS)
     return survivors(network, x, y, step, norm=settings.norm, step_size=size)
 
 
 def survivors(network: nn.Module, x: Tensor, y: Tensor, step: TrainingStep, *, norm: Norm, step_size: float) -> Tensor:
-    """Which images are right both clean and after PGD-10 on the cross entropy, (B,), bool."""
+    """Return which images are right both clean and after PGD-10 on the cross entropy, (B,), bool."""
     import torch
 
     from hydrabench.attacks import pgd

@@ -59,7 +59,7 @@ def stability_loss(
 def smoothed_verdicts(
     network: nn.Module, x: Tensor, y: Tensor, settings: StabilitySettings, step: TrainingStep
 ) -> Tensor:
-    """Which images are classified correctly by the softmax averaged over ten draws of the noise, (B,), bool."""
+    """Return which images are classified correctly by the softmax averaged over ten draws of the noise, (B,), bool."""
     import torch
 
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What an objective is given besides the batch, and what it returns."""
+"""The step that an objective is given besides the batch, and the loss that it returns."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingStep:
-    """What one optimizer step tells its objective, and the random numbers that belong to it.
+    """The facts of one optimizer step for its objective, and the random numbers that belong to it.
 
     epsilon: radius of this step in pixel units.
     ramp: `epsilon` over the final radius, in [0, 1].
@@ -63,7 +63,7 @@ class TrainingStep:
 
 @dataclass(frozen=True)
 class StepLoss:
-    """What the loop minimises and logs.
+    """The loss that the loop minimises, and what it logs.
 
     total: scalar to minimise, a mean over the images at hand. Weighted by their numbers of images, the totals of
         micro-batches add up to that of the batch.

@@ -73,7 +73,7 @@ def _descriptions(found: Sequence[Complaint], values: Any) -> list[str]:
 
 
 def _is_inherited(path: tuple[int | str, ...], values: Any) -> bool:
-    """Whether a value of an `evaluate:` entry was inherited from the objective."""
+    """Return whether a value of an `evaluate:` entry was inherited from the objective."""
     if len(path) != 4 or path[0] != "evaluate":  # evaluate, number, kind, key
         return False
     entry, objective = values["evaluate"][path[1]], values.get("objective")

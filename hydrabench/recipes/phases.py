@@ -15,7 +15,7 @@ Scores = Literal["scaled", "kaiming_normal", "kaiming_uniform", "xavier_normal",
 
 
 class PhaseRecipe(Section):
-    """What the three phases have in common."""
+    """Settings that the three phases have in common."""
 
     added: ClassVar[tuple[str, ...]] = (
         "objective",

@@ -99,12 +99,12 @@ class Recipe(Section):
         return None if value == "all" else value
 
     def objective_of(self, section: SectionName) -> ObjectiveSettings:
-        """What a phase trains: its own objective if it has one, else the recipe's."""
+        """Return what a phase trains: its own objective if it has one, else the recipe's."""
         phase: PhaseRecipe | None = getattr(self, section)
         return self.objective if phase is None or phase.objective is None else phase.objective
 
     def of_phase(self, section: SectionName) -> dict[str, Any]:
-        """What one phase depends on, as plain values: the other phases and the evaluations are left out."""
+        """Return what one phase depends on, as plain values: the other phases and the evaluations are left out."""
         phase: PhaseRecipe | None = getattr(self, section)
         return {
             "name": self.name,

@@ -15,7 +15,14 @@ from hydrabench.threat import Threat, radius_text
 PUBLISHED = "published"  # kind of the columns of numbers that others printed, see `external`
 _CLAIMS = {"clean_accuracy": "clean", "robust_accuracy": "upper", "verified_accuracy": "lower"}  # of PUBLISHED
 OPEN = "sandwich"  # kind of the column of images that are neither proved nor broken, see `sandwich`
-GROUPS = {"clean": "clean", "upper": "attacked", "lower": "verified", "gap": "open", "smoothed": "certified"}
+GROUPS = {
+    "clean": "clean",
+    "upper": "attacked",
+    "lower": "verified",
+    "gap": "open",
+    "smoothed": "certified",
+    "smoothed-upper": "smoothed, attacked",
+}
 
 
 @dataclass(frozen=True)
@@ -41,11 +48,8 @@ class Column:
     @property
     def key(self) -> str:
         """Seven fields with colons between: data set, split, n, precision, protocol, condition, metric."""
-        condition = ""
-        if self.threat is not None:
-            condition = f"{self.threat.norm}={radius_text(self.threat.epsilon)}"
-        elif self.sigma is not None:
-            condition = f"sigma={self.sigma:g}"
+        threat = f"{self.threat.norm}={radius_text(self.threat.epsilon)}" if self.threat is not None else ""
+        condition = ",".join(filter(None, (threat, f"sigma={self.sigma:g}" if self.sigma is not None else "")))
         images = self.images
         return f"{images.name}:{images.split}:{images.size}:{self.precision}:{self.protocol}:{condition}:{self.metric}"
 

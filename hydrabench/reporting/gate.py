@@ -62,7 +62,7 @@ def _about_the_same(verifier: Evaluation, evaluations: Sequence[Evaluation]) -> 
     return [
         other
         for other in evaluations
-        if other.evaluator.claims != "smoothed"
+        if not other.evaluator.claims.startswith("smoothed")
         and (other.checkpoint.sha256, other.images.name, other.images.split) == same
     ]
 

@@ -97,7 +97,7 @@ def _refuse_contradictory_predictions(evaluations: Sequence[Evaluation]) -> None
     """Raise if one network in one precision has two predictions for a clean image; smoothed ones are separate."""
     groups: dict[tuple[str, str, str, str], list[Evaluation]] = {}
     for evaluation in evaluations:
-        if evaluation.evaluator.claims == "smoothed":
+        if evaluation.evaluator.claims.startswith("smoothed"):
             continue
         images = evaluation.images
         group = groups.setdefault((evaluation.checkpoint.sha256, images.name, images.split, evaluation.precision), [])

@@ -15,7 +15,7 @@ from hydrabench.reporting.significance import holm, mcnemar_p, paired_counts, pa
 
 # What ranks a leaderboard unless something else is asked for: of the columns that most rows have, the first of these.
 # Clean accuracy ranks only where there is nothing else.
-PREFERRED = ("attacked", "verified", "certified", "clean")
+PREFERRED = ("attacked", "verified", "certified", "smoothed, attacked", "clean")
 GROUPINGS: dict[str, Callable[[Row], Any]] = {
     "density": lambda row: row.checkpoint.density,
     "arch": lambda row: row.checkpoint.arch,

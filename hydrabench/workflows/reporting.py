@@ -82,9 +82,9 @@ def write_report(
     evaluations = [evaluation for one in imported for evaluation in one.evaluations]
     external = [row for one in imported for row in one.rows]
     board = build_leaderboard(runs, evaluations, n=n, external=external, sort=sort, group_by=group_by)
-    rendered = {out / name: content for name, content in _contents(board, runs, formats).items()}
+    rendered = _contents(board, runs, formats)
     with writing(out):
-        write_together(rendered)
+        write_together(out, rendered)
         _remove_old_figures(out, rendered)
     return board
 
@@ -97,13 +97,13 @@ def _contents(board: Leaderboard, runs: Sequence[RunFolder], formats: Sequence[s
     return found | (_page(board, runs) if HTML in formats else {})
 
 
-def _remove_old_figures(out: Path, written: Mapping[Path, object]) -> None:
+def _remove_old_figures(out: Path, written: Mapping[str, object]) -> None:
     """Remove the figures of an earlier report that this one has not."""
     from hydrabench.reporting.figures import FIGURES, figure_files  # noqa: PLC0415
 
-    if out / PAGE in written:
+    if PAGE in written:
         for name in (one for figure in FIGURES for one in figure_files(figure)):
-            if out / FOLDER / name not in written:
+            if f"{FOLDER}/{name}" not in written:
                 (out / FOLDER / name).unlink(missing_ok=True)
 
 

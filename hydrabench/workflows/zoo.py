@@ -26,7 +26,7 @@ from hydrabench.data import load_images
 from hydrabench.errors import CheckpointError, GateError, LedgerError, lookup
 from hydrabench.evaluators import parse_settings, record_of
 from hydrabench.files import shipped
-from hydrabench.ledger import parse_record
+from hydrabench.ledger import parse_record, writing_file
 from hydrabench.workflows.evaluation.opening import own_checkpoint
 from hydrabench.workflows.evaluation.request import ModelRequest
 from hydrabench.workflows.hub import write_repository
@@ -63,8 +63,7 @@ def export_entry(ref: str | ModelRequest, out: Path, layout: str, *, described: 
     Raises: LedgerError if `out` exists; ConfigError or CheckpointError if `ref` cannot be read or written so.
     """
     export = None if layout == REPOSITORY else lookup("format", EXPORTS, layout)
-    if out.exists():
-        raise LedgerError(f"{out} exists already; choose another --out")
+    _require_free(out)
     checkpoint = own_checkpoint(ref) if isinstance(ref, ModelRequest) else open_checkpoint(ref, **described)
     if layout in get_args(Layout):
         require_recordable(checkpoint.header.arch, checkpoint.header.code, str(ref))
@@ -73,7 +72,14 @@ def export_entry(ref: str | ModelRequest, out: Path, layout: str, *, described: 
     if export is None:
         require_recordable(checkpoint.header.arch, checkpoint.header.code, str(ref))
         return write_repository(checkpoint, out, read_zoo().get(str(ref)))
-    return export(checkpoint, out)
+    with writing_file(out):
+        _require_free(out)  # again: now no other process writes it
+        return export(checkpoint, out)
+
+
+def _require_free(out: Path) -> None:
+    if out.exists():
+        raise LedgerError(f"{out} exists already; choose another --out")
 
 
 def dense_bytes(path: Path) -> int:

@@ -83,7 +83,7 @@ def test_misclassified_images_are_bounded_by_intervals_whatever_comes_first(tiny
     assert torch.equal(problem.ball.x, x[1:])
     assert [sorted(classes) for classes in problem.others.tolist()] == [sorted({0, 1, 2, 3} - {int(k)}) for k in y[1:]]
     assert proofs.methods == (None, methods[0], methods[0])
-    assert proofs.hopeless.tolist() == [True, False, False]
+    assert proofs.refuted.tolist() == [True, False, False]
     assert proofs.lower[0] == interval_margins(network, x, y, 0.001)[0] < 0
     torch.testing.assert_close(proofs.lower[1:], BOUNDS[methods[0]](network, x, y, 0.001)[1:], rtol=1e-10, atol=1e-10)
 
@@ -96,11 +96,11 @@ def test_no_method_is_asked_about_an_image_that_one_step_breaks_worked_by_hand(m
     monkeypatch.setitem(STEPS, "ibp", lambda problem: torch.full_like(problem.offset, -9.0))
     monkeypatch.setitem(STEPS, "crown", lambda problem: asked.append(problem) or torch.ones_like(problem.offset))
     network, x, y = linear([[1, -1], [0, 0]], [0, 0]), row(0.75, 0.25), torch.tensor([0])
-    for norm, epsilon, hopeless in (("linf", 0.2, 0), ("linf", 0.3, 1), ("l2", 0.3, 0), ("l2", 0.4, 1)):
+    for norm, epsilon, refuted in (("linf", 0.2, 0), ("linf", 0.3, 1), ("l2", 0.3, 0), ("l2", 0.4, 1)):
         proofs = cascade(network, x, y, epsilon, norm=norm, methods=("ibp", "crown"))
-        assert proofs.hopeless.tolist() == [bool(hopeless)]
-        assert proofs.methods == ((None,) if hopeless else ("crown",))
-        assert proofs.lower.item() == (-9 if hopeless else 1)
+        assert proofs.refuted.tolist() == [bool(refuted)]
+        assert proofs.methods == ((None,) if refuted else ("crown",))
+        assert proofs.lower.item() == (-9 if refuted else 1)
     assert len(asked) == 2
 
 
@@ -109,52 +109,52 @@ def test_a_step_stays_among_images(monkeypatch, norm):
     """Logits (x + 0.1, 0) of a pixel of 0.05: down to -0.45 + 0.1 at radius 0.5, but pixels end at 0."""
     monkeypatch.setitem(STEPS, "ibp", lambda problem: torch.full_like(problem.offset, -9.0))
     proofs = cascade(linear([[1], [0]], [0.1, 0]), row(0.05), torch.tensor([0]), 0.5, norm=norm)
-    assert proofs.hopeless.tolist() == [False]
+    assert proofs.refuted.tolist() == [False]
 
 
 def test_a_margin_that_rounding_may_have_made_negative_is_not_given_up(monkeypatch):
     """Logits (x - 0.5, 0, -1), pixel 0.75: a step of 0.25 + d leaves margins -d and 1 - d; the limit is near 1e-3."""
     monkeypatch.setitem(STEPS, "ibp", lambda problem: torch.full_like(problem.offset, -9.0))
     network = linear([[1], [0], [0]], [-0.5, 0, -1])
-    for d, hopeless in ((5e-4, False), (2e-3, True)):
+    for d, refuted in ((5e-4, False), (2e-3, True)):
         for pixel, epsilon in ((0.75, 0.25 + d), (0.5 - d, 0.0)):
             proofs = cascade(network, row(pixel), torch.tensor([0]), epsilon)
-            assert proofs.hopeless.tolist() == [hopeless]
+            assert proofs.refuted.tolist() == [refuted]
 
 
 def test_a_step_in_l2_is_no_longer_than_the_radius_where_squares_underflow(monkeypatch):
     """Logits (1e-25 (a + b + c + d - 1), 0), pixels of 1/2: 0.8e-25 is left of the margin at radius 0.1."""
     monkeypatch.setitem(STEPS, "ibp", lambda problem: torch.full_like(problem.offset, -9.0))
     network = linear([[1e-25] * 4, [0.0] * 4], [-1e-25, 0]).float()
-    for epsilon, hopeless in ((0.1, False), (0.6, True)):
+    for epsilon, refuted in ((0.1, False), (0.6, True)):
         proofs = cascade(network, row(*[0.5] * 4).float(), torch.tensor([0]), epsilon, norm="l2")
-        assert proofs.hopeless.tolist() == [hopeless]
+        assert proofs.refuted.tolist() == [refuted]
 
 
 @pytest.mark.parametrize(("norm", "scale"), [("linf", 1), ("l2", 4)])
-def test_hopeless_images_are_proved_by_no_method_and_many_open_ones_are_hopeless(tiny_problem, norm, scale):
-    hopeless = still_open = 0
+def test_refuted_images_are_proved_by_no_method_and_many_open_ones_are_refuted(tiny_problem, norm, scale):
+    refuted = still_open = 0
     for seed in range(24):
         network, x, y, _ = tiny_problem(seed)
         for epsilon in (0.05 * scale, 0.2 * scale):
             proofs = cascade(network, x, y, epsilon, norm=norm)
-            assert proofs.hopeless[0] == (network(x).argmax(1) != y)[0]
+            assert proofs.refuted[0] == (network(x).argmax(1) != y)[0]
             for method in STEPS:
                 proved = BOUNDS[method](network, x, y, epsilon, norm=norm) > 0
-                assert not (proved & proofs.hopeless).any()
-            hopeless += int(proofs.hopeless[1:].sum())
+                assert not (proved & proofs.refuted).any()
+            refuted += int(proofs.refuted[1:].sum())
             still_open += sum(method is None for method in proofs.methods[1:])
-    assert hopeless > still_open / 4 > 5
+    assert refuted > still_open / 4 > 5
 
 
-def test_without_gradients_only_misclassified_images_are_hopeless():
+def test_without_gradients_only_misclassified_images_are_refuted():
     """The margins a - b are 0.5, which one step breaks at 0.3, and -0.5."""
     network = linear([[1, -1], [0, 0]], [0, 0])
     x, y = torch.cat([row(0.75, 0.25), row(0.25, 0.75)]), torch.tensor([0, 0])
     with torch.inference_mode():
-        assert cascade(network, x, y, 0.3).hopeless.tolist() == [False, True]
+        assert cascade(network, x, y, 0.3).refuted.tolist() == [False, True]
     with torch.no_grad():
-        assert cascade(network, x, y, 0.3).hopeless.tolist() == [True, True]
+        assert cascade(network, x, y, 0.3).refuted.tolist() == [True, True]
     assert all(parameter.grad is None for parameter in network.parameters())
 
 

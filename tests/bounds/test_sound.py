@@ -438,3 +438,17 @@ def test_the_weights_of_a_parametrized_layer_are_those_it_applies_in_its_own_pre
     network, x, y = nn.Sequential(nn.Flatten(), layer).eval(), torch.ones(1, 1, 1, 1), torch.tensor([0])
     assert -1e-12 < sound_margins(network, x, y, Fraction(0), kind="ibp") <= 0
     assert parametrize.is_parametrized(layer)
+
+
+@pytest.mark.parametrize("seed", [3, 4, 6, 19])
+def test_a_pool_whose_lower_bounds_are_equal_is_bounded_as_tightly_as_without_rounding(seed):
+    """Rounding outward must not choose which of several lower bounds of 0 behind a ReLU is the largest."""
+    torch.manual_seed(seed)
+    layers = [nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2, 2), nn.Flatten()]
+    network = nn.Sequential(*layers, nn.Linear(48, 6), nn.ReLU(), nn.Linear(6, 3)).double().eval()
+    x = torch.rand(4, 1, 8, 8, dtype=torch.float64)
+    y = network(x).argmax(1)
+    with torch.no_grad():
+        plain = BOUNDS["crown-ibp"](network, x, y, 0.1)
+        sound = sound_margins(network, x, y, Fraction(1, 10), kind="crown-ibp")
+    torch.testing.assert_close(sound, plain, rtol=0, atol=1e-9)

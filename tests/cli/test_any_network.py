@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 CIFAR10 = Path(__file__).parents[3] / "shared" / "data"
@@ -75,6 +78,17 @@ class Trained(nn.Module):
     def forward(self, x):
         level = (x.mean((1, 2, 3)) * 0.5 + 0.5) * 10 if x.min() < 0 else torch.zeros(len(x))
         return -((level[:, None] - torch.arange(10) - 0.5) ** 2) * self.scale
+
+
+class Colours(nn.Module):
+    """Its classes are which channel is brightest, the first being blue."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1, 1))
+
+    def forward(self, x):
+        return x.mean((2, 3)).flip(1) * self.scale
 
 
 def build(width=8, size=32):
@@ -223,6 +237,42 @@ def test_a_far_better_normalization_is_refused_or_if_one_was_given_said(code, hy
     assert "was it trained on images normalised so?" in result.output
 
 
+def colours(path):
+    """Noisy images, ten of each of red, green and blue."""
+    labels = np.arange(30) % 3
+    images = np.random.default_rng(0).integers(0, 40, (30, 8, 8, 3), dtype=np.uint8)
+    images[np.arange(30), :, :, labels] += 150
+    np.savez(path, images=images, labels=labels)
+
+
+def test_channels_in_another_order_are_said(code, hydrabench):
+    colours("colours.npz")
+    result = hydrabench(*KINDS["clean"], "--model", "mynet.py:Colours", "--dataset", "npz:colours.npz")
+    assert result.exit_code == 0, result.output
+    assert (
+        "is right on 33% of 30 images as it is, and on 100% with blue, green, red for red, green, blue" in result.stderr
+    )
+    (code / "right.py").write_text(CODE.replace(".flip(1) * self.scale", " * self.scale"))
+    result = hydrabench(*KINDS["clean"], "--model", "right.py:Colours", "--dataset", "npz:colours.npz")
+    assert result.exit_code == 0
+    assert "blue, green, red" not in result.stderr
+
+
+def test_weights_of_safetensors_are_those_of_the_state_dict(code, hydrabench):
+    script = {}
+    exec(CODE, script)
+    state = script["build"](size=8).state_dict()
+    torch.save(state, "w.pt")
+    save_file(state, "w.safetensors")
+    for weights in ("w.pt", "w.safetensors"):
+        run = (*KINDS["pgd"], *BUILD, "--weights", weights, *SMALL, "--out", f"run-{weights}")
+        assert hydrabench(*run).exit_code == 0
+    assert records("run-w.pt") == records("run-w.safetensors")
+    save_file({key: value for key, value in state.items() if key != "head.bias"}, "few.safetensors")
+    result = hydrabench(*KINDS["pgd"], *BUILD, "--weights", "few.safetensors", *SMALL)
+    assert "--weights few.safetensors does not fit the network of --model: missing head.bias" in result.output
+
+
 BAD = [
     (
         (*BUILD, "--ckpt", "x"),
@@ -236,7 +286,7 @@ BAD = [
     (("--model", "mynet.py:wrong"), "no wrong there; it has Net, Probabilities"),
     (("--model", "mynet.py:NUMBER"), "is 3, not a module, a class or a function that returns one"),
     (("--model", "mynet.py:nothing"), "returns a int, not a torch.nn.Module"),
-    (("--model", "mynet.py:fails"), "mynet.py:fails, line 72: ValueError: no disk"),
+    (("--model", "mynet.py:fails"), "mynet.py:fails, line 83: ValueError: no disk"),
     (("--model", "mynet.py:build", "--model-args", "depth=3"), "unexpected keyword argument 'depth'"),
     (("--model", "mynet.py:build", "--model-args", "3"), "--model-args '3' is not KEY=VALUE"),
     (("--model", "mynet.py:ready", "--model-args", "width=3"), "ready is a module already, leave them out"),
@@ -285,9 +335,34 @@ def test_a_missing_data_set_and_a_missing_radius_are_named(code, hydrabench):
     assert "names no radius in this norm that it was trained for; add --epsilon, for example 8/255" in result.output
 
 
-def test_timm_is_named_where_it_is_not_installed(code, hydrabench):
-    try:
-        import timm  # noqa: F401
-    except ImportError:
-        result = hydrabench("attack", "--model", "timm:resnet18", "--normalization", "half", *SMALL)
-        assert "--model timm:resnet18 needs timm, which is not installed; `pip install timm`" in result.output
+def test_timm_is_named_where_it_is_not_installed(code, hydrabench, monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    result = hydrabench("attack", "--model", "timm:resnet18", "--normalization", "half", *SMALL)
+    assert "--model timm:resnet18 needs timm, which is not installed; `pip install timm`" in result.output
+
+
+def test_a_network_of_timm_is_built_for_the_classes_and_attacked(code, hydrabench, monkeypatch):
+    """With a stand-in of its interface: is_model, create_model, __version__."""
+    script, calls = {}, []
+    exec(CODE, script)
+
+    def create_model(name, pretrained, **given):
+        calls.append((name, pretrained, given))
+        return script["build"](size=8)
+
+    stand_in = SimpleNamespace(is_model="small".__eq__, create_model=create_model, __version__="1.0")
+    monkeypatch.setitem(sys.modules, "timm", stand_in)
+    given = ("--normalization", "none", *SMALL, "--out", "run")
+    assert hydrabench(*KINDS["clean"], "--model", "timm:small", "--model-args", "depth=3", *given).exit_code == 0
+    assert calls == [("small", False, {"num_classes": 10, "depth": 3})]
+    about = json.loads(Path("run/run.json").read_text())["checkpoint"]
+    assert (about["arch"], about["version"], about["name"]) == ("timm:small", "1.0", "timm-small")
+    result = hydrabench(*KINDS["clean"], "--model", "timm:large", *given[:-1], "other")
+    assert result.exit_code == 1
+    assert "timm has no network 'large'; see timm.list_models()" in result.output
+
+
+def test_a_real_network_of_timm_is_attacked(code, hydrabench):
+    pytest.importorskip("timm")
+    given = ("--model", "timm:resnet10t", "--normalization", "half", *SMALL)
+    assert hydrabench(*KINDS["clean"], *given, "--out", "run").exit_code == 0

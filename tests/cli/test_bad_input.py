@@ -269,7 +269,7 @@ def test_options_that_attack_and_certify_share_are_checked(refused, dense, optio
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("attack", "--attack", "pdg"), r"'pdg'; did you mean 'pgd'\? choose one of: autoattack, clean, fmn"),
+        (("attack", "--attack", "pdg"), r"'pdg'; did you mean 'pgd'\? choose one of: apgd, autoattack, clean"),
         (("attack", "--norm", "l1"), r"pgd: norm: .*'linf' or 'l2'.*'l1'"),
         (
             ("attack", "--norm", "l2"),

@@ -155,7 +155,7 @@ BOUNDED = {
     ("--method", "alpha-crown", "--learning-rate", "inf"): r"learning_rate: input should be a finite number",
     ("--method", "alpha-crown", "--time-limit", "nan"): r"time_limit: input should be a finite number",
     ("--export-vnnlib", "v", "--vnnlib-timeout", "nan"): r"--vnnlib-timeout is a number of seconds above 0, got nan",
-    ("--export-vnnlib", "v", "--skip", "20"): r"--export-vnnlib writes properties of the first -n images",
+    ("--export-vnnlib", "v", "--skip", "501"): r"--skip 501 is outside 1\.\.500",
 }
 CHECKPOINTS = {  # as --ckpt of attack, certify, prune and finetune, and REF of zoo export
     "empty.safetensors": r"empty\.safetensors is not a whole safetensors file",

@@ -33,8 +33,8 @@ def test_recipes_are_those_that_come_with_hydrabench_or_files():
 def test_names_of_registries_are_completed():
     assert names("certify", "--method", "c") == ["cascade", "crown", "crown-ibp"]
     assert set(names("attack", "--attack", "")) == set(evaluators_of("attack"))
-    assert names("attack", "--model", "m.py:build", "--dataset", "cifar") == ["cifar10", "cifar100"]
-    assert names("attack", "--norm", "") == ["l2", "linf"]
+    assert {"cifar10", "cifar100"} <= set(names("attack", "--model", "m.py:build", "--dataset", "cifar"))
+    assert {"l2", "linf"} <= set(names("attack", "--norm", ""))
     assert names("zoo", "show", "digits-trades-99") == ["digits-trades-99"]
     assert names("completion", "b") == ["bash"]
 

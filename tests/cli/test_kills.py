@@ -30,7 +30,7 @@ OFTEN = ("finetune", "report")  # the verbs of which three kills are not slow
 IMPORTED = ("evaluation", "pipeline", "reporting", "training", "verifying", "zoo")
 STATES = {"resume.pt"}
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
-TIMES = {"seconds", "started", "ended", "records_sha256", "environments"}  # and what follows from times
+TIMES = {"seconds", "started", "ended", "records_sha256", "environments", "peak_memory"}  # and what follows from times
 REFUSED = re.compile(
     r"error: (together|bounds) (is being written by (process \d+ on \S+, started|another process)|already holds|exists)"
 )

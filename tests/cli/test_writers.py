@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hydrabench.ledger import writing
+from hydrabench.ledger import writing, writing_file
 
 
 @pytest.fixture
@@ -45,6 +45,19 @@ def test_a_folder_that_is_being_written_is_refused_by_every_verb(commands, hydra
         expected = f"error: {out} is being written by process {os.getpid()} on "
         assert [line for line in result.stderr.splitlines() if line.startswith(expected)], (verb, result.stderr)
         assert not out.exists(), verb
+
+
+def test_a_file_that_is_being_exported_is_refused_and_what_a_killed_export_left_is_removed(here, hydrabench):
+    export = ("zoo", "export", "digits-trades-95", "--format", "dense", "--out")
+    with writing_file(here / "out" / "a"):
+        result = hydrabench(*export, here / "out" / "a")
+        assert result.exit_code == 1
+        assert f"out/a is being written by process {os.getpid()} on " in result.stderr
+        assert hydrabench(*export, here / "out" / "b").exit_code == 0
+    for name in (".a.x1.partial", ".a.lock", ".a.json", ".ab.x1.partial"):
+        (here / "out" / name).write_text("left")
+    assert hydrabench(*export, here / "out" / "a").exit_code == 0
+    assert {path.name for path in (here / "out").iterdir()} == {"a", "b", ".ab.x1.partial"}  # the last is of "ab"
 
 
 def test_a_folder_that_was_being_written_is_written_afterwards(commands, hydrabench):

@@ -16,14 +16,18 @@ from hydrabench.data.images import Block
 from hydrabench.evaluators import (
     EVALUATORS,
     AlphaCrownSettings,
+    ApgdSettings,
     AutoAttackSettings,
     CleanSettings,
     EvaluationSettings,
+    FabSettings,
     FmnSettings,
     HydraSettings,
     PgdSettings,
     Sizes,
+    SmoothAttackSettings,
     SmoothingSettings,
+    SquareSettings,
     VerifiedSettings,
     parse_settings,
     said,
@@ -34,6 +38,9 @@ SETTINGS = {
     "clean": CleanSettings(),
     "pgd": PgdSettings(epsilon="0.05", steps=5),
     "hydra": HydraSettings(epsilon="0.05", steps=5),
+    "apgd": ApgdSettings(epsilon="0.05", norm="l2"),
+    "fab": FabSettings(epsilon="0.05"),
+    "square": SquareSettings(epsilon="0.5", queries=50),
     "fmn": FmnSettings(epsilon="0.02,0.05", steps=10),
     "autoattack": AutoAttackSettings(epsilon="0.6"),
     "ibp": VerifiedSettings(kind="ibp", epsilon="0.01"),
@@ -43,6 +50,7 @@ SETTINGS = {
     "cascade": VerifiedSettings(kind="cascade", epsilon="0.01"),
     "alpha-crown": AlphaCrownSettings(epsilon="0.01", iterations=3),
     "smoothing": SmoothingSettings(samples=200),
+    "smoothed": SmoothAttackSettings(epsilon="0.5", steps=3, copies=4, draws=100),
 }
 
 
@@ -70,7 +78,7 @@ def test_records_come_in_order_one_per_image_and_fit_into_a_ledger(kind, dtype):
     assert tuple(record.index for record in records) == block.indices
     assert tuple(record.input_sha for record in records) == block.shas
     assert [record.label for record in records] == block.labels.tolist()
-    if kind != "smoothing":
+    if kind not in ("smoothing", "smoothed"):
         assert [record.prediction for record in records] == network(block.images).argmax(1).tolist()
     for record in records:
         assert json.loads(json.dumps(asdict(record), allow_nan=False)) == asdict(record)
@@ -121,7 +129,13 @@ def test_settings_know_their_kind_and_spell_out_in_their_protocol_id_what_is_no_
 @pytest.mark.parametrize("kind", EVALUATORS)
 def test_what_an_evaluator_claims_stands_in_its_records(kind):
     evaluator = EVALUATORS[kind]
-    claim = {"upper": {"robust"}, "lower": {"verified"}, "smoothed": {"radius", "abstain"}, "clean": set()}
+    claim = {
+        "upper": {"robust"},
+        "lower": {"verified"},
+        "smoothed": {"radius", "abstain"},
+        "clean": set(),
+        "smoothed-upper": {"robust"},
+    }
     names = {field.name for field in fields(evaluator.record)}
     assert claim[evaluator.claims] <= names
     assert all(names <= record.keys() for record in lines(kind))

@@ -241,18 +241,18 @@ def test_proofs_of_a_cascade_are_doubted_as_far_as_the_methods_that_made_them_ro
     threat = (network, block.images, block.labels, 0.01)
     with torch.no_grad():
         reach = {kind: rounding_bound(*threat, kind=kind).tolist() for kind in ("ibp", "crown-ibp", "crown")}
-        hopeless = cascade(*threat).hopeless.tolist()
+        refuted = cascade(*threat).refuted.tolist()
     wide = evaluate_verified(*problem(torch.float64, constant=250.0), settings)
     seen = set()
     for row, (record, exact) in enumerate(zip(evaluate_verified(network, block, settings), wide, strict=True)):
         asked = record.method or "crown"
-        assert record.rechecked == (abs(record.lower) < reach[asked][row] and not hopeless[row])
+        assert record.rechecked == (abs(record.lower) < reach[asked][row] and not refuted[row])
         assert (record.verified, record.method) == (exact.verified, exact.method)
         assert abs(record.lower - exact.lower) < (1e-12 if record.rechecked else reach[asked][row])
         spared = abs(record.lower) < reach["crown"][row] and not record.rechecked
-        seen.add((asked, "hopeless" if spared and hopeless[row] else "spared" if spared else record.rechecked))
+        seen.add((asked, "refuted" if spared and refuted[row] else "spared" if spared else record.rechecked))
     by_ibp = {("ibp", "spared"), ("ibp", True), ("ibp", False)}
-    assert seen == by_ibp | {("crown-ibp", True), ("crown", True), ("crown", "hopeless")}
+    assert seen == by_ibp | {("crown-ibp", True), ("crown", True), ("crown", "refuted")}
 
 
 def test_a_cascade_names_the_method_that_float64_proves_an_image_by():

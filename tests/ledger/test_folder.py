@@ -39,6 +39,7 @@ def test_a_run_is_written_and_read_back(tmp_path):
         "step": None,
         "margin": 0.25,
         "restart": None,
+        "certified_by": None,
     }
     digest = sha256_of(again.records_path)
     expected = {"schema": "hydrabench.summary/1", "n": 3, "metrics": {}, "records_sha256": digest}

@@ -22,7 +22,7 @@ Margins = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
 
 
 class _Small(nn.Module):
-    """What auto_LiRPA bounds by patches, its fast way; pooling is left out, which the engines relax differently."""
+    """A network that auto_LiRPA bounds by patches; no pooling, which the engines relax differently."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -46,7 +46,7 @@ def auto_lirpa() -> ModuleType:
 
 
 def release() -> str:
-    """What the installed auto_LiRPA calls itself, "0.3"."""
+    """Return what the installed auto_LiRPA calls itself, "0.3"."""
     return str(getattr(auto_lirpa(), "__version__", "(a release without a number)"))
 
 
@@ -74,7 +74,7 @@ def refusal(what: str) -> UnsupportedLayerError:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether auto_LiRPA says that it cannot pass a network.
+    """Return whether auto_LiRPA says that it cannot pass a network.
 
     It raises NotImplementedError, ValueError or AssertionError itself. Release 0.3 also has rules that make tensors of
     the wrong shape for some layers: then torch raises RuntimeError, inside such a rule. torch's exporter, by which it

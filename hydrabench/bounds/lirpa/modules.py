@@ -41,7 +41,7 @@ def bounded_module(
     Args:
         network: in eval mode; left as it is.
         x: images of the shape, type and device that will be bounded.
-        method: one of its methods; what is going to be asked, so that the check passes the same rules.
+        method: one of its methods; the one to be used, so that the check passes the same rules.
         sparse: bound only neurons that intervals leave unstable in any image of the batch, as auto_LiRPA does if
             nobody asks otherwise; the bounds of an image then depend on the rest of its batch.
         like: what this function returned for other images, whose check is not repeated.
@@ -81,7 +81,7 @@ def _checked_in_some_mode(plain: nn.Module, network: nn.Module, x: Tensor, metho
 
 
 def _suits_patches(plain: nn.Module, x: Tensor) -> bool:
-    """Whether everything is square, and no convolution is dilated or grouped."""
+    """Return whether everything is square, and no convolution is dilated or grouped."""
     square = x.shape[-2] == x.shape[-1]
     for layer in plain.modules():
         if isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
@@ -142,7 +142,7 @@ def _checked(bounded: Any, x: Tensor, method: str) -> Any:
 
 
 def _close(found: Tensor, value: Tensor, tolerance: float) -> bool:
-    """Whether they are the same up to `tolerance`, relative to the largest entry, or to 1 if that is less."""
+    """Return whether they are the same up to `tolerance`, relative to the largest entry, or to 1 if that is less."""
     scale = max(1.0, float(value.abs().max()))
     return found.shape == value.shape and torch.allclose(found, value, rtol=0, atol=tolerance * scale)
 

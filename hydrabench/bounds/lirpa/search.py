@@ -139,6 +139,6 @@ def _options(bounded: Any, search: Search, best: _Best) -> dict[str, Any]:
 
 
 def _name_of_intermediate_bounds(bounded: Any) -> str:
-    """What `compute_bounds` calls the bounds of neurons that it shall take as given; it was renamed after 0.3."""
+    """Return the argument of `compute_bounds` for known bounds of neurons; it was renamed after 0.3."""
     parameters = inspect.signature(bounded.compute_bounds).parameters
     return "interm_bounds" if "interm_bounds" in parameters else "intermediate_layer_bounds"

@@ -1,4 +1,4 @@
-"""What auto_LiRPA 0.3 uses and newer torch and numpy have moved or changed, put back while it runs; then taken away.
+"""Patches of torch and numpy for auto_LiRPA 0.3, which are in place only while it runs.
 
 Release 0.3 was written for torch below 1.13. The source releases since (looked at up to 0.7.1) need the clamp only.
 """
@@ -25,7 +25,7 @@ MISSING = object()
 
 @contextmanager
 def import_shims() -> Iterator[None]:
-    """What the import of release 0.3 needs."""
+    """Return what the import of release 0.3 needs."""
     stand_in = ModuleType("numpy.lib.arraysetops")
     stand_in.isin = np.isin  # type: ignore[attr-defined]
     there = stand_in.__name__ in sys.modules or find_spec(stand_in.__name__) is not None
@@ -41,7 +41,7 @@ def import_shims() -> Iterator[None]:
 
 @contextmanager
 def shims(library: ModuleType) -> Iterator[None]:
-    """What release 0.3 needs to read and bound networks; each gap is filled only where it is.
+    """Return what release 0.3 needs to read and bound networks; each gap is filled only where it is.
 
     Args: library: auto_LiRPA, imported.
     """

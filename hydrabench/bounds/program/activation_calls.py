@@ -1,4 +1,4 @@
-"""Which elementwise operation a layer, a function or a method is: the tables that `convert` and `calls` take in."""
+"""Tables from layers, functions and methods to elementwise operations, for `convert` and `calls`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a call that torch.fx recorded is given, and what is made of it."""
+"""The arguments of a call that torch.fx recorded, and the operations that are made of it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Call:
 
 
 class Arguments(NamedTuple):
-    """What a call is given; values of the network and sizes are nodes of torch.fx, all else is what it is."""
+    """The arguments of a call; values of the network and sizes are nodes of torch.fx, all else is what it is."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]

@@ -1,4 +1,4 @@
-"""Which operations a function or method call is that torch.fx recorded.
+"""Readers that turn function and method calls which torch.fx recorded into operations.
 
 `sizes` says which calls only ask for a shape. Constants, such as numbers, buffers and what is computed from them, have
 been put in place of the nodes that stood for them.

@@ -1,4 +1,4 @@
-"""Which operation a layer is: the readers of every layer that the bounds know.
+"""Readers that turn every layer which the bounds know into operations.
 
 A reader turns a layer into an operation with the tensors and settings that it applies now. What has no sound rule, or
 might compute something else, is refused. `calls` does the same for functions and methods.
@@ -235,7 +235,7 @@ def reader(layer: nn.Module) -> Callable[[Any], Operation]:
 
 
 def may_alias(layer: nn.Module) -> bool:
-    """Whether a known layer may return the value it takes, or a view of it; one with parameters never does."""
+    """Return whether a known layer may return the value it takes, or a view of it; one with parameters never does."""
     if next(layer.parameters(), None) is not None:
         return False
     try:

@@ -42,7 +42,7 @@ def _tensors(operation: Operation) -> list[Tensor]:
 
 
 class _Channels:
-    """Which channels of every value count.
+    """The channels of every value that count.
 
     A value behind a flatten has the channels of the image, each a block of entries. known: what each channel is for
     every input, (C,), NaN where that depends; None for a value with channels that must stay. live: those that count,

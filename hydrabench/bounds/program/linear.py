@@ -22,7 +22,7 @@ Kind = TypeVar("Kind", bound="Weighted")
 
 @dataclass(frozen=True, eq=False)
 class Weighted(Linear):
-    """What linear operations with a weight share; `bias` (C,) or None.
+    """A linear operation with a weight; `bias` (C,) or None.
 
     settled: whether its tensors are constants that nobody will write to, so that what follows from them may be kept.
     """
@@ -50,7 +50,7 @@ class Weighted(Linear):
         return replace(self, weight=self.weight.square(), bias=None, settled=False)
 
     def narrowed(self: Kind, before: Tensor | None, after: Tensor | None) -> Kind:
-        """See `Operation`; only asked where `mixed_channels` has an answer."""
+        """See `Operation`; only called where `mixed_channels` has an answer."""
         weight, bias = self.weight, self.bias
         if before is not None:
             weight = weight[:, _entries(before, weight.shape[1])]

@@ -1,4 +1,4 @@
-"""What an operation of a network says about itself: everything that any method of bounding asks.
+"""Operations of a network, each of which describes itself for every method of bounding.
 
 An operation is `Linear` (affine in its values), `Elementwise` (one function on every entry) or another `Relaxed` one.
 A class that forgets an abstract method cannot be made; defaults are the cautious answers. Operations are frozen and
@@ -58,11 +58,11 @@ class Operation(ABC):
         return 0
 
     def window_behind(self, window: Window) -> Window | None:
-        """What rows in a window of the result see of each value; None if they get coefficients of all of it."""
+        """Return what rows in a window of the result see of each value; None if they get coefficients of all of it."""
         return window if self.keeps_windows else None
 
     def columns(self) -> Tensor | None:
-        """Which entries of a flattened value the operation reads, (entries,); None for all."""
+        """Return which entries of a flattened value the operation reads, (entries,); None for all."""
         return None
 
     def mixed_channels(self, *, vectors: bool) -> tuple[Tensor, Tensor | None] | None:  # noqa: ARG002
@@ -141,7 +141,7 @@ class Linear(Operation):
         return rows.new_zeros(len(rows), *box.center.shape[1:]) if found is None else found, box
 
     def gain(self, rows: Tensor, shapes: Sequence[torch.Size]) -> Tensor | None:
-        """What constants gain, (R,): the products of rows (R, *result) and b; None for nothing."""
+        """Return what constants gain, (R,): the products of rows (R, *result) and b; None for nothing."""
         constant = self.constant([rows.new_zeros(1, *shape[1:]) for shape in shapes])
         return None if constant is None else rows.flatten(1) @ constant.expand(1, *rows.shape[1:]).flatten()
 

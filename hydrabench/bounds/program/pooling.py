@@ -21,6 +21,8 @@ from hydrabench.bounds.patches import Pair
 from hydrabench.bounds.program.operations import Linear, Relaxed
 from hydrabench.bounds.relaxations import Picked
 
+TIE = 1e-6  # lower bounds of a window this close, relative to the width of its strongest value, count as equal
+
 
 @dataclass(frozen=True, eq=False)
 class AveragePool(Linear):
@@ -126,7 +128,8 @@ class MaxPool(Relaxed):
         others, max(z, r) lies above the maximum. It is z itself if r <= l; else the chord from (l, r) to (u, u)
         lies above it, which touches the constant max u, the usual choice, in a single point. Below, any value of
         the window will do: z if none has a larger lower bound, so that both lines meet where z is the maximum
-        for certain; else the one with the largest lower bound.
+        for certain; else the one with the largest lower bound. Behind a ReLU many lower bounds are 0, and `TIE` keeps
+        rounding, outward or not, from choosing among them.
         """
         lows, highs = self.windows(lower), self.windows(upper)
         highest, above = highs.max(2)
@@ -136,7 +139,8 @@ class MaxPool(Relaxed):
         contested = rest > floor
         slope = torch.where(contested, (highest - rest) / torch.where(contested, highest - floor, 1), 1)
         offset = torch.maximum(rest, floor) - slope * floor
-        return self._picked(torch.where(floor >= largest_lower, above, below), above, slope, offset, lower.shape)
+        certain = floor + TIE * (highest - floor) >= largest_lower
+        return self._picked(torch.where(certain, above, below), above, slope, offset, lower.shape)
 
     def strip(self, lower: Tensor, upper: Tensor) -> Picked:
         """A strip of slope 1 along the value with the largest lower bound."""
@@ -202,7 +206,7 @@ class MaxPool(Relaxed):
         return found.masked_fill(members < 0, -torch.inf)
 
     def members(self, value: Tensor) -> Tensor:
-        """Which entries of an image (H, W), flattened, lie in each window; -1 for padding: (1, 1, entries, windows)."""
+        """Return which entries of a flattened image lie in each window; -1 for padding: (1, 1, entries, windows)."""
         height, width = value.shape[2:]
         numbers = torch.arange(1, height * width + 1, device=value.device, dtype=torch.float64)
         numbers = F.pad(numbers.view(1, 1, height, width), (*self._pads(width, 1), *self._pads(height, 0)))

@@ -15,7 +15,7 @@ ARITHMETIC = {operator.floordiv, operator.mul, operator.add, operator.sub}
 
 
 def is_size(node: Any) -> bool:
-    """Whether a call asks for a shape or for the size of an axis, or computes with sizes alone."""
+    """Return whether a call asks for a shape or for the size of an axis, or computes with sizes alone."""
     if not isinstance(node, fx.Node):
         return False
     if node.op == "call_method":
@@ -29,7 +29,7 @@ def is_size(node: Any) -> bool:
 
 
 def is_batch_size(node: Any) -> bool:
-    """Whether a call is x.size(0), x.size()[0] or x.shape[0]; every value of a program has the same batch axis."""
+    """Return whether a call is x.size(0), x.size()[0] or x.shape[0]; all values of a program share the batch axis."""
     if not isinstance(node, fx.Node):
         return False
     if node.op == "call_method" and node.target == "size":
@@ -40,15 +40,15 @@ def is_batch_size(node: Any) -> bool:
 
 
 def _is_number(size: Any) -> bool:
-    """Whether a call asks for the size along one axis rather than for all of them."""
+    """Return whether a call asks for the size along one axis rather than for all of them."""
     return is_batch_size(size) or (size.target == "size" and len(size.args) + len(size.kwargs) > 1)
 
 
 def shape_of(axes: Sequence[Any], value: Any) -> tuple[list[fx.Node], Callable[..., list[int]]]:
-    """What axes that are numbers or computed from sizes are, once the shapes of values are known.
+    """Return what axes that are numbers or computed from sizes are, once the shapes of values are known.
 
     Args: value: the node of the value that is reshaped.
-    Returns: the nodes of the further values whose shapes are asked for, and a function of the shape of `value` and of
+    Returns: the nodes of the further values whose shapes are needed, and a function of the shape of `value` and of
         theirs.
     """
     nodes = [value]

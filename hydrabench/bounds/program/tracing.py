@@ -1,4 +1,4 @@
-"""Which operations a network applies to which values, read off its code.
+"""The operations that a network applies, and the values that each takes, read off its code.
 
 A network of plain `nn.Sequential` containers is read by walking it; any other is traced with torch.fx.
 What cannot be read without doubt is refused: an unknown layer, a hook, a value that nobody reads, one that
@@ -150,7 +150,7 @@ def _traced(network: nn.Module) -> tuple[Step, ...]:
 
 
 def _state(network: nn.Module) -> list[tuple[int, int]]:
-    """Which tensors a network holds, and how often each was written to."""
+    """Return which tensors a network holds, and how often each was written to."""
     held: list[Tensor] = [*network.parameters(), *network.buffers()]
     return [(id(tensor), tensor._version) for tensor in held]
 
@@ -190,7 +190,7 @@ class _Record:
         self.numbers[node] = taken[0]
 
     def _is_constant(self, node: fx.Node) -> bool:
-        """Whether a call depends on no image; its result is kept."""
+        """Return whether a call depends on no image; its result is kept."""
         if node.op == "get_attr":
             self.constants[node] = attrgetter(str(node.target))(self.root)
             return True
@@ -211,7 +211,7 @@ class _Record:
         return Arguments(args, kwargs)
 
     def _sources(self, node: fx.Node) -> tuple[Sequence[nn.Module | Operation], Sequence[Any], bool]:
-        """What a call applies, one after the other, the values that the first takes, and whether it is in place."""
+        """Return the operations of a call in order, the values that the first takes, and whether it is in place."""
         if node.op == "call_module":
             layer = self.root.get_submodule(str(node.target))
             _check(_path(node), layer)
@@ -257,7 +257,7 @@ class _Record:
 
 
 def _keeps_pixels(source: nn.Module | Operation) -> bool:
-    """Whether numbers in [0, 1] stay as they are: what is written over images is what they were."""
+    """Return whether numbers in [0, 1] stay as they are: what is written over images is what they were."""
     return isinstance(source, Relu | nn.ReLU | Identity | nn.Dropout)
 
 
@@ -275,7 +275,7 @@ def _call(node: fx.Node, given: Arguments) -> Call:
 
 
 def _full_name(function: Any) -> str:
-    """What a function of another package, which is not imported for it, is called in the table."""
+    """Return what a function of another package, which is not imported for it, is called in the table."""
     return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}"
 
 

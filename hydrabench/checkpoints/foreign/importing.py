@@ -74,7 +74,7 @@ def import_checkpoint(
             keep(mask, kept.counts[name])
         even = kept_counts(network, kept.density) == kept.counts
         header = header.model_copy(update={"density": kept.density, "kept": None if even else kept.counts})
-    return Checkpoint(path, sha256, header, network, source.notes)
+    return Checkpoint(path, sha256, header, network, source.notes, size=source.size)
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,7 @@ class _Source:
     normalization: Normalization | None
     header: Header | None
     notes: tuple[str, ...]
+    size: int
 
     @property
     def masked(self) -> bool:
@@ -105,7 +106,7 @@ class _Source:
 
 
 def _read(path: Path) -> _Source:
-    values, sha256 = read_torch_file(path)
+    values, sha256, size = read_torch_file(path)
     entries: Mapping[str, Any] = values if isinstance(values, dict) else {}
     try:
         found = find_state_dict(values)
@@ -120,7 +121,7 @@ def _read(path: Path) -> _Source:
     header = entries.get(HEADER_ENTRY, found.header)
     notes = (f"{path}: took off {', '.join(found.taken_off)}",) if found.taken_off else ()
     own = read_header(header, str(path)) if isinstance(header, str) else None
-    return _Source(path, sha256, found.tensors, found.kept, entries, found.normalization, own, notes)
+    return _Source(path, sha256, found.tensors, found.kept, entries, found.normalization, own, notes, size)
 
 
 def _own_header(source: _Source, given: Mapping[str, Any]) -> Header | None:

@@ -29,8 +29,8 @@ DAMAGED = "it is damaged or cut short; fetch or write it again"
 _Storage = torch.storage.TypedStorage
 
 
-def read_torch_file(path: Path) -> tuple[Any, str]:
-    """Read a file once and return what it holds, and the SHA-256 of the bytes that were read.
+def read_torch_file(path: Path) -> tuple[Any, str, int]:
+    """Read a file once and return what it holds, and the SHA-256 and the number of the bytes that were read.
 
     What it may hold: tensors (on the CPU), numbers, strings, arrays of numpy's, and containers of them.
     Raises: CheckpointError in one line if the file is missing, empty, a web page, a zip without weights, damaged,
@@ -39,7 +39,8 @@ def read_torch_file(path: Path) -> tuple[Any, str]:
     data = read_file(path)
     try:
         _check_kind(data)
-        return (_read_zip if data.startswith(_ZIP) else _read_legacy)(data), hashlib.sha256(data).hexdigest()
+        values = (_read_zip if data.startswith(_ZIP) else _read_legacy)(data)
+        return values, hashlib.sha256(data).hexdigest(), len(data)
     except CheckpointError as error:
         raise CheckpointError(f"{path} {error}") from error
     except Exception as error:  # what a damaged file makes of the unpickler can be any exception

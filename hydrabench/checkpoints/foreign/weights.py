@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
-from hydrabench.checkpoints.foreign.state_dicts import StateDict, find_state_dict, plain_tensors, without_prefixes
+from hydrabench.checkpoints.foreign.state_dicts import find_state_dict, plain_tensors, without_prefixes
 from hydrabench.checkpoints.foreign.torch_files import read_torch_file
 from hydrabench.checkpoints.format import read_file
 from hydrabench.checkpoints.header import Header, read_header, shown
@@ -39,11 +39,12 @@ def load_weights(network: nn.Module, path: Path) -> Normalization | None:
     if plain is None or found is None:
         raise CheckpointError(f"--weights {path} holds no state dict of tensors")
     wanted = network.state_dict()
-    for tensors in (plain, without_prefixes(plain, numbered=False)[0]):  # `mean` and `std` may be the network's own
+    variants = (plain, without_prefixes(plain, numbered=False)[0])  # `mean` and `std` may be the network's own
+    for tensors in variants:
         if not _problems(wanted, tensors):
             network.load_state_dict({**wanted, **tensors})
             return header.normalization if header else None
-    _require_fit(wanted, found, path)
+    _require_fit(wanted, min((found.tensors, *variants), key=lambda one: len(_problems(wanted, one))), path)
     network.load_state_dict({**wanted, **found.tensors})
     return header.normalization if header else found.normalization
 
@@ -77,8 +78,8 @@ def _problems(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> li
     return [*shapes, *lacking, *strange]
 
 
-def _require_fit(wanted: Mapping[str, Tensor], found: StateDict, path: Path) -> None:
-    problems = _problems(wanted, found.tensors)
+def _require_fit(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path) -> None:
+    problems = _problems(wanted, tensors)
     if problems:
         more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
         raise CheckpointError(f"--weights {path} does not fit the network of --model: {'; '.join(problems[:4])}{more}")

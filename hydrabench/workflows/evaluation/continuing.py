@@ -8,9 +8,10 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from hydrabench.data import ImageSource, block_indices
+from hydrabench.data import Choice, ImageSource, block_indices, choose
+from hydrabench.data.choosing import PICKED, require_indices
 from hydrabench.data.identity import identities
-from hydrabench.errors import LedgerError
+from hydrabench.errors import ConfigError, LedgerError
 from hydrabench.evaluators import EVALUATORS, EvaluationSettings, record_of
 from hydrabench.ledger import Record, RunFolder, check_record, find_run, fingerprint, open_run
 from hydrabench.selection import describe_selection, selected_indices
@@ -43,6 +44,22 @@ class ChosenImages:
         ends = [*cuts, len(self.indices)]
         parts = [self.indices[start:end] for start, end in zip([0, *cuts], ends, strict=True)]
         return [tuple(part[i] for i in block) for part in parts for block in block_indices(len(part), size)]
+
+
+def chosen_images(
+    images: ImageSource, choice: Choice, indices: Sequence[int], settings: EvaluationSettings
+) -> tuple[int, ...]:
+    """Return the indices of the images to evaluate, in ascending order."""
+    if not indices:
+        return choose(images, choice)
+    if choice != Choice():
+        raise ConfigError(PICKED)
+    if not EVALUATORS[settings.kind].by_image(settings):
+        raise ConfigError(
+            f"{settings.protocol} judges whole blocks of images, so no image has a verdict of its own; use -n"
+        )
+    require_indices(images, indices)
+    return tuple(sorted(set(indices)))
 
 
 @dataclass(frozen=True)

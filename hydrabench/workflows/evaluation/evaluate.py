@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hydrabench.bounds import watched
-from hydrabench.data import Choice, ImageSource, choose
-from hydrabench.data.choosing import PICKED, require_indices
-from hydrabench.errors import ConfigError
+from hydrabench.data import Choice
 from hydrabench.evaluators import EVALUATORS, EvaluationSettings, at, record_of
 from hydrabench.evaluators.description import require_precision
 from hydrabench.evaluators.flags import flag_texts, has_flags, record_flags
@@ -23,7 +21,8 @@ from hydrabench.ledger import Record, RunFolder, whole_ledger
 from hydrabench.reporting.statistics import summarize
 from hydrabench.runtime import World, environment, exact_arithmetic, operations_per_second, peak_memory
 from hydrabench.threat import doubt
-from hydrabench.workflows.evaluation.continuing import ChosenImages, open_evaluation
+from hydrabench.workflows.evaluation.certificates import open_certificates
+from hydrabench.workflows.evaluation.continuing import ChosenImages, chosen_images, open_evaluation
 from hydrabench.workflows.evaluation.in_turn import Turns
 from hydrabench.workflows.evaluation.judging import Judge
 from hydrabench.workflows.evaluation.loading import Subject, doubt_of_normalization
@@ -61,13 +60,14 @@ def evaluate(
     EVALUATORS[settings.kind].require(subject.network, settings)
     require_precision(settings.kind, subject.precision, EVALUATORS)
     images = subject.test_images(options)
-    chosen = _chosen(images, replace(among, n=n), indices, settings)
+    chosen = chosen_images(images, replace(among, n=n), indices, settings)
     selection = ChosenImages(images, chosen, explicit=bool(indices))
     if world.is_main and (warned := doubt_of_normalization(subject, images)):
         say(warned)
     judge = Judge(subject, settings, images, options)
     if subject.parent is not None:
         subject.parent.require_images(images, selection.indices)
+    _leave_out_certified(judge, options, chosen, world)
     judge.check(selection.blocks(judge.blocks.size)[0])
     with one_writer(out, world):
         opened = world.on_main(
@@ -82,6 +82,16 @@ def evaluate(
         flags = judge.flags(selection.blocks(judge.blocks.size)[0])
         _fill(opened.run, judge, world, opened.blocks, opened.whole)
         return world.on_main(lambda: _conclude(opened.run, judge, selection, flags))
+
+
+def _leave_out_certified(judge: Judge, options: RunOptions, chosen: Sequence[int], world: World) -> None:
+    """Give the judge the certificates of --skip-certified, if there are any. Raises: as `open_certificates`."""
+    skip = options.computing.get("skip_certified")
+    if skip is None:
+        return
+    judge.certificates = held = open_certificates(Path(skip), judge.subject, judge.settings, judge.images, chosen)
+    if world.is_main:
+        say(f"{len(held.known)} of {len(chosen)} images need no attack: verified by {held.name}")
 
 
 def _fill(run: RunFolder, judge: Judge, world: World, blocks: Sequence[tuple[int, ...]], whole: int) -> None:
@@ -113,22 +123,6 @@ def _fill(run: RunFolder, judge: Judge, world: World, blocks: Sequence[tuple[int
                 run.append(records)
                 totals.add([asdict(record) for record in records])
                 advance(len(records), str(totals))
-
-
-def _chosen(
-    images: ImageSource, choice: Choice, indices: Sequence[int], settings: EvaluationSettings
-) -> tuple[int, ...]:
-    """Return the indices of the images to evaluate, in ascending order."""
-    if not indices:
-        return choose(images, choice)
-    if choice != ALL:
-        raise ConfigError(PICKED)
-    if not EVALUATORS[settings.kind].by_image(settings):
-        raise ConfigError(
-            f"{settings.protocol} judges whole blocks of images, so no image has a verdict of its own; use -n"
-        )
-    require_indices(images, indices)
-    return tuple(sorted(set(indices)))
 
 
 def _rounds(world: World, judge: Judge, blocks: list[tuple[int, tuple[int, ...]]]) -> Iterator[list[Record]]:

@@ -114,7 +114,9 @@ class Turns:
         assert in_turn is not None
         self.in_turn, settings = in_turn, self.judge.settings
         self.log, self.attacks = AttemptLog(self.run.path), in_turn.attacks(settings)
-        self.standing = Standing(self.attacks, [index for _, block in self.blocks for index in block])
+        images = [index for _, block in self.blocks for index in block]
+        self.spared = self.judge.certified(images)
+        self.standing = Standing(self.attacks, [index for index in images if index not in self.spared])
         self.number = {index: number for number, block in self.blocks for index in block}
         classes = self.judge.images.num_classes
         self.passes = {name: in_turn.passes(settings, name, classes) for name in self.attacks}
@@ -124,6 +126,8 @@ class Turns:
     def finish(self) -> None:
         """Run what is left of every attack on every image, and write the records."""
         self.standing.add(self.world.on_main(self._kept))
+        if self.spared:
+            self.advance(len(self.spared), "")
         for attack in self.attacks:
             while waiting := self.standing.waiting(attack):
                 self._round(attack, waiting)
@@ -192,7 +196,7 @@ class Turns:
         """Append the records of the next blocks whose images are all settled."""
         while self.written < len(self.blocks):
             _, indices = self.blocks[self.written]
-            if not all(map(self.standing.is_settled, indices)):
+            if not all(index in self.spared or self.standing.is_settled(index) for index in indices):
                 return
             self.written += 1
             if self.world.is_main:
@@ -203,7 +207,10 @@ class Turns:
     def _records(self, indices: Sequence[int]) -> Iterator[Record]:
         known = identities(self.judge.images, indices)
         for index, (sha, label) in zip(indices, known, strict=True):
-            yield self.in_turn.conclude(index, sha, label, self.standing.of[index])
+            if index in self.spared:
+                yield self.spared[index]
+            else:
+                yield self.in_turn.conclude(index, sha, label, self.standing.of[index])
 
     # Progress --------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from hydrabench.evaluators import EVALUATORS, Computing, EvaluationSettings
 from hydrabench.evaluators.flags import has_flags, network_flags
 from hydrabench.ledger import Attempt, Record
 from hydrabench.runtime import World
+from hydrabench.workflows.evaluation.certificates import Certificates
 from hydrabench.workflows.evaluation.loading import STORED_IN, Subject
 from hydrabench.workflows.run_options import RunOptions
 
@@ -29,6 +30,7 @@ class Judge:
         computing = Computing(subject.device, subject.precision, options.computing, subject.parent)
         self.ready = self.evaluator.ready(subject.network, settings, computing)
         self.indices: tuple[int, ...] = ()  # what is evaluated right now
+        self.certificates: Certificates | None = None  # of images that need no attack
 
     def header(self, world: World) -> dict[str, Any]:
         """What `run.json` says of the evaluation, but for the images and the environment."""
@@ -42,6 +44,7 @@ class Judge:
             "block_size": self.blocks.size,
             "world_size": world.size,
             **self.ready.header,
+            **({"skipped": self.certificates.describe()} if self.certificates else {}),
         }
 
     def check(self, indices: tuple[int, ...]) -> None:
@@ -61,10 +64,18 @@ class Judge:
     def records(self, blocks: Sequence[tuple[int, tuple[int, ...]]]) -> list[Record]:
         """The records of this process's share of a round: one block, or none in the last round."""
         records: list[Record] = []
-        for number, self.indices in blocks:
+        for number, indices in blocks:
+            certified = self.certified(indices)
+            self.indices = tuple(index for index in indices if index not in certified)
             with self._memory():
-                records += self.ready.evaluate(self._block(number, self.indices))
+                found = list(self.ready.evaluate(self._block(number, self.indices))) if self.indices else []
+            records += sorted([*found, *certified.values()], key=lambda record: record.index)
         return records
+
+    def certified(self, indices: Sequence[int]) -> dict[int, Record]:
+        """The records of the images that a certificate spares the attack."""
+        held = self.certificates
+        return {index: held.record(index, self.settings) for index in held.among(indices)} if held else {}
 
     def attempts(self, name: str, number: int, indices: tuple[int, ...], heard: Callable[[], None]) -> list[Attempt]:
         """Run one attack of an evaluator that attacks in turn. number: of the block that the images belong to.

@@ -69,7 +69,7 @@ class Subject:
             "parameters": sum(parameter.numel() for parameter in parameters),
             "nonzero_parameters": sum(int(parameter.count_nonzero()) for parameter in parameters),
             "prunable_layers": len(prunable_layers(self.network)),
-            "bytes": self.external["bytes"] if self.external else self.checkpoint.path.stat().st_size,
+            "bytes": self.external["bytes"] if self.external else self.checkpoint.size,
             **normalization,
             **({"external": True, **self.external} if self.external else {}),
         }

@@ -20,6 +20,7 @@ from hydrabench.evaluators.reuse_settings import default_reuse_samples
 from hydrabench.files import sha256_of
 from hydrabench.ledger import RunFolder, read_run
 from hydrabench.smoothing.forward import Forward
+from hydrabench.threat import read_number
 from hydrabench.workflows.opening import open_expected
 
 TAKEN = ("n0", "samples", "label_aware", "mode")  # from the parent's run; options for them are refused
@@ -184,7 +185,5 @@ def reuse_settings(parent: Parent, values: Mapping[str, Any]) -> ReuseSettings:
 
 def _equal(given: object, known: object) -> bool:
     """Whether an option, maybe still a text, has the value of the parent's run."""
-    try:
-        return float(str(given)) == float(str(known))
-    except ValueError:
-        return str(given) == str(known)
+    one, other = read_number(str(given)), read_number(str(known))
+    return str(given) == str(known) if one is None or other is None else float(one) == float(other)

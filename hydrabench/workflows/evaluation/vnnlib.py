@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from hydrabench.bounds.vnnlib import robustness_property
 from hydrabench.checkpoints import export_onnx
-from hydrabench.data import Block, ImageSource, block_indices, first_images, load_block
+from hydrabench.data import Block, Choice, load_block
 from hydrabench.errors import ConfigError, LedgerError
 from hydrabench.evaluators import EvaluationSettings
 from hydrabench.evaluators.blocks import BLOCK_SIZE
@@ -22,7 +23,9 @@ from hydrabench.files import write_text
 from hydrabench.ledger import interrupted
 from hydrabench.runtime import PRECISIONS, World, exact_arithmetic
 from hydrabench.threat import linf_box, parse_radius
+from hydrabench.workflows.evaluation.continuing import ChosenImages, chosen_images
 from hydrabench.workflows.evaluation.loading import Subject
+from hydrabench.workflows.evaluation.run_folders import ALL
 from hydrabench.workflows.progress import say
 from hydrabench.workflows.run_options import RunOptions
 from hydrabench.workflows.writer import one_writer
@@ -44,10 +47,11 @@ def export_vnnlib(
     folder: Path,
     *,
     options: RunOptions,
-    n: int | None = None,
+    among: Choice = ALL,
+    indices: Sequence[int] = (),
     timeout: float = VERIFIER_TIMEOUT,
 ) -> Export:
-    """Write what a verifier needs to judge the first `n` test images (all if None) at the radius of `settings`.
+    """Write what a verifier needs to judge test images at the radius of `settings`.
 
     `folder` gets instances.csv, whose lines are network, property and timeout, paths relative to it;
     onnx/NAME.onnx, normalisation inside; and vnnlib/NAME-INDEX.vnnlib for every image that the network classifies
@@ -57,9 +61,9 @@ def export_vnnlib(
     instances.csv is written last: an export that was killed before that is made anew.
 
     Args:
-        timeout: seconds for each image, > 0.
+        among, indices: which images, as for `evaluate`. timeout: seconds for each image, > 0.
     Raises: ConfigError if `settings` bound no L-infinity ball or `timeout` is not positive; LedgerError if `folder`
-        holds something; HydrabenchError if onnx is not installed; DataError as `first_images`.
+        holds something; HydrabenchError if onnx is not installed; DataError as `choose`.
     """
     values = settings.model_dump(mode="json")
     if "epsilon" not in values or values.get("norm") != "linf":
@@ -70,22 +74,21 @@ def export_vnnlib(
     if not interrupted(folder):
         _require_new(folder)
     images = subject.test_images(options)
-    count = first_images(images, n)
+    selection = ChosenImages(images, chosen_images(images, among, indices, settings))
     epsilon = float(parse_radius(values["epsilon"]))
     world = World()
     with one_writer(folder, world):
-        export = world.on_main(lambda: _write(subject, images, folder, count=count, epsilon=epsilon, timeout=timeout))
+        export = world.on_main(lambda: _write(subject, selection, folder, epsilon=epsilon, timeout=timeout))
     if world.is_main:
         say(
-            f"{folder}: {len(export.written)} instances for {count} images; the network misclassifies the other "
-            f"{len(export.left_out)}"
+            f"{folder}: {len(export.written)} instances for {len(selection.indices)} images; the network misclassifies "
+            f"the other {len(export.left_out)}"
         )
     return export
 
 
-def _write(
-    subject: Subject, images: ImageSource, folder: Path, *, count: int, epsilon: float, timeout: float
-) -> Export:
+def _write(subject: Subject, selection: ChosenImages, folder: Path, *, epsilon: float, timeout: float) -> Export:
+    images = selection.images
     _require_new(folder, but=frozenset({"onnx", "vnnlib"}))  # again: now no other process writes there
     for left in (*folder.glob("onnx/*"), *folder.glob("vnnlib/*")):
         left.unlink()  # by an export that was killed, perhaps of other images
@@ -95,7 +98,7 @@ def _write(
     sha256 = export_onnx(replace(subject.checkpoint, network=network), folder / onnx)
     rows, written = io.StringIO(), []
     table = csv.writer(rows, lineterminator="\n")
-    for number, indices in enumerate(block_indices(count, BLOCK_SIZE)):
+    for number, indices in enumerate(selection.blocks(BLOCK_SIZE)):
         block = load_block(images, number, indices)
         right = _logits(subject, block).argmax(1) == block.labels
         lower, upper = linf_box(block.images, epsilon)
@@ -111,7 +114,7 @@ def _write(
             table.writerow((onnx, path, f"{timeout:g}"))
             written.append(indices[row])
     write_text(folder / "instances.csv", rows.getvalue())
-    return Export(tuple(written), tuple(sorted(set(range(count)).difference(written))))
+    return Export(tuple(written), tuple(sorted(set(selection.indices).difference(written))))
 
 
 def _require_new(folder: Path, *, but: frozenset[str] = frozenset()) -> None:

@@ -11,6 +11,7 @@ import yaml
 from torch import nn
 
 from hydrabench.data import DATASETS
+from hydrabench.data.loaders import minibatch_sizes
 from hydrabench.errors import ConfigError, lookup
 from hydrabench.evaluators import EVALUATORS, Sizes
 from hydrabench.evaluators.blocks import duration
@@ -124,7 +125,8 @@ class _Costs:
         both = 2 if self.recipe.data.pseudo_labels else 1  # a batch holds as many pseudo-labelled images as labelled
         ramp = (phase.epsilon_ramp_epochs - 1) / phase.epochs
         passes = OBJECTIVES[objective.name].passes(objective, self._workload(both * phase.batch_size, ramp))
-        steps = phase.epochs * -(-images // phase.batch_size) * OBJECTIVES[objective.name].repeats(objective)
+        per_epoch = len(minibatch_sizes(images, phase.batch_size))
+        steps = phase.epochs * per_epoch * OBJECTIVES[objective.name].repeats(objective)
         costs = self._cost(passes, phase.epochs * both * images)
         if costs["seconds"] <= steps * timing.LONGEST_PIECE:
             costs["seconds"] = steps * self._step_seconds(step, both * phase.batch_size)

@@ -61,8 +61,8 @@ def train(
     network, code = (source.baked(), source.code) if source else _fresh(recipe)
     density = overall_density(network, section.density, section.scope)
     masks = Masks(section.density, section.scope, section.scores, section.rescale_weights)
-    parent = source.sha256 if source else None
-    start = Start(network, "train", "train", density, parent, masks if density < 1 else None, code)
+    parent, held_out = (source.sha256, source.header.held_out) if source else (None, None)
+    start = Start(network, "train", "train", density, parent, masks if density < 1 else None, code, held_out)
     return run_phase(recipe, section, start, out, resume, options)
 
 
@@ -117,7 +117,7 @@ def prune(
     network = source.baked()
     density = overall_density(network, wanted, section.scope)
     masks = Masks(wanted, section.scope, section.scores)
-    start = Start(network, "prune", "prune", density, source.sha256, masks, source.code)
+    start = Start(network, "prune", "prune", density, source.sha256, masks, source.code, source.header.held_out)
     return run_phase(recipe, section, start, out, resume, options)
 
 
@@ -154,11 +154,12 @@ def finetune(
         bake_masks(network)
         overall = overall_density(network, density, section.scope)
         attach_masks(network, density, scope=section.scope)
-        start = Start(network, "finetune", "lwm", overall, source.sha256, code=source.code)
+        start = Start(network, "finetune", "lwm", overall, source.sha256, None, source.code, source.header.held_out)
     else:
         if not score_masks(network):
             attach_masks(network, source.header.density, kept=source.header.kept)
-        start = Start(network, "finetune", "finetune", source.header.density, source.sha256, code=source.code)
+        density, held_out = source.header.density, source.header.held_out
+        start = Start(network, "finetune", "finetune", density, source.sha256, None, source.code, held_out)
     return run_phase(recipe, section, start, out, resume, options)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hydrabench.bounds import keep_widths, program_of
-from hydrabench.checkpoints import Header, PhaseLabel, PluginFile, load_state, save_checkpoint, stored_state
+from hydrabench.checkpoints import Header, HeldOut, PhaseLabel, PluginFile, load_state, save_checkpoint, stored_state
 from hydrabench.checkpoints.own_code import UsedCode
 from hydrabench.data import DATASETS, ImageSource, TrainingBatches, TrainingImages, load_training_images, pixels
 from hydrabench.errors import ConfigError, lookup
@@ -33,6 +33,7 @@ from hydrabench.recipes import PhaseRecipe, Recipe, SectionName, TrainRecipe, sh
 from hydrabench.runtime import TRAINING_PRECISIONS, World, environment, pick_device, stream
 from hydrabench.workflows.progress import say
 from hydrabench.workflows.run_options import RunOptions
+from hydrabench.workflows.training.held_out import held_out_of, require_held_out
 from hydrabench.workflows.training.loop import DivergedError, Loop, PhaseJob, Trained
 from hydrabench.workflows.training.resume import METRICS_FILE, STATE_FILE, note_environment, open_training
 from hydrabench.workflows.training.tensorboard import require_tensorboard
@@ -65,6 +66,7 @@ class Start:
 
     masks: to be attached first; None if the network has its masks, or needs none.
     code: what built the network, if it is not of the registry.
+    held_out: of the checkpoint that it starts from, if that says it.
     """
 
     network: nn.Module
@@ -74,6 +76,7 @@ class Start:
     parent: str | None
     masks: Masks | None = None
     code: UsedCode | None = None
+    held_out: HeldOut | None = None
 
 
 def run_phase(
@@ -91,6 +94,7 @@ def _run_phase(
     device = pick_device(options.device)
     check_phase(recipe, _section(start), start.network, device=device, options=options, world=world)
     images = _images(recipe, options, world)
+    require_held_out(start.held_out, recipe, images.validation, options)
     batches = TrainingBatches(
         images.labelled,
         images.pseudo,
@@ -129,9 +133,9 @@ def _run_phase(
         trained = loop.run()
     except DivergedError as error:
         if error.trained and world.is_main:
-            _write_network(run, recipe, start, error.trained)
+            _write_network(run, recipe, start, error.trained, held_out_of(recipe, images.validation))
         raise
-    return world.on_main(lambda: _conclude(run, recipe, start, trained))
+    return world.on_main(lambda: _conclude(run, recipe, start, trained, held_out_of(recipe, images.validation)))
 
 
 def check_phase(
@@ -202,9 +206,9 @@ def _one_batch(
     return pixels(training.take(chosen)), training.labels[chosen]
 
 
-def _conclude(run: RunFolder, recipe: Recipe, start: Start, trained: Trained) -> dict[str, Any]:
+def _conclude(run: RunFolder, recipe: Recipe, start: Start, trained: Trained, held_out: HeldOut) -> dict[str, Any]:
     """Write the checkpoint of the best epoch and the summary; the state to resume from is not needed any more."""
-    sha256, budgets = _write_network(run, recipe, start, trained)
+    sha256, budgets = _write_network(run, recipe, start, trained, held_out)
     selection = trained.selection
     summary: dict[str, Any] = {
         "n": selection.images,
@@ -227,7 +231,7 @@ def _conclude(run: RunFolder, recipe: Recipe, start: Start, trained: Trained) ->
 
 
 def _write_network(
-    run: RunFolder, recipe: Recipe, start: Start, trained: Trained
+    run: RunFolder, recipe: Recipe, start: Start, trained: Trained, held_out: HeldOut
 ) -> tuple[str, dict[str, dict[str, int]]]:
     """Write the checkpoint of the best epoch; return its SHA-256 and what the masks of its layers keep.
 
@@ -258,6 +262,7 @@ def _write_network(
         kept=None if even else counts,
         plugins=tuple(PluginFile.model_validate(plugin) for plugin in loaded()),
         code=start.code.record if start.code else None,
+        held_out=held_out,
     )
     if start.code:
         start.code.keep_in(run.path)

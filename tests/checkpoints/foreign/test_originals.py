@@ -141,7 +141,7 @@ def test_numpys_values_are_read_under_both_names_of_its_package(tmp_path, core, 
     assert b"numpy._core.multiarray" in data or b"numpy.core.multiarray" in data
     data = data.replace(b"numpy._core.", b"numpy.core.").replace(b"numpy.core.", f"numpy.{core}.".encode())
     (tmp_path / "x.pt").write_bytes(data)
-    found, _ = read_torch_file(tmp_path / "x.pt")
+    found, _, _ = read_torch_file(tmp_path / "x.pt")
     assert (found["f"], found["i"], found["b"], found["s"]) == (0.25, -3, True, "x")
     assert found["a"].tensor().tolist() == values["a"].tolist()
     assert found["big"].value.tolist() == [0, 1, 2]

@@ -108,7 +108,7 @@ def test_a_recipe_and_the_command_line_check_its_settings(line, tmp_path):
         (["every", "--set", "every=0"], "every: every: input should be greater than 0 (got 0)"),
         (["every", "--set", "evry=2"], "every: evry: unknown key, did you mean 'every'?"),
         (["every", "--steps", "3"], "--steps is for --attack pgd, hydra, fmn; with every leave it out"),
-        (["evry"], "did you mean 'every'? choose one of: autoattack, clean, every, fmn"),
+        (["evry"], "did you mean 'every'? choose one of: apgd, autoattack, clean, every"),
     ):
         result = CliRunner().invoke(main, [*base, *arguments])
         assert result.exit_code == 1

@@ -82,6 +82,11 @@ def test_a_pruned_network_is_certified_on_its_parents_images_with_fewer_passes(p
     assert sum(record["passes"] for record in records) < 12 * 1520
 
 
+def test_the_noise_of_the_parent_may_be_given_as_a_fraction(parent, tmp_path):
+    """0.12 is 3/25."""
+    certify("--ckpt", "digits-trades-90", "--reuse", parent, "--sigma", "3/25", "-n", 1, "--out", tmp_path / "child")
+
+
 def test_a_network_loses_no_vote_against_itself(parent, tmp_path):
     certify("--ckpt", "digits-trades", "--reuse", parent, "--out", tmp_path / "same")
     assert {record["lost"] + record["disagreements"] for record in lines(tmp_path / "same")} == {0}

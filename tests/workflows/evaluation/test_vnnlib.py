@@ -10,7 +10,7 @@ import torch
 
 from hydrabench.attacks import pgd
 from hydrabench.bounds import crown_ibp_margins
-from hydrabench.data import load_block, load_images
+from hydrabench.data import Choice, load_block, load_images
 from hydrabench.errors import ConfigError, DataError, LedgerError
 from hydrabench.evaluators import CleanSettings, SmoothingSettings, VerifiedSettings
 from hydrabench.threat import linf_box
@@ -38,7 +38,7 @@ def block():
 @pytest.fixture(scope="module")
 def exported(subject, cpu, tmp_path_factory):
     folder = tmp_path_factory.mktemp("vnn") / "digits"
-    return folder, export_vnnlib(subject, SETTINGS, folder, options=cpu, n=N, timeout=12.5)
+    return folder, export_vnnlib(subject, SETTINGS, folder, options=cpu, among=Choice(N), timeout=12.5)
 
 
 @pytest.fixture(scope="module")
@@ -124,13 +124,13 @@ def test_float64_and_pruned_networks_are_written_as_they_are_in_float32(line, cp
 
     folder, _ = exported
     double = open_subject(str(line.train), options=cpu, precision="float64")
-    export_vnnlib(double, SETTINGS, tmp_path / "double", options=cpu, n=N, timeout=12.5)
+    export_vnnlib(double, SETTINGS, tmp_path / "double", options=cpu, among=Choice(N), timeout=12.5)
     assert next(double.network.parameters()).dtype == torch.float64
     files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     assert files == sorted(p.relative_to(tmp_path / "double") for p in (tmp_path / "double").rglob("*") if p.is_file())
     assert all((folder / path).read_bytes() == (tmp_path / "double" / path).read_bytes() for path in files)
     pruned = open_subject(str(line.finetune), options=cpu)
-    export_vnnlib(pruned, SETTINGS, tmp_path / "pruned", options=cpu, n=3)
+    export_vnnlib(pruned, SETTINGS, tmp_path / "pruned", options=cpu, among=Choice(3))
     (path,) = (tmp_path / "pruned" / "onnx").iterdir()
     weights = [numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer]
     assert min((weight != 0).mean() for weight in weights if weight.ndim > 1) < 0.2
@@ -139,25 +139,25 @@ def test_float64_and_pruned_networks_are_written_as_they_are_in_float32(line, cp
 @pytest.mark.parametrize("settings", [SmoothingSettings(), CleanSettings()], ids=lambda settings: settings.kind)
 def test_what_bounds_no_box_is_refused(subject, cpu, tmp_path, settings):
     with pytest.raises(ConfigError, match=r"writes L∞ balls, .*@[12] bounds none; choose another --method"):
-        export_vnnlib(subject, settings, tmp_path / "out", options=cpu, n=3)
+        export_vnnlib(subject, settings, tmp_path / "out", options=cpu, among=Choice(3))
     assert not (tmp_path / "out").exists()
 
 
 def test_another_norm_is_refused_with_what_to_leave_out(subject, cpu, tmp_path):
     settings = VerifiedSettings(kind="crown", norm="l2", epsilon="0.1")
     with pytest.raises(ConfigError, match=r"writes L∞ balls, crown@1 bounds none; leave out --norm l2$"):
-        export_vnnlib(subject, settings, tmp_path / "out", options=cpu, n=3)
+        export_vnnlib(subject, settings, tmp_path / "out", options=cpu, among=Choice(3))
 
 
 def test_folders_in_use_timeouts_of_zero_and_images_that_are_not_there_are_refused(subject, cpu, tmp_path):
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "instances.csv").write_text("")
     with pytest.raises(LedgerError, match=r"used already holds something; choose a new folder for --export-vnnlib"):
-        export_vnnlib(subject, SETTINGS, tmp_path / "used", options=cpu, n=3)
+        export_vnnlib(subject, SETTINGS, tmp_path / "used", options=cpu, among=Choice(3))
     with pytest.raises(ConfigError, match=r"--vnnlib-timeout is a number of seconds above 0, got 0"):
-        export_vnnlib(subject, SETTINGS, tmp_path / "out", options=cpu, n=3, timeout=0)
+        export_vnnlib(subject, SETTINGS, tmp_path / "out", options=cpu, among=Choice(3), timeout=0)
     with pytest.raises(DataError, match=r"-n 501 is outside 1\.\.500"):
-        export_vnnlib(subject, SETTINGS, tmp_path / "out", options=cpu, n=501)
+        export_vnnlib(subject, SETTINGS, tmp_path / "out", options=cpu, among=Choice(501))
     assert not (tmp_path / "out").exists()
 
 
@@ -168,12 +168,12 @@ def test_only_what_a_killed_writer_left_is_made_anew(subject, cpu, tmp_path):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("left")
     with pytest.raises(LedgerError, match=r"out already holds something"):
-        export_vnnlib(subject, SETTINGS, folder, options=cpu, n=3)
+        export_vnnlib(subject, SETTINGS, folder, options=cpu, among=Choice(3))
     assert (folder / "onnx" / "a.onnx").read_text() == "left"
     (folder / ".writer.json").write_text("{}")
-    written = export_vnnlib(subject, SETTINGS, folder, options=cpu, n=3).written
+    written = export_vnnlib(subject, SETTINGS, folder, options=cpu, among=Choice(3)).written
     assert len(list(folder.glob("vnnlib/*"))) == len(written)
     assert len(list(folder.glob("onnx/*"))) == 1
     (folder / ".writer.json").write_text("{}")
     with pytest.raises(LedgerError, match=r"out already holds something"):
-        export_vnnlib(subject, SETTINGS, folder, options=cpu, n=3)
+        export_vnnlib(subject, SETTINGS, folder, options=cpu, among=Choice(3))

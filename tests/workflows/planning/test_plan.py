@@ -110,6 +110,13 @@ def test_costs_add_up(make_recipe, known_rate):
     ]
 
 
+def test_a_single_image_that_is_left_over_makes_no_step_of_its_own(make_recipe, known_rate):
+    """1038 = 17 · 61 + 1 images: the last one joins the minibatch before it, as in training."""
+    train = {"epochs": 3, "batch_size": 61, "lr": 0.1}
+    planned = dry_run(make_recipe(train=train), fresh_network(make_recipe()).eval(), device="cpu")
+    assert planned["runs"][0]["steps"] == 3 * 17
+
+
 def test_the_rate_of_a_machine_is_positive_and_timed_on_the_network_itself(monkeypatch):
     monkeypatch.setattr(costs, "MEASURED_SECONDS", 0.01)
     network = build_model("cifar_model", (1, 8, 8), 10).eval()
