@@ -18,12 +18,8 @@ from hydrabench.data.class_names import CIFAR10
 from hydrabench.data.forms import CORRUPTED
 from hydrabench.data.images import ImageSet
 from hydrabench.errors import DataError
+from hydrabench.ledger import CORRUPTIONS, SEVERITIES
 
-SEVERITIES = (1, 2, 3, 4, 5)
-CORRUPTIONS = (
-    "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow",
-    "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression",
-)  # fmt: skip
 MORE_CORRUPTIONS = ("gaussian_blur", "saturate", "spatter", "speckle_noise")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from hydrabench.evaluators.apgd import ApgdSettings
 from hydrabench.evaluators.autoattack_settings import AutoAttackSettings
 from hydrabench.evaluators.clean import CleanSettings
+from hydrabench.evaluators.corruptions import CorruptionSettings
 from hydrabench.evaluators.description import (
     Computing,
     EvaluationSettings,
@@ -45,6 +46,7 @@ __all__ = [
     "AutoAttackSettings",
     "CleanSettings",
     "Computing",
+    "CorruptionSettings",
     "EvaluationSettings",
     "Evaluator",
     "FabSettings",

@@ -151,12 +151,14 @@ class InTurn:
         after every forward pass.
     conclude: (index, SHA-256, label, attempts) -> the record of an image, from its attempts in order.
     passes: (settings, name, classes) -> forward passes of an attack for an image that it does not break.
+    closing: (attempts on all images) -> what to tell the user at the end; None: nothing.
     """
 
     attacks: Callable[[Any], tuple[str, ...]]
     attempt: Callable[..., list[Attempt]]
     conclude: Callable[[int, str, int, Sequence[Attempt]], Record]
     passes: Callable[[Any, str, float], float]
+    closing: Callable[[Sequence[Attempt]], str | None] = lambda _attempts: None
 
 
 def nothing(*_arguments: Any) -> None:

@@ -10,6 +10,7 @@ from hydrabench.errors import ConfigError, lookup
 from hydrabench.evaluators.apgd import APGD
 from hydrabench.evaluators.autoattack import AUTOATTACK
 from hydrabench.evaluators.clean import CLEAN
+from hydrabench.evaluators.corruptions import COMMON_CORRUPTIONS
 from hydrabench.evaluators.description import EvaluationSettings, Evaluator
 from hydrabench.evaluators.fab import FAB
 from hydrabench.evaluators.fmn import FMN
@@ -23,6 +24,7 @@ from hydrabench.ledger import Record
 
 EVALUATORS: dict[str, Evaluator] = {
     "clean": CLEAN,
+    "corruptions": COMMON_CORRUPTIONS,
     "pgd": PGD,
     "hydra": HYDRA,
     "apgd": APGD,

@@ -11,6 +11,7 @@ from hydrabench.ledger.checking import (
     read_record,
     whole_ledger,
 )
+from hydrabench.ledger.corruption import CORRUPTIONS, SEVERITIES, CorruptionRecord
 from hydrabench.ledger.folder import (
     RUN_SCHEMA,
     SUMMARY_SCHEMA,
@@ -28,12 +29,15 @@ __all__ = [
     "ABSTAIN",
     "AS_IT_IS",
     "ATTEMPTS_FILE",
+    "CORRUPTIONS",
     "RUN_AGAIN",
     "RUN_SCHEMA",
+    "SEVERITIES",
     "SUMMARY_SCHEMA",
     "AttackRecord",
     "Attempt",
     "AttemptLog",
+    "CorruptionRecord",
     "CurveRecord",
     "Record",
     "ReuseRecord",

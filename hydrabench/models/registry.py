@@ -50,6 +50,13 @@ def _imagenet_resnet(depth: int, shape: tuple[int, int, int], num_classes: int) 
     return resnet.imagenet_resnet(depth, shape, num_classes)
 
 
+def _thin_resnet(depth: int, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """Build a ResNet of few channels; see `resnet.thin_resnet`."""
+    from hydrabench.models import resnet
+
+    return resnet.thin_resnet(depth, shape, num_classes)
+
+
 def _wide_resnet(depth: int, width: int, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
     """Build a wide ResNet; see `wide_resnet.wide_resnet`."""
     from hydrabench.models import wide_resnet as module
@@ -85,6 +92,7 @@ MODELS: dict[str, Architecture] = {
     "resnet50": Architecture(partial(_cifar_resnet, 50)),
     "resnet101": Architecture(partial(_cifar_resnet, 101)),
     "resnet152": Architecture(partial(_cifar_resnet, 152)),
+    "resnet110": Architecture(partial(_thin_resnet, 110)),
     "wrn_10_1": Architecture(partial(_wide_resnet, 10, 1)),
     "wrn_28_1": Architecture(partial(_wide_resnet, 28, 1)),
     "wrn_28_4": Architecture(partial(_wide_resnet, 28, 4)),

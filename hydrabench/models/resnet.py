@@ -17,6 +17,7 @@ STAGES: dict[int, tuple[int, ...]] = {
     152: (3, 8, 36, 3),
 }
 WIDTHS = (64, 128, 256, 512)
+THIN_WIDTHS = (16, 32, 64)
 
 
 class BasicBlock(nn.Module):
@@ -93,6 +94,31 @@ def cifar_resnet(depth: int, shape: tuple[int, int, int], num_classes: int) -> n
         for number in range(blocks):
             stack.append(block(channels, width, stride=2 if stage and number == 0 else 1))
             channels = block.expansion * width
+        layers[f"layer{stage + 1}"] = nn.Sequential(*stack)
+    layers.update(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), linear=nn.Linear(channels, num_classes))
+    return nn.Sequential(layers)
+
+
+def thin_resnet(depth: int, shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
+    """The ResNets of He et al. for CIFAR-10, of which randomized smoothing uses depth 110.
+
+    A 3x3 convolution, three stages of (depth - 2) / 6 basic blocks with 16, 32 and 64 channels, average pooling,
+    `linear`; 1x1 convolutions where the shape changes.
+
+    Args: depth: 6 n + 2. shape: (channels, height, width) of the images. num_classes: outputs of the last layer.
+    Raises: ValueError if the images are too small for the strides.
+    Source: He et al. (2015), arXiv:1512.03385, section 4.2; Cohen et al. (2019), arXiv:1902.02918, appendix.
+    """
+    require_pixels(shape, strides=2)
+    channels = THIN_WIDTHS[0]
+    layers: OrderedDict[str, nn.Module] = OrderedDict(
+        conv1=nn.Conv2d(shape[0], channels, 3, padding=1, bias=False), bn1=nn.BatchNorm2d(channels), relu=nn.ReLU()
+    )
+    for stage, width in enumerate(THIN_WIDTHS):
+        stack: list[nn.Module] = []
+        for number in range((depth - 2) // 6):
+            stack.append(BasicBlock(channels, width, stride=2 if stage and number == 0 else 1))
+            channels = width
         layers[f"layer{stage + 1}"] = nn.Sequential(*stack)
     layers.update(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), linear=nn.Linear(channels, num_classes))
     return nn.Sequential(layers)

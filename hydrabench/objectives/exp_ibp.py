@@ -16,7 +16,7 @@ from hydrabench.objectives.step import StepLoss, TrainingStep
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-SMALLEST = 1e-30  # of a loss: the power of 0 has no finite gradient
+SMALLEST_LOSS = 1e-30  # of a loss: the power of 0 has no finite gradient
 
 
 class ExpIbpSettings(ExpressiveSettings):
@@ -33,8 +33,8 @@ def exp_ibp_loss(network: nn.Module, x: Tensor, y: Tensor, settings: ExpIbpSetti
     from torch.nn import functional
 
     def product(adversarial: Tensor, margins: Tensor, labels: Tensor) -> Tensor:
-        boxes = functional.cross_entropy(-margins, labels, reduction="none").clamp_min(SMALLEST)
-        attacked = functional.cross_entropy(adversarial, labels, reduction="none").clamp_min(SMALLEST)
+        boxes = functional.cross_entropy(-margins, labels, reduction="none").clamp_min(SMALLEST_LOSS)
+        attacked = functional.cross_entropy(adversarial, labels, reduction="none").clamp_min(SMALLEST_LOSS)
         return (boxes**settings.ibp_weight * attacked ** (1 - settings.ibp_weight)).mean()
 
     return expressive_loss(network, x, y, settings, step, combined=product)

@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from math import cos, pi
+from types import MappingProxyType
 from typing import Protocol
 
 SMOOTHED_SHARE, SMOOTHED_EXPONENT = 0.25, 4
-MILESTONE_FACTOR = 0.2
 
 
 def linear_epsilon(step: int, *, steps_per_epoch: int, ramp_epochs: int, epsilon: float) -> float:
@@ -93,12 +93,16 @@ def stepwise(step: int, *, total: int, steps_per_epoch: int = 1) -> float:
     return 0.1 if 4 * start >= 3 * total else 1.0
 
 
-def milestone(step: int, *, total: int, steps_per_epoch: int = 1, milestones: Sequence[int] = ()) -> float:  # noqa: ARG001
-    """Factor 1, then a fifth of it from each of the 0-based epochs `milestones` on.
-
-    Source: the schedule of certified training since Shi et al., arXiv:2103.17268.
-    """
-    return float(MILESTONE_FACTOR ** sum(step // steps_per_epoch >= epoch for epoch in milestones))
+def milestone(
+    step: int,
+    *,
+    total: int,  # noqa: ARG001 - schedules are called alike
+    steps_per_epoch: int = 1,
+    milestones: Mapping[int, float] = MappingProxyType({}),
+) -> float:
+    """Factor 1, then that of the last of the 0-based epochs `milestones` that has begun."""
+    begun = [epoch for epoch in milestones if step // steps_per_epoch >= epoch]
+    return milestones[max(begun)] if begun else 1.0
 
 
 def constant(step: int, *, total: int, steps_per_epoch: int = 1) -> float:  # noqa: ARG001 - schedules are called alike
@@ -110,9 +114,15 @@ class Schedule(Protocol):
     """Factor on the learning rate at a 0-based `step` of `total`, the first `warmup_steps` of which warm up."""
 
     def __call__(
-        self, step: int, *, total: int, steps_per_epoch: int = 1, warmup_steps: int = 0, milestones: Sequence[int] = ()
+        self,
+        step: int,
+        *,
+        total: int,
+        steps_per_epoch: int = 1,
+        warmup_steps: int = 0,
+        milestones: Mapping[int, float] = MappingProxyType({}),
     ) -> float:
-        """Return the factor, in [0, 1]; `milestones` are epochs, for the schedule of that name."""
+        """Return the factor, in [0, 1]; `milestones` are factors by epoch, for the schedule of that name."""
 
 
 def _after_warmup(shape: Callable[..., float]) -> Schedule:
@@ -123,7 +133,12 @@ def _after_warmup(shape: Callable[..., float]) -> Schedule:
     """
 
     def factor(
-        step: int, *, total: int, steps_per_epoch: int = 1, warmup_steps: int = 0, milestones: Sequence[int] = ()
+        step: int,
+        *,
+        total: int,
+        steps_per_epoch: int = 1,
+        warmup_steps: int = 0,
+        milestones: Mapping[int, float] = MappingProxyType({}),
     ) -> float:
         if step < warmup_steps:
             return (step + 1) / warmup_steps

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from hydrabench.config.fields import Densities, Section
 from hydrabench.recipes.choice import ObjectiveSection
 
+Share = Annotated[float, Field(gt=0, le=1)]
 # How importance scores start: the keys of `SCORE_INITS` in hydrabench.masking.
 Scores = Literal["scaled", "kaiming_normal", "kaiming_uniform", "xavier_normal", "xavier_uniform", "snip"]
 
@@ -38,7 +39,7 @@ class PhaseRecipe(Section):
     nesterov: bool = False  # of sgd
     schedule: Literal["cosine", "constant", "step", "cosine-epoch", "milestones"] = "cosine"
     warmup_epochs: NonNegativeInt = 0  # the first epochs, over which the learning rate grows linearly to lr
-    milestones: tuple[PositiveInt, ...] = ()  # of the schedule of that name: epochs at which lr falls to a fifth
+    milestones: dict[PositiveInt, Share] = Field(default_factory=dict)  # for schedule milestones: epoch -> factor
     gradient_norm: PositiveFloat | None = None  # longer gradients are cut to this L2 norm
     ema_decay: float = Field(0.0, ge=0, lt=1)  # decay of averaged weights, which are validated and kept; 0: none
     epsilon_ramp_epochs: PositiveInt = 1  # the radius grows over these; 1: full from the first step
@@ -60,8 +61,8 @@ class PhaseRecipe(Section):
             yield "cosine-epoch has learning rate 0 throughout a single epoch; take schedule cosine"
         if (self.schedule == "milestones") != bool(self.milestones):
             yield (
-                f"schedule {self.schedule} with milestones {list(self.milestones)}; schedule milestones takes the "
-                "epochs at which lr falls, such as milestones: [120, 140], and no other schedule does"
+                f"schedule {self.schedule} with milestones {self.milestones}; schedule milestones takes factors on "
+                "lr by epoch, such as milestones: {120: 0.2, 140: 0.04}, and no other schedule does"
             )
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
             yield f"nesterov needs optimizer sgd and a momentum above 0, got {self.optimizer} and {self.momentum:g}"

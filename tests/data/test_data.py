@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn import datasets as sklearn_datasets
 
+import hydrabench
 from hydrabench.data import (
     DATASETS,
     DataSet,
@@ -24,6 +29,8 @@ from hydrabench.data import (
     validation_split,
 )
 from hydrabench.errors import ConfigError, DataError
+
+ROOT = Path(hydrabench.__file__).parents[1]
 
 
 def some_images(count: int = 7, side: int = 4) -> ImageSet:
@@ -184,3 +191,22 @@ def test_a_data_set_is_described_before_it_is_loaded(name):
 def test_a_description_whose_names_do_not_fit_its_classes_is_refused():
     with pytest.raises(ValueError, match="3 classes need as many names, got 2"):
         DataSet((1, 8, 8), 3, DATASETS["digits"].load, 1, 1, ("a", "b"))
+
+
+def test_the_digits_are_those_of_scikit_learn_wherever_their_file_is(monkeypatch):
+    raw = sklearn_datasets.load_digits()
+    for place in ("where it lies", "elsewhere"):
+        if place == "elsewhere":
+            monkeypatch.setattr("hydrabench.data.digits.find_spec", lambda _name: None)
+        images = [load_images("digits", split) for split in ("train", "test")]
+        pixels = torch.cat([one.images for one in images])[:, 0].double() * 16 / 255
+        assert torch.equal(pixels.round(), torch.from_numpy(raw.images))
+        assert torch.cat([one.labels for one in images]).tolist() == raw.target.tolist()
+
+
+def test_loading_the_digits_imports_no_scikit_learn():
+    probe = "import sys; from hydrabench.data import load_images; load_images('digits', 'test'); "
+    probe += "print('sklearn' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", probe], env=os.environ | {"PYTHONPATH": str(ROOT)},
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    assert done.stdout == "False\n"

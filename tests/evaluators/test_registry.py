@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import asdict, fields, replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from hydrabench.evaluators import (
     ApgdSettings,
     AutoAttackSettings,
     CleanSettings,
+    CorruptionSettings,
     EvaluationSettings,
     FabSettings,
     FmnSettings,
@@ -29,6 +31,7 @@ from hydrabench.evaluators import (
     SmoothingSettings,
     SquareSettings,
     VerifiedSettings,
+    corruptions,
     parse_settings,
     said,
 )
@@ -36,6 +39,7 @@ from hydrabench.evaluators.description import CONDITIONS
 
 SETTINGS = {
     "clean": CleanSettings(),
+    "corruptions": CorruptionSettings(),
     "pgd": PgdSettings(epsilon="0.05", steps=5),
     "hydra": HydraSettings(epsilon="0.05", steps=5),
     "apgd": ApgdSettings(epsilon="0.05", norm="l2"),
@@ -64,6 +68,17 @@ def problem(dtype=torch.float32):
     indices = (200, 201, 202, 203, 204, 205)
     block = Block(2, indices, images.to(dtype), labels, tuple(f"sha{index}" for index in indices))
     return network.to(dtype), block
+
+
+def darker(image, *, corruption_name, severity, seed=None):
+    """Stand in for the optional library of corruptions; noise comes from numpy's global generator, as there."""
+    noise = np.random.uniform(0, 10, image.shape)  # noqa: NPY002
+    return (image * (1 - severity / 10 - len(corruption_name) / 100) + noise).clip(0, 255).astype("uint8")
+
+
+@pytest.fixture(autouse=True)
+def _library(monkeypatch):
+    monkeypatch.setattr(corruptions, "library", lambda: darker)
 
 
 def test_every_evaluator_is_tested():

@@ -75,7 +75,7 @@ DENSITIES = (0.1, 0.05, 0.01)
 # Networks with real weights, one or more of each builder; all others are built on the meta device, which
 # knows shapes only.
 QUICK = ("cifar_model", "cifar_model_bn", "vgg4_without_maxpool", "vgg2", "vgg16_bn", "resnet18", "resnet50")
-QUICK += ("wrn_28_1", "wrn_40_2", "ResNet18")
+QUICK += ("resnet110", "wrn_28_1", "wrn_40_2", "ResNet18")
 
 
 def own_shape(arch: str) -> tuple[int, int, int]:
@@ -113,8 +113,8 @@ def test_parameter_tensor_and_kept_counts_are_those_of_the_original_oracle_o4(ar
 
 
 def test_the_table_has_every_architecture_of_the_original_that_the_registry_has():
-    """Beyond the table: three of ours, and the two torchvision networks whose sizes torchvision states."""
-    assert set(MODELS) - set(TABLE) == {"cifar_model_bn", "cnn7", "wrn_10_1", "ResNet101", "ResNet152"}
+    """Beyond the table: four of ours, and the two torchvision networks whose sizes torchvision states."""
+    assert set(MODELS) - set(TABLE) == {"cifar_model_bn", "cnn7", "resnet110", "wrn_10_1", "ResNet101", "ResNet152"}
     assert set(TABLE) <= set(MODELS)
 
 
@@ -127,6 +127,17 @@ def test_cnn7_has_the_parameters_of_the_certified_training_papers():
     network = on_meta("cnn7")
     assert sum(layer.weight.numel() for layer in every_layer(network).values()) == 17_189_568
     assert sum(parameter.numel() for parameter in network.parameters()) == 17_189_568 + 1_034 + 2_048 == 17_192_650
+
+
+def test_resnet110_has_the_weights_worked_by_hand():
+    """A convolution, eighteen blocks of two in each of three stages, two shortcuts, a linear layer: 112 layers."""
+    network = on_meta("resnet110")
+    stages = [36 * 16 * 16 * 9, (16 * 32 + 35 * 32 * 32) * 9 + 16 * 32, (32 * 64 + 35 * 64 * 64) * 9 + 32 * 64]
+    weights = 27 * 16 + sum(stages) + 64 * 10
+    layers = every_layer(network)
+    assert (sum(layer.weight.numel() for layer in layers.values()), len(layers)) == (weights, 109 + 2 + 1)
+    norms = 2 * (16 + 36 * 16 + 36 * 32 + 32 + 36 * 64 + 64)
+    assert sum(parameter.numel() for parameter in network.parameters()) == weights + norms + 10
 
 
 def test_the_smallest_wide_resnet_has_the_weights_worked_by_hand():

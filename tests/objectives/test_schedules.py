@@ -116,9 +116,11 @@ def test_every_factor_is_positive_and_at_most_one(schedule, total, steps_per_epo
 
 
 def test_milestones_worked_by_hand():
-    """Epochs of 10 steps, milestones 2 and 4: 1 in epochs 0 and 1, 1/5 in 2 and 3, 1/25 from 4 on."""
+    """Epochs of 10 steps: 1 in epochs 0 and 1, 1/5 in 2 and 3, 1/25 from 4 on; warm-up comes before."""
     factor = SCHEDULES["milestones"]
-    found = [factor(step, total=60, steps_per_epoch=10, milestones=(2, 4)) for step in (0, 19, 20, 39, 40, 59)]
+    found = [
+        factor(step, total=60, steps_per_epoch=10, milestones={2: 0.2, 4: 0.04}) for step in (0, 19, 20, 39, 40, 59)
+    ]
     assert found == pytest.approx([1, 1, 0.2, 0.2, 0.04, 0.04])
-    warm = [factor(step, total=60, steps_per_epoch=10, warmup_steps=10, milestones=(2,)) for step in (0, 9, 29, 30)]
+    warm = [factor(step, total=60, steps_per_epoch=10, warmup_steps=10, milestones={2: 0.2}) for step in (0, 9, 29, 30)]
     assert warm == pytest.approx([0.1, 1, 1, 0.2])

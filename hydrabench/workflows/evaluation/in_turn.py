@@ -20,7 +20,7 @@ from hydrabench.ledger import Attempt, AttemptLog, Record, RunFolder
 from hydrabench.runtime import World
 from hydrabench.workflows.evaluation.judging import Judge
 from hydrabench.workflows.evaluation.running_totals import RunningTotals
-from hydrabench.workflows.progress import LOG_SECONDS, Advance
+from hydrabench.workflows.progress import LOG_SECONDS, Advance, say
 
 SHARE_SECONDS = 60.0  # that a share is meant to take: what a killed run loses
 FEWEST, FIRST, MOST = 16, 64, 4096  # images of a share, where time or memory do not ask for fewer
@@ -133,6 +133,9 @@ class Turns:
                 self._round(attack, waiting)
         self._write_settled()
         self._advance()
+        closing = self.in_turn.closing([one for done in self.standing.of.values() for one in done])
+        if closing and self.world.is_main:
+            say(closing)
 
     def _kept(self) -> list[Attempt]:
         """Read the attempts of an earlier start; of blocks that are judged as a whole, those of whole blocks."""

@@ -17,6 +17,7 @@ from hydrabench.workflows.verifying import verify_run
 
 N = 60
 PGD = PgdSettings(epsilon="30/255", steps=3)
+CURVE = PgdSettings(epsilon="10/255,30/255", steps=3)
 APGD = AutoAttackSettings(epsilon="30/255", attacks=("apgd-ce",))
 
 
@@ -45,7 +46,7 @@ def verified(folder):
     return {line["index"] for line in lines(folder) if line["verified"]}
 
 
-@pytest.mark.parametrize("settings", [PGD, APGD], ids=lambda settings: settings.protocol)
+@pytest.mark.parametrize("settings", [PGD, CURVE, APGD], ids=lambda settings: settings.protocol)
 def test_verified_images_are_robust_without_an_attack_and_the_others_get_the_same_verdict(
     subject, cpu, certified, tmp_path, settings, capsys
 ):

@@ -86,7 +86,7 @@ def free(monkeypatch):
         ({"ema_decay": 0.9, "optimizer": "rmsprop", "lr": 0.001}, {}),
         ({"nesterov": True, "optimizer": "sgd", "warmup_epochs": 1}, {"micro_batch": 100}),
         ({"epsilon_schedule": "smoothed"}, {"precision": "bfloat16", "channels_last": True}),
-        ({"gradient_norm": 0.1, "schedule": "milestones", "milestones": [1]}, {"precision": "float16"}),
+        ({"gradient_norm": 0.1, "schedule": "milestones", "milestones": {1: 0.1}}, {"precision": "float16"}),
     ],
     ids=["adam", "average", "warm-up", "bfloat16", "float16"],
 )

@@ -136,8 +136,8 @@ def test_an_average_goes_on_from_its_state():
         ({"nesterov": True, "momentum": 0}, "got sgd and 0"),
         ({"warmup_epochs": 1}, "warmup_epochs 1 are part of epochs 1 and must leave one; raise epochs"),
         ({"ema_decay": 1}, "less than 1"),
-        ({"schedule": "milestones"}, r"schedule milestones with milestones \[\]; schedule milestones takes the epochs"),
-        ({"milestones": [1]}, r"schedule cosine with milestones \[1\]"),
+        ({"schedule": "milestones"}, r"schedule milestones with milestones {}; schedule milestones takes factors"),
+        ({"milestones": {1: 0.5}}, r"schedule cosine with milestones {1: 0.5}"),
         ({"schedule": "cosine-epoch"}, "cosine-epoch has learning rate 0 throughout a single epoch; take schedule cos"),
     ],
 )

@@ -1,0 +1,126 @@
+"""SmoothAdv, Consistency, MACER and SmoothMix: their formulas, written out with the noise of the step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from scipy.stats import norm
+from torch.nn import functional
+
+from hydrabench.models import build_model
+from hydrabench.objectives import OBJECTIVES, TrainingStep
+from hydrabench.objectives.noise import climb, in_ball, noises, noisy_logits, smoothed_losses
+from hydrabench.runtime import stream
+
+SIGMA = 0.25
+
+
+@pytest.fixture
+def problem():
+    network = build_model("cifar_model", (1, 8, 8), 10, generator=torch.Generator().manual_seed(0)).double()
+    generator = torch.Generator().manual_seed(1)
+    x = torch.rand(6, 1, 8, 8, generator=generator).double()
+    return network, x, network(x).argmax(1)
+
+
+def step(epsilon=0.5, epoch=20):
+    return TrainingStep(epsilon, 1.0, stream("smoothing"), epoch=epoch)
+
+
+def total(problem, name, given=None, **keys):
+    settings = OBJECTIVES[name].settings.model_validate({"name": name, "sigma": SIGMA, **keys})
+    return OBJECTIVES[name].loss(*problem, settings, given or step()).total.item()
+
+
+def copies(problem, count):
+    """Return the noise that a step draws first, and the softmax of the noisy copies, (copies, B, K)."""
+    network, x, _ = problem
+    noise = noises(x, step(), copies=count, sigma=SIGMA)
+    return noise, torch.stack([network(x + one).softmax(1) for one in noise])
+
+
+def test_the_loss_of_the_average_is_the_logarithm_of_the_mean_and_not_the_mean_of_logarithms():
+    """Probabilities 1/4 and 3/4 of class 0: -log(1/2)."""
+    logits = torch.log(torch.tensor([[[0.25, 0.75]], [[0.75, 0.25]]]))
+    assert smoothed_losses(logits, torch.tensor([0])).item() == pytest.approx(-torch.tensor(0.5).log().item())
+
+
+def test_the_attack_climbs_the_loss_of_the_average_within_its_ball(problem):
+    network, x, y = problem
+    noise = noises(x, step(), copies=3, sigma=SIGMA)
+    points = climb(network, x, y, noise, steps=4, moved=in_ball(x, 0.5, 0.25))
+    assert network.training
+    values = [smoothed_losses(noisy_logits(network, point, noise), y).sum().item() for point in (x, *points)]
+    assert values == sorted(values)
+    assert all(((point - x).flatten(1).norm(dim=1) <= 0.5).all() for point in points)
+    assert all(((point >= 0) & (point <= 1)).all() for point in points)
+
+
+def test_smoothadv_is_the_cross_entropy_of_noisy_adversarial_examples(problem):
+    network, x, y = problem
+    noise, _ = copies(problem, 2)
+    point = climb(network, x, y, noise, steps=3, moved=in_ball(x, 0.5, 2 * 0.5 / 3))[-1]
+    expected = torch.stack([functional.cross_entropy(network(point + one), y) for one in noise]).mean()
+    found = total(problem, "smoothadv", epsilon="0.5", steps=3)
+    assert found == pytest.approx(expected.item(), rel=1e-9)
+    assert found > total(problem, "smoothadv", step(0.0), epsilon="0.5", steps=3)
+
+
+def test_consistency_is_its_formula(problem):
+    """Equations 9 and 10 of arXiv:2006.04062: KL of the mean from each copy, and the entropy of the mean."""
+    _, _, y = problem
+    _, found = copies(problem, 3)
+    mean = found.mean(0)
+    crossed = -found[:, torch.arange(6), y].log().mean()
+    apart = torch.stack([(mean * (mean / one).log()).sum(1) for one in found]).mean()
+    entropy = -(mean * mean.log()).sum(1).mean()
+    expected = crossed + 20 * apart + 0.5 * entropy
+    assert total(problem, "consistency", consistency=20, copies=3) == pytest.approx(expected.item(), rel=1e-9)
+
+
+def test_macer_is_its_formula(problem):
+    """Algorithm 1 of arXiv:2001.02378; images 0 and 1 are labelled wrongly and have no radius to enlarge."""
+    network, x, y = problem
+    y = y.clone()
+    y[:2] = (y[:2] + 1) % 10
+    noise, found = copies(problem, 5)
+    logits = torch.stack([network(x + one) for one in noise])
+    mean = (2 * logits).softmax(2).mean(0)
+    missing = 0.0
+    for image in range(6):
+        first, second = mean[image].topk(2).values.tolist()
+        xi = norm.ppf(first) - norm.ppf(second)
+        if mean[image].argmax() == y[image] and xi <= 0.4:
+            missing += 0.4 - xi
+    expected = (-(found.mean(0)[torch.arange(6), y] + 1e-10).log().sum() + 3 * SIGMA / 2 * missing) / 6
+    assert missing > 0
+    keys = {"copies": 5, "beta": 2, "gamma": 0.4, "weight": 3}
+    assert total((network, x, y), "macer", **keys) == pytest.approx(expected.item(), rel=1e-9)
+
+
+def test_macer_has_finite_gradients_where_a_probability_is_one(problem):
+    network, x, y = problem
+    settings = OBJECTIVES["macer"].settings.model_validate({"name": "macer", "sigma": SIGMA, "beta": 1e6})
+    OBJECTIVES["macer"].loss(network, x, y, settings, step()).total.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("one_step", [False, True])
+def test_smoothmix_is_its_formula(problem, one_step):
+    """Algorithm 1 of arXiv:2111.09277, in the second of ten epochs: the weight is 2/10 of 5."""
+    network, x, y = problem
+    given = step(epoch=1)
+    noise = noises(x, given, copies=2, sigma=SIGMA)
+    u = torch.rand(6, generator=given.generator).double() / 2
+    visited = climb(network, x, y, noise, steps=3, moved=lambda point, slope: (point + 0.5 * slope).clamp(0, 1))
+    first = in_ball(x, 0.1, 0.0)(visited[0], torch.zeros_like(x)) if one_step else x
+    found = torch.stack([network(first + one).softmax(1) for one in noise])
+    mean = found.mean(0)
+    mixed = (1 - u.view(6, 1, 1, 1)) * first + u.view(6, 1, 1, 1) * visited[-1]
+    target = (1 - u[:, None]) * mean + u[:, None] / 10
+    apart = torch.stack([(target * (target / network(mixed + one).softmax(1)).log()).sum(1) for one in noise])
+    right = (mean.argmax(1) == y).double()
+    assert right.sum() > 0
+    expected = -found[:, torch.arange(6), y].log().mean() + 5 * 0.2 * (apart * right).mean()
+    keys = {"steps": 3, "one_step": one_step}
+    assert total(problem, "smoothmix", step(epoch=1), **keys) == pytest.approx(expected.item(), rel=1e-7)
