@@ -30,7 +30,7 @@ STYLE = {
     "figure.constrained_layout.use": True,
 }
 # Light to dark and hatched, so that parts are told apart in print without colours.
-PARTS = {
+LAYERS_OF_SANDWICH = {
     "verified": ("#0072B2", ""),
     "open": ("#BBBBBB", "//"),
     "broken": ("#E69F00", "\\\\"),
@@ -128,7 +128,7 @@ def sandwich(canvas: Any, data: pd.DataFrame) -> None:
     several = shown["threat"].nunique() > 1
     names = [f"{one.network}, {one.threat}" if several else one.network for one in shown.itertuples()]
     left = shown["n"] * 0.0
-    for part, (colour, hatch) in PARTS.items():
+    for part, (colour, hatch) in LAYERS_OF_SANDWICH.items():
         width = shown[part] / shown["n"]
         axes.barh(
             range(len(shown)), width, left=left, color=colour, hatch=hatch, edgecolor="white", label=part, linewidth=0

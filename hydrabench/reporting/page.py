@@ -22,9 +22,9 @@ from hydrabench.reporting.statistics import Estimate
 if TYPE_CHECKING:
     from hydrabench.reporting.figures import Figure
 
-PARTS = Path(__file__).resolve().parent / "page_parts"
+PAGE_PARTS = Path(__file__).resolve().parent / "page_parts"
 LEAD = ("rank", "density")  # what stands before the numbers of a network; the rest stands behind them
-MOST_IMAGES = 1000  # whose verdicts are in the page, of each number
+IMAGES_INLINE = 1000  # whose verdicts are in the page, of each number
 
 
 def html_page(board: Leaderboard, pictures: Sequence[Figure] = ()) -> str:
@@ -34,12 +34,12 @@ def html_page(board: Leaderboard, pictures: Sequence[Figure] = ()) -> str:
     """
     from jinja2 import Environment, FileSystemLoader
 
-    templates = Environment(loader=FileSystemLoader(PARTS), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    templates = Environment(loader=FileSystemLoader(PAGE_PARTS), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     names = headings(board)
     about = described(board)
     return templates.get_template("page.html.j2").render(
-        style=(PARTS / "page.css").read_text(encoding="utf-8"),
-        script=(PARTS / "page.js").read_text(encoding="utf-8"),
+        style=(PAGE_PARTS / "page.css").read_text(encoding="utf-8"),
+        script=(PAGE_PARTS / "page.js").read_text(encoding="utf-8"),
         caption=caption(board),
         lead=list(LEAD),
         rest=[name for name in about.columns if name not in LEAD],
@@ -99,7 +99,7 @@ def _data(board: Leaderboard, names: dict[Column, str]) -> str:
             "protocol": column.protocol,
             "meaning": protocol_of(board, column).meaning,
             "images": str(column.images),
-            "n": min(column.images.n, MOST_IMAGES),
+            "n": min(column.images.n, IMAGES_INLINE),
             "truth": column.interval != "t",
         }
         for column in board.columns
@@ -122,8 +122,8 @@ def _told(board: Leaderboard, row: Row, column: Column) -> dict[str, Any] | None
     if cell is None:
         return None
     one = cell.evaluation
-    bits = np.packbits(np.asarray(cell.values[:MOST_IMAGES], dtype=bool)).tobytes().hex()
+    bits = np.packbits(np.asarray(cell.values[:IMAGES_INLINE], dtype=bool)).tobytes().hex()
     found: dict[str, Any] = {"command": command_of(one), "run": one.path.name, "bits": bits}
     if column.images.chosen:
-        found["indices"] = one.fields["index"][:MOST_IMAGES].tolist()
+        found["indices"] = one.fields["index"][:IMAGES_INLINE].tolist()
     return found

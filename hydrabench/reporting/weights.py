@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 BINS = 40
-LARGEST = 1 << 28  # bytes of a checkpoint that is read for a figure
+LARGEST_CHECKPOINT = 1 << 28  # bytes of a checkpoint that is read for a figure
 Layers = dict[str, np.ndarray[Any, Any]]
 
 
@@ -38,7 +38,7 @@ def layers_of(path: Path) -> Layers:
     from safetensors.numpy import load_file
 
     try:
-        if path.stat().st_size > LARGEST:
+        if path.stat().st_size > LARGEST_CHECKPOINT:
             return {}
         tensors = load_file(path)
     except (OSError, SafetensorError, TypeError):  # gone, no such file, or a type that numpy has not
