@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 DECIDED_BLOCK = 10  # images that are decided, and lost when a run is killed, together
-MOST = Option(
+MAX_SUBPROBLEMS = Option(
     "max_subproblems",
     "Subproblems of exact for an image, which is unknown then.",
     "int",
@@ -118,7 +118,7 @@ EXACT = Evaluator(
     options=(
         EPSILON,
         NORM,
-        MOST,
+        MAX_SUBPROBLEMS,
         TIME_LIMIT,
         Option("rigor", "standard or sound.", heading="exact", default="standard"),
         SEED,

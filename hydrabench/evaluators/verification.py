@@ -185,7 +185,7 @@ CROWN = _evaluator("CROWN", "CROWN for every neuron", options=(ENGINE, RIGOR), f
 CASCADE = _evaluator(
     "cascade",
     lambda settings: f"the first of {', '.join(settings.methods)} that proves it",
-    options=(IN_TURN, RIGOR, *SEARCH_OPTIONS, exact.MOST),
+    options=(IN_TURN, RIGOR, *SEARCH_OPTIONS, exact.MAX_SUBPROBLEMS),
     frugal="choose crown-ibp",
     metrics=_cascade_metrics,
     variant=_with_verdicts,
