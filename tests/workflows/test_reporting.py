@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 
@@ -61,12 +62,18 @@ def runs(tmp_path):
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_all_formats_are_written_from_a_parent_folder(runs, tmp_path):
     board = write_report([runs], tmp_path / "out", REPORT_FORMATS)
+    figures = tmp_path / "out" / "figures"
+    assert sorted(path.name for path in figures.iterdir()) == sorted(
+        f"{name}.{end}" for name in ("sandwich",) for end in ("csv", "png", "pdf")
+    )
+    shutil.rmtree(figures)
     assert sorted(contents(tmp_path / "out")) == [
+        "index.html",
         "leaderboard.csv",
         "leaderboard.md",
         "leaderboard.tex",
