@@ -7,7 +7,7 @@ DEMO := reports/demo
 # Sleeping instead of spinning threads; see hydrabench/process.py.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo test test-all bench docs lint zoo clean
+.PHONY: install demo test test-all bench docs lint zoo reports clean
 
 install: $(STAMP)
 
@@ -44,6 +44,9 @@ docs: $(STAMP)
 
 zoo: $(STAMP)
 	$(BIN)/python tools/make_zoo.py
+
+reports: $(STAMP)
+	$(BIN)/python tools/make_reports.py
 
 clean:
 	rm -rf $(VENV) runs $(DEMO) site build dist *.egg-info

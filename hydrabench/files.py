@@ -65,7 +65,7 @@ def write_together(folder: Path, contents: Mapping[str, str | bytes]) -> None:
     their places, `finish_together` does the rest.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    scratch = {name: folder / f".{name}{SCRATCH}" for name in contents}
+    scratch = {name: _scratch(folder, name) for name in contents}
     try:
         for name, content in contents.items():
             with scratch[name].open("wb") as file:
@@ -79,6 +79,11 @@ def write_together(folder: Path, contents: Mapping[str, str | bytes]) -> None:
             path.unlink(missing_ok=True)
 
 
+def _scratch(folder: Path, name: str) -> Path:
+    """Where a file waits until all are written; one of a folder inside waits beside the others."""
+    return folder / f".{name.replace('/', '+')}{SCRATCH}"
+
+
 def finish_together(folder: Path) -> None:
     """Put the files of a `write_together` that was killed in their places, if it had written all of them."""
     pending = folder / PENDING
@@ -86,7 +91,8 @@ def finish_together(folder: Path) -> None:
         return
     for name in json.loads(pending.read_text(encoding="utf-8")):
         with suppress(FileNotFoundError):  # that one was in its place
-            (folder / f".{name}{SCRATCH}").replace(folder / name)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            _scratch(folder, name).replace(folder / name)
     _flush_names(folder)
     pending.unlink()
 

@@ -7,6 +7,7 @@ kept as an exact `Fraction` until it meets a tensor.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -132,6 +133,18 @@ class Threat:
         """
         order = list(NORM_TEXTS)
         return other.epsilon <= self.epsilon and order.index(self.norm) <= order.index(other.norm)
+
+
+def float_above(radius: Fraction) -> float:
+    """Return the smallest float that is at least `radius`."""
+    found = float(radius)
+    return found if Fraction(found) >= radius else math.nextafter(found, math.inf)
+
+
+def float_below(radius: Fraction) -> float:
+    """Return the largest float that is at most `radius`."""
+    found = float(radius)
+    return found if Fraction(found) <= radius else math.nextafter(found, -math.inf)
 
 
 def linf_box(x: Tensor, epsilon: float | Tensor) -> tuple[Tensor, Tensor]:

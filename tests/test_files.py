@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 
-from hydrabench.files import replacing, sha256_of, shipped, write_json, write_text
+from hydrabench.files import replacing, sha256_of, shipped, write_json, write_text, write_together
 
 
 def test_a_file_that_fails_halfway_leaves_the_old_one_and_no_scratch(tmp_path):
@@ -38,3 +38,9 @@ def test_hashes_are_those_of_hashlib(tmp_path):
 
 def test_recipes_come_with_the_package():
     assert "digits-trades.yml" in {path.name for path in shipped("configs").iterdir()}
+
+
+def test_files_of_folders_inside_are_written_together_with_the_others(tmp_path):
+    write_together(tmp_path, {"a.txt": "a", "deep/er/b.bin": b"\x00b"})
+    assert (tmp_path / "deep" / "er" / "b.bin").read_bytes() == b"\x00b"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.txt", "b.bin", "deep", "er"]

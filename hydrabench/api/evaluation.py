@@ -120,8 +120,8 @@ def certify(
     """Certify a network: verified or certified accuracy, a lower bound on the truth.
 
     Args:
-        method: "ibp", "symbolic", "crown-ibp", "crown", "cascade", "alpha-crown", or "smoothing", which takes `sigma`
-            in pixel units instead of `epsilon`.
+        method: "ibp", "symbolic", "crown-ibp", "crown", "cascade", "alpha-crown", "exact", or "smoothing", which takes
+            `sigma` in pixel units instead of `epsilon`.
         precision: "float32" or "float64"; for smoothing also "bfloat16".
         settings: of the method: norm="l2", rigor="sound", methods=[...], sigma, samples, batch, ... .
         The other arguments are those of `attack`.

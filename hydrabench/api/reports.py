@@ -10,7 +10,11 @@ import pandas as pd
 
 from hydrabench.api.runs import Runs, folders_of
 from hydrabench.reporting import Leaderboard, build_leaderboard, headings, latex, markdown
+from hydrabench.reporting.figures import figures
 from hydrabench.reporting.frames import numbers
+from hydrabench.reporting.page import html_page
+from hydrabench.reporting.paired import significance
+from hydrabench.reporting.weights import Material
 from hydrabench.workflows.reporting import find_runs, write_report
 
 
@@ -43,6 +47,15 @@ class Report:
     def numbers(self) -> pd.DataFrame:
         """One row a number, as in `leaderboard.csv`; see `reporting.frames.numbers`."""
         return numbers(self.leaderboard)
+
+    @cached_property
+    def significance(self) -> pd.DataFrame:
+        """Paired comparisons with Tango's interval and Holm's correction, see `reporting.paired.significance`."""
+        return significance(self.leaderboard)
+
+    def to_html(self) -> str:
+        """The leaderboard as one page of HTML that needs no other file, with the figures that ledgers suffice for."""
+        return html_page(self.leaderboard, figures(self.leaderboard, Material()))
 
     def to_latex(self) -> str:
         """The leaderboard as a table of LaTeX, for the package booktabs."""

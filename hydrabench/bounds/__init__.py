@@ -10,6 +10,7 @@ intermediate      bounds of unstable neurons by CROWN; `symbolic` has those of s
 neurons, patches  which neurons get a pass of their own, and rows that are as large as their receptive field
 sound, rounding   bounds that hold in spite of rounding, and how far it can lift others; `outward` has the arithmetic
 alpha, slopes     crown with slopes optimised for each image and margin
+exact/            branch and bound: verified, or broken by an adversarial example
 lirpa/            auto_LiRPA, a second opinion
 costs, progress   how much work bounds may take, and how far they are
 initialization    weights from which a deep network can be trained with interval bounds; `fast_ibp` keeps boxes small

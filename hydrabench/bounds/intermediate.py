@@ -7,9 +7,10 @@ Source: Zhang et al. (2018), arXiv:1811.00866, theorem 3.2 and section 3.3 (adap
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -31,6 +32,8 @@ from hydrabench.bounds.program.operations import Relaxed
 from hydrabench.bounds.program.program import Node
 from hydrabench.bounds.relaxations import Lines
 
+NOTHING: Mapping[int, Interval] = MappingProxyType({})
+
 
 @dataclass(eq=False)
 class IntermediateBounds:
@@ -46,8 +49,11 @@ class IntermediateBounds:
     before: dict[int, Interval] = field(default_factory=dict)
     lines: dict[int, Lines] = field(default_factory=dict)
 
-    def propagate(self, *, tighten: bool) -> Propagation:
-        """Bound every value, unstable neurons by CROWN if `tighten`; returns what `crown.lower_bounds` needs."""
+    def propagate(self, *, tighten: bool, within: Mapping[int, Interval] = NOTHING) -> Propagation:
+        """Bound every value, unstable neurons by CROWN if `tighten`; returns what `crown.lower_bounds` needs.
+
+        Args: within: boxes that are known of some values, by number.
+        """
         known = self.ball.known(self.nodes)
         bounded = {*bounded_values(self.nodes, known)} if tighten else set()
         self.values[0] = self.ball.box
@@ -62,7 +68,9 @@ class IntermediateBounds:
                     self.before[source] = self.values[source]
                 self.before.update((source, self.values[source]) for source in node.inputs)
             found = node.operation.interval(*(self.values[source] for source in node.inputs))
-            self.values[number] = intersection(found, known[number]) if number in known else found
+            for box in (boxes[number] for boxes in (known, within) if number in boxes):
+                found = intersection(found, box)
+            self.values[number] = found
         return Propagation(self.values[len(self.nodes)], self._shapes(len(self.nodes)), self.before)
 
     def _shapes(self, last: int) -> list[torch.Size]:

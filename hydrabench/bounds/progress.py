@@ -25,7 +25,27 @@ class Moment:
         return f"layer {self.layer}/{self.layers} {self.share:.0%} · {self.method}"
 
 
-Watcher = Callable[[Moment], None]
+@dataclass(frozen=True)
+class Branching:
+    """How far branch and bound has come: `decided` of so many `images`, with so many subproblems bounded and open.
+
+    lowest: the worst bound that is open.
+    """
+
+    decided: int
+    images: int
+    subproblems: int
+    unproved: int
+    lowest: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.unproved:,} open, {self.subproblems:,} bounded, lowest {self.lowest:.3g}, "
+            f"{self.decided}/{self.images} images · exact"
+        )
+
+
+Watcher = Callable[[Moment | Branching], None]
 _WATCHER: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
 
 
@@ -39,7 +59,7 @@ def watched(watcher: Watcher) -> Iterator[None]:
         _WATCHER.reset(token)
 
 
-def tell(moment: Moment) -> None:
+def tell(moment: Moment | Branching) -> None:
     """Tell the watcher, if there is one."""
     watcher = _WATCHER.get()
     if watcher is not None:

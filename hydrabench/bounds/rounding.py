@@ -44,9 +44,15 @@ def measured(network: nn.Module | Prepared, x: Tensor) -> list[MeasuredNode]:
     if isinstance(network, Prepared):
         module = network.network
         return network.once(("measured", x.shape[1:]), lambda: measured(module, x))
-    program = program_of(network)
-    nodes = read(program, fold=False)
-    shapes = shapes_of(nodes, x)
+    nodes = read(program_of(network), fold=False)
+    return with_terms(nodes, shapes_of(nodes, x))
+
+
+def with_terms(nodes: Sequence[Node], shapes: Sequence[torch.Size]) -> list[MeasuredNode]:
+    """Return the nodes of a program with how many roundings lie between a term and a result of each.
+
+    Args: shapes: of all values, without the batch axis.
+    """
     readers = Counter(number for node in nodes for number in node.inputs)
     found = []
     for node, after in zip(nodes, shapes[1:], strict=True):
@@ -96,10 +102,20 @@ def rounding_bound(network: nn.Module | Prepared, x: Tensor, y: Tensor, epsilon:
     Returns: infinite or NaN where nothing can be said, because sums are too long or values too large.
     """
     nodes = measured(network, x)
+    logits = value_errors(nodes, x, epsilon, kind=kind)[len(nodes)]
+    others = logits.scatter(1, y.unsqueeze(1), -torch.inf).max(1).values
+    return logits.gather(1, y.unsqueeze(1)).squeeze(1) + others
+
+
+def value_errors(nodes: Sequence[MeasuredNode], x: Tensor, epsilon: float, *, kind: str) -> list[Tensor]:
+    """How far outside of its true bounds rounding can place the bounds of each value: (B, *value), from value 0 on.
+
+    Args: nodes: of the program that is bounded. x, epsilon, kind: as for `rounding_bound`, which says why.
+    """
     path = relaxed_on_path(nodes)
     factor = FACTORS[kind](path[-1])
     box = Interval.between(*linf_box(x, epsilon))
-    boxes, errors = {0: box}, {0: growth(x[0].numel() + MORE, x.dtype) * (box.center.abs() + box.width + epsilon)}
+    boxes, errors = {0: box}, [growth(x[0].numel() + MORE, x.dtype) * (box.center.abs() + box.width + epsilon)]
     tiny = torch.finfo(x.dtype).tiny
     underflow = x.new_full((len(x),), epsilon * x[0].numel() * tiny**0.5)  # of the squares in an L2 norm
     for number, node in enumerate(nodes, start=1):
@@ -113,10 +129,8 @@ def rounding_bound(network: nn.Module | Prepared, x: Tensor, y: Tensor, epsilon:
                 boxes[number] = Interval.between(*node.operation.widest(*_corners(taken)))
         else:
             found = _linear_error(node, taken, off, factor)
-        errors[number] = found + underflow.view(-1, *[1] * (found.ndim - 1))
-    logits = errors[len(nodes)]
-    others = logits.scatter(1, y.unsqueeze(1), -torch.inf).max(1).values
-    return 2 * factor * (logits.gather(1, y.unsqueeze(1)).squeeze(1) + others)
+        errors.append(found + underflow.view(-1, *[1] * (found.ndim - 1)))
+    return [2 * factor * error for error in errors]
 
 
 def _corners(boxes: Sequence[Interval]) -> list[Tensor]:

@@ -117,15 +117,23 @@ class Slopes:
 
     def climb(self, gradient: Tensor, rate: float, step: int) -> None:
         """Take Adam's step number `step`, from 1, up the gradient, (R, 1 or 2, U); clamp after it."""
-        gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
-        self.mean.mul_(MOMENTS[0]).add_(gradient, alpha=1 - MOMENTS[0])
-        self.square.mul_(MOMENTS[1]).addcmul_(gradient, gradient, value=1 - MOMENTS[1])
-        size = (self.square / (1 - MOMENTS[1] ** step)).sqrt_().add_(ADAM_EPSILON)
-        moves = torch.div(self.mean, size, out=size).mul_(self.spread.unsqueeze(1))
-        moved = self.chosen.detach().add_(moves, alpha=rate / (1 - MOMENTS[0] ** step))
+        moves = ascended(gradient, self.mean, self.square, step).mul_(self.spread.unsqueeze(1))
+        moved = self.chosen.detach().add(moves, alpha=rate)
         # Only here: clamped in the pass, a slope at an end, where all of a ReLU start, would get no gradient.
         steepest = self.operation.steepness
         self.chosen = moved.clamp_(0.0 if isinstance(self.operation, Relu) else -steepest, steepest).requires_grad_()
+
+
+def ascended(gradient: Tensor, mean: Tensor, square: Tensor, step: int) -> Tensor:
+    """Return Adam's move up a gradient for a learning rate of 1, in step number `step`, from 1.
+
+    Args: mean, square: the averages of the gradient and of its square, which are updated.
+    """
+    gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
+    mean.mul_(MOMENTS[0]).add_(gradient, alpha=1 - MOMENTS[0])
+    square.mul_(MOMENTS[1]).addcmul_(gradient, gradient, value=1 - MOMENTS[1])
+    size = (square / (1 - MOMENTS[1] ** step)).sqrt_().add_(ADAM_EPSILON)
+    return torch.div(mean, size, out=size).div_(1 - MOMENTS[0] ** step)
 
 
 class _Step(torch.autograd.Function):

@@ -16,7 +16,6 @@ networks", section 4.4, widens the same sums.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -37,7 +36,7 @@ from hydrabench.bounds.rounding import MeasuredNode, measured
 from hydrabench.bounds.specification import specification
 from hydrabench.errors import lookup
 from hydrabench.masking import make_plain
-from hydrabench.threat import PIXEL_MAX, PIXEL_MIN
+from hydrabench.threat import PIXEL_MAX, PIXEL_MIN, float_above
 
 
 def sound_margins(
@@ -88,7 +87,7 @@ def _margins(
     if not epsilon >= 0:
         raise ValueError(f"out of range: {epsilon=}, must be >= 0")
     with torch.no_grad(), torch.backends.cudnn.flags(enabled=False):
-        nodes = measured(_wide(network), x.double())
+        nodes = measured(as_stored_in_float64(network), x.double())
         shapes = shapes_of(nodes, x.double())
         _, rows, _ = specification(None, y, x.new_empty(1, dtype=torch.float64).expand(0, *shapes[-1]))
         together = max(1, memory // (8 * LIVE * rows.shape[1] * max(shape.numel() for shape in shapes)))
@@ -100,7 +99,8 @@ def _margins(
     return torch.cat(found)
 
 
-def _wide(network: nn.Module | Prepared) -> nn.Module | Prepared:
+def as_stored_in_float64(network: nn.Module | Prepared) -> nn.Module | Prepared:
+    """Return a network of float64 whose weights are the stored numbers."""
     if isinstance(network, nn.Module):
         return _as_stored(network).double()
     return network.once("as stored, in float64", lambda: prepared(_as_stored(network.network).double()))
@@ -131,9 +131,7 @@ class Enclosure:
     @classmethod
     def ball(cls, x: Tensor, epsilon: Fraction) -> Enclosure:
         """All images within the exact radius of images, clipped to the pixel range."""
-        x, radius = x.double(), float(epsilon)
-        if Fraction(radius) < epsilon:
-            radius = math.nextafter(radius, math.inf)
+        x, radius = x.double(), float_above(epsilon)
         corners = down(x - radius), up(x + radius)
         return cls.between(*(corner.clamp(PIXEL_MIN, PIXEL_MAX) for corner in corners))
 

@@ -22,8 +22,8 @@ LEAST_WIDTH = 80
     "--format",
     "formats",
     multiple=True,
-    help="md, csv, json, latex, parquet (records), tsv (Cohen's) or robustbench; may be repeated.  "
-    "[default: the first four]",
+    help="md, csv, json, latex, html, parquet (records), tsv (Cohen's) or robustbench; may be repeated.  "
+    "[default: the first five]",
 )
 @click.option(
     "--import",

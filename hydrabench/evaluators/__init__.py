@@ -22,6 +22,7 @@ from hydrabench.evaluators.description import (
     at,
     said,
 )
+from hydrabench.evaluators.exact import ExactSettings
 from hydrabench.evaluators.fab import FabSettings
 from hydrabench.evaluators.fmn import FmnSettings
 from hydrabench.evaluators.hydra import HydraSettings
@@ -49,6 +50,7 @@ __all__ = [
     "CorruptionSettings",
     "EvaluationSettings",
     "Evaluator",
+    "ExactSettings",
     "FabSettings",
     "FmnSettings",
     "HydraSettings",

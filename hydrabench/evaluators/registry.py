@@ -12,6 +12,7 @@ from hydrabench.evaluators.autoattack import AUTOATTACK
 from hydrabench.evaluators.clean import CLEAN
 from hydrabench.evaluators.corruptions import COMMON_CORRUPTIONS
 from hydrabench.evaluators.description import EvaluationSettings, Evaluator
+from hydrabench.evaluators.exact import EXACT
 from hydrabench.evaluators.fab import FAB
 from hydrabench.evaluators.fmn import FMN
 from hydrabench.evaluators.hydra import HYDRA
@@ -38,6 +39,7 @@ EVALUATORS: dict[str, Evaluator] = {
     "crown": CROWN,
     "cascade": CASCADE,
     "alpha-crown": ALPHA_CROWN,
+    "exact": EXACT,
     "smoothing": SMOOTHING,
     "smoothed": SMOOTHED_ATTACK,
 }

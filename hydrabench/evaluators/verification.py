@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hydrabench.config.passes import BOXES
+from hydrabench.evaluators import exact
 from hydrabench.evaluators.ball_settings import EPSILON, NORM
 from hydrabench.evaluators.blocks import BLOCK_SIZE, Blocks, blocks_of, fixed_blocks
-from hydrabench.evaluators.description import Computing, Evaluator, Option, Ready, Sizes, verified_metrics
+from hydrabench.evaluators.description import Computing, Evaluator, Line, Metric, Option, Ready, Sizes, verified_metrics
 from hydrabench.evaluators.verified_settings import AlphaCrownSettings, Settings, VerifiedSettings
-from hydrabench.ledger import VerifiedRecord
+from hydrabench.ledger import ExactRecord, VerifiedRecord
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 
 SEARCHED_BLOCK = 10  # images of alpha-crown, and where auto_LiRPA bounds, of which little is known beforehand
 
-IN_TURN = Option("methods", "Cascade: in order; alpha-crown last.", "list", "Bounds", default="ibp,crown-ibp,crown")
+IN_TURN = Option(
+    "methods", "Cascade: in order; alpha-crown, exact last.", "list", "Bounds", default="ibp,crown-ibp,crown"
+)
 ENGINE = Option("engine", "hydrabench, or auto_lirpa: a second opinion in L∞.", heading="Bounds", default="hydrabench")
 RIGOR = Option(
     "rigor",
@@ -31,9 +34,7 @@ SEARCH_OPTIONS = (
     Option("slopes", "Optimise those of the output, or all (slower).", heading="alpha-crown", default="output"),
     Option("iterations", "Iterations of the search.", "int", "alpha-crown", default="100"),
     Option("learning_rate", "Learning rate of the search.", "float", "alpha-crown", default="0.1"),
-    Option(
-        "time_limit", "Time limit per image in seconds. Results then depend on the machine.", "float", "alpha-crown"
-    ),
+    exact.TIME_LIMIT,
 )
 CHEAPER = "--method ibp or crown-ibp, seconds for an image"
 PROVED = "every margin provably positive in the whole ball, by"
@@ -45,6 +46,8 @@ RIGORS = {
 
 def evaluate(network: Any, block: Block, settings: Settings) -> Sequence[VerifiedRecord]:
     """See `verified.evaluate_verified`."""
+    if isinstance(settings, VerifiedSettings) and settings.decides:
+        return exact.evaluate(network, block, settings)
     from hydrabench.evaluators.verified import evaluate_verified
 
     return evaluate_verified(network, block, settings)
@@ -88,7 +91,8 @@ def _blocks_of_passes(settings: VerifiedSettings, network: nn.Module, shape: tup
     if settings.searches:
         return _blocks_with_search(settings, network, shape, operations, blocks_of(operations, SEARCHED_BLOCK))
     rest = "less if few neurons are undecided"
-    return Blocks(blocks_of(operations, BLOCK_SIZE), operations, rest=rest, cheaper=CHEAPER)
+    most = exact.DECIDED_BLOCK if settings.decides else BLOCK_SIZE
+    return Blocks(blocks_of(operations, most), operations, rest=rest, cheaper=CHEAPER)
 
 
 def _blocks_of_search(settings: AlphaCrownSettings, network: nn.Module, shape: tuple[int, int, int]) -> Blocks:
@@ -112,6 +116,15 @@ def _blocks_with_search(
 # Descriptions ----------------------------------------------------------------------------------
 
 
+def _cascade_metrics(lines: Sequence[Line], settings: Any) -> dict[str, Metric]:
+    """Return the metrics of a cascade, those of exact if that is its last step."""
+    return (exact.exact_metrics if "exact" in settings.methods else verified_metrics)(lines, settings)
+
+
+def _with_verdicts(values: Line) -> tuple[type[VerifiedSettings], type[VerifiedRecord]] | None:
+    return (VerifiedSettings, ExactRecord) if "exact" in values.get("methods", ()) else None
+
+
 def _evaluator(
     heading: str,
     means: str | Callable[[Any], str],
@@ -121,6 +134,7 @@ def _evaluator(
     frugal: str = "",
     settings: type[Any] = VerifiedSettings,
     blocks: Callable[..., Blocks] = _blocks_of_passes,
+    **more: Any,
 ) -> Evaluator:
     def meaning(settings: Any) -> str:
         how = means if isinstance(means, str) else means(settings)
@@ -130,7 +144,6 @@ def _evaluator(
         settings=settings,
         evaluate=evaluate,
         record=VerifiedRecord,
-        metrics=verified_metrics,
         claims="lower",
         command="certify",
         heading=heading,
@@ -143,6 +156,7 @@ def _evaluator(
         prepare=_prepare,
         frugal=frugal,
         repeatable=lambda settings: settings.time_limit is None,
+        **{"metrics": verified_metrics, **more},
     )
 
 
@@ -171,8 +185,10 @@ CROWN = _evaluator("CROWN", "CROWN for every neuron", options=(ENGINE, RIGOR), f
 CASCADE = _evaluator(
     "cascade",
     lambda settings: f"the first of {', '.join(settings.methods)} that proves it",
-    options=(IN_TURN, RIGOR, *SEARCH_OPTIONS),
+    options=(IN_TURN, RIGOR, *SEARCH_OPTIONS, exact.MAX_SUBPROBLEMS),
     frugal="choose crown-ibp",
+    metrics=_cascade_metrics,
+    variant=_with_verdicts,
 )
 ALPHA_CROWN = _evaluator(
     "α-CROWN",

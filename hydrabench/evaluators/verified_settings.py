@@ -12,17 +12,19 @@ from hydrabench.config.protocol import unless
 from hydrabench.evaluators.description import EvaluationSettings
 from hydrabench.threat import Norm
 
-Method = Literal["ibp", "symbolic", "crown-ibp", "crown", "alpha-crown"]
+Method = Literal["ibp", "symbolic", "crown-ibp", "crown", "alpha-crown", "exact"]
 CASCADE_METHODS: tuple[Method, ...] = ("ibp", "crown-ibp", "crown")
 SOUND = ("ibp", "crown-ibp")  # what can be rounded outwards
 AUTO_LIRPA = ("ibp", "crown-ibp", "crown")  # what it is called for; alpha-crown has settings of its own
 SEARCH = ("slopes", "iterations", "learning_rate", "time_limit")
+SUBPROBLEMS = 20_000  # of branch and bound, for an image
 
 
 class VerifiedSettings(EvaluationSettings):
     """A sound lower bound of every margin over a ball; `cascade` tries `methods` until one proves it.
 
-    slopes, iterations, learning_rate, time_limit: of alpha-crown, as the last one of `methods`.
+    slopes, iterations, learning_rate, time_limit: of alpha-crown, the last one of `methods` or before exact.
+    max_subproblems, time_limit: of exact, see `exact.ExactSettings`.
     rigor: "standard" computes in the precision of the run, and again in float64 where rounding could turn a verdict;
     "sound" rounds outwards in float64 and claims what survives; "deployed" claims what survives the network's own
     rounding, too; see `bounds.sound`.
@@ -39,7 +41,8 @@ class VerifiedSettings(EvaluationSettings):
     iterations: PositiveInt = 100
     learning_rate: PositiveFloat = 0.1
     time_limit: PositiveFloat | None = None
-    added: ClassVar[tuple[str, ...]] = ("methods", "engine", "rigor", *SEARCH)
+    max_subproblems: PositiveInt = SUBPROBLEMS
+    added: ClassVar[tuple[str, ...]] = ("methods", "engine", "rigor", *SEARCH, "max_subproblems")
 
     def conflicts(self) -> Iterator[str]:
         """Yield what does not fit: methods out of place, and what an engine or a rigor is not for."""
@@ -62,13 +65,21 @@ class VerifiedSettings(EvaluationSettings):
             )
 
     def _conflicts_of_search(self, methods: str) -> Iterator[str]:
-        """Yield what does not fit alpha-crown: its place in `methods`, its options without it."""
+        """Yield what does not fit alpha-crown and exact: their places in `methods`, their options without them."""
+        if self.decides and (self.methods[-1] != "exact" or len(self.methods) == 1):
+            yield (
+                f"methods: exact, which decides what all others leave open, comes last and after another one, got "
+                f"{methods}; write for example ibp,crown-ibp,crown,exact"
+            )
+        if not self.decides and "max_subproblems" not in self.left_out():
+            yield f"max_subproblems: is an option of exact, which is none of methods {methods}; add it"
         if not self.searches:
             for key in SEARCH:
-                if key not in self.left_out():
+                if key not in self.left_out() and not (key == "time_limit" and self.decides):
                     yield f"{key}: is an option of alpha-crown, which is none of methods {methods}; add it"
             return
-        if self.methods[-1] != "alpha-crown" or len(self.methods) == 1:
+        before = self.methods[:-1] if self.decides else self.methods
+        if before[-1:] != ("alpha-crown",) or len(before) == 1:
             yield (
                 f"methods: alpha-crown, by far the slowest, comes last and after a cheaper one, got {methods}; "
                 "write for example ibp,crown-ibp,crown,alpha-crown"
@@ -78,6 +89,11 @@ class VerifiedSettings(EvaluationSettings):
     def searches(self) -> bool:
         """Whether alpha-crown is one of the methods."""
         return "alpha-crown" in self.methods
+
+    @property
+    def decides(self) -> bool:
+        """Whether exact is one of the methods."""
+        return "exact" in self.methods
 
     @property
     def uses_our_bounds(self) -> bool:
@@ -96,9 +112,10 @@ class VerifiedSettings(EvaluationSettings):
         Version 2 ends with alpha-crown of our own engine, version 1 did with auto_LiRPA's.
         """
         methods = "" if self.methods == CASCADE_METHODS else "-" + "+".join(self.methods)
+        limit = unless(SUBPROBLEMS, "n", self.max_subproblems)
         engine = "" if self.engine == "hydrabench" else f"-{self.engine}"
         rigor = "" if self.rigor == "standard" else f"-{self.rigor}"
-        return f"{self.kind}{methods}{_search_text(self)}{engine}{rigor}@{2 if self.searches else 1}"
+        return f"{self.kind}{methods}{_search_text(self)}{limit}{engine}{rigor}@{2 if self.searches else 1}"
 
 
 class AlphaCrownSettings(EvaluationSettings):

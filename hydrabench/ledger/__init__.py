@@ -12,6 +12,7 @@ from hydrabench.ledger.checking import (
     whole_ledger,
 )
 from hydrabench.ledger.corruption import CORRUPTIONS, SEVERITIES, CorruptionRecord
+from hydrabench.ledger.exact import ExactRecord
 from hydrabench.ledger.folder import (
     RUN_SCHEMA,
     SUMMARY_SCHEMA,
@@ -39,6 +40,7 @@ __all__ = [
     "AttemptLog",
     "CorruptionRecord",
     "CurveRecord",
+    "ExactRecord",
     "Record",
     "ReuseRecord",
     "RunFolder",

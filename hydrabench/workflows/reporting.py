@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 
-from hydrabench.errors import LedgerError, lookup
-from hydrabench.files import json_text, write_together
+import numpy as np
+
+from hydrabench.checkpoints import read_manifest
+from hydrabench.errors import GateError, HydrabenchError, LedgerError, lookup
+from hydrabench.files import json_text, shipped, write_together
 from hydrabench.ledger import RunFolder, read_run, writing
 from hydrabench.reporting import (
     IMPORTS,
@@ -22,7 +26,9 @@ from hydrabench.reporting import (
     table_text,
 )
 from hydrabench.reporting.cells import Meeting
-from hydrabench.reporting.evaluations import Evaluation
+from hydrabench.reporting.evaluations import COMMANDS, Evaluation
+from hydrabench.reporting.gate import Contradiction, ContradictionError
+from hydrabench.reporting.weights import Material
 from hydrabench.workflows.progress import say
 
 _FILES: dict[str, tuple[str, Callable[[Leaderboard], str | bytes]]] = {
@@ -32,7 +38,9 @@ _FILES: dict[str, tuple[str, Callable[[Leaderboard], str | bytes]]] = {
     "latex": ("leaderboard.tex", latex),
     "parquet": ("records.parquet", parquet),
 }
-REPORT_FORMATS = ("md", "csv", "json", "latex")  # what is written unless something else is asked for
+REPORT_FORMATS = ("md", "csv", "json", "latex", "html")  # what is written unless something else is asked for
+CONTRADICTION = "contradiction"  # folder inside the report's that shows a contradiction again
+HTML, PAGE, FOLDER = "html", "index.html", "figures"  # a format of a page, and of a folder of figures beside it
 # Formats of one file for each run that they know, by its path below the folder of the report.
 _FILES_OF_RUNS: dict[str, Callable[[Sequence[Evaluation]], dict[str, str]]] = {
     "tsv": lambda runs: {name: table_text(run) for name, run in table_names(runs).items()},
@@ -50,21 +58,21 @@ def write_report(
     sort: str = "",
     group_by: str = "density",
 ) -> Leaderboard:
-    """Make the leaderboard of the runs in `paths` and write it to `out`; nothing is written if it is refused.
+    """Make the leaderboard of the runs in `paths` and write it to `out`; no report is written if it is refused.
 
     Args:
         paths: run folders, or folders with run folders anywhere below; training runs are skipped.
         out: folder for the files, made if needed; those of an earlier report are replaced.
-        formats: which files to write: md, csv, json, latex, parquet, tsv, robustbench.
+        formats: which files to write: md, csv, json, latex, html (with figures), parquet, tsv, robustbench.
         imports: files of other tools: (key of `IMPORTS`, what that reader takes).
         n: how many images a column is about, see `cells.gather`. sort, group_by: see `ranking.arrange`.
     Raises:
         ConfigError: unknown format, or an import that is not described.
         LedgerError: a path holds no run, a ledger cannot be used, or `out` is a run folder or a file.
-        GateError: an image is verified in one ledger and broken in another.
+        GateError: an image is verified in one ledger and broken in another; OUT/contradiction then shows it again.
     """
     for name in formats:
-        lookup("report format", {**_FILES, **_FILES_OF_RUNS}, name)
+        lookup("report format", {**_FILES, **_FILES_OF_RUNS, HTML: None}, name)
     readers = [(lookup("import", IMPORTS, kind), text) for kind, text in imports]
     if (out / "run.json").exists():
         raise LedgerError(f"{out} is a run folder, whose summary a report would replace; choose another --out")
@@ -78,13 +86,80 @@ def write_report(
             say(f"--import {kind} {text}: {len(one.evaluations)} tables; skipped: {reasons}")
     evaluations = [evaluation for one in imported for evaluation in one.evaluations]
     external = [row for one in imported for row in one.rows]
-    board = build_leaderboard(runs, evaluations, n=n, external=external, sort=sort, group_by=group_by)
-    rendered: dict[str, str | bytes] = {_FILES[name][0]: _FILES[name][1](board) for name in formats if name in _FILES}
-    for files in (_FILES_OF_RUNS[name] for name in formats if name in _FILES_OF_RUNS):
-        rendered |= files(board.evaluations)
+    try:
+        board = build_leaderboard(runs, evaluations, n=n, external=external, sort=sort, group_by=group_by)
+    except ContradictionError as error:
+        folder = _write_reproducer(out / CONTRADICTION, error.contradictions[0])
+        raise GateError(f"{error}; what shows it again is in {folder}") from error
+    rendered = _contents(board, runs, formats)
     with writing(out):
         write_together(out, rendered)
+        _remove_old_figures(out, rendered)
     return board
+
+
+def _write_reproducer(folder: Path, found: Contradiction) -> Path:
+    """Write what shows a contradiction again: records and commands, and the image if its data set is at hand."""
+    with writing(folder):
+        write_together(folder, {**found.reproducer(), **_image(found)})
+    return folder
+
+
+def _image(found: Contradiction) -> dict[str, bytes]:
+    """Return the image as an array of numpy, [0, 1], if the data set is at hand and its pixels are those judged."""
+    from hydrabench.data import load_block, load_images  # noqa: PLC0415  (needs torch, which a report does not)
+
+    images, index = found.verifier.images, found.images[0]
+    try:
+        block = load_block(load_images(images.name, images.split), 0, (index,))
+    except HydrabenchError:
+        return {}
+    known = found.verifier.fields["input_sha"][found.verifier.fields["index"] == index]
+    if block.shas[0] not in known.tolist():
+        return {}
+    buffer = BytesIO()
+    np.save(buffer, block.images[0].numpy())
+    return {"image.npy": buffer.getvalue()}
+
+
+def _contents(board: Leaderboard, runs: Sequence[RunFolder], formats: Sequence[str]) -> dict[str, str | bytes]:
+    """Return the files of a report by path below its folder."""
+    found: dict[str, str | bytes] = {_FILES[name][0]: _FILES[name][1](board) for name in formats if name in _FILES}
+    for files in (_FILES_OF_RUNS[name] for name in formats if name in _FILES_OF_RUNS):
+        found |= files(board.evaluations)
+    return found | (_page(board, runs) if HTML in formats else {})
+
+
+def _remove_old_figures(out: Path, written: Mapping[str, object]) -> None:
+    """Remove the figures of an earlier report that this one has not."""
+    from hydrabench.reporting.figures import FIGURES, figure_files  # noqa: PLC0415
+
+    if PAGE in written:
+        for name in (one for figure in FIGURES for one in figure_files(figure)):
+            if f"{FOLDER}/{name}" not in written:
+                (out / FOLDER / name).unlink(missing_ok=True)
+
+
+def _page(board: Leaderboard, runs: Sequence[RunFolder]) -> dict[str, str | bytes]:
+    """Return the page and the files of its figures, by path below the folder of the report."""
+    from hydrabench.reporting.figures import figures  # noqa: PLC0415  (matplotlib takes a second to import)
+    from hydrabench.reporting.page import html_page  # noqa: PLC0415
+
+    training = [run for run in runs if run.header.get("command") not in COMMANDS]
+    pictures = figures(board, Material(_checkpoints(training), training))
+    files = {f"{FOLDER}/{name}": content for one in pictures for name, content in one.files().items()}
+    return {**files, PAGE: html_page(board, pictures)}
+
+
+def _checkpoints(training: Sequence[RunFolder]) -> dict[str, Path]:
+    """Return the files of networks that are at hand, by SHA-256: those of the zoo, and of training runs."""
+    folder = shipped("zoo")
+    found = {entry.sha256: folder / entry.file for entry in read_manifest().values() if entry.sha256 and entry.file}
+    for run in training:
+        sha256 = run.summary().get("checkpoint_sha256") if run.is_complete else None
+        if sha256:
+            found[sha256] = run.path / "checkpoint.safetensors"
+    return found
 
 
 def find_runs(paths: Sequence[Path]) -> list[RunFolder]:

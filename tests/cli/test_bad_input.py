@@ -283,7 +283,7 @@ def test_options_that_attack_and_certify_share_are_checked(refused, dense, optio
         (("attack", "--seed", "-1"), r"seed: input should be greater than or equal to 0 \(got -1\)"),
         (
             ("certify", "--method", "crown-ipb"),
-            r"'crown-ipb'; did you mean 'crown-ibp'\? choose one of: alpha-crown, cascade, crown, crown-ibp, ibp",
+            r"'crown-ipb'; did you mean 'crown-ibp'\? choose one of: alpha-crown, cascade, crown, crown-ibp, exact",
         ),
         (
             ("certify", "--method", "ibp", "--sigma", "0.25"),
@@ -297,7 +297,7 @@ def test_options_that_attack_and_certify_share_are_checked(refused, dense, optio
         (("certify", "--method", "ibp", "--engine", "lirpa"), r"ibp: engine: .*'hydrabench' or 'auto_lirpa'.*'lirpa'"),
         (
             ("certify", "--method", "ibp", "--time-limit", "3"),
-            r"--time-limit is for --method cascade, alpha-crown; with ibp leave",
+            r"--time-limit is for --method cascade, alpha-crown, exact; with ibp",
         ),
         (
             ("certify", "--method", "ibp", "--methods", "ibp,crown-ibp,crown"),

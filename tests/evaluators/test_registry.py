@@ -22,6 +22,7 @@ from hydrabench.evaluators import (
     CleanSettings,
     CorruptionSettings,
     EvaluationSettings,
+    ExactSettings,
     FabSettings,
     FmnSettings,
     HydraSettings,
@@ -53,6 +54,7 @@ SETTINGS = {
     "crown": VerifiedSettings(kind="crown", epsilon="0.01"),
     "cascade": VerifiedSettings(kind="cascade", epsilon="0.01"),
     "alpha-crown": AlphaCrownSettings(epsilon="0.01", iterations=3),
+    "exact": ExactSettings(epsilon="0.01", max_subproblems=100),
     "smoothing": SmoothingSettings(samples=200),
     "smoothed": SmoothAttackSettings(epsilon="0.5", steps=3, copies=4, draws=100),
 }

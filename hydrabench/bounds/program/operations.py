@@ -162,8 +162,7 @@ class Linear(Operation):
 class Relaxed(Operation):
     """An operation that is not linear: it has a box, and lines, from the bounds of the values it takes.
 
-    `corners` are the lower and upper bounds of each value in turn, (B, *value).
-
+    `corners` are the lower and upper bounds of each value in turn, (B, *value). kinks: where f' jumps, if it is f.
     ulps: what torch's own function may be off by, at most ulps · eps · (|result| + |values|), with eps = 2^-52 in
     float64 and 2^-23 in float32; 0 where it is exact. misses: lines that were drawn for bounds off by d, and a function
     that moves by e when its values do by d, are off by `misses` · e at most. tight: whether a pass backward from the
@@ -174,6 +173,7 @@ class Relaxed(Operation):
     ulps: ClassVar[float]
     misses: ClassVar[int] = 2
     tight: ClassVar[bool] = False
+    kinks: ClassVar[tuple[float, ...]] = ()
 
     @abstractmethod
     def box(self, *corners: Any, **_: Any) -> tuple[Tensor, Tensor]:

@@ -73,6 +73,11 @@ class Piecewise(Elementwise, ABC):
     def shape(self) -> Shape:
         """Where the function bends."""
 
+    @property
+    def kinks(self) -> tuple[float, ...]:  # type: ignore[override]
+        """The knots where f' jumps."""
+        return self.shape.knots if self.shape.kinked else ()
+
     @abstractmethod
     def derivative(self, x: Tensor) -> Tensor:
         """Return f'(x), at a kink that of the piece on its left."""

@@ -36,6 +36,7 @@ class Relu(Elementwise):
 
     ulps: ClassVar[float] = 0
     misses: ClassVar[int] = 1
+    kinks: ClassVar[tuple[float, ...]] = (0.0,)
 
     @property
     def steepness(self) -> float:

@@ -107,8 +107,8 @@ def test_a_recipe_and_the_command_line_check_its_settings(line, tmp_path):
     for arguments, message in (
         (["every", "--set", "every=0"], "every: every: input should be greater than 0 (got 0)"),
         (["every", "--set", "evry=2"], "every: evry: unknown key, did you mean 'every'?"),
-        (["every", "--steps", "3"], "--steps is for --attack pgd, hydra, fmn; with every leave it out"),
-        (["evry"], "did you mean 'every'? choose one of: apgd, autoattack, clean, every"),
+        (["every", "--steps", "3"], "--steps is for --attack pgd, hydra, fmn, smoothed; with every leave it out"),
+        (["evry"], "did you mean 'every'? choose one of: apgd, autoattack, clean, corruptions, every"),
     ):
         result = CliRunner().invoke(main, [*base, *arguments])
         assert result.exit_code == 1

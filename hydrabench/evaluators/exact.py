@@ -1,0 +1,131 @@
+"""The description of complete verification; `decided` computes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt
+
+from hydrabench.config import Radius
+from hydrabench.config.protocol import unless
+from hydrabench.evaluators.ball_settings import EPSILON, NORM, SEED
+from hydrabench.evaluators.blocks import Blocks
+from hydrabench.evaluators.description import (
+    Computing,
+    EvaluationSettings,
+    Evaluator,
+    Line,
+    Metric,
+    Option,
+    Ready,
+    clean_metric,
+    is_correct,
+    verified_metrics,
+)
+from hydrabench.evaluators.verified_settings import SUBPROBLEMS, VerifiedSettings
+from hydrabench.ledger import ExactRecord
+from hydrabench.threat import Norm
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from hydrabench.data.images import Block
+
+
+DECIDED_BLOCK = 10  # images that are decided, and lost when a run is killed, together
+MAX_SUBPROBLEMS = Option(
+    "max_subproblems",
+    "Subproblems of exact for an image, which is unknown then.",
+    "int",
+    "exact",
+    default=str(SUBPROBLEMS),
+)
+TIME_LIMIT = Option(
+    "time_limit", "Time limit per image in seconds. Results then depend on the machine.", "float", "alpha-crown"
+)
+
+
+class ExactSettings(EvaluationSettings):
+    """Branch and bound until every image is verified, broken, or at its limit.
+
+    max_subproblems: that are bounded for an image. time_limit: seconds for an image, None for no limit; with it, a run
+    cannot be reproduced. rigor: "standard" decides in float64; "sound" speaks of the network as it is stored, in exact
+    arithmetic. seed: of the attack that comes before.
+    """
+
+    model_config = ConfigDict(allow_inf_nan=False)
+    kind: Literal["exact"] = "exact"
+    norm: Norm = "linf"
+    epsilon: Radius
+    max_subproblems: PositiveInt = SUBPROBLEMS
+    time_limit: PositiveFloat | None = None
+    rigor: Literal["standard", "sound"] = "standard"
+    seed: NonNegativeInt = 0
+
+    @property
+    def protocol(self) -> str:
+        """`exact@1` is 20,000 subproblems for an image, standard rigor, seed 0; whatever differs is spelt out."""
+        limit = unless(SUBPROBLEMS, "n", self.max_subproblems)
+        limit += "" if self.time_limit is None else f"-t{self.time_limit:g}"
+        rigor = "" if self.rigor == "standard" else f"-{self.rigor}"
+        return f"exact{limit}{rigor}{unless(0, 's', self.seed)}@1"
+
+
+def evaluate(network: Any, block: Block, settings: ExactSettings | VerifiedSettings) -> Sequence[ExactRecord]:
+    """See `decided.evaluate_exact`."""
+    from hydrabench.evaluators.decided import evaluate_exact
+
+    return evaluate_exact(network, block, settings)
+
+
+def _prepare(network: nn.Module, settings: ExactSettings, _computing: Computing) -> Ready:
+    from hydrabench.bounds import prepared
+
+    read = prepared(network)
+    return Ready(lambda block: evaluate(read, block, settings))
+
+
+def _require(network: nn.Module, _settings: ExactSettings) -> None:
+    from hydrabench.bounds import program_of, read
+
+    read(program_of(network))
+
+
+def exact_metrics(lines: Sequence[Line], settings: Any) -> dict[str, Metric]:
+    """Return clean accuracy and both sides of the robust one: what is verified, and what is not broken."""
+    unbroken = tuple(is_correct(line) and line["verdict"] != "broken" for line in lines)
+    return {
+        "clean_accuracy": clean_metric(lines),
+        "verified_accuracy": verified_metrics(lines, settings)["verified_accuracy"],
+        "robust_accuracy": Metric(unbroken),
+    }
+
+
+EXACT = Evaluator(
+    settings=ExactSettings,
+    evaluate=evaluate,
+    record=ExactRecord,
+    metrics=exact_metrics,
+    claims="lower",
+    command="certify",
+    heading="exact",
+    meaning=lambda settings: (
+        "every margin proved positive in the whole ball by branch and bound"
+        + (", rounded outwards, so that it holds in exact arithmetic" if settings.rigor == "sound" else "")
+    ),
+    passes=None,
+    options=(
+        EPSILON,
+        NORM,
+        MAX_SUBPROBLEMS,
+        TIME_LIMIT,
+        Option("rigor", "standard or sound.", heading="exact", default="standard"),
+        SEED,
+    ),
+    blocks=lambda _settings, _network, _shape: Blocks(DECIDED_BLOCK),
+    require=_require,
+    prepare=_prepare,
+    frugal="choose cascade",
+    repeatable=lambda settings: settings.time_limit is None,
+)

@@ -1,0 +1,151 @@
+"""The page and its figures: complete without a network, and in a real browser sortable, filterable, without errors."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+
+import pytest
+
+from hydrabench.reporting import build_leaderboard
+from hydrabench.reporting.commands import command_of
+from hydrabench.reporting.figures import FIGURES, figures
+from hydrabench.reporting.page import html_page
+from hydrabench.reporting.weights import Material
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+# What a reader does, one step after the other; each says what is to be seen then.
+READER = """
+<script>
+const networks = () => [...document.querySelectorAll("tr.network")].filter((row) => !row.hidden);
+const rows = () => networks().map((row) => row.cells[0].textContent.trim());
+const found = { first: rows() };
+const heads = [...document.querySelectorAll("#board thead tr:last-child th")];
+const head = (name) => heads.find((one) => one.textContent.trim() === name);
+head("PGD-50 L∞ 8/255").querySelector("button").click();
+found.falling = rows();
+head("PGD-50 L∞ 8/255").querySelector("button").click();
+found.rising = rows();
+head("PGD-50 L∞ 8/255").querySelector("button").click();
+found.back = rows();
+const filter = document.getElementById("filter");
+filter.value = "sparse 0.1"; filter.dispatchEvent(new Event("input"));
+found.filtered = rows();
+found.said = document.getElementById("shown").textContent;
+filter.value = ""; filter.dispatchEvent(new Event("input"));
+const box = document.querySelector("#choose input"); box.click();
+found.hidden = heads[1].hidden;
+document.querySelector("button.cell[data-column='1']").click();
+found.dialog = document.getElementById("about").open && document.getElementById("about").textContent;
+document.getElementById("about").close();
+found.compared = document.getElementById("list").textContent;
+found.squares = document.querySelectorAll("#grid i").length;
+document.getElementById("only").click();
+found.changed = document.querySelectorAll("#grid i").length;
+const before = getComputedStyle(document.body).backgroundColor;
+document.getElementById("theme").click();
+found.dark = before !== getComputedStyle(document.body).backgroundColor;
+document.title = JSON.stringify(found);
+</script>
+"""
+
+
+@pytest.fixture(scope="module")
+def board(tmp_path_factory, write_run):
+    folder = tmp_path_factory.mktemp("page")
+    runs = []
+    for name, fails in (("dense", [7]), ("sparse-a", [1, 2, 3, 7]), ("sparse-b", [1, 2])):
+        runs += [
+            write_run(folder / name / "pgd", "pgd", name=name, fails=fails, wrong=[8]),
+            write_run(folder / name / "ibp", "ibp", name=name, fails=[*fails, 4], wrong=[8]),
+            write_run(folder / name / "smoothing", "smoothing", name=name, fails=fails),
+        ]
+    return build_leaderboard(runs)
+
+
+@pytest.fixture(scope="module")
+def page(board):
+    return html_page(board, figures(board, Material()))
+
+
+def test_the_page_needs_nothing_but_itself(page):
+    """Only links that a reader clicks point elsewhere: to the files of figures beside it."""
+    linked = re.findall(r'(?:src|href)="([^"#][^"]*)"', page)
+    assert {link.split(",")[0].split("/")[0] for link in linked} <= {"data:image", "data:", "figures"}
+    assert not re.search(r"@import|url\(|https?://(?!www\.w3\.org)", re.sub(r'src="data:[^"]*"', "", page))
+    assert len(page) < 3e6
+
+
+def test_every_number_of_the_leaderboard_is_on_the_page_with_its_count(board, page):
+    assert page.count('class="cell"') == sum(len(row.cells) for row in board.rows)
+    assert 'title="8 of 10 images, 95 % interval [49.0, 94.3]">80.0 <small>' in page
+
+
+def test_names_cannot_break_the_page(tmp_path, write_run):
+    name = "</script><b>&amp;\"'"
+    found = html_page(build_leaderboard([write_run(tmp_path / "a", "pgd", name=name)]))
+    assert "<b>" not in found
+    told = json.loads(re.search(r'id="data">(.*?)</script>', found, re.DOTALL)[1])
+    assert told["rows"][0]["label"] == name
+
+
+def test_figures_come_with_their_numbers_and_are_the_same_each_time(board):
+    found = {one.name: one for one in figures(board, Material())}
+    assert list(found) == ["sandwich", "certified", "margins"]
+    assert set(found) < set(FIGURES)
+    curve = found["certified"].data
+    assert curve.groupby("network")["value"].first().to_dict() == {"dense": 0.9, "sparse-a": 0.6, "sparse-b": 0.8}
+    assert found["sandwich"].data[["verified", "open", "broken", "wrong"]].sum(axis=1).eq(10).all()
+    files = found["sandwich"].files()
+    assert [data[:4] for data in files.values()] == [b"netw", b"\x89PNG", b"%PDF"]
+    again = next(one for one in figures(board, Material()) if one.name == "sandwich")
+    assert again.files() == files
+    assert again.svg() == found["sandwich"].svg()
+
+
+def test_an_envelope_over_noise_levels_is_called_one(tmp_path, write_run):
+    runs = [write_run(tmp_path / f"{s}", "smoothing", sigma=s, radius=s, fails=range(int(4 * s))) for s in (0.25, 1.0)]
+    (curve,) = (one.data for one in figures(build_leaderboard(runs), Material()) if one.name == "certified")
+    envelope = curve[curve["network"] == "dense, envelope over σ"].set_index("radius")["value"]
+    assert envelope.loc[0.0] == 0.9  # of σ = 0.25, which one image fails
+    assert envelope.iloc[-1] == 0.6  # of σ = 1
+    assert envelope.is_monotonic_decreasing
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs chromium")
+def test_a_reader_sorts_filters_hides_asks_and_compares(page, tmp_path):
+    path = tmp_path / "page.html"
+    path.write_text(page.replace("</body>", READER + "</body>"))
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0", "--dump-dom"]
+    done = subprocess.run([BROWSER, *options, path.as_uri()], capture_output=True, text=True, timeout=240, check=True)
+    assert "CONSOLE" not in done.stderr
+    title = re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)[1]
+    found = json.loads(title.replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">"))
+    assert found["first"] == found["back"] == ["dense", "sparse-b", "sparse-a"]
+    assert found["falling"] == ["dense", "sparse-b", "sparse-a"]
+    assert found["rising"] == ["sparse-a", "sparse-b", "dense"]
+    assert (found["filtered"], found["said"]) == (["sparse-b", "sparse-a"], "2 of 3 networks")
+    assert found["hidden"]
+    assert "pgd-50@1" in found["dialog"]
+    assert "hydrabench attack --ckpt dense --attack pgd --norm linf --epsilon 8/255" in found["dialog"]
+    assert (found["squares"], found["changed"]) == (10, 0)
+    assert found["compared"] == "Only dense: none. Only sparse-b: none."
+    assert found["dark"]
+
+
+def test_a_command_says_what_differs_from_the_defaults(tmp_path, write_run):
+    asked = {"pgd": {"steps": 7, "losses": ["margin"]}, "smoothing": {"samples": 1000, "mode": "adaptive"}, "ibp": {}}
+    board = build_leaderboard([write_run(tmp_path / kind, kind, **more) for kind, more in asked.items()])
+    told = {one.kind: shlex.split(command_of(one)) for one in board.evaluations}
+    assert told["pgd"][:8] == ["hydrabench", "attack", "--ckpt", "dense", "--attack", "pgd", "--norm", "linf"]
+    assert told["pgd"][told["pgd"].index("--steps") + 1] == "7"
+    assert "--restarts" not in told["pgd"]
+    assert "margin" in " ".join(told["pgd"])
+    assert "--mode adaptive" in " ".join(told["smoothing"])
+    assert "--samples 1000" in " ".join(told["smoothing"])
+    assert told["ibp"][-2:] == ["-n", "10"]
+    ibp = next(one for one in board.evaluations if one.kind == "ibp")
+    assert command_of(ibp, 3).endswith("--index 3")
