@@ -12,7 +12,7 @@ import pytest
 import hydrabench as hb
 
 SIGNATURES = {
-    "load": "ref, *, arch=None, dataset=None, density=None, normalization=None",
+    "load": "ref, *, arch=None, dataset=None, density=None, normalization=None, model=None",
     "attack": (
         "network, data=None, attack='pgd', epsilon=None, *, n=None, out=None, resume=False, device='auto', "
         "precision='float32', name=None, data_dir=None, download=False, **settings"
@@ -41,7 +41,7 @@ SIGNATURES = {
 CLASSES = {
     "Run": {"path", "header", "summary", "records"},
     "TrainingRun": {"path", "header", "summary", "epochs", "network"},
-    "Report": {"leaderboard", "table", "to_markdown"},
+    "Report": {"leaderboard", "numbers", "significance", "table", "to_html", "to_latex", "to_markdown"},
     "Gate": {"verdict", "outcome", "passed", "table", "changes", "refused", "to_markdown", "to_junit"},
 }
 OTHERS = {"HydrabenchError", "bounds", "masking"}

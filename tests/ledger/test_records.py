@@ -11,8 +11,13 @@ import pytest
 from hydrabench.errors import LedgerError
 from hydrabench.evaluators import EVALUATORS
 from hydrabench.ledger import (
+    CORRUPTIONS,
     AttackRecord,
+    CorruptionRecord,
+    CurveRecord,
+    ExactRecord,
     ReuseRecord,
+    SmoothAttackRecord,
     SmoothedRecord,
     VerifiedRecord,
     fingerprint,
@@ -47,13 +52,29 @@ CHILD = ReuseRecord(
     3, SHA, 1, 1, 0.1, selected=1, count=90, samples=100, p_lower=0.8, radius=RADIUS, abstain=False, mode="reused",
     counts=[8, 90], looks=[[100, 2]], parent_p_lower=0.85, lost=2, disagreements=2, certificate="reused",
 )  # fmt: skip
+FMN = {"kind": "fmn", "epsilon": "8/255"}
+FAR = CurveRecord(3, SHA, 5, 5, 0.1, robust=True, broken_by=None, step=None, margin=0.2, distance=0.05)
+CORRUPTED = CorruptionRecord(3, SHA, 5, 5, 0.1, right={name: [True] * 5 for name in CORRUPTIONS})
+NOISY = {"kind": "smoothed", "draws": 10}
+OUTVOTED = SmoothAttackRecord(3, SHA, 1, 1, 0.1, robust=False, broken_by="smooth-pgd", votes=[8, 2])
+EXACT = {"kind": "exact"}
+DECIDED = ExactRecord(3, SHA, 5, 5, 0.1, verified=True, lower=0.2, verdict="verified", subproblems=3)
+MISTAKEN = ExactRecord(3, SHA, 5, 4, 0.1, verified=False, lower=-0.2, verdict="broken", found_by="clean", adversarial=4)
 SOUND = [
+    (FAR, FMN), (CORRUPTED, {"kind": "corruptions"}), (OUTVOTED, NOISY), (DECIDED, EXACT), (MISTAKEN, EXACT),
     (ROBUST, PGD), (BROKEN, PGD), (WRONG, PGD), (VERIFIED, IBP), (OPEN, IBP), (PROVED, CASCADE), (CERTIFIED, COHEN),
     (ABSTAINED, COHEN), (PREDICTED, {**COHEN, "mode": "predict"}), (CHILD, REUSED),
 ]  # fmt: skip
 
 # (record, settings, what is written into it, what is said)
 EDITS = [
+    (FAR, FMN, {"distance": 0.01}, "says robust True with distance 0.01 at the radius"),
+    (FAR, FMN, {"distance": 0}, "has distance 0.0, but predicts 5 for label 5"),
+    (CORRUPTED, {"kind": "corruptions"}, {"right": {}}, "names the corruptions"),
+    (OUTVOTED, NOISY, {"votes": [2, 8]}, "is not robust, but class 1 has the most votes"),
+    (OUTVOTED, NOISY, {"votes": [8, 3]}, "has 11 votes, the run 10 draws"),
+    (DECIDED, EXACT, {"verdict": "unknown"}, "says verified True, but has verdict unknown"),
+    (MISTAKEN, EXACT, {"adversarial": 5}, "found by clean, with class 5 for label 5"),
     (BROKEN, PGD, {"robust": True}, "says robust True, broken_by 'pgd-ce', step 7, which does not fit"),
     (WRONG, PGD, {"robust": True, "broken_by": None, "step": None, "margin": 0.1}, "is robust, which needs a right"),
     (ROBUST, PGD, {"prediction": 4}, "is robust, which needs a right prediction, but predicts 4 for label 5"),

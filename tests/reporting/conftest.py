@@ -13,7 +13,21 @@ import pytest
 
 from hydrabench.evaluators import EVALUATORS, ReuseSettings
 from hydrabench.files import sha256_of
-from hydrabench.ledger import AttackRecord, Record, ReuseRecord, RunFolder, SmoothedRecord, VerifiedRecord, open_run
+from hydrabench.ledger import (
+    CORRUPTIONS,
+    SEVERITIES,
+    AttackRecord,
+    CorruptionRecord,
+    CurveRecord,
+    ExactRecord,
+    Record,
+    ReuseRecord,
+    RunFolder,
+    SmoothAttackRecord,
+    SmoothedRecord,
+    VerifiedRecord,
+    open_run,
+)
 from hydrabench.reporting import summarize
 
 N = 10
@@ -23,7 +37,9 @@ def settings_of(kind: str, **changes: Any) -> dict[str, Any]:
     base: dict[str, Any] = {"kind": kind}
     if kind == "smoothing":
         base |= {"sigma": 0.25, "n0": 100, "samples": 100_000, "alpha": 0.001, "radii": [0.25, 0.5], "seed": 0}
-    elif kind != "clean":
+    elif kind == "smoothed":
+        base |= {"norm": "l2", "epsilon": "0.5", "sigma": 0.25, "alpha": 0.001}
+    elif kind not in ("clean", "corruptions"):
         base |= {"norm": "linf", "epsilon": "8/255"}
     if kind == "pgd":
         base |= {"steps": 50, "restarts": 1, "losses": ["ce", "margin"], "seed": 0}
@@ -55,25 +71,46 @@ def record_of(asked: dict[str, Any], index: int, *, right: bool, holds: bool, ra
     kind = asked["kind"]
     prediction = index % 3 if right else (index + 1) % 3
     base = (index, sha_of(index), index % 3, prediction, 0.01)
-    if kind in ("ibp", "symbolic", "crown-ibp", "crown", "alpha-crown", "cascade"):
-        return VerifiedRecord(*base, verified=holds, lower=0.1 if holds else -0.1)
     if kind == "smoothing":
-        abstain = radius == 0
-        base = (*base[:3], -1 if abstain else prediction, 0.01)
-        p_lower = 0.4 if abstain else NormalDist(0, asked["sigma"]).cdf(radius)
-        votes: dict[str, Any] = {"selected": prediction, "count": 9, "samples": 10, "mode": asked.get("mode", "cohen")}
-        certificate: dict[str, Any] = {"p_lower": p_lower, "radius": radius, "abstain": abstain}
-        if asked.get("mode") == "reused":
-            return ReuseRecord(*base, **votes, **certificate, certificate="direct")
-        return SmoothedRecord(*base, **votes, **certificate)
-    robust = holds and right
-    return AttackRecord(
-        *base,
-        robust=robust,
-        broken_by=None if robust else "ce" if right else "clean",
-        step=None if robust else 3,
-        margin=0.1 if robust else -0.1,
-    )
+        return smoothed_record(asked, base, radius)
+    if kind == "corruptions":
+        return CorruptionRecord(*base, right={name: [holds] * len(SEVERITIES) for name in CORRUPTIONS})
+    if EVALUATORS[kind].claims == "lower":
+        return verified_record(kind, base, holds)
+    return attack_record(asked, base, holds and right)
+
+
+def smoothed_record(asked: dict[str, Any], base: tuple[Any, ...], radius: float) -> Record:
+    abstain = radius == 0
+    prediction = base[3]
+    base = (*base[:3], -1 if abstain else prediction, 0.01)
+    p_lower = 0.4 if abstain else NormalDist(0, asked["sigma"]).cdf(radius)
+    votes: dict[str, Any] = {"selected": prediction, "count": 9, "samples": 10, "mode": asked.get("mode", "cohen")}
+    certificate: dict[str, Any] = {"p_lower": p_lower, "radius": radius, "abstain": abstain}
+    if asked.get("mode") == "reused":
+        return ReuseRecord(*base, **votes, **certificate, certificate="direct")
+    return SmoothedRecord(*base, **votes, **certificate)
+
+
+def verified_record(kind: str, base: tuple[Any, ...], holds: bool) -> Record:
+    said: dict[str, Any] = {"verified": holds, "lower": 0.1 if holds else -0.1}
+    if kind != "exact":
+        return VerifiedRecord(*base, **said)
+    if base[2] != base[3]:
+        return ExactRecord(*base, **said, verdict="broken", found_by="clean", adversarial=base[3])
+    return ExactRecord(*base, **said, verdict="verified" if holds else "unknown")
+
+
+def attack_record(asked: dict[str, Any], base: tuple[Any, ...], robust: bool) -> Record:
+    kind, label, right = asked["kind"], base[2], base[2] == base[3]
+    broken_by = None if robust else "ce" if right else "clean"
+    if kind == "smoothed":
+        winner, draws = label if robust else (label + 1) % 3, EVALUATORS[kind].read(asked).draws
+        return SmoothAttackRecord(*base, robust, broken_by, [draws if one == winner else 0 for one in range(3)])
+    said: dict[str, Any] = {"broken_by": broken_by, "step": None if robust else 3, "margin": 0.1 if robust else -0.1}
+    if kind == "fmn":
+        return CurveRecord(*base, robust=robust, distance=0.1 if robust else 0.01 if right else 0.0, **said)
+    return AttackRecord(*base, robust=robust, **said)
 
 
 def write_run(

@@ -34,7 +34,7 @@ def test_a_complete_run_is_read_with_its_records_in_order(tmp_path, write_run, k
     (found,) = read_evaluations([read_run(run.path)])
     assert [record["index"] for record in found.records] == list(range(10))
     assert (found.kind, found.images.n, found.checkpoint.name) == (kind, 10, "dense")
-    assert (found.threat is None) == (kind in ("clean", "smoothing"))
+    assert (found.threat is None) == (kind in ("clean", "corruptions", "smoothing"))
 
 
 def test_training_runs_are_passed_over(tmp_path, write_run):
@@ -132,7 +132,7 @@ def test_the_same_index_of_another_split_is_another_image(tmp_path, write_run, s
         (lambda header: header.pop("precision"), "precision: is required"),
         (
             lambda header: header["settings"].update(kind="fgsm"),
-            "settings.kind is 'fgsm', this version reads alpha-crown, autoattack",
+            "settings.kind is 'fgsm', this version reads alpha-crown, apgd, autoattack",
         ),
         (lambda header: header["settings"].pop("epsilon"), "settings.epsilon: is required"),
         (lambda header: header["settings"].update(epsilon="8"), "write 8/255"),
