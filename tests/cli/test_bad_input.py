@@ -256,7 +256,6 @@ def test_a_checkpoint_of_another_architecture_or_data_set_than_the_recipe_is_ref
         (("--device", "gpu"), r"device 'gpu' is not available here; choose cpu, cuda or cuda:N"),
         (("--device", "cuda:99"), r"device 'cuda:99' is not available here"),
         (("--device", "meta"), r"device 'meta' is not available here"),
-        (("--precision", "float16"), r"unknown precision 'float16'; did you mean 'bfloat16'\?"),
         (("--data-dir", "nowhere"), r"data folder 'nowhere' does not exist; correct --data-dir or HYDRABENCH_DATA"),
     ],
 )  # fmt: skip
@@ -267,10 +266,27 @@ def test_options_that_attack_and_certify_share_are_checked(refused, dense, optio
 
 
 @pytest.mark.parametrize(
+    ("command", "option", "value", "allowed"),
+    [
+        ("attack", "--precision", "float16", "'float32', 'float64', 'bfloat16'"),
+        ("attack", "--norm", "lx", "'linf', 'l2', 'l1'"),
+        ("certify", "--precision", "float16", "'float32', 'float64', 'bfloat16'"),
+        ("certify", "--engine", "lirpa", "'hydrabench', 'auto_lirpa'"),
+        ("certify", "--slopes", "some", "'output', 'all'"),
+        ("certify", "--mode", "fast", "'cohen', 'curtailed', 'adaptive', 'betting', 'predict'"),
+        ("certify", "--rigor", "exact", "'standard', 'sound', 'deployed', 'discrete'"),
+    ],
+)
+def test_a_value_that_is_none_of_a_closed_list_is_a_usage_error(hydrabench, dense, command, option, value, allowed):
+    result = hydrabench(command, "--ckpt", dense, "--out", "run", option, value)
+    assert result.exit_code == 2
+    assert f"Invalid value for '{option}': '{value}' is not one of {allowed}." in result.output
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         (("attack", "--attack", "pdg"), r"'pdg'; did you mean 'pgd'\? choose one of: apgd, autoattack, clean"),
-        (("attack", "--norm", "l1"), r"pgd: norm: .*'linf' or 'l2'.*'l1'"),
         (
             ("attack", "--norm", "l2"),
             r"names no radius in this norm that it was trained for; add --epsilon",
@@ -294,7 +310,6 @@ def test_options_that_attack_and_certify_share_are_checked(refused, dense, optio
             r"crown: .*rigor: sound is for ibp and crown-ibp in linf, .*; got crown in linf, by hydrabench; change",
         ),
         (("certify", "--method", "ibp", "--rigor", "discrete"), r"ibp: rigor: .*'sound' or 'deployed'.*'discrete'"),
-        (("certify", "--method", "ibp", "--engine", "lirpa"), r"ibp: engine: .*'hydrabench' or 'auto_lirpa'.*'lirpa'"),
         (
             ("certify", "--method", "ibp", "--time-limit", "3"),
             r"--time-limit is for --method cascade, alpha-crown, exact; with ibp",
@@ -333,7 +348,6 @@ def test_options_that_attack_and_certify_share_are_checked(refused, dense, optio
             r"--engine is for --method ibp, crown-ibp, crown, alpha-crown; with symbolic leave it out",
         ),
         (("certify", "--method", "alpha-crown", "--iterations", "0"), r"iterations: input should be greater than 0"),
-        (("certify", "--method", "alpha-crown", "--slopes", "some"), r"slopes: .*'output' or 'all'.*'some'"),
         (("certify", "--vnnlib-timeout", "10"), r"--vnnlib-timeout says something about .* --export-vnnlib; give that"),
         (("certify", "--export-vnnlib", "v", "--vnnlib-timeout", "-1"), r"seconds above 0, got -1"),
         (("certify", "--method", "smoothing", "--export-vnnlib", "v"), r"smoothing-cohen@2 bounds none"),
@@ -352,11 +366,6 @@ def test_options_that_attack_and_certify_share_are_checked(refused, dense, optio
         (("certify", "--method", "smoothing", "--sigma", "-1"), r"sigma: input should be greater than 0 \(got '-1'\)"),
         (("certify", "--method", "smoothing", "--alpha", "1"), r"alpha: input should be less than 1 \(got 1\.0\)"),
         (("certify", "--method", "smoothing", "--radii", "0,far"), r"radii\.1: .*valid number.*'far'"),
-        (
-            ("certify", "--method", "smoothing", "--mode", "fast"),
-            r"mode: input should be 'cohen', 'curtailed', .*'fast'",
-        ),
-        (("certify", "--method", "smoothing", "--rigor", "exact"), r"rigor: input should be 'standard' or 'discrete'"),
         (("certify", "--method", "smoothing", "--sigma", "0.1,x"), r"sigma: .*valid number.*'x'"),
         (("certify", "--method", "smoothing", "--label-aware"), r"label_aware needs mode curtailed, adaptive, betting"),
         (

@@ -255,7 +255,7 @@ OTHERS = {
     ("zoo", "export", "dense.safetensors", "--format", "dense", "--out", "/dev/null/x.safetensors"): r"/dev/null",
     ("zoo", "export", "dense.safetensors", "--format", "dense", "--out", LONG + ".safetensors"): r"file name too long",
     ("zoo", "export", "dense.safetensors", "--format", "state-dict", "--out", "/proc/x.pt"): r"/proc",
-    ("zoo", "export", "dense.safetensors", "--format", "dense", "--out", "runs"): r"'runs' is a directory",
+    ("zoo", "export", "dense.safetensors", "--format", "dense", "--out", "runs"): r"runs exists already",
     ("pipeline", "--config", "recipe.yml", "--dry-run", "--device", "gpu"): r"gpu",
     ("pipeline", "--config", "recipe.yml", "--out", LONG): r"file name too long",
     ("pipeline", "--config", "recipe.yml", "--out", "/dev/null/run"): r"/dev/null",

@@ -35,8 +35,11 @@ def test_a_table_is_written_and_comes_back_beside_the_run_it_was_made_from(here,
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (("--import", "robust", "x"), 1, "unknown import 'robust'; choose one of: cohen"),
-        (("--import", "cohen", "x"), 1, "error: --import x: name: is required"),
+        (
+            ("--import", "robust", "x"),
+            1,
+            "unknown import 'robust'; did you mean 'robustbench'?",
+        ),
         (("--import", "cohen", "x,name=a,dataset=digits,sigma=0.25"), 1, "error: x cannot be read as a table"),
         ((), 2, "Missing argument 'RUNS...'"),
     ],
