@@ -22,7 +22,7 @@ PAGES = sorted(
     [*(ROOT / "docs").glob("*.md"), ROOT / "configs" / "README.md", ROOT / "examples" / "extend" / "README.md"]
     + [path for name in ("README", "CHANGELOG", "CONTRIBUTING") if (path := ROOT / f"{name}.md").exists()]
 )
-COMMAND = re.compile(r"^\s*(?:- run: |srun )?(?:torchrun .*?-m )?(hydrabench (?!\().*)$", re.M)
+COMMAND = re.compile(r"^\s*(?:\$ |- run: |srun )?(?:torchrun .*?-m )?(hydrabench (?!\().*)$", re.M)
 INLINE = re.compile(r"`((?:torchrun [^`]*?-m )?hydrabench [a-z][^`]*)`")
 
 
@@ -132,3 +132,9 @@ def test_the_site_shows_every_page_once_and_the_reference_names_what_exists():
     assert len(named) > 20
     for module, name in named:
         assert getattr(importlib.import_module(module), name).__doc__, name
+
+
+def test_the_version_is_the_same_everywhere():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert str(citation["version"]) == hydrabench.__version__
+    assert f"## {hydrabench.__version__}" in (ROOT / "CHANGELOG.md").read_text()
