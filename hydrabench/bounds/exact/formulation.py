@@ -7,6 +7,10 @@ so that f is linear from each to the next, is written with shares t_i in [0, 1] 
     t_i >= d_i >= t_(i+1)    with d_i in {0, 1}: a piece begins only where the one before it ends.
 
 Its relaxation, d_i in [0, 1], is the convex hull of f; for ReLU these are the big-M constraints with M from l and u.
+The maximum y of entries z_i in [l_i, u_i] is one of them, that with d_i = 1:
+
+    sum_i d_i = 1,    z_i <= y <= z_i + (1 - d_i) (max_(j != i) u_j - l_i).
+
 Source: Tjeng et al. (2019), arXiv:1711.07356, section 4; Vielma (2015), SIAM Review 57(1), section 4, for the shares.
 """
 
@@ -25,6 +29,7 @@ from torch import Tensor
 from hydrabench.bounds.exact.root import Root
 from hydrabench.bounds.program.activations import PiecewiseLinear
 from hydrabench.bounds.program.operations import Elementwise, Linear
+from hydrabench.bounds.program.pooling import MaxPool
 from hydrabench.bounds.program.program import Node
 from hydrabench.bounds.program.relu import Relu
 from hydrabench.errors import UnsupportedLayerError
@@ -40,10 +45,11 @@ def require_piecewise_linear(nodes: Sequence[Node]) -> None:
     Raises: UnsupportedLayerError naming the first one.
     """
     for node in nodes:
-        if not isinstance(node.operation, Linear | Relu | PiecewiseLinear):
+        if not isinstance(node.operation, Linear | Relu | PiecewiseLinear | MaxPool):
             raise UnsupportedLayerError(
-                f"engine milp has no exact formulation for {type(node.operation).__name__}: it takes linear operations "
-                "and piecewise linear activations (ReLU, LeakyReLU, hardtanh, abs); choose --engine branch-and-bound"
+                f"engine milp has no exact formulation for {type(node.operation).__name__}: it takes linear "
+                "operations, piecewise linear activations (ReLU, LeakyReLU, hardtanh, abs) and max pooling; "
+                "choose --engine branch-and-bound"
             )
 
 
@@ -138,10 +144,13 @@ def formulation_of(root: Root, image: int, systems: dict[int, LinearSystem]) -> 
         found.values.append(result)
         if isinstance(node.operation, Linear):
             _write_linear(found, systems[number], node.inputs, result)
+            continue
+        (source,) = node.inputs
+        corners = root.places.corners(root.lower[image : image + 1], root.upper[image : image + 1], node)
+        if isinstance(node.operation, MaxPool):
+            _write_maxima(found, _windows(node.operation, *corners), found.values[source], result)
         else:
             assert isinstance(node.operation, Elementwise), "refused before"
-            (source,) = node.inputs
-            corners = root.places.corners(root.lower[image : image + 1], root.upper[image : image + 1], node)
             _write_pieces(found, _breakpoints(node.operation, *corners), found.values[source], result)
     return found
 
@@ -194,6 +203,41 @@ def _breakpoints(operation: Elementwise, lower: Tensor, upper: Tensor) -> tuple[
     points = [lower, *(torch.minimum(torch.maximum(knot, lower), upper) for knot in knots), upper]
     places, heights = ([*_flat(part)] for part in (points, [operation.apply(point) for point in points]))
     return np.stack(places), np.stack(heights)
+
+
+def _write_maxima(found: Formulation, windows: tuple[Numbers, Floats, Floats], taken: Numbers, result: Numbers) -> None:
+    """Append the maxima of windows. An entry that can never be the largest is left out, a window with one left is it.
+
+    Args: windows: the entries of each, and their lower and upper ends, (windows, entries); padding ends at -inf.
+    """
+    members, low, high = windows
+    floor = low.max(1, keepdims=True)
+    able = ((high > floor) | (np.arange(low.shape[1]) == low.argmax(1)[:, None])) & (low > -np.inf)
+    high = np.where(able, high, -np.inf)
+    contested = able.sum(1) > 1
+    window, entry = able.nonzero()
+    others = np.where(np.arange(high.shape[1]) == entry[:, None], -np.inf, high[window])
+    is_choice = contested[window]
+    rest = others.max(1, initial=-np.inf)
+    most = np.where(is_choice, rest - low[window, entry], 0.0)  # how far y can lie above the entry
+    rows, columns = found.constrain(np.zeros(len(window)), np.full(len(window), np.inf)), taken[members[window, entry]]
+    above = found.constrain(np.full(len(window), -np.inf), most)
+    for some in (rows, above):
+        found.put(some, result[window], 1.0)
+        found.put(some, columns, -1.0)
+    count = int(is_choice.sum())
+    choice = found.variables(np.zeros(count), np.ones(count), integral=True)
+    found.put(above[is_choice], choice, most[is_choice])
+    one = found.constrain(np.ones(int(contested.sum())), np.ones(int(contested.sum())))
+    found.put(one[(np.cumsum(contested) - 1)[window[is_choice]]], choice, 1.0)
+
+
+def _windows(operation: MaxPool, lower: Tensor, upper: Tensor) -> tuple[Numbers, Floats, Floats]:
+    """Return for each entry of the result which entries of the flattened value it is the maximum of, and their ends."""
+    numbers = torch.arange(lower.numel(), device=lower.device, dtype=torch.float64).view_as(lower)
+    parts = (operation.windows(part)[0].transpose(1, 2).flatten(0, 1).cpu().numpy() for part in (numbers, lower, upper))
+    members, low, high = parts
+    return np.where(low > -np.inf, members, 0).astype(np.int64), low, high
 
 
 def _flat(parts: Sequence[Tensor]) -> Iterator[Floats]:
