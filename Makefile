@@ -7,7 +7,7 @@ DEMO := reports/demo
 # Sleeping instead of spinning threads; see hydrabench/process.py.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo test test-all bench lint zoo clean
+.PHONY: install demo test test-all bench docs lint zoo reports clean
 
 install: $(STAMP)
 
@@ -38,8 +38,15 @@ test-all: lint
 bench: $(STAMP)
 	for study in benchmarks/*.py; do echo "== $$study"; $(BIN)/python $$study || exit 1; done
 
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	$(BIN)/mkdocs build --strict
+
 zoo: $(STAMP)
 	$(BIN)/python tools/make_zoo.py
 
+reports: $(STAMP)
+	$(BIN)/python tools/make_reports.py
+
 clean:
-	rm -rf $(VENV) runs $(DEMO) build dist *.egg-info
+	rm -rf $(VENV) runs $(DEMO) site build dist *.egg-info

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, fields
 from itertools import pairwise
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from hydrabench.errors import LedgerError
-from hydrabench.ledger.folder import RunFolder
+from hydrabench.documents import read_text
+from hydrabench.errors import ConfigError, LedgerError
+from hydrabench.ledger.folder import LEDGER_BYTES, RunFolder
 from hydrabench.ledger.records import Record
 
 RUN_AGAIN = "run the same command again into a new --out"
@@ -31,15 +33,19 @@ def fingerprint(identities: Iterable[tuple[str, int]]) -> str:
     return digest.hexdigest()
 
 
+def _reader(kind: type[Record]) -> TypeAdapter[Record]:
+    if kind not in _READERS:
+        _READERS[kind] = TypeAdapter(kind)
+    return _READERS[kind]
+
+
 def parse_record(values: Mapping[str, Any], kind: type[Record]) -> Record:
     """Turn one line of a ledger into a record of class `kind`, going by its fields and their types alone.
 
     Raises: ValueError with all that is wrong with it, as a sentence whose subject is the record.
     """
-    if kind not in _READERS:
-        _READERS[kind] = TypeAdapter(kind)
     try:
-        return _READERS[kind].validate_json(json.dumps(values))
+        return _reader(kind).validate_json(json.dumps(values))
     except ValidationError as error:
         raise ValueError("; ".join(map(_sentence, error.errors()))) from error
 
@@ -80,7 +86,8 @@ def whole_ledger(run: RunFolder, chosen: Sequence[int], kind: type[Record]) -> t
     """
     if not run.records_path.is_file():
         raise LedgerError(f"{run.path} holds no records.jsonl; {RUN_AGAIN}")
-    records = sorted(run.records(), key=lambda record: record["index"])
+    checked = _all_checked(run, kind)
+    records = sorted(run.records() if checked is None else checked, key=lambda record: record["index"])
     indices = [record["index"] for record in records]
     if len(chosen) > MOST_LACKING + len(records):  # too many to name those that are missing
         raise LedgerError(f"{run.path} holds {len(records)} records but selects {len(chosen)} images; {RUN_AGAIN}")
@@ -91,12 +98,34 @@ def whole_ledger(run: RunFolder, chosen: Sequence[int], kind: type[Record]) -> t
             raise LedgerError(f"{run.path} {problem} {name_images(images)}, of {len(chosen)} images; {RUN_AGAIN}")
     if len(records) != len(chosen):
         raise LedgerError(f"{run.path} holds {len(records)} records but selects {len(chosen)} images; {RUN_AGAIN}")
-    for record in records:
+    for record in records if checked is None else ():
         check_record(run, record, kind)
     known = run.header.get("dataset", {}).get("fingerprint")
     if known is not None and known != fingerprint((record["input_sha"], record["label"]) for record in records):
         raise LedgerError(f"{run.path}: its records are about other images than its run.json says; {RUN_AGAIN}")
     return tuple(records)
+
+
+def _all_checked(run: RunFolder, kind: type[Record]) -> list[dict[str, Any]] | None:
+    """Read a ledger of which every line has every field once, and nothing is wrong with any record; else None.
+
+    It says the same as reading and checking line by line, in a third of the time, but not what is wrong.
+    """
+    count = len(fields(kind))
+    optional = [f'"{one.name}": ' for one in fields(kind) if (one.default, one.default_factory) != (MISSING, MISSING)]
+    reader, settings = _reader(kind), run.header["settings"]
+    found = []
+    try:
+        for line in read_text(run.records_path, LEDGER_BYTES).splitlines():
+            if line.count('": ') != count or any(name not in line for name in optional):
+                return None
+            record = reader.validate_json(line)
+            if any(record.problems(settings)):
+                return None
+            found.append(vars(record))
+    except (OSError, ConfigError, ValidationError):
+        return None
+    return found
 
 
 def name_images(indices: Sequence[int], limit: int = 10) -> str:

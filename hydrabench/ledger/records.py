@@ -20,6 +20,9 @@ VOTES_TOLERANCE = 1e-3  # fraction of the draws whose votes rounding may turn, a
 FEWEST_VOTES = 2
 
 
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
 @dataclass(frozen=True)
 class Record:
     """What every evaluator says about one image.
@@ -50,7 +53,7 @@ class Record:
         for name, least in lowest.items():
             if getattr(self, name) < least:
                 yield f"has {name} {getattr(self, name)}, which is at least {least}"
-        if not re.fullmatch(r"[0-9a-f]{64}", self.input_sha):
+        if not SHA256.fullmatch(self.input_sha):
             yield f"has input_sha {self.input_sha[:20]!r}, which is no SHA-256 in hexadecimal"
 
     def differences(self, again: Record) -> Iterator[str]:

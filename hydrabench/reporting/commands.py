@@ -18,7 +18,7 @@ NEVER = ("kind", "version", "mode")
 def command_of(evaluation: Evaluation, index: int | None = None) -> str:
     """Return the command of a run: "hydrabench attack --ckpt digits-trades --attack pgd --epsilon 8/255 -n 500".
 
-    Args: index: of the one image that is to be judged, instead of all.
+    Args: index: of an image that is to be judged, instead of all.
     Returns: "" for what was imported from another tool's file.
     """
     if evaluation.precision == IMPORTED:
@@ -26,7 +26,7 @@ def command_of(evaluation: Evaluation, index: int | None = None) -> str:
     evaluator = evaluation.evaluator
     words = ["hydrabench", evaluator.command, "--ckpt", evaluation.checkpoint.name]
     words += [CHOICES[evaluator.command], evaluation.kind, *_settings(evaluation)]
-    words += _images(evaluation) if index is None else ["--index", str(index)]
+    words += _images(evaluation, index)
     words += ["--precision", evaluation.precision] if evaluation.precision != "float32" else []
     return shlex.join(words)
 
@@ -61,7 +61,10 @@ def _defaults(evaluation: Evaluation) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
 
-def _images(evaluation: Evaluation) -> list[str]:
+def _images(evaluation: Evaluation, index: int | None) -> list[str]:
+    """Return the options that choose the images; `attack` cannot judge one alone, but those up to it."""
+    if index is not None:
+        return ["--index", str(index)] if evaluation.evaluator.command == "certify" else ["-n", str(index + 1)]
     indices = evaluation.fields["index"].tolist()
     name = selection_name(indices)
     if name.startswith("1 in ") and indices[0] == 0:

@@ -146,7 +146,7 @@ def margins(canvas: Any, data: pd.DataFrame) -> None:
     axes = canvas.subplots()
     _lines(axes, data, ["network"], "margin", "fraction")
     axes.axvline(0, color="black", linewidth=0.8)
-    low, high = data["margin"].quantile([0.01, 0.99])
+    low, high = data["margin"].quantile([0.05, 0.99])
     axes.set(xlabel="margin", ylabel="fraction of images below", ylim=(0, 1), xlim=(float(low), float(high)))
 
 

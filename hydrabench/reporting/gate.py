@@ -3,16 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
 from hydrabench.errors import GateError
+from hydrabench.files import json_text
 from hydrabench.ledger import name_images
+from hydrabench.reporting.commands import command_of
 from hydrabench.reporting.evaluations import Evaluation
 from hydrabench.threat import Threat
 
 # A misclassified clean image is broken by the perturbation 0, which every ball of every norm contains;
 # "l2" because `Threat.contains` finds an L2 ball inside L∞ balls too.
 UNPERTURBED = Threat("l2", Fraction(0))
+
+
+@dataclass(frozen=True, eq=False)
+class Contradiction:
+    """Images that `verifier` calls verified and `other` calls `how`: misclassified, or broken at a threat."""
+
+    verifier: Evaluation
+    other: Evaluation
+    images: tuple[int, ...]
+    how: str
+
+    def __str__(self) -> str:
+        verifier, other = self.verifier, self.other
+        return (
+            f"checkpoint {verifier.checkpoint.name} (sha256 {verifier.checkpoint.sha256[:8]}), "
+            f"{len(self.images)} of {verifier.images.n} images verified at {verifier.threat} in {verifier.path} "
+            f"({verifier.protocol}) but {self.how} in {other.path} ({other.protocol}): {name_images(self.images)}"
+        )
+
+    def reproducer(self) -> dict[str, str]:
+        """Return files that say what contradicts what on the first image, and the two commands that show it again."""
+        index = self.images[0]
+        told = {"verified": self.verifier, "contradicted": self.other}
+        about = self.verifier.checkpoint
+        records = {name: next(r for r in one.records if r["index"] == index) for name, one in told.items()}
+        contents = {
+            "checkpoint": {"name": about.name, "sha256": about.sha256},
+            "dataset": {"name": self.verifier.images.name, "split": self.verifier.images.split, "index": index},
+            "threat": str(self.verifier.threat),
+            "how": self.how,
+            "runs": {name: {"path": str(one.path), "protocol": one.protocol} for name, one in told.items()},
+            "records": records,
+            "images": list(self.images),
+        }
+        commands = [command_of(one, index) for one in told.values()]
+        return {"contradiction.json": json_text(contents), "reproduce.sh": "\n".join(["#!/bin/sh", *commands, ""])}
+
+
+class ContradictionError(GateError):
+    """Ledgers contradict each other. contradictions: all of them."""
+
+    def __init__(self, message: str, contradictions: tuple[Contradiction, ...]) -> None:
+        super().__init__(message)
+        self.contradictions = contradictions
 
 
 def refuse_contradictions(evaluations: Sequence[Evaluation]) -> None:
@@ -24,18 +71,19 @@ def refuse_contradictions(evaluations: Sequence[Evaluation]) -> None:
     image at any radius. Smoothing certificates are left out: they speak about the smoothed classifier, and an attack
     on the network it is made from proves nothing about it.
 
-    Raises: GateError naming the checkpoint, both runs, and the images: the first 10 and how many.
+    Raises: ContradictionError naming the checkpoint, both runs, and the images: the first 10 and how many.
     """
-    groups = [text for verifier in evaluations for text in _contradictions(verifier, evaluations)]
-    if groups:
-        raise GateError(
-            f"ledgers contradict each other: {'; '.join(groups)}; one of the two is wrong, so no report is made: "
-            "evaluate that checkpoint again, and report the bug if it stays"
+    found = [one for verifier in evaluations for one in _contradictions(verifier, evaluations)]
+    if found:
+        raise ContradictionError(
+            f"ledgers contradict each other: {'; '.join(map(str, found))}; one of the two is wrong, so no report is "
+            "made: evaluate that checkpoint again, and report the bug if it stays",
+            tuple(found),
         )
 
 
-def _contradictions(verifier: Evaluation, evaluations: Sequence[Evaluation]) -> Iterator[str]:
-    """Say which images of `verifier` each of the evaluations contradicts; every image once."""
+def _contradictions(verifier: Evaluation, evaluations: Sequence[Evaluation]) -> Iterator[Contradiction]:
+    """Yield what each of the evaluations contradicts of `verifier`; every image once."""
     threat = verifier.threat
     if verifier.evaluator.claims != "lower" or threat is None:
         return
@@ -49,11 +97,7 @@ def _contradictions(verifier: Evaluation, evaluations: Sequence[Evaluation]) -> 
             found = sorted(open_images & images) if breaks is not None and threat.contains(breaks) else []
             open_images -= set(found)
             if found:
-                yield (
-                    f"checkpoint {verifier.checkpoint.name} (sha256 {verifier.checkpoint.sha256[:8]}), "
-                    f"{len(found)} of {verifier.images.n} images verified at {threat} in {verifier.path} "
-                    f"({verifier.protocol}) but {how} in {other.path} ({other.protocol}): {name_images(found)}"
-                )
+                yield Contradiction(verifier, other, tuple(found), how)
 
 
 def _about_the_same(verifier: Evaluation, evaluations: Sequence[Evaluation]) -> list[Evaluation]:

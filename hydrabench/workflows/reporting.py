@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
+
 from hydrabench.checkpoints import read_manifest
-from hydrabench.errors import LedgerError, lookup
+from hydrabench.errors import GateError, HydrabenchError, LedgerError, lookup
 from hydrabench.files import json_text, shipped, write_together
 from hydrabench.ledger import RunFolder, read_run, writing
 from hydrabench.reporting import (
@@ -24,6 +27,7 @@ from hydrabench.reporting import (
 )
 from hydrabench.reporting.cells import Meeting
 from hydrabench.reporting.evaluations import COMMANDS, Evaluation
+from hydrabench.reporting.gate import Contradiction, ContradictionError
 from hydrabench.reporting.weights import Material
 from hydrabench.workflows.progress import say
 
@@ -35,6 +39,7 @@ _FILES: dict[str, tuple[str, Callable[[Leaderboard], str | bytes]]] = {
     "parquet": ("records.parquet", parquet),
 }
 REPORT_FORMATS = ("md", "csv", "json", "latex", "html")  # what is written unless something else is asked for
+CONTRADICTION = "contradiction"  # folder inside the report's that shows a contradiction again
 HTML, PAGE, FOLDER = "html", "index.html", "figures"  # a format of a page, and of a folder of figures beside it
 # Formats of one file for each run that they know, by its path below the folder of the report.
 _FILES_OF_RUNS: dict[str, Callable[[Sequence[Evaluation]], dict[str, str]]] = {
@@ -53,7 +58,7 @@ def write_report(
     sort: str = "",
     group_by: str = "density",
 ) -> Leaderboard:
-    """Make the leaderboard of the runs in `paths` and write it to `out`; nothing is written if it is refused.
+    """Make the leaderboard of the runs in `paths` and write it to `out`; no report is written if it is refused.
 
     Args:
         paths: run folders, or folders with run folders anywhere below; training runs are skipped.
@@ -64,7 +69,7 @@ def write_report(
     Raises:
         ConfigError: unknown format, or an import that is not described.
         LedgerError: a path holds no run, a ledger cannot be used, or `out` is a run folder or a file.
-        GateError: an image is verified in one ledger and broken in another.
+        GateError: an image is verified in one ledger and broken in another; OUT/contradiction then shows it again.
     """
     for name in formats:
         lookup("report format", {**_FILES, **_FILES_OF_RUNS, HTML: None}, name)
@@ -81,12 +86,40 @@ def write_report(
             say(f"--import {kind} {text}: {len(one.evaluations)} tables; skipped: {reasons}")
     evaluations = [evaluation for one in imported for evaluation in one.evaluations]
     external = [row for one in imported for row in one.rows]
-    board = build_leaderboard(runs, evaluations, n=n, external=external, sort=sort, group_by=group_by)
+    try:
+        board = build_leaderboard(runs, evaluations, n=n, external=external, sort=sort, group_by=group_by)
+    except ContradictionError as error:
+        folder = _write_reproducer(out / CONTRADICTION, error.contradictions[0])
+        raise GateError(f"{error}; what shows it again is in {folder}") from error
     rendered = _contents(board, runs, formats)
     with writing(out):
         write_together(out, rendered)
         _remove_old_figures(out, rendered)
     return board
+
+
+def _write_reproducer(folder: Path, found: Contradiction) -> Path:
+    """Write what shows a contradiction again: records and commands, and the image if its data set is at hand."""
+    with writing(folder):
+        write_together(folder, {**found.reproducer(), **_image(found)})
+    return folder
+
+
+def _image(found: Contradiction) -> dict[str, bytes]:
+    """Return the image as an array of numpy, [0, 1], if the data set is at hand and its pixels are those judged."""
+    from hydrabench.data import load_block, load_images  # noqa: PLC0415  (needs torch, which a report does not)
+
+    images, index = found.verifier.images, found.images[0]
+    try:
+        block = load_block(load_images(images.name, images.split), 0, (index,))
+    except HydrabenchError:
+        return {}
+    known = found.verifier.fields["input_sha"][found.verifier.fields["index"] == index]
+    if block.shas[0] not in known.tolist():
+        return {}
+    buffer = BytesIO()
+    np.save(buffer, block.images[0].numpy())
+    return {"image.npy": buffer.getvalue()}
 
 
 def _contents(board: Leaderboard, runs: Sequence[RunFolder], formats: Sequence[str]) -> dict[str, str | bytes]:

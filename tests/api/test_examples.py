@@ -1,4 +1,4 @@
-"""The scripts under examples/ and the lines of the README, run on few images."""
+"""The scripts under examples/ and the Python lines of docs/own-network.md, run on few images."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def test_the_table_of_a_paper_goes_on_with_more_images(capsys, tmp_path):
     assert (tmp_path / "report" / "leaderboard.md").is_file()
 
 
-def test_the_lines_of_the_readme_run(tmp_path, monkeypatch):
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    assert len([line for line in code.splitlines() if line]) == 10
+def test_the_lines_of_the_page_on_your_own_network_run(tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "own-network.md").read_text(), re.S)
+    assert len([line for line in code.splitlines() if line]) == 11
     monkeypatch.chdir(tmp_path)
     found: dict = {}
     exec(code, found)

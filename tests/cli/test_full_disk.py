@@ -15,7 +15,7 @@ import pytest
 from hydrabench.files import PENDING, SCRATCH, write_together
 from hydrabench.ledger import writing
 
-REPORT = {"leaderboard.md", "leaderboard.csv", "summary.json", "leaderboard.tex"}
+REPORT = {"leaderboard.md", "leaderboard.csv", "summary.json", "leaderboard.tex", "index.html", "figures"}
 ATTACK = ("attack", "--attack", "clean", "--ckpt", "digits-trades-95", "-n", 120)
 
 

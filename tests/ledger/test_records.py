@@ -156,6 +156,32 @@ def test_the_records_must_be_about_the_images_of_the_run(tmp_path):
         whole_ledger(others, range(3), AttackRecord)
 
 
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda line: line.replace('"label": 5', '"label": 5, "label": 5'), "'label' stands twice"),
+        (lambda line: line.replace('"seconds": 0.', '"seconds": 1e999, "later": 0.'), "is too large"),
+        (lambda line: line[:-2], "is not readable as JSON"),
+    ],
+)
+def test_a_line_that_says_something_twice_or_not_at_all_is_named(tmp_path, edit, said):
+    run = ledger(tmp_path, THREE)
+    lines = run.records_path.read_text().splitlines()
+    lines[1] = edit(lines[1])
+    run.records_path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(LedgerError) as caught:
+        whole_ledger(run, range(3), AttackRecord)
+    assert "line 2" in str(caught.value)
+    assert said in str(caught.value)
+
+
+def test_a_ledger_from_before_a_field_is_read_as_it_is(tmp_path):
+    old = {key: value for key, value in asdict(VERIFIED).items() if key not in ("method", "rechecked")}
+    run = ledger(tmp_path, [])
+    run.records_path.write_text("".join(json.dumps({**old, "index": index}) + "\n" for index in range(3)))
+    assert whole_ledger(run, range(3), VerifiedRecord) == tuple({**old, "index": index} for index in range(3))
+
+
 # The same record made again --------------------------------------------------------------------
 
 

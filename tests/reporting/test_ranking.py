@@ -8,8 +8,9 @@ import pytest
 
 from hydrabench.errors import ConfigError
 from hydrabench.reporting import build_leaderboard, markdown, summary_json
+from hydrabench.reporting.columns import GROUPS
 from hydrabench.reporting.paired import cochran_table, pairs, seeds, significance, twins
-from hydrabench.reporting.ranking import rank_text
+from hydrabench.reporting.ranking import PREFERRED, rank_text
 
 FORTY = {"dataset": {"name": "digits", "split": "test", "n": 40}}
 
@@ -69,6 +70,10 @@ def test_a_row_without_the_score_has_no_rank_and_stands_last(tmp_path, write_run
     runs = [write_run(tmp_path / name, "pgd", name=name) for name in ("b", "c")]
     found = build_leaderboard([*runs, write_run(tmp_path / "a", "ibp", name="a")])
     assert [(row.label, row.rank) for row in found.rows] == [("b", (1, 2)), ("c", (1, 2)), ("a", None)]
+
+
+def test_every_group_of_columns_may_rank():
+    assert set(PREFERRED) == set(GROUPS.values()) - {"open"}
 
 
 def test_ranks_are_short():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -138,9 +139,21 @@ def refused(error, match, paths, out, formats=REPORT_FORMATS):
     assert (contents(out) if out.is_dir() else None) == before
 
 
-def test_a_contradiction_writes_nothing(runs, tmp_path):
+def test_a_contradiction_writes_only_what_shows_it_again(runs, tmp_path):
     write_run(runs / "wrong", "crown-ibp", holds=(True, True, True))
-    refused(GateError, r"checkpoint tiny .* image 2;", [runs], tmp_path / "out")
+    with pytest.raises(GateError, match=r"checkpoint tiny .* image 2; .*what shows it again is in .*/contradiction"):
+        write_report([runs], tmp_path / "out", REPORT_FORMATS)
+    (folder,) = (tmp_path / "out").iterdir()
+    assert sorted(contents(folder)) == ["contradiction.json", "reproduce.sh"]  # no such pixels are in digits
+    told = json.loads((folder / "contradiction.json").read_text())
+    assert (told["dataset"]["index"], told["how"]) == (2, "broken at L∞ 0.1")
+    assert told["checkpoint"] == {"name": "tiny", "sha256": "ab" * 32}
+    assert told["records"]["verified"]["verified"]
+    assert not told["records"]["contradicted"]["robust"]
+    assert (folder / "reproduce.sh").read_text().splitlines()[1:] == [
+        "hydrabench certify --ckpt tiny --method crown-ibp --norm linf --epsilon 0.1 --index 2",
+        "hydrabench attack --ckpt tiny --attack pgd --norm linf --epsilon 0.1 -n 3",
+    ]
 
 
 def test_a_refused_report_leaves_the_earlier_one_alone(runs, tmp_path):

@@ -64,6 +64,12 @@ class Root:
         return found
 
     @cached_property
+    def owners(self) -> list[int]:
+        """The image of each function, as numbers: reading them one by one from a GPU would take long."""
+        owners: list[int] = self.image.tolist()
+        return owners
+
+    @cached_property
     def free(self) -> list[Tensor]:
         """The places of each image where lines are not exact on the whole ball."""
         return [mask.nonzero().squeeze(1) for mask in self.undecided(self.lower, self.upper)]

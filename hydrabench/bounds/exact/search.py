@@ -41,7 +41,7 @@ LATER = Steps(iterations=20)
 
 @dataclass(frozen=True)
 class Limits:
-    """When to give an image up. subproblems: >= 1, that are bounded. seconds: of processor time, or None."""
+    """When to give an image up. subproblems: >= 1, that are bounded. seconds: its share of the time, or None."""
 
     subproblems: int = 100_000
     seconds: float | None = None
@@ -64,9 +64,14 @@ class Decision:
 def decide(problem: Problem, limits: Limits, confirm: Confirm) -> list[Decision]:
     """Decide for each image of a problem whether all its functions are positive on the whole ball.
 
+    The functions may be anything linear in the last value of the problem's program, and the ball anything with its
+    methods: of a VNN-LIB property, each output constraint is a function.
+
     Args:
         problem: in float64, its radius rounded up.
         confirm: whether points with a function that is not positive are adversarial examples.
+    Returns: for each image; subproblems are those of all its functions.
+    Source: arXiv:2103.06624, section 3.3.
     """
     with torch.no_grad():
         return _Search(root_of(problem), limits, confirm).run()
@@ -142,7 +147,7 @@ class _Search:
             self._tree(each).seconds += share
 
     def _tree(self, subproblem: Subproblem) -> _Tree:
-        return self.trees[int(self.root.image[subproblem.task])]
+        return self.trees[self.root.owners[subproblem.task]]
 
     def _begin(self) -> None:
         empty = (np.zeros(0, np.int32), np.zeros(0, np.int8), np.zeros(0), np.zeros(0))
@@ -186,7 +191,7 @@ class _Search:
         for row, each in enumerate(batch):
             if each.slopes is not None:
                 given = torch.from_numpy(each.slopes).to(found)
-                found[row, :, self.root.free[int(self.root.image[each.task])]] = given
+                found[row, :, self.root.free[self.root.owners[each.task]]] = given
         return found
 
     def _bound(self, batch: Sequence[Subproblem], steps: Steps) -> None:
@@ -197,18 +202,19 @@ class _Search:
         scores = CutScores(walk)
         lower, rows = walk.rounded(scores.observe)
         lower = torch.maximum(lower.nan_to_num(nan=-torch.inf), known)
+        bounds: list[float] = lower.tolist()
         candidates, cuts = (part.cpu().numpy() for part in scores.candidates(rows))
-        slopes, multipliers = walk.dense().float(), walk.constraints.multipliers.detach().cpu().numpy()
+        slopes, multipliers = walk.dense().float().cpu(), walk.constraints.multipliers.detach().cpu().numpy()
         for row, each in enumerate(batch):
             tree = self._tree(each)
-            bound = float(lower[row])
-            free = self.root.free[int(self.root.image[each.task])]
+            bound = bounds[row]
+            free = self.root.free[self.root.owners[each.task]]
             tree.add(
                 replace(
                     each,
                     lower=bound,
                     multipliers=multipliers[row, : len(each.places)],
-                    slopes=None if bound > 0 else slopes[row][:, free].cpu().numpy(),
+                    slopes=None if bound > 0 else slopes[row][:, free.cpu()].numpy(),
                     candidates=candidates[row][candidates[row] >= 0].astype(np.int32),
                     cuts=cuts[row][candidates[row] >= 0],
                     serial=tree.serial,
