@@ -15,6 +15,7 @@ import yaml
 import hydrabench
 import hydrabench.recipes
 from hydrabench.cli import main
+from hydrabench.cli.evaluators import require_options, settings_of
 from hydrabench.evaluators import EVALUATORS
 
 ROOT = Path(hydrabench.__file__).parents[1]
@@ -76,8 +77,12 @@ def test_pages_have_commands():
 def test_every_command_parses_and_names_what_exists(page, line):
     options = parsed(line).params
     if "--plugin" not in line:
-        for option in ("attack", "method"):
-            assert options.get(option) in (None, *EVALUATORS), page
+        for choice in ("attack", "method"):
+            kind = options.get(choice)
+            assert kind in (None, *EVALUATORS), page
+            if kind is not None:
+                require_options(choice, kind, options)
+                settings_of(kind, dict(options))
     recipe = options.get("config")
     if recipe and not recipe.endswith(".yml") and not recipe.isupper():
         assert (ROOT / "configs" / f"{recipe}.yml").is_file()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hydrabench.attacks import ExactBall
 from hydrabench.bounds import Prepared, prepared
-from hydrabench.bounds.exact import Decision, Limits, decide, pose_as_stored
+from hydrabench.bounds.exact import Decision, Limits, decide, decide_by_milp, pose_as_stored
 from hydrabench.bounds.specification import Problem, pose
 from hydrabench.data.images import Block
 from hydrabench.evaluators.attacking import rows_of
@@ -34,9 +34,10 @@ def evaluate_exact(
     """Decide for each image whether an adversarial example lies in its ball.
 
     A misclassified image is broken as it is. The others are bounded by a cascade (that of the settings if they are of
-    one that ends with exact), then attacked from random starts,
-    then decided by `bounds.exact.decide`. An adversarial example counts if its float32 pixels lie in the exact ball and
-    the network as it is, in the precision of the run, gives it another class. Verdicts hold whatever the block.
+    one that ends with exact), then attacked from random starts, then decided by `bounds.exact.decide`, or by
+    mixed-integer programming if the settings say so. An adversarial example counts if its float32 pixels lie in the
+    exact ball and the network as it is, in the precision of the run, gives it another class. Verdicts hold whatever the
+    block.
 
     Args:
         network: classifier in eval mode, on the device and in the precision of `block.images`. Prepare it if there
@@ -128,7 +129,8 @@ def _decided(
     problem = posed(network, x, y, radius, settings.norm)
     numbers = torch.tensor(rows, device=y.device)
     limits = Limits(settings.max_subproblems, settings.time_limit)
-    return decide(problem, limits, lambda image, points: replay.check(numbers[image], points, "branch-and-bound"))
+    engine, solve = ("milp", decide_by_milp) if settings.engine == "milp" else ("branch-and-bound", decide)
+    return solve(problem, limits, lambda image, points: replay.check(numbers[image], points, engine))
 
 
 def _pose(network: Prepared, x: Tensor, y: Tensor, radius: float, norm: Norm) -> Problem:

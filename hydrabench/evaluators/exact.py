@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -50,8 +50,9 @@ class ExactSettings(EvaluationSettings):
     """Branch and bound until every image is verified, broken, or at its limit.
 
     max_subproblems: that are bounded for an image. time_limit: seconds for an image, None for no limit; with it, a run
-    cannot be reproduced. rigor: "standard" decides in float64; "sound" speaks of the network as it is stored, in exact
-    arithmetic. seed: of the attack that comes before.
+    cannot be reproduced. engine: "milp" is mixed-integer programming instead, whose nodes count as subproblems; its
+    verdicts rest on HiGHS's floating point. rigor: "standard" decides in float64; "sound" speaks of the network as it
+    is stored, in exact arithmetic. seed: of the attack that comes before.
     """
 
     model_config = ConfigDict(allow_inf_nan=False)
@@ -60,16 +61,26 @@ class ExactSettings(EvaluationSettings):
     epsilon: Radius
     max_subproblems: PositiveInt = SUBPROBLEMS
     time_limit: PositiveFloat | None = None
+    engine: Literal["branch-and-bound", "milp"] = "branch-and-bound"
     rigor: Literal["standard", "sound"] = "standard"
     seed: NonNegativeInt = 0
+    added: ClassVar[tuple[str, ...]] = ("engine",)
+
+    def conflicts(self) -> Iterator[str]:
+        """Yield what mixed-integer programming cannot do."""
+        if self.engine == "milp" and self.norm != "linf":
+            yield f"engine: milp takes linf balls, got {self.norm}; leave the engine at branch-and-bound"
+        if self.engine == "milp" and self.rigor != "standard":
+            yield f"engine: milp rests on floating point, got rigor {self.rigor}; leave the engine at branch-and-bound"
 
     @property
     def protocol(self) -> str:
-        """`exact@1` is 20,000 subproblems for an image, standard rigor, seed 0; whatever differs is spelt out."""
+        """`exact@1` is branch and bound, 20,000 subproblems, standard rigor, seed 0; whatever differs is spelt out."""
         limit = unless(SUBPROBLEMS, "n", self.max_subproblems)
         limit += "" if self.time_limit is None else f"-t{self.time_limit:g}"
+        engine = "" if self.engine == "branch-and-bound" else f"-{self.engine}"
         rigor = "" if self.rigor == "standard" else f"-{self.rigor}"
-        return f"exact{limit}{rigor}{unless(0, 's', self.seed)}@1"
+        return f"exact{limit}{engine}{rigor}{unless(0, 's', self.seed)}@1"
 
 
 def evaluate(network: Any, block: Block, settings: ExactSettings | VerifiedSettings) -> Sequence[ExactRecord]:
@@ -86,10 +97,15 @@ def _prepare(network: nn.Module, settings: ExactSettings, _computing: Computing)
     return Ready(lambda block: evaluate(read, block, settings))
 
 
-def _require(network: nn.Module, _settings: ExactSettings) -> None:
+def _require(network: nn.Module, settings: ExactSettings) -> None:
+    """Raise for a layer without a rule, or without one in the settings' engine."""
     from hydrabench.bounds import program_of, read
 
-    read(program_of(network))
+    nodes = read(program_of(network))
+    if settings.engine == "milp":
+        from hydrabench.bounds.exact.formulation import require_piecewise_linear
+
+        require_piecewise_linear(nodes)
 
 
 def exact_metrics(lines: Sequence[Line], settings: Any) -> dict[str, Metric]:
@@ -111,7 +127,8 @@ EXACT = Evaluator(
     command="certify",
     heading="exact",
     meaning=lambda settings: (
-        "every margin proved positive in the whole ball by branch and bound"
+        "every margin proved positive in the whole ball by "
+        + ("mixed-integer programming in floating point" if settings.engine == "milp" else "branch and bound")
         + (", rounded outwards, so that it holds in exact arithmetic" if settings.rigor == "sound" else "")
     ),
     passes=None,
@@ -120,6 +137,12 @@ EXACT = Evaluator(
         NORM,
         MAX_SUBPROBLEMS,
         TIME_LIMIT,
+        Option(
+            "engine",
+            "exact: branch-and-bound, or milp: mixed-integer programming, for small networks in L∞.",
+            heading="exact",
+            default="branch-and-bound",
+        ),
         Option("rigor", "standard or sound.", heading="exact", default="standard"),
         SEED,
     ),

@@ -18,7 +18,7 @@ from hydrabench.evaluators.reuse_settings import ReuseSettings
 from hydrabench.evaluators.smoothed import certify_image
 from hydrabench.evaluators.smoothing_settings import SmoothingSettings
 from hydrabench.ledger import ABSTAIN, ReuseRecord
-from hydrabench.smoothing import RULES, Draws, Plan, Routine, Sampling, are_grey_levels, collect, radius_of, slack
+from hydrabench.smoothing import Draws, Plan, Routine, Sampling, are_grey_levels, collect, radius_of, rule_again, slack
 from hydrabench.smoothing.reuse import LostVotes, parent_bound, shares
 
 Known = Mapping[str, Any]  # one line of the parent's ledger
@@ -92,7 +92,7 @@ def _sampling(block: Block, settings: ReuseSettings, sampling: Sampling) -> Samp
     """The noise of the settings. Raises: DataError if it is integer and an image is not an 8-bit image."""
     if settings.rigor == "discrete" and not are_grey_levels(block.images):
         raise DataError("integer noise needs 8-bit images, of whose pixels 255 times is whole; reuse a standard run")
-    return replace(sampling, source=replace(sampling.source, rigor=settings.rigor, version=settings.version))
+    return replace(sampling, source=replace(sampling.source, rigor=settings.rigor, version=settings.streams))
 
 
 def _about(block: Block, row: int) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def _about(block: Block, row: int) -> dict[str, Any]:
 def _abstention(settings: ReuseSettings, known: Known, about: Mapping[str, Any]) -> ReuseRecord:
     """Return a record that abstains, with the class and the bound of the parent's record."""
     split = shares(settings.alpha, direct=settings.direct)
-    rule = RULES[settings.parent_mode](Plan(settings.samples, split.parent, settings.sigma, ()))
+    rule = rule_again(settings.parent_mode, settings.version)(Plan(settings.samples, split.parent, settings.sigma, ()))
     looks = [] if known.get("skipped") else known.get("looks") or [[known["samples"], known["count"]]]
     return ReuseRecord(
         **about,

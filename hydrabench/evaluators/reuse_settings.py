@@ -30,6 +30,8 @@ class ReuseSettings(SmoothingSettings):
         """Yield what does not go together."""
         if not self.radii:
             yield "reuse stops when the radii are settled; give at least one"
+        if self.version > 2 and self.parent_mode != "adaptive":
+            yield f"a parent of mode {self.parent_mode} has no version {self.version}; versions are 1 and 2"
         if self.reuse_samples > self.samples:
             yield (
                 f"reuse_samples {self.reuse_samples} exceeds the parent's {self.samples} draws, where nothing is left "

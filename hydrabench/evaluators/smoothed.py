@@ -17,7 +17,6 @@ from hydrabench.evaluators.clean import require_eval_mode
 from hydrabench.evaluators.smoothing_settings import SmoothingSettings
 from hydrabench.ledger import ABSTAIN, SmoothedRecord
 from hydrabench.smoothing import (
-    RULES,
     Draws,
     Plan,
     Routine,
@@ -27,6 +26,7 @@ from hydrabench.smoothing import (
     collect,
     prediction_p_value,
     radius_of,
+    rule_of,
     slack,
 )
 
@@ -52,7 +52,7 @@ def evaluate_smoothed(
     require_eval_mode(network)
     started = perf_counter()
     sampling = sampling or Sampling()
-    sampling = replace(sampling, source=replace(sampling.source, rigor=settings.rigor, version=settings.version))
+    sampling = replace(sampling, source=replace(sampling.source, rigor=settings.rigor, version=settings.streams))
     if settings.rigor == "discrete" and not are_grey_levels(block.images):
         raise DataError("integer noise needs 8-bit images, of whose pixels 255 times is whole; use --rigor standard")
     about = [
@@ -73,7 +73,8 @@ def evaluate_smoothed(
 def rule_for(settings: SmoothingSettings, coordinates: int) -> Rule:
     """The stopping rule of the settings, for images of so many coordinates (C * H * W)."""
     lost = slack(settings.sigma, coordinates) if settings.rigor == "discrete" else 0.0
-    return RULES[settings.mode](Plan(settings.samples, settings.alpha, settings.sigma, settings.radii, lost))
+    plan = Plan(settings.samples, settings.alpha, settings.sigma, settings.radii, lost)
+    return rule_of(settings.mode, settings.version)(plan)
 
 
 def certify_image(settings: SmoothingSettings, coordinates: int, about: Mapping[str, Any]) -> Routine[SmoothedRecord]:

@@ -33,8 +33,7 @@ _CERTIFIED = "right and certified at L2 radius r by randomized smoothing"
 MEANINGS = {
     "cohen": f"{_CERTIFIED} (Cohen et al. 2019), without abstaining",
     "curtailed": f"{_CERTIFIED} as smoothing-cohen would be with all draws, which stop once that verdict is settled",
-    "adaptive": f"{_CERTIFIED}, by Clopper–Pearson bounds at fixed looks that share α; draws stop once each radius is "
-    "certified or given up",
+    "adaptive": f"{_CERTIFIED}, at fixed looks that share α; draws stop once each radius is certified or given up",
     "betting": f"{_CERTIFIED}, by a betting confidence sequence; draws stop once each radius is certified or given up",
     "reused": f"{_CERTIFIED}, derived from the certificate of a parent network and the votes lost since (incremental "
     "smoothing, arXiv:2305.19521); α covers both",
@@ -64,7 +63,7 @@ SMOOTHING_OPTIONS = (
     ),
     Option("n0", "Selection samples.", "int", "Smoothing", default="100"),
     Option("samples", "Most estimation samples.", "int", "Smoothing", default="100000"),
-    Option("alpha", "Failure probability of each certificate.", "float", "Smoothing", default="0.001"),
+    Option("alpha", "Failure probability for an image, all radii at once.", "float", "Smoothing", default="0.001"),
     Option("radii", "L2 radii, e.g. 0,0.25,0.5, or auto.", "list", "Smoothing", default="0,0.25,0.5,0.75"),
     SEED,
     Option("rigor", "Smoothing: standard, or discrete: integer noise, sound in floating point.", default="standard"),
@@ -190,7 +189,8 @@ def _notes(columns: Sequence[tuple[Any, int]]) -> list[str]:
         n = max(images for settings, images in columns if settings.alpha == alpha)
         found.append(
             f"Each smoothing certificate fails with probability at most α = {alpha:g}, image by image: among {n:,} "
-            f"image{'s' * (n > 1)} at most {alpha * n:g} are expected to be wrong. It speaks about the smoothed "
+            f"image{'s' * (n > 1)} at most {alpha * n:g} are expected to be wrong. α covers all radii of one run, "
+            "but not a choice made afterwards, such as the best sigma of several. It speaks about the smoothed "
             "classifier, not about the network that is attacked and verified in the other columns."
         )
     if any(settings.mode in STOPS_EARLY for settings, _ in columns):

@@ -15,6 +15,7 @@ from pydantic import (
     PositiveInt,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 from hydrabench.config.fields import Length, Noise
@@ -32,8 +33,8 @@ class SmoothingSettings(EvaluationSettings):
 
     mode: when to stop drawing, see `smoothing.sequential`; "predict" predicts with abstention and certifies no
     radius. rigor: "discrete" draws integer noise, see `smoothing.discrete`. label_aware: stop after the selection
-    if it picked another class than the label, for which no radius counts. version: of the protocol; how random streams
-    are seeded, see `runtime.stream`.
+    if it picked another class than the label, for which no radius counts. version: of the protocol; 1 seeds random
+    streams in another way, see `runtime.stream`; 3 is mode adaptive with exact boundaries, see `smoothing.rules`.
     """
 
     kind: Literal["smoothing"] = "smoothing"
@@ -46,10 +47,18 @@ class SmoothingSettings(EvaluationSettings):
     seed: NonNegativeInt = 0
     rigor: Literal["standard", "discrete"] = "standard"
     label_aware: bool = False
-    version: Literal[1, 2] = 2
+    version: Literal[1, 2, 3] = 2
 
     model_config = ConfigDict(allow_inf_nan=False)
     added: ClassVar[tuple[str, ...]] = ("mode", "rigor", "label_aware")
+
+    @model_validator(mode="before")
+    @classmethod
+    def newest(cls, values: Any) -> Any:
+        """Give mode adaptive its newest version, unless a ledger says which one it had."""
+        if isinstance(values, dict) and values.get("mode") == "adaptive":
+            return {"version": 3, **values}
+        return values
 
     @field_validator("radii", mode="before")
     @classmethod
@@ -74,8 +83,15 @@ class SmoothingSettings(EvaluationSettings):
         """Yield what the mode cannot use."""
         if self.mode in SEQUENTIAL and not self.radii:
             yield f"mode {self.mode} stops when the radii are settled; give at least one, or `radii: auto`"
+        if self.version > 2 and self.mode != "adaptive":
+            yield f"mode {self.mode} has no version {self.version}; versions are 1 and 2"
         if self.label_aware and self.mode not in SEQUENTIAL:
             yield f"label_aware needs mode {', '.join(SEQUENTIAL)}; mode {self.mode} draws all its samples"
+
+    @property
+    def streams(self) -> int:
+        """The version of random streams, see `runtime.stream`."""
+        return min(self.version, 2)
 
     @property
     def protocol(self) -> str:
@@ -93,10 +109,10 @@ class SmoothingSettings(EvaluationSettings):
 def largest_radius(*, mode: Mode, sigma: float, samples: int, alpha: float) -> float:
     """The largest radius that `samples` draws certify, all of which agree; pixel units, 0 if none.
 
-    Clopper-Pearson gives the probability alpha^(1/N); at the last of several looks with half of alpha; betting
+    Clopper-Pearson and the exact boundaries give the probability alpha^(1/N), betting
     (alpha B(N + 1/2, 1/2) / pi)^(1/N).
     """
-    level = math.log(alpha / 2 if mode == "adaptive" and samples > 200 else alpha)
+    level = math.log(alpha)
     if mode == "betting":
         level += math.lgamma(samples + 0.5) + math.lgamma(0.5) - math.lgamma(samples + 1) - math.log(math.pi)
     p_lower = math.exp(level / samples)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from hydrabench.ledger.records import Record, VerifiedRecord
 
 VERDICTS = ("verified", "broken", "unknown")
-FOUND_BY = ("clean", "pgd", "branch-and-bound")
+FOUND_BY = ("clean", "pgd", "branch-and-bound", "milp")
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class ExactRecord(VerifiedRecord):
     """Whether an image is `verified`, `broken` by an adversarial example, or `unknown` when the search had to stop.
 
     lower: of the margin over the whole ball; of a broken image what was known when it broke. subproblems: that were
-    bounded. found_by: what found the adversarial example: the image itself, an attack, or branch and bound.
+    bounded. found_by: what found the adversarial example: the image itself, an attack, or the engine.
     adversarial: its class. counterexample: its pixels, float32 in little-endian order, in base64; None where it is the
     image itself.
     """

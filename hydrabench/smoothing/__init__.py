@@ -4,8 +4,9 @@ from hydrabench.smoothing.confidence import certified_radius, clopper_pearson_lo
 from hydrabench.smoothing.discrete import slack
 from hydrabench.smoothing.noise import CHUNK, NoiseSource, are_grey_levels
 from hydrabench.smoothing.reuse import LostVotes, parent_bound, shares
+from hydrabench.smoothing.rules import RULES, rule_again, rule_of
 from hydrabench.smoothing.sampling import Draws, Routine, Sampling, class_counts, collect
-from hydrabench.smoothing.sequential import RULES, Plan, Rule
+from hydrabench.smoothing.sequential import Plan, Rule
 
 __all__ = [
     "CHUNK",
@@ -25,6 +26,8 @@ __all__ = [
     "parent_bound",
     "prediction_p_value",
     "radius_of",
+    "rule_again",
+    "rule_of",
     "shares",
     "slack",
 ]

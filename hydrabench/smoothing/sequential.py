@@ -12,7 +12,6 @@ all radii at once (field survey, section 3.3):
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -150,6 +149,7 @@ class Curtailed:
 class GroupSequential:
     """Clopper-Pearson bounds at looks of doubling size that share alpha: half for the last, the rest evenly.
 
+    For the lost votes of `reuse`, and for mode adaptive of versions 1 and 2; `boundaries` has that of version 3.
     The probability that any look's bound exceeds the truth is at most the sum of their alphas, so the
     largest bound so far may be kept, and draws of earlier looks stay in. A radius is given up when an
     upper bound says that it is out of reach, with 1e-4 for all looks together; that only lowers claims.
@@ -224,7 +224,7 @@ class Betting:
         if n == self.plan.samples:
             return Verdict(best, None)
         upper = betting_upper(count, n, alpha=GIVE_UP)
-        return Verdict(best, _unless_settled(self.plan, best, upper, self.looks[self.looks.index(n) + 1]))
+        return Verdict(best, _unless_settled(self.plan, best, upper, next(size for size in self.looks if size > n)))
 
     def bound(self, n: int, count: int) -> float:
         """The lower end of the confidence sequence after `n` draws."""
@@ -239,11 +239,3 @@ def _unless_settled(plan: Plan, p_lower: float, p_upper: float, following: int) 
     """The next look, or None if every radius that `p_upper` leaves within reach is certified by `p_lower`."""
     reachable = len(plan.radii) if p_upper >= 1 else plan.certified(p_upper)
     return None if plan.certified(p_lower) >= reachable else following
-
-
-RULES: dict[str, Callable[[Plan], Rule]] = {
-    "cohen": FixedSize,
-    "curtailed": Curtailed,
-    "adaptive": GroupSequential,
-    "betting": Betting,
-}

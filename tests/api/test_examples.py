@@ -49,7 +49,7 @@ def test_the_table_of_a_paper_goes_on_with_more_images(capsys, tmp_path):
 
 def test_the_lines_of_the_page_on_your_own_network_run(tmp_path, monkeypatch):
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "own-network.md").read_text(), re.S)
-    assert len([line for line in code.splitlines() if line]) == 10
+    assert len([line for line in code.splitlines() if line]) == 11
     monkeypatch.chdir(tmp_path)
     found: dict = {}
     exec(code, found)

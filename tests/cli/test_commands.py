@@ -209,8 +209,8 @@ FEW = ("--method", "smoothing", "--n0", 5, "--samples", 300)
 def test_several_sigmas_make_one_run_each_and_one_summary_of_all(succeed, here, dense):
     given = ("certify", "--ckpt", dense, *FEW, "--mode", "adaptive", "--sigma", "0.12,0.25", "--radii", "auto", "-n", 2)
     found = json.loads(succeed(*given, "--out", "out", "--json"))
-    # All 300 agree: 0.0005^(1/300) = 0.975, 1.96 deviations: 0.235 and 0.49.
-    names = ("r0-v2-sigma0.12", "r0+0.25-v2-sigma0.25")
+    # All 300 agree: 0.001^(1/300) = 0.977, 2.0 deviations: 0.24 and 0.499.
+    names = ("r0-v3-sigma0.12", "r0+0.25-v3-sigma0.25")
     folders = [f"out/smoothing-adaptive-n0_5-n300-{name}" for name in names]
     assert list(found) == folders
     for folder, summary in found.items():

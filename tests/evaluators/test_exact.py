@@ -13,7 +13,7 @@ import torch
 from hydrabench.checkpoints import open_ref
 from hydrabench.data import load_block, load_images
 from hydrabench.errors import ConfigError
-from hydrabench.evaluators import EVALUATORS, ExactSettings, VerifiedSettings, parse_settings, record_of
+from hydrabench.evaluators import EVALUATORS, ExactSettings, VerifiedSettings, decided, parse_settings, record_of
 from hydrabench.evaluators.decided import evaluate_exact
 from hydrabench.evaluators.verified import evaluate_verified
 from hydrabench.ledger import ExactRecord
@@ -110,6 +110,22 @@ def test_rigor_sound_verifies_what_standard_does_here(network, block):
     sound = evaluate_exact(network, block, ExactSettings(epsilon=EPSILON, rigor="sound"))
     standard = evaluate_exact(network, block, ExactSettings(epsilon=EPSILON))
     assert [record.verdict for record in sound] == [record.verdict for record in standard]
+
+
+def test_mixed_integer_programming_agrees_and_finds_its_own_adversarial_examples(network, block, monkeypatch):
+    other = evaluate_exact(network, block, ExactSettings(epsilon=EPSILON))
+    settings = ExactSettings(epsilon=EPSILON, engine="milp")
+    monkeypatch.setattr(decided._Replay, "attack", lambda _replay, _rows: None)
+    records = evaluate_exact(network, block, settings)
+    assert {record.found_by for record in records} == {"clean", "milp", None}
+    assert settings.protocol == "exact-milp@1"
+    assert [record.verdict for record in records] == [record.verdict for record in other]
+    assert not [problem for record in records for problem in record.problems(settings.plain())]
+    assert records[-1].subproblems > 0
+    with pytest.raises(ConfigError, match="engine: milp takes linf balls, got l2"):
+        parse_settings({"kind": "exact", "epsilon": "0.1", "norm": "l2", "engine": "milp"})
+    with pytest.raises(ConfigError, match="engine: milp rests on floating point, got rigor sound"):
+        parse_settings({"kind": "exact", "epsilon": EPSILON, "rigor": "sound", "engine": "milp"})
 
 
 def test_an_image_is_unknown_at_its_limit():

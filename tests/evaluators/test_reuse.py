@@ -200,7 +200,7 @@ def test_train_mode_of_either_network_is_refused():
 
 def test_a_radius_that_the_parents_early_stop_cannot_spare_is_certified_directly():
     """All of 200 agree: 0.0025^(1/200) is worth 0.472 at the first look, with a third of alpha 0.4536 < 0.46."""
-    chosen = SmoothingSettings(samples=N, n0=30, alpha=ALPHA, radii=(0.46,), mode="adaptive")
+    chosen = SmoothingSettings(samples=N, n0=30, alpha=ALPHA, radii=(0.46,), mode="adaptive", version=2)
     parent, block = Mean().eval(), block_of((255,))
     ledger = ledger_of(parent, block, chosen)
     assert ledger[40]["samples"] == 200

@@ -16,7 +16,8 @@ from hydrabench.smoothing import RULES, Plan
 
 def test_protocols_spell_out_what_differs():
     assert SmoothingSettings().protocol == "smoothing-cohen@2"
-    assert SmoothingSettings(mode="adaptive").protocol == "smoothing-adaptive@2"
+    assert SmoothingSettings(mode="adaptive").protocol == "smoothing-adaptive@3"
+    assert SmoothingSettings(mode="adaptive", version=2).protocol == "smoothing-adaptive@2"
     assert SmoothingSettings(mode="curtailed", rigor="discrete").protocol == "smoothing-curtailed-discrete@2"
     spelt = SmoothingSettings(mode="betting", label_aware=True, radii=(0.5,), samples=1000, seed=2)
     assert spelt.protocol == "smoothing-betting-label-aware-n1000-r0.5-s2@2"
@@ -89,6 +90,7 @@ def test_settings_that_a_mode_cannot_use_are_refused():
         ({"mode": "adaptive", "radii": ()}, "stops when the radii are settled; give at least one"),
         ({"label_aware": True}, "label_aware needs mode curtailed, adaptive, betting; mode cohen draws all"),
         ({"mode": "fast"}, "'cohen', 'curtailed', 'adaptive', 'betting' or 'predict'"),
+        ({"version": 3}, "mode cohen has no version 3; versions are 1 and 2"),
         ({"sigma": -1, "radii": "auto"}, "sigma"),
     ):
         with pytest.raises(ValidationError, match=message):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest
 
-from hydrabench.smoothing import RULES, LostVotes, Plan, parent_bound, reuse, sequential, shares
+from hydrabench.smoothing import RULES, LostVotes, Plan, parent_bound, reuse, rule_again, sequential, shares
 from hydrabench.smoothing.confidence import clopper_pearson_lower
 
 SIGMA = 0.25
@@ -101,7 +101,7 @@ def test_a_parent_that_stopped_early_is_judged_again_by_all_its_looks(mode):
         verdict = rule.look(*looks[-1], best)
         best, n = verdict.p_lower, verdict.following
     assert parent_bound(rule, looks) == best > 0.5
-    stricter = RULES[mode](Plan(2000, 0.025, SIGMA, ()))
+    stricter = rule_again(mode, 3)(Plan(2000, 0.025, SIGMA, ()))
     assert 0.5 < parent_bound(stricter, looks) < best
 
 
@@ -116,7 +116,7 @@ def simulate(rng, mode, p_child, lost, *, samples=1000, shared=800):
         looks.append((n, int(parent_votes[n - 1])))
         verdict = first.look(*looks[-1], best)
         best, n = verdict.p_lower, verdict.following
-    parent = parent_bound(RULES[mode](Plan(samples, split.parent, SIGMA, ())), looks)
+    parent = parent_bound(rule_again(mode, 3)(Plan(samples, split.parent, SIGMA, ())), looks)
     rule, best, n = LostVotes(Plan(shared, split.lost, SIGMA, GRID)), 0.0, 200
     while n is not None:
         drawn, gone = n, int(lost_votes[n - 1])
@@ -129,19 +129,22 @@ def simulate(rng, mode, p_child, lost, *, samples=1000, shared=800):
 @pytest.mark.parametrize("lost", [0.0, 0.002, 0.02])
 @pytest.mark.parametrize("mode", ["cohen", "adaptive"])
 def test_false_certificates_at_the_threshold_are_as_rare_as_alpha_promises(mode, lost, radius):
-    """800 images whose child has exactly Phi(radius / sigma), on noise that both bounds share.
+    """Hundreds of images whose child has exactly Phi(radius / sigma), on noise that both bounds share.
 
     The bound on the count fails by chance once in a million. The difference of the two frequencies alone, which
     the bounds make cautious, would be wrong far more often.
     """
     p, plan, place = max(threshold(radius), 0.5), Plan(1000, ALPHA, SIGMA, GRID), GRID.index(radius)
     rng = np.random.default_rng(int(1000 * (radius + lost)))
-    found = [simulate(rng, mode, p, lost) for _ in range(800)]
-    limit = binom.ppf(1 - 1e-6, 800, ALPHA)
+    images = 800 if mode == "cohen" else 300
+    found = [simulate(rng, mode, p, lost) for _ in range(images)]
+    limit = binom.ppf(1 - 1e-6, images, ALPHA)
     assert sum(plan.certified(bound) > place for bound, _ in found) <= limit
     assert sum(plan.certified(careless) > place for _, careless in found) > limit
     if radius:
-        assert sum(plan.certified(bound) > 0 for bound, _ in found) > 700, "sound only because nothing is certified"
+        assert sum(plan.certified(bound) > 0 for bound, _ in found) > 0.85 * images, (
+            "sound only because nothing is certified"
+        )
 
 
 def test_choosing_direct_certification_by_the_parents_abstention_needs_a_share_of_its_own():

@@ -13,7 +13,8 @@ from scipy.stats import binom
 
 from hydrabench.smoothing import sequential
 from hydrabench.smoothing.confidence import clopper_pearson_lower
-from hydrabench.smoothing.sequential import RULES, Betting, Curtailed, FixedSize, GroupSequential, Plan
+from hydrabench.smoothing.rules import RULES
+from hydrabench.smoothing.sequential import Betting, Curtailed, FixedSize, GroupSequential, Plan
 
 SIGMA = 0.25
 GRID = (0.0, 0.25, 0.5)
@@ -48,7 +49,7 @@ def run(rule, votes):
         n, best = verdict.following, verdict.p_lower
 
 
-def test_looks_and_shares_of_cohens_setting():
+def test_looks_and_shares_of_the_union_bound_at_cohens_setting():
     """200 doubled eight times is 51,200, then N; nine early looks share alpha / 2, so 0.001 / 18 each."""
     rule = GroupSequential(Plan(100_000, 0.001, SIGMA, GRID))
     assert rule.looks == (200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 51_200, 100_000)
@@ -67,7 +68,7 @@ def test_looks_rise_and_end_at_all_draws(kind, samples):
     assert rule.alpha_spent(samples) == pytest.approx(0.001)
 
 
-def test_the_first_look_of_the_adaptive_rule_worked_by_hand():
+def test_the_first_look_of_the_union_bound_worked_by_hand():
     """All 200 agree: (0.001 / 18)^(1/200) = exp(-9.798 / 200) = 0.9522, 1.667 deviations, 0.4168 at sigma 0.25:
     radius 0.25 is certified. The upper bound is 1, so 0.5 is within reach and the rule goes on."""
     rule = GroupSequential(Plan(100_000, 0.001, SIGMA, (0.25, 0.5)))
@@ -79,8 +80,8 @@ def test_the_first_look_of_the_adaptive_rule_worked_by_hand():
 
 def test_a_hopeless_image_is_given_up_at_the_first_look_and_claims_nothing():
     """100 of 200: one half is far below Phi(0.25 / 0.25) = 0.84."""
-    for mode in ("adaptive", "betting"):
-        verdict = RULES[mode](Plan(100_000, 0.001, SIGMA, (0.25,))).look(200, 100, 0.0)
+    for kind in (GroupSequential, Betting):
+        verdict = kind(Plan(100_000, 0.001, SIGMA, (0.25,))).look(200, 100, 0.0)
         assert verdict.following is None
         assert verdict.p_lower < 0.5
 
@@ -158,7 +159,7 @@ def test_fewer_draws_are_spent_than_all_where_the_verdict_is_clear(mode):
 
 
 @pytest.mark.parametrize("samples", [1000, 100_000])
-def test_adaptive_never_exceeds_the_largest_radius_of_its_look(samples):
+def test_the_union_bound_never_exceeds_the_largest_radius_of_its_look(samples):
     """All agree at look j: alpha_j^(1/n_j); the running maximum of earlier looks is smaller."""
     rule, best = GroupSequential(Plan(samples, 0.001, SIGMA, (9.0,))), 0.0
     for n, share in zip(rule.looks, rule.alphas, strict=True):
@@ -171,9 +172,9 @@ def test_adaptive_never_exceeds_the_largest_radius_of_its_look(samples):
 @given(n=st.integers(0, 9), share=st.floats(0, 1), slack=st.floats(0, 0.01))
 @settings(deadline=None, max_examples=40)
 def test_slack_is_taken_off_every_bound(n, share, slack):
-    for mode in ("cohen", "adaptive", "betting"):
-        exact, careful = (RULES[mode](Plan(100_000, 0.001, SIGMA, GRID, off)) for off in (0.0, slack))
-        draws = 100_000 if mode == "cohen" else exact.looks[n]
+    for kind in (FixedSize, GroupSequential, Betting):
+        exact, careful = (kind(Plan(100_000, 0.001, SIGMA, GRID, off)) for off in (0.0, slack))
+        draws = 100_000 if kind is FixedSize else exact.looks[n]
         count = round(share * draws)
         bounds = [rule.look(draws, count, 0.0).p_lower for rule in (exact, careful)]
         assert bounds[1] == pytest.approx(max(bounds[0] - slack, 0.0))

@@ -13,7 +13,7 @@ import hydrabench
 from hydrabench.evaluators import SmoothingSettings
 from hydrabench.recipes import load_recipe
 from hydrabench.smoothing.sequential import Betting, FixedSize, GroupSequential, Plan
-from hydrabench.smoothing.spending import critical_counts, false_certificate_probability
+from tests.helpers.spending import critical_counts, false_certificate_probability
 
 RECIPES = sorted((Path(hydrabench.__file__).parents[1] / "configs").glob("*.yml"))
 

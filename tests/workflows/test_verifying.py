@@ -27,6 +27,7 @@ CASES = {
     "cascade": (VerifiedSettings(kind="cascade", epsilon="1/255"), 30),
     "smoothing": (SmoothingSettings(sigma=0.1, n0=10, samples=200), 6),
     "adaptive": (SmoothingSettings(sigma=0.1, n0=10, samples=200, mode="adaptive"), 6),
+    "adaptive as of version 2": (SmoothingSettings(sigma=0.1, n0=10, samples=200, mode="adaptive", version=2), 6),
 }
 
 

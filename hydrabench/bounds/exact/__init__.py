@@ -12,10 +12,12 @@ rounding    what rounding can do to such a pass
 branching   which neuron is cut
 points      adversarial examples from the points where bounds are lowest
 queue       subproblems by their bounds, the best ones on the disk if there are many
+milp        `decide_by_milp`: the same decisions by mixed-integer programming, whose program `formulation` writes
 Source: Wang et al. (2021), arXiv:2103.06624 (beta-CROWN); Bunel et al. (2020), arXiv:1909.06588 (branch and bound).
 """
 
+from hydrabench.bounds.exact.milp import decide_by_milp
 from hydrabench.bounds.exact.root import pose_as_stored
 from hydrabench.bounds.exact.search import Decision, Limits, decide
 
-__all__ = ["Decision", "Limits", "decide", "pose_as_stored"]
+__all__ = ["Decision", "Limits", "decide", "decide_by_milp", "pose_as_stored"]
