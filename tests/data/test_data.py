@@ -20,7 +20,6 @@ from hydrabench.data import (
     DATASETS,
     DataSet,
     ImageSet,
-    augment,
     block_indices,
     first_images,
     load_block,
@@ -28,6 +27,7 @@ from hydrabench.data import (
     pixels,
     validation_split,
 )
+from hydrabench.data.augment import augment
 from hydrabench.errors import ConfigError, DataError
 
 ROOT = Path(hydrabench.__file__).parents[1]
@@ -183,7 +183,8 @@ def test_an_unknown_data_set_is_refused():
 def test_a_data_set_is_described_before_it_is_loaded(name):
     described = DATASETS[name]
     assert len(described.class_names) == len(set(described.class_names)) in (0, described.num_classes)
-    assert described.class_names == tuple(sorted(described.class_names)), "labels follow the alphabet in all of them"
+    if name != "fashionmnist":  # whose authors numbered the classes by hand
+        assert described.class_names == tuple(sorted(described.class_names))
     if name == "digits":
         assert [len(load_images(name, split)) for split in ("train", "test")] == [described.train, described.test]
 

@@ -145,7 +145,7 @@ def test_overrides_are_yaml_values_at_dotted_keys(tmp_path):
             r"objective.name: unknown name 'tradez'; did you mean 'trades'\? choose one of: cc-ibp, consistency, crown",
         ),
         ("prune.objective={beta: 1}", r"prune.objective.name: is required"),
-        ("evaluate=[{kind: x}]", r"evaluate.0.kind: unknown kind 'x'; choose one of: alpha-crown, autoattack, "),
+        ("evaluate=[{kind: x}]", r"evaluate.0.kind: unknown kind 'x'; choose one of: alpha-crown, apgd, autoattack, "),
     ],
 )
 def test_a_bad_override_is_refused(tmp_path, override, message):

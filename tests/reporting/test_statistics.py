@@ -172,7 +172,10 @@ def test_an_abstention_counts_as_wrong_even_with_the_right_class_and_a_radius():
 @pytest.mark.parametrize("kind", EVALUATORS)
 def test_a_summary_is_plain_json(kind):
     record = {"label": 1, "prediction": 1, "robust": True, "verified": True, "radius": 0.3, "abstain": False}
-    found = summarize(kind, [record] * 3, certified_at(0.25))
+    record |= {"verdict": "verified", "right": {name: [True] * 5 for name in CORRUPTIONS}}
+    model = EVALUATORS[kind].settings
+    settings = model(kind=kind, epsilon="8/255") if "methods" in model.model_fields else certified_at(0.25)
+    found = summarize(kind, [record] * 3, settings)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert all(m["value"] <= 1 and set(m) == {"value", "low", "high", "count"} for m in found["metrics"].values())
 
@@ -194,7 +197,7 @@ def test_where_a_guarantee_is_claimed_the_interval_is_exact():
 
 
 def test_an_unknown_kind_and_an_empty_ledger_are_refused():
-    with pytest.raises(ConfigError, match="unknown evaluator 'fgsm'; choose one of: alpha-crown, autoattack"):
+    with pytest.raises(ConfigError, match="unknown evaluator 'fgsm'; choose one of: alpha-crown, apgd, autoattack"):
         summarize("fgsm", [attack()], None)
     with pytest.raises(ValueError, match="n > 0"):
         summarize("pgd", [], None)

@@ -515,6 +515,7 @@ def test_progress_shows_certified_accuracy_with_its_interval_and_what_was_saved(
 def test_slow_bounds_tell_the_layer_while_an_image_is_bounded(subject, cpu, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("hydrabench.workflows.progress.LOG_SECONDS", 0.0)
     monkeypatch.setattr("hydrabench.evaluators.blocks.MINUTE", 0.0)  # then every image takes too long
+    monkeypatch.setattr("hydrabench.evaluators.blocks.BLOCK_OPERATIONS", 1.0)
     settings = VerifiedSettings(kind="cascade", methods=("ibp", "symbolic", "crown"), epsilon="8/255")
     evaluate(subject, settings, tmp_path / "run", options=cpu, n=2)
     lines = capsys.readouterr().err.splitlines()
