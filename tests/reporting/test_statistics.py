@@ -12,6 +12,7 @@ from scipy.stats import binomtest, ttest_1samp
 
 from hydrabench.errors import ConfigError
 from hydrabench.evaluators import EVALUATORS
+from hydrabench.ledger import CORRUPTIONS
 from hydrabench.reporting.statistics import (
     clopper_pearson,
     mean_interval,

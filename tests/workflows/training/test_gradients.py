@@ -22,7 +22,15 @@ from hydrabench.workflows.training.gradients import Gradients
 
 CPU = torch.device("cpu")
 # What objectives need beyond their defaults.
-NEEDED = {"epsilon": "1/255", "sigma": 0.25, "samples": 2, "steps": 2, "box": 0.5, "ibp_weight": 0.5, "regularization": 0}
+NEEDED = {
+    "epsilon": "1/255",
+    "sigma": 0.25,
+    "samples": 2,
+    "steps": 2,
+    "box": 0.5,
+    "ibp_weight": 0.5,
+    "regularization": 0,
+}
 IMAGES = 7
 
 
