@@ -59,8 +59,8 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 
 def numbers(summary: dict[str, Any]) -> dict[str, Any]:
-    """A summary as the command prints it, without the hash of a ledger, in which there are times."""
-    return {key: value for key, value in summary.items() if key != "records_sha256"}
+    """A summary as the command prints it, without the hash of a ledger, in which there are times, and its memory."""
+    return {key: value for key, value in summary.items() if key not in ("records_sha256", "peak_memory")}
 
 
 def kill_in_the_middle(arguments: Arguments, out: Path, done: Callable[[Path], list[Any]]) -> int:
@@ -175,6 +175,7 @@ def same_run(one: Path, two: Path) -> None:
     headers = [json.loads((folder / "run.json").read_text()) for folder in (one, two)]
     assert [header.pop("world_size") for header in headers] == [1, 2]
     assert all(header.pop("started") <= header.pop("ended") for header in headers)
+    assert all(header.pop("peak_memory") > 0 for header in headers)
     assert headers[0] == headers[1]
 
 

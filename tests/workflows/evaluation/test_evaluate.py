@@ -57,7 +57,7 @@ SMOOTHING = SmoothingSettings(sigma=0.1, n0=10, samples=60, radii=(0.0, 0.05, 9.
 
 
 def of_kind(kind, **values):
-    return EVALUATORS[kind].read({"kind": kind, "epsilon": "8/255"} | values)
+    return EVALUATORS[kind].settings.model_validate({"kind": kind, "epsilon": "8/255"} | values)
 
 
 # kind -> (settings, images, record class, the field of the verdict)
@@ -79,7 +79,7 @@ CASES = {
     "hydra": (of_kind("hydra"), 12, AttackRecord, "robust"),
     "fmn": (of_kind("fmn"), 12, CurveRecord, "robust"),
     "smoothed": (
-        EVALUATORS["smoothed"].read({"kind": "smoothed", "epsilon": "0.25", "sigma": 0.1, "steps": 2, "draws": 50}),
+        of_kind("smoothed", epsilon="0.25", sigma=0.1, steps=2, draws=50, alpha=0.01),
         4, SmoothAttackRecord, "robust",
     ),
 }  # fmt: skip
@@ -156,7 +156,7 @@ def test_run_json_says_how_the_number_was_made(runs, line, comparable, kind):
     settings, n, _, _ = CASES[kind]
     run = read(runs / kind)
     assert (run["schema"], run["status"], run["world_size"]) == ("hydrabench.run/1", "complete", 1)
-    assert run["command"] == ("attack" if kind in ("clean", "pgd", "autoattack") else "certify")
+    assert run["command"] == ("certify" if EVALUATORS[kind].claims in ("lower", "smoothed") else "attack")
     assert (run["protocol"], run["settings"]) == (settings.protocol, settings.plain())
     lines = [f"{entry['input_sha']} {entry['label']}\n" for entry in comparable(runs / kind)]
     known = hashlib.sha256("".join(lines).encode()).hexdigest()
