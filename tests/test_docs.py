@@ -54,7 +54,7 @@ def parsed(line: str) -> click.Context:
     while isinstance(command, click.Group):
         if words[0].startswith("-"):
             return command.make_context("hydrabench", words, parent=context)
-        context = click.Context(command, parent=context)
+        context = click.Context(command, parent=context, **command.context_settings)
         name, command, words = command.resolve_command(context, words)
         assert command is not None, f"no command {name}"
     return command.make_context(command.name, words, parent=context)

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 from pydantic import NonNegativeInt
 
 from hydrabench.config.protocol import unless
@@ -31,6 +30,7 @@ from hydrabench.evaluators.description import (
 from hydrabench.ledger import CORRUPTIONS, SEVERITIES, CorruptionRecord
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor, nn
 
     from hydrabench.data.images import Block
@@ -89,6 +89,7 @@ def _corrupted(
     levels: np.ndarray[Any, Any], block: Block, settings: CorruptionSettings, corrupt: Corrupt, name: str, severity: int
 ) -> Tensor:
     """Return the corrupted images of a block, (B, C, H, W), in [0, 1]."""
+    import numpy as np
     import torch
 
     made = []
@@ -109,6 +110,8 @@ def _seed_of(key: str) -> int:
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """Seed numpy's global generator inside the block."""
+    import numpy as np
+
     before = np.random.get_state()  # noqa: NPY002  (the library draws from it)
     np.random.seed(seed)  # noqa: NPY002
     try:
@@ -156,7 +159,8 @@ def _prepare(network: nn.Module, settings: Any, _computing: Computing) -> Ready:
 
 def _metrics(lines: Sequence[Line], _settings: Any) -> dict[str, Metric]:
     def mean(line: Line, names: Sequence[str]) -> float:
-        return float(np.mean([line["right"][name] for name in names]))
+        verdicts = [verdict for name in names for verdict in line["right"][name]]
+        return float(sum(verdicts) / len(verdicts))
 
     found = {"clean_accuracy": clean_metric(lines)}
     found["corruption_accuracy"] = Metric(tuple(mean(line, CORRUPTIONS) for line in lines), "t", label="mean")

@@ -110,7 +110,7 @@ def _require(network: nn.Module, settings: ExactSettings) -> None:
 
 def exact_metrics(lines: Sequence[Line], settings: Any) -> dict[str, Metric]:
     """Return clean accuracy and both sides of the robust one: what is verified, and what is not broken."""
-    unbroken = tuple(is_correct(line) and line["verdict"] != "broken" for line in lines)
+    unbroken = tuple(is_correct(line) and line.get("verdict") != "broken" for line in lines)
     return {
         "clean_accuracy": clean_metric(lines),
         "verified_accuracy": verified_metrics(lines, settings)["verified_accuracy"],

@@ -141,7 +141,7 @@ def small_disk(here) -> Iterator[Path]:
     ):
         pytest.skip("mounting a file system needs root")
     yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 def fill(disk: Path, left: int) -> None:
