@@ -48,7 +48,7 @@ def main(folder: Path) -> None:
     console = Console()
     console.width = max(console.width, 120)
     console.print(*rich_tables(leaderboard, console.width))
-    print(f"{time.monotonic() - started:.0f} s; report: {folder / 'leaderboard.md'} (also .csv and summary.json)")
+    print(f"{time.monotonic() - started:.0f} s; report: {folder / 'index.html'}, and leaderboard.md, .csv, .tex")
 
 
 if __name__ == "__main__":
