@@ -37,7 +37,8 @@ def smoothadv_loss(
 ) -> StepLoss:
     """Return the mean of CE(f(x' + noise), y) over the copies, at points x' that raise -log of the averaged softmax.
 
-    The attack starts at the image and uses the noise that the loss uses. The logits are those of the first copy.
+    The attack starts at the image and uses the noise that the loss uses. Where its gradient is zero it moves in a random
+    direction, as its authors' does. The logits are those of the first copy.
 
     Args:
         x: images, (B, C, H, W), in [0, 1]; y: labels, (B,).
@@ -45,11 +46,12 @@ def smoothadv_loss(
     """
     from torch.nn import functional
 
-    from hydrabench.objectives.noise import climb, in_ball, noises, noisy_logits
+    from hydrabench.objectives.noise import climb, in_ball, noises, noisy_logits, unit_or_random
 
     noise = noises(x, step, copies=settings.copies, sigma=settings.sigma)
     moved = in_ball(x, step.epsilon, 2 * step.epsilon / settings.steps)
-    points = climb(network, x, y, noise, steps=settings.steps, moved=moved)[-1]
+    directed = unit_or_random(step)
+    points = climb(network, x, y, noise, steps=settings.steps, moved=moved, directed=directed)[-1]
     logits = noisy_logits(network, points, noise)
     total = functional.cross_entropy(logits.flatten(0, 1), y.repeat(settings.copies))
     return StepLoss(total, logits[0])

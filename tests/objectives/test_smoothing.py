@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from hydrabench.models import build_model
 from hydrabench.objectives import OBJECTIVES, TrainingStep
-from hydrabench.objectives.noise import climb, in_ball, noises, noisy_logits, smoothed_losses
+from hydrabench.objectives.noise import climb, in_ball, noises, noisy_logits, smoothed_losses, unit_or_random
 from hydrabench.runtime import stream
 
 SIGMA = 0.25
@@ -64,6 +64,33 @@ def test_smoothadv_is_the_cross_entropy_of_noisy_adversarial_examples(problem):
     found = total(problem, "smoothadv", epsilon="0.5", steps=3)
     assert found == pytest.approx(expected.item(), rel=1e-9)
     assert found > total(problem, "smoothadv", step(0.0), epsilon="0.5", steps=3)
+
+
+class Flat(torch.nn.Module):
+    """Logits without slope at black images: they are the square of the mean pixel."""
+
+    def forward(self, x):
+        mean = x.clamp_min(0).flatten(1).mean(1)
+        return torch.stack([-(mean**2), mean**2], dim=1)
+
+
+def test_smoothadv_moves_at_random_where_the_gradient_is_zero_and_follows_it_elsewhere():
+    """Without noise the first image lies on a plateau, the second does not; they may come in one batch or in two."""
+    x = torch.stack([torch.zeros(1, 4, 4), torch.full((1, 4, 4), 0.5)])
+    y, noise = torch.zeros(2, dtype=torch.int64), torch.zeros(2, 1, 1, 4, 4)
+
+    def attacked(given, rows=slice(None)):
+        directed = unit_or_random(given)
+        moved = in_ball(x[rows], 0.4, 0.2)
+        return climb(Flat(), x[rows], y[rows], noise, steps=1, moved=moved, directed=directed)[-1]
+
+    whole = attacked(step())
+    assert whole[0].abs().max() > 0.05
+    assert torch.allclose(whole[1], x[1] + 0.2 / 4)
+    assert torch.equal(climb(Flat(), x, y, noise, steps=1, moved=in_ball(x, 0.4, 0.2))[-1][0], x[0])
+    for row in range(2):
+        part = TrainingStep(0.5, 1.0, stream("smoothing"), rows=slice(row, row + 1), whole=2)
+        assert torch.equal(attacked(part, slice(row, row + 1))[0], whole[row])
 
 
 def test_consistency_is_its_formula(problem):
