@@ -16,6 +16,7 @@ from hydrabench.api.runs import Run
 from hydrabench.data.given import GIVEN
 from hydrabench.errors import ConfigError, lookup
 from hydrabench.evaluators import EVALUATORS
+from hydrabench.evaluators.description import with_precision
 from hydrabench.ledger import read_run
 from hydrabench.selection import selected_indices
 from hydrabench.workflows.evaluation.evaluate import evaluate
@@ -92,7 +93,8 @@ def attack(
             that the checkpoint was trained for.
         n: only the first n images, >= 1; None: all. out: the run folder; None: in memory. resume: continue `out`.
         device: "cpu", "cuda" or "cuda:N"; "auto": where a module is, for checkpoints the GPU if there is one.
-        precision: "float32" or "float64". name: of the network in tables. data_dir, download: of registered data.
+        precision: "float32" or "float64"; for pgd and autoattack also "mixed", gradients in bfloat16. name: of the
+            network in tables. data_dir, download: of registered data.
         settings: of the attack: steps, restarts, seed, norm="l2", ... .
     Raises: HydrabenchError, in one line, for whatever is not allowed or does not fit, before anything is written.
     """
@@ -137,10 +139,11 @@ def _evaluate(request: _Request, command: str, given: dict[str, Any]) -> Run:
     computed = {one.name for one in lookup(command, known, given["kind"]).options if one.role == "computing"}
     values = {key: _plain(value) for key, value in given.items() if value is not None and key not in computed}
     options = replace(request.options, computing={key: given[key] for key in given if key in computed})
+    values, precision = with_precision(values, request.precision, EVALUATORS)
     if request.resume and request.out is None:
         raise ConfigError("resume continues the run in a folder; name it with out")
     subject = subject_of(
-        request.network, request.data, options=options, precision=request.precision, name=request.name, n=request.n
+        request.network, request.data, options=options, precision=precision, name=request.name, n=request.n
     )
     settings = settings_for(subject, values)
     if request.out is not None:

@@ -26,8 +26,9 @@ class Padded(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of `images`, (B, C, H, W)."""
         rows = len(images)
-        if 0 < rows < FEWEST_ROWS:
-            copies = images[:1].detach().expand(FEWEST_ROWS - rows, *images.shape[1:])
-            images = torch.cat([images, copies])
-        logits: Tensor = self.network(images)
+        if not 0 < rows < FEWEST_ROWS:
+            logits: Tensor = self.network(images)
+            return logits
+        copies = images[:1].detach().expand(FEWEST_ROWS - rows, *images.shape[1:])
+        logits = self.network(torch.cat([images, copies]))
         return logits[:rows]

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from math import isfinite
 from types import ModuleType
 from typing import Any
 
@@ -37,7 +38,8 @@ class UpstreamAttack:
     name: as upstream has it, such as "apgd-ce". version: upstream's, whose settings it gets, such as "standard".
     norm: a key of `UPSTREAM_NORMS`. epsilon: radius in pixel units, >= 0. classes: logits of the network.
     seed: of all random draws, in [0, 2^63). alone: whether an image's points depend on it and the seed alone; False
-    leaves draws and batches as upstream makes them, one batch after another. queries: of Square.
+    leaves draws and batches as upstream makes them, one batch after another. queries: of Square. targets: classes that
+    APGD-T tries, where there are so many.
     """
 
     name: str
@@ -48,6 +50,7 @@ class UpstreamAttack:
     seed: int
     alone: bool = True
     queries: int = 5000
+    targets: int = MOST_TARGETS
 
 
 def attack_points(
@@ -74,7 +77,8 @@ def attack_points(
             device=x.device,
         )
         made.square.n_queries = attack.queries
-        made.fab.n_target_classes = made.apgd_targeted.n_target_classes = min(MOST_TARGETS, attack.classes - 1)
+        made.fab.n_target_classes = min(MOST_TARGETS, attack.classes - 1)
+        made.apgd_targeted.n_target_classes = min(attack.targets, attack.classes - 1)
         perturb = _choose(made, attack.name)
         if attack.alone:
             stack.enter_context(_same_draws(stream(attack.seed, attack.name, version=2)))
@@ -113,7 +117,7 @@ def _forward(network: nn.Module, dtype: torch.dtype, heard: Callable[[], None]) 
 
     def predict(images: Tensor) -> Tensor:
         logits: Tensor = network(images.to(dtype)).float()
-        if not torch.isfinite(logits).all():
+        if not isfinite(logits.detach().sum().item()) and not torch.isfinite(logits).all():
             raise NonFiniteError(
                 "a logit is NaN or infinite during AutoAttack; check the checkpoint, or evaluate with --precision "
                 "float64"

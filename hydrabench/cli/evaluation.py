@@ -62,6 +62,7 @@ def attack(ref: str | None, attack: str, **given: Any) -> None:
     Examples
       hydrabench attack --ckpt digits-trades-95
       hydrabench attack --ckpt runs/final --attack autoattack --epsilon 8/255 -n 200
+      hydrabench attack --ckpt runs/final --attack autoattack --precision mixed --device cuda
       hydrabench attack --ckpt model_best.pth.tar --dataset svhn --source-density 0.1 --epsilon 8/255
       hydrabench attack --model mynet.py:build --weights mynet.pt --dataset cifar10 --epsilon 8/255
       hydrabench attack --ckpt runs/imagenet --ids imagenet_test_image_ids.txt
@@ -142,7 +143,7 @@ def _evaluate(ref: str | None, choice: str, kind: str, given: dict[str, Any]) ->
     described, request = read_network(given, ref)
     if request is not None and given.get("reuse") is not None:
         raise ConfigError("--reuse takes certificates from the checkpoint that --ckpt was pruned from; leave it out")
-    runs = settings_of(kind, given)
+    runs, given["precision"] = _with_precision(settings_of(kind, given), given["precision"])
     refusals.refuse_machine(given, "evaluation")
     refusals.refuse_folder(given["out"] if len(runs) == 1 else None, resume=given["resume"])
     if request is not None:
@@ -163,6 +164,15 @@ def _evaluate(ref: str | None, choice: str, kind: str, given: dict[str, Any]) ->
     settings = [settings_for(subject, run) for run in runs]
     require_distinct(kind, given, settings)
     return _run(subject, settings, run_options, given)
+
+
+def _with_precision(runs: list[dict[str, Any]], precision: str) -> tuple[list[dict[str, Any]], str]:
+    """Turn --precision mixed into the setting that it is."""
+    from hydrabench.evaluators import EVALUATORS
+    from hydrabench.evaluators.description import with_precision
+
+    found = [with_precision(run, precision, EVALUATORS) for run in runs]
+    return [values for values, _ in found], found[0][1]
 
 
 def _open(

@@ -7,29 +7,32 @@ processes and continued; what a record says follows from an image's attempts alo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from hydrabench.errors import HydrabenchError, NonFiniteError
 from hydrabench.evaluators.autoattack_settings import (
+    PASSES_OF_VERDICT,
     SHORT_PGD,
     AutoAttackSettings,
     fitted_to_classes,
     passes_of,
 )
-from hydrabench.evaluators.ball_settings import EPSILON, NORM, SEED, SKIP_CERTIFIED
+from hydrabench.evaluators.ball_settings import EPSILON, NORMS, SEED, SKIP_CERTIFIED
 from hydrabench.evaluators.blocks import duration
-from hydrabench.evaluators.clean import clean_logits, require_finite
+from hydrabench.evaluators.clean import clean_logits, require_eval_mode, require_finite
 from hydrabench.evaluators.description import Evaluator, InTurn, Option, robust_metrics
 from hydrabench.evaluators.pgd import PgdSettings, evaluate_pgd, short_pgd
 from hydrabench.ledger import AS_IT_IS, AttackRecord, Attempt
+from hydrabench.threat import NORM_TEXTS
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from hydrabench.data.images import Block
 
-SHORTEST_SIDE = 5  # pixels that Square's windows under L2 need
+SHORTEST_SIDE = 5  # pixels that Square's windows under L2 and L1 need
 
 
 def evaluate_autoattack(network: nn.Module, block: Block, settings: AutoAttackSettings) -> list[AttackRecord]:
@@ -76,10 +79,9 @@ def attempt(
         block: the images; its number decides the random draws where a verdict depends on the whole block.
         name: "clean", which classifies the images as they are, or one of `settings.order`.
         heard: called after every forward pass of the attack.
-    Returns: one attempt for each image, in order. Raises: as `evaluate_autoattack`.
+    Returns: one attempt for each image, in order; of a randomised network its `loss` is in shares of the 20 passes.
+    Raises: as `evaluate_autoattack`.
     """
-    import torch
-
     from hydrabench.attacks import Padded, margin
 
     started = perf_counter()
@@ -87,9 +89,7 @@ def attempt(
     if name == SHORT_PGD:
         return _short_pgd(steady, block, settings)
     points = block.images if name == AS_IT_IS else _points(network, block, name, settings, heard)
-    with torch.no_grad():
-        logits = clean_logits(steady, block) if name == AS_IT_IS else steady(points)
-    require_finite(logits, block.indices, "a logit of an adversarial image")
+    logits = _logits(steady, replace(block, images=points), name, settings)
     margins, predictions = margin(logits, block.labels).tolist(), logits.argmax(1).tolist()
     seconds = (perf_counter() - started) / len(block.indices)
     return [
@@ -100,6 +100,30 @@ def attempt(
     ]
 
 
+def _logits(network: nn.Module, block: Block, name: str, settings: AutoAttackSettings) -> Tensor:
+    """Classify points afresh, (B, K): their logits, or the votes of several passes through a randomised network.
+
+    Args: block: the points in place of the images. name: of the attack that made them.
+    """
+    import torch
+
+    from hydrabench.attacks.randomised import vote_shares
+
+    if settings.ensemble == "rand":
+        require_eval_mode(network)
+        seed = seed_of(settings, block.number, "verdict", name)
+        try:
+            return vote_shares(network, block.images, seed=seed, passes=PASSES_OF_VERDICT)
+        except ValueError as error:
+            raise NonFiniteError(f"images {block.indices[0]} to {block.indices[-1]}: {error}") from error
+    if name == AS_IT_IS:
+        return clean_logits(network, block)
+    with torch.no_grad():
+        logits: Tensor = network(block.images)
+    require_finite(logits, block.indices, "a logit of an adversarial image")
+    return logits
+
+
 def _points(
     network: nn.Module, block: Block, name: str, settings: AutoAttackSettings, heard: Callable[[], None]
 ) -> Tensor:
@@ -107,10 +131,15 @@ def _points(
     import torch
 
     from hydrabench.attacks import project
+    from hydrabench.attacks.mixed import Mixed
+    from hydrabench.attacks.randomised import Reseeded
     from hydrabench.attacks.upstream import UpstreamAttack, attack_points
 
     with torch.no_grad():
         classes = network(block.images[:1]).shape[1]
+    attacked = Mixed(network) if settings.mixed else network
+    if settings.ensemble == "rand":
+        attacked = Reseeded(attacked, seed_of(settings, block.number, "passes", name))
     attack = UpstreamAttack(
         name,
         settings.ensemble,
@@ -119,9 +148,10 @@ def _points(
         classes,
         seed_of(settings, block.number),
         alone=settings.by_image,
+        targets=settings.apgd_targets,
     )
     try:
-        points = attack_points(network, block.images, block.labels, attack, heard=heard)
+        points = attack_points(attacked, block.images, block.labels, attack, heard=heard)
     except NonFiniteError as error:
         raise NonFiniteError(f"images {block.indices[0]} to {block.indices[-1]}, {name}: {error}") from error
     return project(points.to(block.images), block.images, float(settings.epsilon), norm=settings.norm)
@@ -129,7 +159,8 @@ def _points(
 
 def _short_pgd(network: nn.Module, block: Block, settings: AutoAttackSettings) -> list[Attempt]:
     """Ten steps of PGD on the cross entropy, whose every point is classified."""
-    short = PgdSettings(norm=settings.norm, epsilon=settings.epsilon, steps=10, losses=("ce",), seed=settings.seed)
+    values = {"norm": settings.norm, "epsilon": settings.epsilon, "seed": settings.seed, "mixed": settings.mixed}
+    short = PgdSettings(steps=10, losses=("ce",), **values)
     records = evaluate_pgd(network, block, short)
     return [
         Attempt(record.index, SHORT_PGD, not record.robust, -(record.margin or 0.0), None, record.seconds)
@@ -177,20 +208,27 @@ def saved_by_cascade(attempts: Sequence[Attempt]) -> str | None:
     return f"{text}; apgd-ce takes {duration(mean)} an image here, so {verdict}"
 
 
-def seed_of(settings: AutoAttackSettings, number: int) -> int:
-    """The seed of all draws, in [0, 2^63): of a whole run, or of one block where the block decides the verdict."""
+def seed_of(settings: AutoAttackSettings, number: int, *use: str) -> int:
+    """The seed of all draws, in [0, 2^63): of a whole run, or of one block where the block decides the verdict.
+
+    Args: use: what is drawn, beside upstream's own numbers.
+    """
     from hydrabench.runtime import stream
 
     key = (settings.protocol,) if settings.by_image else (number,)
-    return stream(settings.seed, "autoattack", *key).initial_seed() % 2**63
+    return stream(settings.seed, "autoattack", *key, *use).initial_seed() % 2**63
 
 
 def require_suitable(network: nn.Module, block: Block, settings: AutoAttackSettings) -> None:
     """Raise for networks that these attacks are not defined for: of too few classes, or too small for Square's windows.
 
+    A randomised network has to draw from the global generators, so that its draws can be seeded.
+
     Raises: HydrabenchError that says what to do instead; NonFiniteError naming the image whose logits are NaN or
         infinite.
     """
+    from hydrabench.attacks.randomised import repeats
+
     logits = clean_logits(network, block)
     classes, sides = logits.shape[1], block.images.shape[2:]
     if fitted_to_classes(settings, classes) != settings:
@@ -198,9 +236,14 @@ def require_suitable(network: nn.Module, block: Block, settings: AutoAttackSetti
             f"{settings.protocol} needs at least 4 classes (its targeted loss compares four logits), got {classes}; "
             f"name the attacks that are defined with --attacks {','.join(fitted_to_classes(settings, classes).attacks)}"
         )
-    if settings.norm == "l2" and "square" in settings.order and min(sides) < SHORTEST_SIDE:
+    if settings.ensemble == "rand" and not repeats(network, block.images):
         raise HydrabenchError(
-            f"Square under L2 needs images of at least 5 x 5 pixels, got {tuple(sides)}; name the other attacks with "
+            "the network draws random numbers that no seed of torch, numpy or Python decides, so its verdicts cannot be "
+            "made again; let it draw from torch's global generator"
+        )
+    if settings.norm != "linf" and "square" in settings.order and min(sides) < SHORTEST_SIDE:
+        raise HydrabenchError(
+            f"Square under {NORM_TEXTS[settings.norm]} needs images of at least 5 x 5 pixels, got {tuple(sides)}; name the other attacks with "
             f"--attacks {','.join(name for name in settings.order if name not in ('square', SHORT_PGD))}"
         )
 
@@ -229,7 +272,8 @@ def _heading(settings: Any) -> str:
 
 def _meaning(settings: Any) -> str:
     names = ", ".join(settings.order)
-    return f"right on the clean image and under each of the AutoAttack authors' own attacks in turn: {names}"
+    votes = f", by most of {PASSES_OF_VERDICT} passes" if getattr(settings, "ensemble", "") == "rand" else ""
+    return f"right on the clean image and under each of the AutoAttack authors' own attacks in turn: {names}{votes}"
 
 
 AUTOATTACK = Evaluator(
@@ -245,7 +289,7 @@ AUTOATTACK = Evaluator(
     piece=short_pgd,
     options=(
         EPSILON,
-        NORM,
+        NORMS,
         SEED,
         SKIP_CERTIFIED,
         Option("ensemble", "standard, plus or rand: the AutoAttack authors' versions.", default="standard"),

@@ -21,10 +21,10 @@ CURVE = Option(
     default="the checkpoint's training radius",
 )
 NORM = Option("norm", "linf or l2.", default="the checkpoint's, else linf")
-NORMS = Option("norm", "linf or l2; of all but autoattack also l1.", default="the checkpoint's, else linf")
+NORMS = Option("norm", "linf, l2 or l1.", default="the checkpoint's, else linf")
 SKIP_CERTIFIED = Option(
     "skip_certified",
-    "Attack no image that this run of certify verifies, at this radius or a larger one.",
+    "Attack no image that this run of certify verifies, at its radius or a smaller one.",
     "folder",
     role="computing",
 )
@@ -35,8 +35,10 @@ class BallSettings(EvaluationSettings):
     """Base of the settings of an attack on a ball.
 
     epsilon: the radius, of a security curve the largest. epsilons: all radii of a security curve, in ascending order;
-    empty for one radius.
+    empty for one radius. by_radius: whether each radius is searched on its own.
     """
+
+    by_radius: ClassVar[bool] = True
 
     norm: AttackNorm = "linf"
     epsilon: Radius
@@ -73,6 +75,10 @@ class BallSettings(EvaluationSettings):
     def at(self, radius: Fraction) -> Any:
         """Return the same settings for one radius."""
         return self.model_copy(update={"epsilon": radius, "epsilons": ()})
+
+    def beyond(self, radius: Fraction) -> Any:
+        """Return the same settings for the radii of a security curve that are larger than `radius`; there are some."""
+        return self.model_copy(update={"epsilons": tuple(one for one in self.epsilons if one > radius)})
 
     @property
     def radii_in_turn(self) -> tuple[Fraction, ...]:

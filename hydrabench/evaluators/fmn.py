@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from time import perf_counter
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import PositiveInt
 
 from hydrabench.config.passes import INPUT_GRADIENT
 from hydrabench.evaluators.attacking import curve_metrics
-from hydrabench.evaluators.ball_settings import CURVE, NORMS, BallSettings
+from hydrabench.evaluators.ball_settings import CURVE, NORMS, SKIP_CERTIFIED, BallSettings
 from hydrabench.evaluators.clean import Break, attack_records, clean_breaks, clean_logits, require_finite
 from hydrabench.evaluators.description import Evaluator, Option
 from hydrabench.evaluators.pgd import short_pgd
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 class FmnSettings(BallSettings):
     """Fast minimum norm; the radii only say where the distances are counted."""
 
+    by_radius: ClassVar[bool] = False
     kind: Literal["fmn"] = "fmn"
     steps: PositiveInt = 100
 
@@ -87,5 +88,5 @@ FMN = Evaluator(
     meaning="right on the clean image, and the smallest perturbation that fast minimum norm finds exceeds the radius",
     passes=lambda settings, _sizes: 2 + INPUT_GRADIENT * settings.steps,
     piece=short_pgd,
-    options=(CURVE, NORMS, Option("steps", "FMN steps.", "int", default="100")),
+    options=(CURVE, NORMS, Option("steps", "FMN steps.", "int", default="100"), SKIP_CERTIFIED),
 )

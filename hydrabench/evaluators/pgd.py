@@ -48,7 +48,8 @@ class PgdSettings(BallSettings):
 
     step_size: in pixel units; None: 2.5 times the radius over the steps. momentum: share of the last direction kept.
     targets: 0: any other class; else one search towards each of so many classes, those that are likeliest for the clean
-    image. version: of the protocol; how random streams are seeded, see `runtime.stream`.
+    image. mixed: gradients in bfloat16; logits, losses and verdicts stay in the precision of the run. version: of the
+    protocol; how random streams are seeded, see `runtime.stream`.
     """
 
     kind: Literal["pgd"] = "pgd"
@@ -60,7 +61,8 @@ class PgdSettings(BallSettings):
     step_size: Radius | None = None
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     targets: NonNegativeInt = 0
-    added: ClassVar[tuple[str, ...]] = (*BallSettings.added, "step_size", "momentum", "targets")
+    mixed: bool = False
+    added: ClassVar[tuple[str, ...]] = (*BallSettings.added, "step_size", "momentum", "targets", "mixed")
 
     def conflicts(self) -> Iterator[str]:
         """Yield what does not go together."""
@@ -76,6 +78,7 @@ class PgdSettings(BallSettings):
         losses = "" if self.losses == ("ce", "margin") else "-" + "+".join(self.losses)
         step = "" if self.step_size is None else f"-step{radius_text(self.step_size).replace('/', '_')}"
         more = f"{unless(0, 't', self.targets)}{unless(0, 'm', self.momentum)}{step}{self.radii_text}"
+        more += "-mixed" * self.mixed
         return (
             f"pgd-{self.steps}{unless(1, 'r', self.restarts)}{losses}{more}{unless(0, 's', self.seed)}@{self.version}"
         )
@@ -144,6 +147,7 @@ def _search(
 ) -> Searched:
     """Run one search from a random start of each image. key: of its streams, the loss first. aims: target classes."""
     from hydrabench.attacks import LOSSES, TARGETED_LOSSES, ExactBall, Moves, default_step_size, search
+    from hydrabench.attacks.mixed import Mixed
 
     epsilon, loss = float(settings.epsilon), str(key[0])
     size = default_step_size(epsilon, settings.steps) if settings.step_size is None else float(settings.step_size)
@@ -153,7 +157,7 @@ def _search(
         require_finite(logits, [block.indices[row] for row in rows.tolist()], f"a logit after {done} steps of PGD")
 
     return search(
-        network,
+        Mixed(network) if settings.mixed else network,
         ball,
         ball.scaled(start_noise(block, settings, key)),
         (block.labels,) if aims is None else (block.labels, aims),
@@ -194,7 +198,7 @@ def require_classes(network: nn.Module, block: Block, settings: PgdSettings) -> 
 def pgd_passes(settings: PgdSettings, _sizes: Any) -> float:
     """One clean pass, and the gradients of every search at every radius."""
     searches = settings.restarts * len(settings.losses) * max(settings.targets, 1) * len(settings.radii_in_turn)
-    return 1 + INPUT_GRADIENT * settings.steps * searches
+    return 1 + (INPUT_GRADIENT + settings.mixed) * settings.steps * searches
 
 
 PGD = Evaluator(

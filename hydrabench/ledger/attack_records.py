@@ -22,8 +22,10 @@ class AttackRecord(Record):
     iterations done when it broke, None where the attack does not tell. margin: smallest margin seen.
     restart: in which random start of that attack it broke, from 0; None where it does not tell.
     certified_by: the certificate, of an earlier run, because of which the image was not attacked.
+    always_robust: whether such an image is robust at the radius of the run.
     """
 
+    always_robust: ClassVar[bool] = True
     exact: ClassVar[tuple[str, ...]] = ("prediction", "robust")
 
     robust: bool
@@ -44,7 +46,7 @@ class AttackRecord(Record):
             yield f"is broken by {self.broken_by!r}, but predicts {self.prediction} for label {self.label}"
         if self.step is not None and not 0 <= self.step <= settings.get("steps", math.inf):
             yield f"was broken at step {self.step} of {settings.get('steps', 'none below 0')}"
-        if self.certified_by is not None and not self.robust:
+        if self.certified_by is not None and self.always_robust and not self.robust:
             yield f"is certified by {self.certified_by}, but says robust {self.robust}"
         if self.restart is not None and (self.robust or not 0 <= self.restart < settings.get("restarts", math.inf)):
             yield f"says robust {self.robust}, broken in restart {self.restart} of {settings.get('restarts', 'none')}"
@@ -68,7 +70,10 @@ class CurveRecord(AttackRecord):
 
     distance: length in pixel units of the smallest perturbation that is known to break the image, of a search at given
     radii the smallest of these; 0 if it is misclassified as it is, None if nothing was found.
+    A certificate may cover the smaller radii only.
     """
+
+    always_robust: ClassVar[bool] = False
 
     distance: float | None
 

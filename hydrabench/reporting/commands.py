@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from hydrabench.evaluators import EVALUATORS
+from hydrabench.evaluators.description import MIXED
 from hydrabench.reporting.evaluations import IMPORTED, Evaluation
 from hydrabench.selection import selection_name
 
 CHOICES = {"attack": "--attack", "certify": "--method"}
 ALWAYS = ("norm", "epsilon", "sigma")  # their defaults depend on the checkpoint
-NEVER = ("kind", "version", "mode")
+NEVER = ("kind", "version", "mode", MIXED)
 
 
 def command_of(evaluation: Evaluation, index: int | None = None) -> str:
@@ -27,7 +28,8 @@ def command_of(evaluation: Evaluation, index: int | None = None) -> str:
     words = ["hydrabench", evaluator.command, "--ckpt", evaluation.checkpoint.name]
     words += [CHOICES[evaluator.command], evaluation.kind, *_settings(evaluation)]
     words += _images(evaluation, index)
-    words += ["--precision", evaluation.precision] if evaluation.precision != "float32" else []
+    precision = MIXED if evaluation.settings.get(MIXED) else evaluation.precision
+    words += ["--precision", precision] if precision != "float32" else []
     return shlex.join(words)
 
 

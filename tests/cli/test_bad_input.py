@@ -383,6 +383,11 @@ def test_a_value_that_is_none_of_a_closed_list_is_a_usage_error(hydrabench, dens
             r"--channels-last is for --method smoothing; with ibp leave",
         ),
         (("certify", "--method", "ibp", "--precision", "bfloat16"), r"--precision bfloat16 is for smoothing only"),
+        (
+            ("attack", "--attack", "square", "--precision", "mixed"),
+            r"--precision mixed computes the gradients of an attack in bfloat16, and is for pgd, autoattack; with square",
+        ),
+        (("certify", "--method", "ibp", "--precision", "mixed"), r"is for pgd, autoattack; with ibp choose one of: float"),
     ],
 )
 def test_options_of_one_method_are_checked(refused, dense, options, message):

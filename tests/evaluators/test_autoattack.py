@@ -7,6 +7,7 @@ import random
 import sys
 from dataclasses import asdict, replace
 from functools import cache
+from itertools import product
 from unittest import mock
 
 import numpy as np
@@ -24,8 +25,9 @@ from hydrabench.evaluators.autoattack_settings import ATTACKS, fitted_to_classes
 from hydrabench.ledger import Attempt
 
 ENSEMBLE = ATTACKS["standard"]
-EPSILON = {"linf": "0.08", "l2": "0.3"}
+EPSILON = {"linf": "0.08", "l2": "0.3", "l1": "0.7"}
 NAMES = {"linf": "Linf", "l2": "L2"}
+ALL_NAMES = {**NAMES, "l1": "L1"}
 
 
 def rng(seed=0):
@@ -73,11 +75,16 @@ def linear_network(weight):
 
 
 class Shortened(AutoAttack):
-    """The standard ensemble with FAB cut to 20 of 100 iterations and Square to 100 of 5000 queries, to save time."""
+    """The standard ensemble with FAB cut to 20 of 100 iterations and Square to 100 of 5000 queries, to save time.
+
+    In L1 APGD, which starts more often, is cut to 20 iterations.
+    """
 
     def __init__(self, *arguments, **names):
         super().__init__(*arguments, **names)
         self.fab.n_iter, self.square.n_queries = 20, 100
+        if self.norm == "L1":
+            self.apgd.n_iter_orig = self.apgd_targeted.n_iter_orig = 20
 
 
 @cache
@@ -114,18 +121,22 @@ def test_the_first_version_of_the_protocol_is_the_plain_standard_run(norm):
     assert 0 < sum(robust) < 9
 
 
-@pytest.mark.parametrize("norm", NAMES)
-@pytest.mark.parametrize("name", [*ENSEMBLE, "fab", "apgd-dlr"])
+@pytest.mark.parametrize(
+    ("norm", "name"),
+    [*product(NAMES, [*ENSEMBLE, "fab", "apgd-dlr"]), *product(["l1"], ENSEMBLE)],
+)
 def test_one_image_alone_is_attacked_as_upstream_attacks_it(norm, name):
     """The same points, bit for bit, where upstream's draws come from the stream that we give it for one image."""
     network, block = problem()
     x, y = block.images[4:5], block.labels[4:5]
     attack = upstream.UpstreamAttack(
-        name, "plus" if name in ATTACKS["plus"][1:3] else "standard", norm, 0.05, 10, seed=7
-    )
+        name, "plus" if name in ATTACKS["plus"][1:3] else "standard", norm, 0.05, 10, seed=7,
+        targets=AutoAttackSettings(epsilon="0.1", norm=norm).apgd_targets,
+    )  # fmt: skip
     stream = upstream.stream(7, name, version=2)
-    plain = AutoAttack(upstream.Padded(network), norm=NAMES[norm], eps=0.05, seed=7, version=attack.version)
-    shortened = {"n_queries": 50, "n_iter": 10}
+    plain = AutoAttack(upstream.Padded(network), norm=ALL_NAMES[norm], eps=0.05, seed=7, version=attack.version)
+    assert plain.apgd_targeted.n_target_classes == attack.targets
+    shortened = {"n_queries": 50, "n_iter": 10, "n_iter_orig": 10}
     with torch.random.fork_rng(), mock.patch("pyautoattack.AutoAttack", return_value=plain):
         for part in (plain.apgd, plain.apgd_targeted, plain.fab, plain.square):
             vars(part).update({key: value for key, value in shortened.items() if key in vars(part)})
@@ -134,6 +145,7 @@ def test_one_image_alone_is_attacked_as_upstream_attacks_it(norm, name):
         with (
             mock.patch("torch.rand", lambda shape: rand(tuple(shape), generator=stream)),
             mock.patch("torch.randn", lambda shape: randn(tuple(shape), generator=stream)),
+            mock.patch("torch.randn_like", lambda images: randn(tuple(images.shape), generator=stream)),
         ):
             expected = upstream._choose(plain, name)(x, y)
     network.zero_grad(set_to_none=True)
@@ -145,6 +157,7 @@ def test_one_image_alone_is_attacked_as_upstream_attacks_it(norm, name):
     [
         ("linf", {}),
         ("l2", {}),
+        ("l1", {"attacks": ("apgd-ce", "square")}),
         ("l2", {"ensemble": "plus", "attacks": ("apgd-dlr", "fab")}),
         ("linf", {"cascade": True}),
     ],
@@ -222,6 +235,42 @@ def test_a_linear_network_is_judged_by_the_closed_form():
     assert (reach / epsilon - 1).abs().min() > 0.002
     records = evaluate_autoattack(network, as_block(images, labels), AutoAttackSettings(epsilon=str(round(epsilon, 9))))
     assert [record.robust for record in records] == (reach > epsilon).tolist()
+
+
+@pytest.mark.parametrize("name", ["apgd-ce", "apgd-t", "fab-t"])
+def test_a_linear_network_is_judged_by_the_closed_form_in_l1(name):
+    """Robust iff (w_y - w_j)·x > eps * max|w_y - w_j| for every other j: one pixel moves, and its room exceeds eps."""
+    weight = torch.randn(6, 36, generator=rng(5), dtype=torch.float64)
+    network = linear_network(weight)
+    images = torch.rand(8, 1, 6, 6, generator=rng(6)).double() * 0.04 + 0.48
+    labels = network(images).argmax(1)
+    largest = (weight[labels][:, None] - weight[None]).abs().amax(2).clamp_min(1e-12)
+    scores = network(images).detach()
+    reach = ((scores.gather(1, labels[:, None]) - scores) / largest).scatter(1, labels[:, None], torch.inf).amin(1)
+    epsilon = reach.sort().values[3:5].mean().item()
+    assert epsilon < 0.48
+    settings = AutoAttackSettings(norm="l1", epsilon=str(round(epsilon, 9)), attacks=(name,))
+    records = evaluate_autoattack(network, as_block(images, labels), settings)
+    assert [record.robust for record in records] == (reach > epsilon).tolist()
+
+
+def test_in_l1_the_settings_are_those_of_the_authors_for_l1(monkeypatch):
+    made, choose = {}, upstream._choose
+
+    def kept(attack, name):
+        choose(attack, name)
+        made[name] = attack
+        return lambda x, y: x.clone()
+
+    monkeypatch.setattr(upstream, "_choose", kept)
+    network, block = problem()
+    evaluate_autoattack(network, block, AutoAttackSettings(norm="l1", epsilon="0.5"))
+    assert tuple(made) == ENSEMBLE
+    attack = made["apgd-t"]
+    assert attack.apgd.use_largereps
+    assert attack.apgd_targeted.use_largereps
+    assert (attack.apgd.n_restarts, attack.apgd_targeted.n_target_classes) == (5, 5)
+    assert (attack.fab.n_target_classes, attack.square.n_queries) == (9, 5000)
 
 
 def test_each_block_and_each_seed_has_a_stream_of_its_own_where_the_block_decides():
@@ -432,6 +481,9 @@ def test_attacks_that_need_more_classes_are_refused():
         ({"ensemble": "plus"}, "aa-plus@2"),
         ({"attacks": ["square", "apgd-ce"]}, "aa-square+apgd-ce@2"),
         ({"cascade": True}, "aa-standard-cascade@2"),
+        ({"norm": "l1"}, "aa-standard-l1@2"),
+        ({"mixed": True}, "aa-standard-mixed@2"),
+        ({"norm": "l1", "attacks": ["square"], "seed": 2}, "aa-square-l1-s2@2"),
         ({"cascade": True, "attacks": ["square", "apgd-ce"], "seed": 1}, "aa-square+apgd-ce-cascade-s1@2"),
     ],
 )
@@ -459,6 +511,9 @@ def test_attacks_run_in_upstreams_order_or_as_they_were_named(values, order):
         ({"ensemble": "rand", "attacks": ["square"]}, "square averages no gradients; with ensemble: rand choose among"),
         ({"ensemble": "rand", "cascade": True}, "leave it out with ensemble: rand"),
         ({"version": 1, "cascade": True}, "version: 1 of the protocol is the standard ensemble alone"),
+        ({"version": 1, "norm": "l1"}, "version: 1 of the protocol is the standard ensemble alone"),
+        ({"norm": "l1", "ensemble": "plus"}, "l1 is not one that the authors made plus for"),
+        ({"mixed": True, "attacks": ["square"]}, "mixed: changes gradients, which square does not follow"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(values, said):
@@ -496,6 +551,7 @@ def test_a_cascade_says_what_it_saves(seconds, said):
         ("apgd-ce", "plus"),
         ("fab", "plus"),
         ("apgd-dlr", "rand"),
+        ("clean", "rand"),
     ],
 )
 def test_an_attack_takes_about_the_passes_that_it_says(name, ensemble):
@@ -514,6 +570,20 @@ def test_an_attack_takes_about_the_passes_that_it_says(name, ensemble):
     attempt(Counted().eval(), block, name, settings)
     gradients = {"square": 0, "fab": 2.5, "fab-t": 0.5}.get(name, 1)  # for each forward pass
     assert passes[0] * (1 + gradients) == pytest.approx(passes_of(settings, name, 5), rel=0.05, abs=60)
+
+
+@pytest.mark.parametrize("name", ["apgd-ce", "apgd-t", "fab-t"])
+def test_in_l1_and_mixed_an_attack_takes_about_the_passes_that_it_says(name):
+    network, passes = linear_network(torch.zeros(10, 36)), [0]
+    with torch.no_grad():
+        network[1].bias[0] = 1.0
+    network.register_forward_hook(lambda *_: passes.__setitem__(0, passes[0] + 1))
+    block = as_block(torch.full((1, 1, 6, 6), 0.5), torch.tensor([0]))
+    for values in ({"norm": "l1"}, {"mixed": True}):
+        settings, passes[0] = AutoAttackSettings(epsilon="0.1", **values), 0
+        attempt(network, block, name, settings)
+        backward = 1 / (1 + settings.mixed + (name == "fab-t"))
+        assert passes[0] * (1 + backward) == pytest.approx(passes_of(settings, name, 10), rel=0.05, abs=60)
 
 
 def test_images_too_small_for_square_under_l2_are_refused():

@@ -20,15 +20,17 @@ from hydrabench.workflows.evaluation.loading import Subject
 
 @dataclass(frozen=True)
 class Certificates:
-    """The verified images of a finished run that speaks about the same network and a ball that covers the attack's.
+    """The verified images of a finished run that speaks about the same network and a ball that covers one of the attack's.
 
     name: what proved them, such as "crown-ibp@1 at L∞ 8/255". records_sha256: of its ledger.
     known: hash and label of each verified image, by index.
+    beyond: of a security curve, the settings of the radii that the certificate does not cover; None if it covers all.
     """
 
     name: str
     records_sha256: str
     known: Mapping[int, tuple[str, int]]
+    beyond: EvaluationSettings | None = None
 
     def describe(self) -> dict[str, str]:
         """What `run.json` says of them."""
@@ -84,15 +86,32 @@ def open_certificates(
     there, here = run.header["checkpoint"]["sha256"], subject.checkpoint.sha256
     if there != here:
         raise LedgerError(f"{path} is about a network with SHA-256 {there[:16]}…, this one has {here[:16]}…")
-    asked: Any = settings
-    covered, wanted = Threat(proven.norm, proven.epsilon), Threat(asked.norm, asked.epsilon)
-    if not covered.contains(wanted):
+    covered = Threat(proven.norm, proven.epsilon)
+    beyond = _beyond(path, covered, settings)
+    known = _verified(path, images, set(chosen))
+    return Certificates(f"{proven.protocol} at {covered}", sha256_of(run.records_path), known, beyond)
+
+
+def _beyond(path: Path, covered: Threat, settings: Any) -> EvaluationSettings | None:
+    """Return the settings of the radii that a certificate does not cover, None if it covers all.
+
+    Raises: ConfigError if it covers none, or the attack cannot leave out some of its radii.
+    """
+    wanted = Threat(settings.norm, settings.epsilon)
+    if covered.contains(wanted):
+        return None
+    radii = [radius for radius in getattr(settings, "epsilons", ()) if radius > 0]
+    if not any(covered.contains(Threat(settings.norm, radius)) for radius in radii):
         raise ConfigError(
             f"{path} verifies images at {covered}, which does not cover {wanted}; certify at {wanted} or more first"
         )
-    return Certificates(
-        f"{proven.protocol} at {covered}", sha256_of(run.records_path), _verified(path, images, set(chosen))
-    )
+    if not settings.by_radius:
+        raise ConfigError(
+            f"{path} verifies images at {covered}, but {settings.kind} searches once for all radii up to {wanted}; "
+            f"certify at {wanted} or more first, or leave out --skip-certified"
+        )
+    found: EvaluationSettings = settings.beyond(covered.epsilon)
+    return found
 
 
 def _verified(path: Path, images: ImageSource, chosen: set[int]) -> dict[int, tuple[str, int]]:

@@ -91,7 +91,8 @@ def _leave_out_certified(judge: Judge, options: RunOptions, chosen: Sequence[int
         return
     judge.certificates = held = open_certificates(Path(skip), judge.subject, judge.settings, judge.images, chosen)
     if world.is_main:
-        say(f"{len(held.known)} of {len(chosen)} images need no attack: verified by {held.name}")
+        where = "" if held.beyond is None else " at the smaller radii"
+        say(f"{len(held.known)} of {len(chosen)} images need no attack{where}: verified by {held.name}")
 
 
 def _fill(run: RunFolder, judge: Judge, world: World, blocks: Sequence[tuple[int, ...]], whole: int) -> None:

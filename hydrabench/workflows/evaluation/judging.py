@@ -65,17 +65,38 @@ class Judge:
         """The records of this process's share of a round: one block, or none in the last round."""
         records: list[Record] = []
         for number, indices in blocks:
-            certified = self.certified(indices)
-            self.indices = tuple(index for index in indices if index not in certified)
-            with self._memory():
-                found = list(self.ready.evaluate(self._block(number, self.indices))) if self.indices else []
-            records += sorted([*found, *certified.values()], key=lambda record: record.index)
+            certified, part = self.certified(indices), self._certified_in_part(indices)
+            left = tuple(index for index in indices if index not in certified and index not in part)
+            found = [*certified.values(), *self._judged(number, left), *self._judged_beyond(number, part)]
+            records += sorted(found, key=lambda record: record.index)
         return records
 
     def certified(self, indices: Sequence[int]) -> dict[int, Record]:
         """The records of the images that a certificate spares the attack."""
         held = self.certificates
-        return {index: held.record(index, self.settings) for index in held.among(indices)} if held else {}
+        covers = held is not None and held.beyond is None
+        return {index: held.record(index, self.settings) for index in held.among(indices)} if held and covers else {}
+
+    def _certified_in_part(self, indices: Sequence[int]) -> tuple[int, ...]:
+        """The images that a certificate spares the smaller radii of a security curve."""
+        held = self.certificates
+        return tuple(held.among(indices)) if held is not None and held.beyond is not None else ()
+
+    def _judged(self, number: int, indices: tuple[int, ...]) -> list[Record]:
+        """Judge images of one block."""
+        self.indices = indices
+        with self._memory():
+            return list(self.ready.evaluate(self._block(number, indices))) if indices else []
+
+    def _judged_beyond(self, number: int, indices: tuple[int, ...]) -> list[Record]:
+        """Judge images of one block at the radii that their certificate does not cover."""
+        if not indices:
+            return []
+        held, self.indices = self.certificates, indices
+        assert held is not None
+        with self._memory():
+            found = self.evaluator.evaluate(self.subject.network, self._block(number, indices), held.beyond)
+        return [replace(record, certified_by=held.name) for record in found]
 
     def attempts(self, name: str, number: int, indices: tuple[int, ...], heard: Callable[[], None]) -> list[Attempt]:
         """Run one attack of an evaluator that attacks in turn. number: of the block that the images belong to.

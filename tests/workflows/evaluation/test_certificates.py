@@ -8,7 +8,8 @@ import shutil
 import pytest
 
 from hydrabench.errors import ConfigError, LedgerError
-from hydrabench.evaluators import AutoAttackSettings, CleanSettings, PgdSettings, VerifiedSettings
+from hydrabench.evaluators import AutoAttackSettings, CleanSettings, PgdSettings, VerifiedSettings, parse_settings
+from hydrabench.evaluators import pgd
 from hydrabench.workflows.evaluation import in_turn
 from hydrabench.workflows.evaluation.evaluate import evaluate
 from hydrabench.workflows.evaluation.loading import open_subject
@@ -19,6 +20,8 @@ N = 60
 PGD = PgdSettings(epsilon="30/255", steps=3)
 CURVE = PgdSettings(epsilon="10/255,30/255", steps=3)
 APGD = AutoAttackSettings(epsilon="30/255", attacks=("apgd-ce",))
+FMN = parse_settings({"kind": "fmn", "epsilon": "10/255,30/255", "steps": 3})
+HYDRA = parse_settings({"kind": "hydra", "epsilon": "30/255", "steps": 3})
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +49,7 @@ def verified(folder):
     return {line["index"] for line in lines(folder) if line["verified"]}
 
 
-@pytest.mark.parametrize("settings", [PGD, CURVE, APGD], ids=lambda settings: settings.protocol)
+@pytest.mark.parametrize("settings", [PGD, CURVE, APGD, FMN, HYDRA], ids=lambda settings: settings.protocol)
 def test_verified_images_are_robust_without_an_attack_and_the_others_get_the_same_verdict(
     subject, cpu, certified, tmp_path, settings, capsys
 ):
@@ -72,6 +75,37 @@ def test_verified_images_are_robust_without_an_attack_and_the_others_get_the_sam
     assert not [one for one in verify_run(tmp_path / "rest", options=cpu, sample=N) if one.differences]
 
 
+def test_a_security_curve_inherits_certificates_downwards_and_breaks_upwards(
+    subject, cpu, certified, tmp_path, monkeypatch, capsys
+):
+    """Verified images are attacked at the radii above the certificate's alone, and get the verdicts of a full run."""
+    settings = PgdSettings(epsilon="20/255,40/255,60/255,80/255", steps=3)
+    evaluate(subject, settings, tmp_path / "all", options=cpu, n=N)
+    tried, original = {}, pgd.attack_by_pgd
+
+    def attack(network, block, one):
+        tried.setdefault(int(one.epsilon * 255), set()).update(block.indices)
+        return original(network, block, one)
+
+    monkeypatch.setattr(pgd, "attack_by_pgd", attack)
+    summary = evaluate(subject, settings, tmp_path / "rest", options=skipping(certified), n=N)
+    spared = verified(certified)
+    whole, rest = lines(tmp_path / "all"), lines(tmp_path / "rest")
+    for one, other in zip(whole, rest, strict=True):
+        assert (one["robust"], one["distance"], one["broken_by"]) == tuple(
+            other[key] for key in ("robust", "distance", "broken_by")
+        )
+        assert other["certified_by"] == ("ibp@1 at L∞ 40/255" if other["index"] in spared else None)
+    assert not spared & (tried[20] | tried[40])
+    assert spared <= tried[60]
+    broken = {line["index"] for line in rest if line["distance"] is not None and line["distance"] < 0.24}
+    assert broken & spared  # at 60/255, above the certificate
+    assert not broken & tried[80]
+    assert summary["metrics"] == json.loads((tmp_path / "all" / "summary.json").read_text())["metrics"]
+    assert f"{len(spared)} of {N} images need no attack at the smaller radii" in capsys.readouterr().err
+    assert not [one for one in verify_run(tmp_path / "rest", options=cpu, sample=N) if one.differences]
+
+
 def test_a_run_that_skips_is_continued_with_the_same_certificates_only(subject, cpu, certified, tmp_path, monkeypatch):
     def killed(_self, _attack, _waiting):
         raise KeyboardInterrupt
@@ -91,7 +125,11 @@ def test_a_run_that_skips_is_continued_with_the_same_certificates_only(subject, 
     [
         (PgdSettings(epsilon="41/255"), r"verifies images at L∞ 40/255, which does not cover L∞ 41/255; certify at"),
         (AutoAttackSettings(epsilon="1/255", version=1), r"aa-standard@1 attacks whole blocks of images"),
-        (AutoAttackSettings(epsilon="1/255", ensemble="rand"), r"aa-rand@2 attacks whole blocks of images"),
+        (PgdSettings(epsilon="41/255,50/255"), r"verifies images at L∞ 40/255, which does not cover L∞ 50/255"),
+        (
+            parse_settings({"kind": "fmn", "epsilon": "20/255,50/255"}),
+            r"but fmn searches once for all radii up to L∞ 50/255; certify at L∞ 50/255 or more first, or leave out",
+        ),
     ],
 )
 def test_certificates_that_do_not_cover_the_attack_are_refused(subject, certified, tmp_path, settings, said):
