@@ -16,6 +16,7 @@ from hydrabench.data import DATASETS, ImageSource, TrainingBatches, TrainingImag
 from hydrabench.errors import ConfigError, lookup
 from hydrabench.ledger import RunFolder
 from hydrabench.masking import (
+    INITIAL_DENSITY,
     SCORE_INITS,
     Phase,
     Scope,
@@ -51,13 +52,14 @@ class Masks:
     scope: Scope
     scores: str
     rescale_weights: bool = False
+    initial_density: float = INITIAL_DENSITY
 
     def attach(self, network: nn.Module, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> None:
         """Attach them to a network without masks."""
         if self.rescale_weights:
             rescale_weights(network, self.density)
         scores = SCORE_INITS[self.scores](network, generator, batch)
-        attach_masks(network, self.density, scope=self.scope, scores=scores)
+        attach_masks(network, self.density, scope=self.scope, scores=scores, initial_density=self.initial_density)
 
 
 @dataclass(frozen=True)
