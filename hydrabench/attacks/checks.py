@@ -76,7 +76,7 @@ def _one_hot(logits: Tensor) -> float:
 
 
 def _gradients(network: nn.Module, start: Tensor, y: Tensor, losses: Sequence[str]) -> tuple[bool, float]:
-    """Whether any gradient reaches the input, and the share of the images where it is zero under every loss."""
+    """Return whether a gradient reaches the input, and the share of the images where it is zero under every loss."""
     zero = torch.ones(len(start), dtype=torch.bool, device=start.device)
     reached = False
     for name in losses:

@@ -42,12 +42,12 @@ class Sandwich:
 
     @property
     def column(self) -> Column:
-        """Where the number of open images stands."""
+        """The column of the number of open images."""
         return Column(self.images, self.evaluation.precision, OPEN, PROTOCOL, "undecided", self.threat)
 
     @property
     def parts(self) -> dict[str, int]:
-        """How many images are verified, open, broken and wrong; they add up to all."""
+        """The numbers of images that are verified, open, broken and wrong; they add up to all."""
         broken = self.broken & self.right
         return {
             "verified": int(self.verified.sum()),

@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What differs between machines that run the same recipe.
+    """Options that differ between machines that run the same recipe.
 
     device: "auto", "cpu", "cuda" or "cuda:N". data_dir: None for HYDRABENCH_DATA. download: fetch missing data.
     computing: options of an evaluator that say how it computes. The others are for training. precision: of the

@@ -287,7 +287,7 @@ def _budgets(network: nn.Module) -> dict[str, dict[str, int]]:
 
 
 def _run_header(recipe: Recipe, start: Start, options: RunOptions) -> dict[str, Any]:
-    """What `run.json` says of a training run, without the data and the machine itself."""
+    """Return the header in `run.json` of a training run, without the data and the machine itself."""
     return {
         "command": _section(start),
         "phase": start.label,
