@@ -61,7 +61,7 @@ def sandwiches(evaluations: Sequence[Evaluation]) -> Iterator[Sandwich]:
     """Yield a sandwich for each network, data set, precision and threat that a bound and an attack judged.
 
     An image counts as verified if any bound proves it, as broken if any attack breaks it, on the images that all of
-    them hold. Contradictions must have been refused before, see `gate`.
+    them hold. Contradictions must have been refused before, see `contradictions`.
     """
     groups: dict[Any, list[Evaluation]] = defaultdict(list)
     for one in evaluations:
