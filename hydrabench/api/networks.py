@@ -98,7 +98,7 @@ def subject_of_module(
 
 
 def _device(module: nn.Module, options: RunOptions) -> str:
-    """Where to compute: "auto" is where the module is."""
+    """Return the device to compute on: "auto" is where the module is."""
     first = next(iter(module.parameters()), None)
     return str(first.device) if first is not None and options.device == "auto" else options.device
 

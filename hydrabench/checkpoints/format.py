@@ -72,7 +72,7 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def stored_state(model: nn.Module) -> dict[str, Tensor]:
-    """What a file holds of a network: `state_of` it and, if it is masked, its masks as `NAME.mask`.
+    """Return what a file holds of a network: `state_of` it and, if it is masked, its masks as `NAME.mask`.
 
     Masks are stored because scores alone do not tell them: which of two equal scores is kept is up to the device.
     """

@@ -1,4 +1,4 @@
-"""How images of the user's own are named; `own_images` reads them."""
+"""The names of images of the user's own; `own_images` reads them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ OWN_FORMS = (
 
 
 def is_own(name: str) -> bool:
-    """Whether a data set is named by where the user's own files are."""
+    """Return whether a data set is named by where the user's own files are."""
     return name.partition(":")[0] in OWN_KINDS and ":" in name
 
 

@@ -17,14 +17,14 @@ from hydrabench.runtime import stream
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """What a phase trains on: labelled images, pseudo-labelled ones if the recipe has some, and those held out."""
+    """The images of a phase: labelled ones, pseudo-labelled ones if the recipe has some, and those held out."""
 
     labelled: ImageSource
     pseudo: ImageSource | None
     validation: ImageSource
 
     def counts(self) -> dict[str, int]:
-        """How many images there are of each kind, as `run.json` says it."""
+        """Return the number of images of each kind, as `run.json` says it."""
         pseudo = {"pseudo_labelled": len(self.pseudo)} if self.pseudo is not None else {}
         return {"train": len(self.labelled), "validation": len(self.validation), **pseudo}
 

@@ -82,8 +82,12 @@ def _train_step(recipe: Recipe, step: PlannedRun, out: Path, options: RunOptions
 
 
 def _with_density(recipe: Recipe, section: str, density: float) -> Recipe:
-    """The recipe with `density`, and the scope of its `prune:` section, in its `prune:` or `finetune:` section."""
+    """The recipe with `density`, and the scope of its `prune:` section, in its `prune:` or `finetune:` section.
+
+    Magnitude pruning learns no rates; beside a learned budget it keeps as much of every layer.
+    """
     scope = recipe.prune.scope if recipe.prune else "layer"
+    scope = "layer" if (section, scope) == ("finetune", "learned") else scope
     phase = getattr(recipe, section).model_copy(update={"density": density, "scope": scope})
     return recipe.model_copy(update={section: phase})
 

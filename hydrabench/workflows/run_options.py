@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What differs between machines that run the same recipe.
+    """Options that differ between machines that run the same recipe.
 
     device: "auto", "cpu", "cuda" or "cuda:N". data_dir: None for HYDRABENCH_DATA. download: fetch missing data.
     computing: options of an evaluator that say how it computes. The others are for training. precision: of the

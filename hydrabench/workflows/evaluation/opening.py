@@ -1,4 +1,4 @@
-"""What --model names, opened: built, given its weights and normalisation, checked on the first images."""
+"""The network that --model names: built, given its weights and normalisation, checked on the first images."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ COMPARED = 32  # images on which the network of an ONNX file is compared with on
 
 @dataclass(frozen=True)
 class _Opened:
-    """What a request names. normalized: whether it is known what is done to images first."""
+    """The network that a request names. normalized: whether it is known what is done to images first."""
 
     subject: Subject
     built: Built
@@ -190,7 +190,7 @@ def judged_on(images: ImageSource, subject: Subject, *, normalization_given: boo
 
 
 def _front(request: ModelRequest, built: Built, inside: Normalization | None) -> Normalization | None:
-    """What is to be put in front of the network. Raises: ConfigError if that is not known."""
+    """Return what is to be put in front of the network. Raises: ConfigError if that is not known."""
     given = request.normalization
     if inside is not None:
         if given not in (None, inside):

@@ -1,4 +1,4 @@
-"""What --model names: code that builds a network (see `models.own_code`), or a file that holds one."""
+"""Values of --model: code that builds a network (see `models.own_code`), or a file that holds one."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def build(
 
 
 def decisive(built: Built) -> Mapping[str, str]:
-    """What decides a network beside its specification and its tensors: the hash of its file, a library's version."""
+    """Return what decides a network beside its specification and tensors: the hash of its file, a library's version."""
     if built.version is not None:
         return {"version": built.version}
     return {"file_sha256": built.source.sha256} if isinstance(built.source, CodeFile) else {}

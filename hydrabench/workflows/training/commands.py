@@ -14,7 +14,7 @@ from hydrabench.checkpoints.own_code import UsedCode, build_own, require_recorda
 from hydrabench.config import Normalization
 from hydrabench.data import DATASETS, DataSet, ImageSet, load_images
 from hydrabench.errors import CheckpointError, ConfigError, DataError, lookup
-from hydrabench.masking import attach_masks, bake_masks, overall_density, score_masks
+from hydrabench.masking import INITIAL_DENSITY, attach_masks, bake_masks, overall_density, score_masks
 from hydrabench.models import build_model, normalized
 from hydrabench.models.own_code import is_code, is_program, short_spec
 from hydrabench.recipes import ModelRecipe, Recipe
@@ -121,7 +121,7 @@ def prune(
     recipe, source, options = _open_source(recipe, ref, described, options)
     network = source.baked()
     density = overall_density(network, wanted, section.scope)
-    masks = Masks(wanted, section.scope, section.scores)
+    masks = Masks(wanted, section.scope, section.scores, initial_density=section.initial_density or INITIAL_DENSITY)
     start = Start(network, "prune", "prune", density, source.sha256, masks, source.code, source.header.held_out)
     return run_phase(recipe, section, start, out, resume, options)
 

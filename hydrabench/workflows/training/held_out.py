@@ -1,4 +1,4 @@
-"""Whether the held-out images of a phase were held out of all phases before it, so that its selection is honest."""
+"""Refuse held-out images that an earlier phase was trained on, so that the selection is honest."""
 
 from __future__ import annotations
 

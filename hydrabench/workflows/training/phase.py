@@ -16,6 +16,7 @@ from hydrabench.data import ImageSource, TrainingBatches, TrainingImages, load_t
 from hydrabench.errors import ConfigError, lookup
 from hydrabench.ledger import RunFolder
 from hydrabench.masking import (
+    INITIAL_DENSITY,
     SCORE_INITS,
     Phase,
     Scope,
@@ -51,13 +52,14 @@ class Masks:
     scope: Scope
     scores: str
     rescale_weights: bool = False
+    initial_density: float = INITIAL_DENSITY
 
     def attach(self, network: nn.Module, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> None:
         """Attach them to a network without masks."""
         if self.rescale_weights:
             rescale_weights(network, self.density)
         scores = SCORE_INITS[self.scores](network, generator, batch)
-        attach_masks(network, self.density, scope=self.scope, scores=scores)
+        attach_masks(network, self.density, scope=self.scope, scores=scores, initial_density=self.initial_density)
 
 
 @dataclass(frozen=True)
@@ -288,7 +290,7 @@ def _budgets(network: nn.Module) -> dict[str, dict[str, int]]:
 
 
 def _run_header(recipe: Recipe, start: Start, options: RunOptions) -> dict[str, Any]:
-    """What `run.json` says of a training run, without the data and the machine itself."""
+    """Return the header in `run.json` of a training run, without the data and the machine itself."""
     return {
         "command": _section(start),
         "phase": start.label,

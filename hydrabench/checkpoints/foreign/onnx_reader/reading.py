@@ -180,7 +180,7 @@ def _input(
 
 
 def _in_batches(session: Any, path: Path, batch: int | None) -> Callable[[Tensor], Tensor]:
-    """What a session computes, in batches of the size that the file fixes; the last is filled up with zeros."""
+    """Return what a session computes, in batches of the size that the file fixes; the last is filled up with zeros."""
     name = session.get_inputs()[0].name
 
     def compute(x: Tensor) -> Tensor:
