@@ -1,4 +1,4 @@
-"""Which weights a network keeps: scores, masks, densities."""
+"""The weights that a network keeps: scores, masks, densities."""
 
 from hydrabench.masking.density import (
     LayerDensity,

@@ -1,4 +1,4 @@
-"""How many weights a density keeps, in exact arithmetic, layer by layer or overall, and what a network really keeps."""
+"""The number of weights that a density keeps, in exact arithmetic, by layer or overall, and that a network keeps."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def top_k_mask(scores: Tensor, kept: int, rate: Tensor | None = None) -> Tensor:
 
 
 def share_budget(scores: Sequence[Tensor], kept: int) -> list[int]:
-    """How many weights each layer keeps if the `kept` largest |scores| of all layers together are kept.
+    """Return how many weights each layer keeps if the `kept` largest |scores| of all layers together are kept.
 
     Every layer keeps at least its largest one, whatever the others have: an empty layer would cut the
     network in two. Of equal scores at the boundary, those of earlier layers come first.
