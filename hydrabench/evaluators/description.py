@@ -123,7 +123,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Computing:
-    """How a run computes, beside its settings.
+    """The options of a run beside its settings, which change no number.
 
     options: those of role "computing" that were given. parent: the opened run whose certificates are reused.
     """
@@ -144,7 +144,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class InTurn:
-    """How an evaluator runs several attacks, each on the images that none before it has broken.
+    """Several attacks in turn, each on the images that none before it has broken.
 
     attacks: (settings) -> their names, in order; "clean" first, which classifies the images as they are.
     attempt: (network, block, name, settings, heard) -> one attempt for each image of the block. `heard` is called
@@ -242,7 +242,7 @@ class Evaluator:
         return self.variant(values) or (self.settings, self.record)
 
     def conditions(self) -> tuple[str, ...]:
-        """Which of `CONDITIONS` its settings have."""
+        """Return those of `CONDITIONS` that its settings have."""
         return tuple(name for name in CONDITIONS if name in self.settings.model_fields)
 
     def needed(self) -> tuple[str, ...]:
@@ -280,7 +280,7 @@ def require_precision(kind: str, precision: str, evaluators: Mapping[str, Evalua
 
 
 def is_correct(line: Line) -> bool:
-    """Whether the prediction is the label."""
+    """Return whether the prediction is the label."""
     return bool(line["prediction"] == line["label"])
 
 

@@ -132,22 +132,22 @@ class VerifiedSettings(BoundSettings):
 
     @property
     def searches(self) -> bool:
-        """Whether alpha-crown is one of the methods."""
+        """True if alpha-crown is one of the methods."""
         return "alpha-crown" in self.methods
 
     @property
     def decides(self) -> bool:
-        """Whether exact is one of the methods."""
+        """True if exact is one of the methods."""
         return "exact" in self.methods
 
     @property
     def uses_our_bounds(self) -> bool:
-        """Whether our own bounds pass the network."""
+        """True if our own bounds pass the network."""
         return self.engine == "hydrabench"
 
     @property
     def needs_auto_lirpa(self) -> bool:
-        """Whether auto_LiRPA is asked for the bounds."""
+        """True if auto_LiRPA computes the bounds."""
         return self.engine == "auto_lirpa"
 
     @property
@@ -184,12 +184,12 @@ class AlphaCrownSettings(BoundSettings):
 
     @property
     def uses_our_bounds(self) -> bool:
-        """Whether our own bounds pass the network."""
+        """True if our own bounds pass the network."""
         return self.engine == "hydrabench"
 
     @property
     def needs_auto_lirpa(self) -> bool:
-        """Whether auto_LiRPA is asked for the bounds."""
+        """True if auto_LiRPA computes the bounds."""
         return self.engine == "auto_lirpa"
 
     @property

@@ -1,4 +1,4 @@
-"""How figures look: drawn by matplotlib in colours that colour-blind readers tell apart, and by dashes in grey."""
+"""Figures by matplotlib, in colours that colour-blind readers tell apart, and dashes that do so in grey."""
 
 from __future__ import annotations
 

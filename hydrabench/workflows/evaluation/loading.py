@@ -1,4 +1,4 @@
-"""What `attack` and `certify` judge: a checkpoint on its device, and the settings that go with it."""
+"""The subject of `attack` and `certify`: a checkpoint on its device, and the settings that go with it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Subject:
         return load_images(name, "test", options.data_dir, download=options.download)
 
     def describe(self) -> dict[str, Any]:
-        """What `run.json` says of the checkpoint."""
+        """Return the entry of the checkpoint in `run.json`."""
         header = self.checkpoint.header
         parameters = used_parameters(self.network)
         front = header.normalization if header.phase == "imported" else None  # there, an option may decide it
@@ -75,7 +75,7 @@ class Subject:
         }
 
     def origin(self) -> dict[str, Any]:
-        """What `run.json` says of how the network came about, beside `describe`; for the rows of a report."""
+        """Return how the network came about, beside `describe`; for the rows of a report."""
         header = self.checkpoint.header
         pruned = not self.external and header.density < 1
         return {
@@ -89,7 +89,7 @@ class Subject:
 
 
 def additional_data(checkpoint: Checkpoint) -> bool | None:
-    """Whether a checkpoint was trained on images that are not in its data set; None if that is not known.
+    """Return whether a checkpoint was trained on images that are not in its data set; None if that is not known.
 
     The zoo's manifest says so, or the recipe of the run that wrote it.
     """
