@@ -19,8 +19,8 @@ SEARCH_BLOCK = 10  # images, whose trials at one radius are computed together
 SEARCH_RADIUS = Option(
     "search_radius", "Find the largest verified and the smallest broken radius up to --epsilon.", "flag", "Radii"
 )
-TOLERANCE = Option("tolerance", "Largest step between radii.", heading="Radii", default="1/64 of --epsilon")
-OPTIONS = (SEARCH_RADIUS, TOLERANCE)
+STEP_OF_RADII = Option("tolerance", "Largest step between radii.", heading="Radii", default="1/64 of --epsilon")
+OPTIONS = (SEARCH_RADIUS, STEP_OF_RADII)
 
 
 def searched(network: Any, block: Block, settings: BoundSettings, bound: Bound) -> Sequence[RadiusRecord]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 GRID = 60  # radii of a curve of certified accuracy
-BINS = 20  # intervals of a distribution of radii
+RADIUS_BINS = 20  # intervals of a distribution of radii
 MOST = 12  # networks that are drawn in one figure; its data have all
 METHODS = {"train": "dense", "finetune": "HYDRA", "lwm": "LWM"}
 
@@ -130,7 +130,7 @@ def _radii(board: Leaderboard, _material: Material) -> Figure | None:
     text = (
         "Left: fraction of images that are right and verified at each radius, and not known to be broken there (thin); "
         "the true curve lies between the two. Right: the fraction of images whose robust radius lies in each of "
-        f"{BINS} intervals, by the largest verified radius; misclassified images and those that are verified at the "
+        f"{RADIUS_BINS} intervals, by the largest verified radius; misclassified images and those that are verified at the "
         "largest radius are left out."
     )
     return Figure("radii", "Robust radii", text, pd.concat(parts, ignore_index=True), drawing.radii)
@@ -149,10 +149,10 @@ def _radius_curves(cell: Cell, largest: float) -> pd.DataFrame:
     broken = np.array([math.inf if one is None else one for one in fields["broken_radius"][:count]], dtype=float)
     whole = fields["verified"][:count].astype(bool)
     verified = np.where(whole, largest, verified)  # a ledger has radii rounded down
-    edges = np.linspace(0, largest, BINS + 1)
+    edges = np.linspace(0, largest, RADIUS_BINS + 1)
     shares = np.histogram(verified[right & ~whole], edges)[0] / count
     rows = []
-    for radius in np.linspace(0, largest, GRID * BINS // 10 + 1):
+    for radius in np.linspace(0, largest, GRID * RADIUS_BINS // 10 + 1):
         proved = clopper_pearson(int((right & (verified >= radius)).sum()), count)
         place = np.flatnonzero(np.isclose(edges[:-1], radius))
         share = shares[place[0]] if len(place) else math.nan
