@@ -130,8 +130,8 @@ def _radii(board: Leaderboard, _material: Material) -> Figure | None:
     text = (
         "Left: fraction of images that are right and verified at each radius, and not known to be broken there (thin); "
         "the true curve lies between the two. Right: the fraction of images whose robust radius lies in each of "
-        f"{RADIUS_BINS} intervals, by the largest verified radius; misclassified images and those that are verified at the "
-        "largest radius are left out."
+        f"{RADIUS_BINS} intervals, by the largest verified radius; misclassified images and those that are verified at "
+        "the largest radius are left out."
     )
     return Figure("radii", "Robust radii", text, pd.concat(parts, ignore_index=True), drawing.radii)
 
