@@ -140,7 +140,7 @@ def _rich_tables(board: Leaderboard, width: int) -> list[Table]:
     unbounded = Console(width=UNBOUNDED)
     groups: list[list[Column]] = [[]]
     for column in board.columns:
-        if column.metric == "average_certified_radius":
+        if column.metric in ("average_certified_radius", "average_verified_radius"):
             continue
         wider = [*groups[-1], column]
         needed = Measurement.get(unbounded, unbounded.options, _rich_table(board, wider)).maximum
