@@ -55,7 +55,7 @@ class Reseeded(nn.Module):
 
     @torch.no_grad()
     def _agree(self, images: Tensor, seed: int) -> bool:
-        """Whether a pass of these images together is that of one after another."""
+        """True if a pass of these images together is that of one after another."""
         expected = self._in_turn(images, seed)
         try:
             found = self._together(images, seed)
@@ -66,7 +66,7 @@ class Reseeded(nn.Module):
 
 @torch.no_grad()
 def repeats(network: nn.Module, images: Tensor) -> bool:
-    """Whether the network draws from the global generators alone, so that a seed decides its logits."""
+    """True if the network draws from the global generators alone, so that a seed decides its logits."""
     first, second = (Reseeded(network, 0)(images[:COMPARED]) for _ in range(2))
     return bool(((first - second).abs() <= ROUNDING * first.abs().amax()).all())
 

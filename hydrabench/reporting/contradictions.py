@@ -1,4 +1,4 @@
-"""The gate: no report is made of ledgers that contradict each other."""
+"""Contradictions: an image that one ledger calls verified and another broken. No report is made of such ledgers."""
 
 from __future__ import annotations
 
