@@ -213,8 +213,8 @@ image_options = options(
         type=closed("float32", "float64", "bfloat16", "mixed"),
         default="float32",
         show_default=True,
-        help="bfloat16 is for smoothing only; mixed, for pgd and autoattack, computes gradients in bfloat16 and verdicts "
-        "in float32.",
+        help="bfloat16 is for smoothing only; mixed, for pgd and autoattack, computes gradients in bfloat16 and "
+        "verdicts in float32.",
     ),
 )
 

@@ -159,8 +159,8 @@ def _points(
 
 def _short_pgd(network: nn.Module, block: Block, settings: AutoAttackSettings) -> list[Attempt]:
     """Ten steps of PGD on the cross entropy, whose every point is classified."""
-    values = {"norm": settings.norm, "epsilon": settings.epsilon, "seed": settings.seed, "mixed": settings.mixed}
-    short = PgdSettings(steps=10, losses=("ce",), **values)
+    short = PgdSettings(norm=settings.norm, epsilon=settings.epsilon, steps=10, losses=("ce",), seed=settings.seed)
+    short = short.model_copy(update={"mixed": settings.mixed})
     records = evaluate_pgd(network, block, short)
     return [
         Attempt(record.index, SHORT_PGD, not record.robust, -(record.margin or 0.0), None, record.seconds)
@@ -238,13 +238,14 @@ def require_suitable(network: nn.Module, block: Block, settings: AutoAttackSetti
         )
     if settings.ensemble == "rand" and not repeats(network, block.images):
         raise HydrabenchError(
-            "the network draws random numbers that no seed of torch, numpy or Python decides, so its verdicts cannot be "
-            "made again; let it draw from torch's global generator"
+            "the network draws random numbers that no seed of torch, numpy or Python decides, so its verdicts cannot "
+            "be made again; let it draw from torch's global generator"
         )
     if settings.norm != "linf" and "square" in settings.order and min(sides) < SHORTEST_SIDE:
+        others = ",".join(name for name in settings.order if name not in ("square", SHORT_PGD))
         raise HydrabenchError(
-            f"Square under {NORM_TEXTS[settings.norm]} needs images of at least 5 x 5 pixels, got {tuple(sides)}; name the other attacks with "
-            f"--attacks {','.join(name for name in settings.order if name not in ('square', SHORT_PGD))}"
+            f"Square under {NORM_TEXTS[settings.norm]} needs images of at least 5 x 5 pixels, got {tuple(sides)}; name "
+            f"the other attacks with --attacks {others}"
         )
 
 

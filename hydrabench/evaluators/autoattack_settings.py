@@ -65,7 +65,7 @@ class AutoAttackSettings(EvaluationSettings):
         if self.version == 1 and other:
             yield "version: 1 of the protocol is the standard ensemble alone; leave it out for anything else"
         if self.norm == "l1" and self.ensemble != "standard":
-            yield f"norm: l1 is not one that the authors made {self.ensemble} for; leave out ensemble, or take linf or l2"
+            yield f"norm: l1 is none that the authors made {self.ensemble} for; leave out ensemble, or take linf or l2"
         if self.mixed and self.order == ("square",):
             yield "mixed: changes gradients, which square does not follow; leave it out"
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hydrabench.attacks import ExactBall
-from hydrabench.attacks.ball import normalised
+from hydrabench.attacks.ball import normalised, per_image
 from hydrabench.objectives.step import TrainingStep
 
 SMALLEST_PROBABILITY = 1e-20  # of a probability whose logarithm is taken
@@ -98,7 +98,7 @@ def climb(
 
 def _lengths(gradient: Tensor) -> Tensor:
     """L2 length of each image's gradient, shaped to multiply it."""
-    return gradient.flatten(1).norm(dim=1).view(-1, *[1] * (gradient.ndim - 1))
+    return per_image(torch.linalg.vector_norm(gradient.flatten(1), dim=1), gradient)
 
 
 def in_ball(x: Tensor, epsilon: float, step_size: float) -> Moved:

@@ -37,8 +37,8 @@ def smoothadv_loss(
 ) -> StepLoss:
     """Return the mean of CE(f(x' + noise), y) over the copies, at points x' that raise -log of the averaged softmax.
 
-    The attack starts at the image and uses the noise that the loss uses. Where its gradient is zero it moves in a random
-    direction, as its authors' does. The logits are those of the first copy.
+    The attack starts at the image and uses the noise that the loss uses. Where its gradient is zero it moves in a
+    random direction, as its authors' does. The logits are those of the first copy.
 
     Args:
         x: images, (B, C, H, W), in [0, 1]; y: labels, (B,).

@@ -268,9 +268,9 @@ def test_options_that_attack_and_certify_share_are_checked(refused, dense, optio
 @pytest.mark.parametrize(
     ("command", "option", "value", "allowed"),
     [
-        ("attack", "--precision", "float16", "'float32', 'float64', 'bfloat16'"),
+        ("attack", "--precision", "float16", "'float32', 'float64', 'bfloat16', 'mixed'"),
         ("attack", "--norm", "lx", "'linf', 'l2', 'l1'"),
-        ("certify", "--precision", "float16", "'float32', 'float64', 'bfloat16'"),
+        ("certify", "--precision", "float16", "'float32', 'float64', 'bfloat16', 'mixed'"),
         ("certify", "--engine", "lirpa", "'hydrabench', 'auto_lirpa', 'branch-and-bound', 'milp'"),
         ("certify", "--slopes", "some", "'output', 'all'"),
         ("certify", "--mode", "fast", "'cohen', 'curtailed', 'adaptive', 'betting', 'predict'"),
@@ -385,9 +385,12 @@ def test_a_value_that_is_none_of_a_closed_list_is_a_usage_error(hydrabench, dens
         (("certify", "--method", "ibp", "--precision", "bfloat16"), r"--precision bfloat16 is for smoothing only"),
         (
             ("attack", "--attack", "square", "--precision", "mixed"),
-            r"--precision mixed computes the gradients of an attack in bfloat16, and is for pgd, autoattack; with square",
+            r"--precision mixed computes the gradients .* in bfloat16, and is for pgd, autoattack; with square",
         ),
-        (("certify", "--method", "ibp", "--precision", "mixed"), r"is for pgd, autoattack; with ibp choose one of: float"),
+        (
+            ("certify", "--method", "ibp", "--precision", "mixed"),
+            r"is for pgd, autoattack; with ibp choose one of: float",
+        ),
     ],
 )
 def test_options_of_one_method_are_checked(refused, dense, options, message):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -12,33 +13,41 @@ from hydrabench.data.identity import identities
 from hydrabench.errors import ConfigError, LedgerError
 from hydrabench.evaluators import EVALUATORS, EvaluationSettings, record_of, recorded_settings
 from hydrabench.files import sha256_of
-from hydrabench.ledger import AttackRecord, read_run, whole_ledger
+from hydrabench.ledger import AttackRecord, RunFolder, read_run, whole_ledger
 from hydrabench.selection import selected_indices
-from hydrabench.threat import Threat
+from hydrabench.threat import Threat, float_below
 from hydrabench.workflows.evaluation.loading import Subject
 
 
 @dataclass(frozen=True)
 class Certificates:
-    """The verified images of a finished run that speaks about the same network and a ball that covers one of the attack's.
+    """The images that a finished run verifies, about the same network, in balls that cover those of the attack.
 
     name: what proved them, such as "crown-ibp@1 at L∞ 8/255". records_sha256: of its ledger.
-    known: hash and label of each verified image, by index.
-    beyond: of a security curve, the settings of the radii that the certificate does not cover; None if it covers all.
+    known: hash and label of each image that is spared some attack, by index.
+    beyond: of those that are spared the smaller radii of a security curve alone, the settings of the others, by index.
     """
 
     name: str
     records_sha256: str
     known: Mapping[int, tuple[str, int]]
-    beyond: EvaluationSettings | None = None
+    beyond: Mapping[int, EvaluationSettings]
 
     def describe(self) -> dict[str, str]:
         """Return their entry in `run.json`."""
         return {"certificates": self.name, "records_sha256": self.records_sha256}
 
     def among(self, indices: Sequence[int]) -> list[int]:
-        """Return those of these images that are certified."""
-        return [index for index in indices if index in self.known]
+        """Return those of these images that need no attack."""
+        return [index for index in indices if index in self.known and index not in self.beyond]
+
+    def in_part(self, indices: Sequence[int]) -> dict[EvaluationSettings, tuple[int, ...]]:
+        """Return those of these images that need an attack at the larger radii, by the settings of these."""
+        found: dict[EvaluationSettings, tuple[int, ...]] = {}
+        for index in indices:
+            if index in self.beyond:
+                found[self.beyond[index]] = (*found.get(self.beyond[index], ()), index)
+        return found
 
     def record(self, index: int, settings: EvaluationSettings) -> AttackRecord:
         """The record of an image that needs no attack: right, and robust."""
@@ -83,25 +92,28 @@ def open_certificates(
         raise LedgerError(f"{path} is not complete; continue it with --resume first")
     run.require_intact()
     proven: Any = recorded_settings(run.header["settings"], run.header["protocol"], str(path / "run.json"))
+    asked: Any = settings
     there, here = run.header["checkpoint"]["sha256"], subject.checkpoint.sha256
     if there != here:
         raise LedgerError(f"{path} is about a network with SHA-256 {there[:16]}…, this one has {here[:16]}…")
     covered = Threat(proven.norm, proven.epsilon)
-    beyond = _beyond(path, covered, settings)
-    known = _verified(path, images, set(chosen))
-    return Certificates(f"{proven.protocol} at {covered}", sha256_of(run.records_path), known, beyond)
+    _require_coverage(path, covered, settings)
+    proved = _verified(run, proven, set(chosen))
+    spared = {index: radius for index, (_, radius) in proved.items() if _spares(settings, radius)}
+    known = {index: proved[index][0] for index in spared}
+    _require_same_images(path, images, known)
+    beyond = {index: asked.beyond(radius) for index, radius in spared.items() if radius < asked.epsilon}
+    up_to = "up to" if getattr(proven, "search_radius", False) else "at"
+    return Certificates(f"{proven.protocol} {up_to} {covered}", sha256_of(run.records_path), known, beyond)
 
 
-def _beyond(path: Path, covered: Threat, settings: Any) -> EvaluationSettings | None:
-    """Return the settings of the radii that a certificate does not cover, None if it covers all.
-
-    Raises: ConfigError if it covers none, or the attack cannot leave out some of its radii.
-    """
+def _require_coverage(path: Path, covered: Threat, settings: Any) -> None:
+    """Raise ConfigError if no radius of an attack is covered, or not the largest where it cannot leave out others."""
     wanted = Threat(settings.norm, settings.epsilon)
     if covered.contains(wanted):
-        return None
-    radii = [radius for radius in getattr(settings, "epsilons", ()) if radius > 0]
-    if not any(covered.contains(Threat(settings.norm, radius)) for radius in radii):
+        return
+    smaller = [radius for radius in getattr(settings, "epsilons", ()) if radius > 0]
+    if not any(covered.contains(Threat(settings.norm, radius)) for radius in smaller):
         raise ConfigError(
             f"{path} verifies images at {covered}, which does not cover {wanted}; certify at {wanted} or more first"
         )
@@ -110,18 +122,38 @@ def _beyond(path: Path, covered: Threat, settings: Any) -> EvaluationSettings | 
             f"{path} verifies images at {covered}, but {settings.kind} searches once for all radii up to {wanted}; "
             f"certify at {wanted} or more first, or leave out --skip-certified"
         )
-    found: EvaluationSettings = settings.beyond(covered.epsilon)
-    return found
 
 
-def _verified(path: Path, images: ImageSource, chosen: set[int]) -> dict[int, tuple[str, int]]:
-    """Hash and label of the verified images among the chosen ones. Raises: LedgerError if they are other images."""
-    run = read_run(path)
-    settings = recorded_settings(run.header["settings"], run.header["protocol"], str(path / "run.json"))
-    records = whole_ledger(run, selected_indices(run.header["dataset"]), record_of(settings))
-    found = {line["index"]: (line["input_sha"], line["label"]) for line in records if line["verified"]}
-    found = {index: about for index, about in found.items() if index in chosen}
-    for (index, about), here in zip(found.items(), identities(images, list(found)), strict=True):
+def _spares(settings: Any, radius: Fraction) -> bool:
+    """True if an image that is verified at `radius` need not be attacked at some radius of the settings."""
+    by_radius = getattr(settings, "epsilons", ()) and settings.by_radius
+    smallest = min(one for one in settings.epsilons if one > 0) if by_radius else settings.epsilon
+    return bool(radius >= smallest)
+
+
+def _verified(run: RunFolder, proven: Any, chosen: set[int]) -> dict[int, tuple[tuple[str, int], Fraction]]:
+    """Hash and label of the chosen images, and the exact radius at which each is verified; 0 if it is at none."""
+    records = whole_ledger(run, selected_indices(run.header["dataset"]), record_of(proven))
+    return {
+        line["index"]: ((line["input_sha"], line["label"]), _radius(line, proven))
+        for line in records
+        if line["index"] in chosen
+    }
+
+
+def _radius(line: Mapping[str, Any], proven: Any) -> Fraction:
+    """Return the radius at which a record verifies its image; a searched one lies on the grid of the search."""
+    if "verified_radius" not in line:
+        return Fraction(proven.epsilon) if line["verified"] else Fraction(0)
+    steps = 2**proven.halvings
+    place = round(Fraction(line["verified_radius"]) * steps / proven.epsilon)
+    radius = Fraction(proven.epsilon * place, steps)
+    assert float_below(radius) == line["verified_radius"], "searched radii are multiples of epsilon / 2**halvings"
+    return radius
+
+
+def _require_same_images(path: Path, images: ImageSource, known: Mapping[int, tuple[str, int]]) -> None:
+    """Raise LedgerError if a certificate is about other pixels or another label."""
+    for (index, about), here in zip(known.items(), identities(images, list(known)), strict=True):
         if about != here:
             raise LedgerError(f"image {index} has other pixels or another label in {path} than here; certify it again")
-    return found

@@ -91,8 +91,9 @@ def _leave_out_certified(judge: Judge, options: RunOptions, chosen: Sequence[int
         return
     judge.certificates = held = open_certificates(Path(skip), judge.subject, judge.settings, judge.images, chosen)
     if world.is_main:
-        where = "" if held.beyond is None else " at the smaller radii"
-        say(f"{len(held.known)} of {len(chosen)} images need no attack{where}: verified by {held.name}")
+        part = f", and {len(held.beyond)} none at the smaller radii" if held.beyond else ""
+        spared = len(held.known) - len(held.beyond)
+        say(f"{spared} of {len(chosen)} images need no attack{part}: verified by {held.name}")
 
 
 def _fill(run: RunFolder, judge: Judge, world: World, blocks: Sequence[tuple[int, ...]], whole: int) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from hydrabench.data import Block, ImageSource, load_block
 from hydrabench.errors import MemoryShortageError, is_out_of_memory
 from hydrabench.evaluators import EVALUATORS, Computing, EvaluationSettings
 from hydrabench.evaluators.flags import has_flags, network_flags
-from hydrabench.ledger import Attempt, Record
+from hydrabench.ledger import AttackRecord, Attempt, Record
 from hydrabench.runtime import World
 from hydrabench.workflows.evaluation.certificates import Certificates
 from hydrabench.workflows.evaluation.loading import STORED_IN, Subject
@@ -65,22 +65,19 @@ class Judge:
         """The records of this process's share of a round: one block, or none in the last round."""
         records: list[Record] = []
         for number, indices in blocks:
-            certified, part = self.certified(indices), self._certified_in_part(indices)
-            left = tuple(index for index in indices if index not in certified and index not in part)
-            found = [*certified.values(), *self._judged(number, left), *self._judged_beyond(number, part)]
+            held, certified = self.certificates, self.certified(indices)
+            parts = held.in_part(indices) if held else {}
+            apart = {*certified, *(index for part in parts.values() for index in part)}
+            found = [*certified.values(), *self._judged(number, tuple(i for i in indices if i not in apart))]
+            for settings, part in parts.items():
+                found += self._judged_beyond(number, part, settings)
             records += sorted(found, key=lambda record: record.index)
         return records
 
     def certified(self, indices: Sequence[int]) -> dict[int, Record]:
         """The records of the images that a certificate spares the attack."""
         held = self.certificates
-        covers = held is not None and held.beyond is None
-        return {index: held.record(index, self.settings) for index in held.among(indices)} if held and covers else {}
-
-    def _certified_in_part(self, indices: Sequence[int]) -> tuple[int, ...]:
-        """The images that a certificate spares the smaller radii of a security curve."""
-        held = self.certificates
-        return tuple(held.among(indices)) if held is not None and held.beyond is not None else ()
+        return {index: held.record(index, self.settings) for index in held.among(indices)} if held else {}
 
     def _judged(self, number: int, indices: tuple[int, ...]) -> list[Record]:
         """Judge images of one block."""
@@ -88,15 +85,13 @@ class Judge:
         with self._memory():
             return list(self.ready.evaluate(self._block(number, indices))) if indices else []
 
-    def _judged_beyond(self, number: int, indices: tuple[int, ...]) -> list[Record]:
-        """Judge images of one block at the radii that their certificate does not cover."""
-        if not indices:
-            return []
-        held, self.indices = self.certificates, indices
-        assert held is not None
+    def _judged_beyond(self, number: int, indices: tuple[int, ...], settings: EvaluationSettings) -> list[Record]:
+        """Judge images of one block at the radii that their certificate does not cover, those of `settings`."""
+        self.indices = indices
+        assert self.certificates is not None
         with self._memory():
-            found = self.evaluator.evaluate(self.subject.network, self._block(number, indices), held.beyond)
-        return [replace(record, certified_by=held.name) for record in found]
+            found = self.evaluator.evaluate(self.subject.network, self._block(number, indices), settings)
+        return [replace(cast("AttackRecord", record), certified_by=self.certificates.name) for record in found]
 
     def attempts(self, name: str, number: int, indices: tuple[int, ...], heard: Callable[[], None]) -> list[Attempt]:
         """Run one attack of an evaluator that attacks in turn. number: of the block that the images belong to.

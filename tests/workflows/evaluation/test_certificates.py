@@ -8,8 +8,7 @@ import shutil
 import pytest
 
 from hydrabench.errors import ConfigError, LedgerError
-from hydrabench.evaluators import AutoAttackSettings, CleanSettings, PgdSettings, VerifiedSettings, parse_settings
-from hydrabench.evaluators import pgd
+from hydrabench.evaluators import AutoAttackSettings, CleanSettings, PgdSettings, VerifiedSettings, parse_settings, pgd
 from hydrabench.workflows.evaluation import in_turn
 from hydrabench.workflows.evaluation.evaluate import evaluate
 from hydrabench.workflows.evaluation.loading import open_subject
@@ -102,8 +101,34 @@ def test_a_security_curve_inherits_certificates_downwards_and_breaks_upwards(
     assert broken & spared  # at 60/255, above the certificate
     assert not broken & tried[80]
     assert summary["metrics"] == json.loads((tmp_path / "all" / "summary.json").read_text())["metrics"]
-    assert f"{len(spared)} of {N} images need no attack at the smaller radii" in capsys.readouterr().err
+    said = (
+        f"0 of {N} images need no attack, and {len(spared)} none at the smaller radii: verified by ibp@1 at L∞ 40/255"
+    )
+    assert said in capsys.readouterr().err
     assert not [one for one in verify_run(tmp_path / "rest", options=cpu, sample=N) if one.differences]
+
+
+def test_each_image_is_spared_the_radii_that_a_search_verifies_for_it(subject, cpu, tmp_path, monkeypatch):
+    """Searched are multiples of 10/255 up to 40/255; the curve has the same radii, and one more."""
+    search = VerifiedSettings(kind="ibp", epsilon="40/255", search_radius=True, tolerance="10/255")
+    evaluate(subject, search, tmp_path / "radii", options=cpu, n=N)
+    proved = {line["index"]: round(line["verified_radius"] * 255) for line in lines(tmp_path / "radii")}
+    assert len(set(proved.values())) >= 4
+    settings = PgdSettings(epsilon="10/255,20/255,30/255,40/255,60/255", steps=2)
+    tried, original = {}, pgd.attack_by_pgd
+
+    def attack(network, block, one):
+        for index in block.indices:
+            tried.setdefault(index, []).append(int(one.epsilon * 255))
+        return original(network, block, one)
+
+    evaluate(subject, settings, tmp_path / "all", options=cpu, n=N)
+    monkeypatch.setattr(pgd, "attack_by_pgd", attack)
+    evaluate(subject, settings, tmp_path / "rest", options=skipping(tmp_path / "radii"), n=N)
+    for index, radii in tried.items():
+        assert min(radii) == min(radius for radius in (10, 20, 30, 40, 60) if radius > proved[index])
+    whole, rest = ([(line["robust"], line["distance"]) for line in lines(tmp_path / name)] for name in ("all", "rest"))
+    assert whole == rest
 
 
 def test_a_run_that_skips_is_continued_with_the_same_certificates_only(subject, cpu, certified, tmp_path, monkeypatch):
