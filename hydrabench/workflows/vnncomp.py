@@ -31,7 +31,7 @@ from hydrabench.workflows.progress import say, tracking
 from hydrabench.workflows.writer import one_writer
 
 RESULTS = "results.csv"
-COLUMNS = 6  # of a row: category, network, property, seconds to prepare, answer, seconds to decide
+ROW_LENGTH = 6  # of a row: category, network, property, seconds to prepare, answer, seconds to decide
 ANSWERS = {"verified": "holds", "broken": "violated", "unknown": "unknown"}
 
 
@@ -117,7 +117,7 @@ def _kept(path: Path, instances: Sequence[Instance], *, resume: bool) -> list[li
         raise LedgerError(f"{path} is there already; add --resume to go on with it, or choose a new --out")
     rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
     for row, one in zip(rows, instances, strict=False):
-        if len(row) != COLUMNS or row[1:3] != [one.onnx, one.vnnlib]:
+        if len(row) != ROW_LENGTH or row[1:3] != [one.onnx, one.vnnlib]:
             raise LedgerError(f"{path} has results of other instances ({', '.join(row[1:3])}); choose a new --out")
     return rows[: len(instances)]
 
