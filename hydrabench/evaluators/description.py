@@ -5,7 +5,7 @@ modules must not import torch at the top: torch, bounds, attacks and smoothing a
 
 Settings with these names mean the same to every evaluator: `norm` and `epsilon` a ball, `epsilons` all radii of a
 security curve, whose largest is `epsilon`, `sigma` the noise of smoothing,
-`radii` the L2 radii at which certificates are counted, `samples` the most draws for an image.
+`radii` the radii at which certificates are counted, `samples` the most draws for an image.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Metric:
 
     values: one for each record, in order: truth values, or numbers >= 0 of which the mean is taken.
     interval: "wilson" of a fraction, "clopper-pearson" of one that claims a guarantee, "t" of a mean.
-    radius: the certified L2 radius that it is about, in pixel units.
+    radius: the certified radius that it is about, in pixel units.
     label: what its heading adds.
     column_of: the evaluator whose column it belongs to, if that is another one.
     epsilon: the radius of the ball that it is about, if that is not the run's.
