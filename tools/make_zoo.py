@@ -4,7 +4,7 @@
     python tools/make_zoo.py --schema     # only write the manifest's JSON Schema again
 
 The checkpoints are those that `hydrabench pipeline --config digits-crown-ibp` and `--config digits-trades` write,
-byte for byte; the ledgers are those of the same runs, without times.
+byte for byte; the ledgers are those of the same runs, without times. What is not shipped, smoothing, is not computed.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ def main(runs: Path) -> None:
     entries = []
     for name in RECIPES:
         recipe = load_recipe(name)
+        shipped = tuple(settings for settings in recipe.evaluate if settings.kind in COMPARED)
+        recipe = recipe.model_copy(update={"evaluate": shipped})
         run_pipeline(recipe, runs / name, options=RunOptions(device="cpu"), resume=True)
         folders = {"train": name}
         folders |= {f"finetune-{k:g}": f"{name}-{100 * (1 - k):g}" for k in recipe.pipeline.densities}

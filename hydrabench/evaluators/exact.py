@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -64,7 +64,6 @@ class ExactSettings(EvaluationSettings):
     engine: Literal["branch-and-bound", "milp"] = "branch-and-bound"
     rigor: Literal["standard", "sound"] = "standard"
     seed: NonNegativeInt = 0
-    added: ClassVar[tuple[str, ...]] = ("engine",)
 
     def conflicts(self) -> Iterator[str]:
         """Yield what mixed-integer programming cannot do."""

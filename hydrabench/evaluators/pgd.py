@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import product
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
@@ -60,7 +60,6 @@ class PgdSettings(BallSettings):
     step_size: Radius | None = None
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     targets: NonNegativeInt = 0
-    added: ClassVar[tuple[str, ...]] = (*BallSettings.added, "step_size", "momentum", "targets")
 
     def conflicts(self) -> Iterator[str]:
         """Yield what does not go together."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import PositiveInt
 
@@ -23,8 +23,6 @@ class ReuseSettings(SmoothingSettings):
     parent_mode: Literal["cohen", "curtailed", "adaptive", "betting"]
     reuse_samples: PositiveInt
     direct: bool = False
-
-    added: ClassVar[tuple[str, ...]] = ()
 
     def conflicts(self) -> Iterator[str]:
         """Yield what does not go together."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from itertools import pairwise
 from statistics import NormalDist
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import (
     ConfigDict,
@@ -50,7 +50,6 @@ class SmoothingSettings(EvaluationSettings):
     version: Literal[1, 2, 3] = 2
 
     model_config = ConfigDict(allow_inf_nan=False)
-    added: ClassVar[tuple[str, ...]] = ("mode", "rigor", "label_aware")
 
     @model_validator(mode="before")
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt
 
@@ -42,7 +42,6 @@ class VerifiedSettings(EvaluationSettings):
     learning_rate: PositiveFloat = 0.1
     time_limit: PositiveFloat | None = None
     max_subproblems: PositiveInt = SUBPROBLEMS
-    added: ClassVar[tuple[str, ...]] = ("methods", "engine", "rigor", *SEARCH, "max_subproblems")
 
     def conflicts(self) -> Iterator[str]:
         """Yield what does not fit: methods out of place, and what an engine or a rigor is not for."""
@@ -71,11 +70,11 @@ class VerifiedSettings(EvaluationSettings):
                 f"methods: exact, which decides what all others leave open, comes last and after another one, got "
                 f"{methods}; write for example ibp,crown-ibp,crown,exact"
             )
-        if not self.decides and "max_subproblems" not in self.left_out():
+        if not self.decides and self._differs("max_subproblems"):
             yield f"max_subproblems: is an option of exact, which is none of methods {methods}; add it"
         if not self.searches:
             for key in SEARCH:
-                if key not in self.left_out() and not (key == "time_limit" and self.decides):
+                if self._differs(key) and not (key == "time_limit" and self.decides):
                     yield f"{key}: is an option of alpha-crown, which is none of methods {methods}; add it"
             return
         before = self.methods[:-1] if self.decides else self.methods
@@ -84,6 +83,9 @@ class VerifiedSettings(EvaluationSettings):
                 f"methods: alpha-crown, by far the slowest, comes last and after a cheaper one, got {methods}; "
                 "write for example ibp,crown-ibp,crown,alpha-crown"
             )
+
+    def _differs(self, key: str) -> bool:
+        return bool(getattr(self, key) != type(self).model_fields[key].default)
 
     @property
     def searches(self) -> bool:
@@ -130,7 +132,6 @@ class AlphaCrownSettings(EvaluationSettings):
     iterations: PositiveInt = 100
     learning_rate: PositiveFloat = 0.1
     time_limit: PositiveFloat | None = None  # seconds for each image; with it, a run cannot be reproduced
-    added: ClassVar[tuple[str, ...]] = ("engine",)
 
     def conflicts(self) -> Iterator[str]:
         """Yield what auto_LiRPA is not asked for."""

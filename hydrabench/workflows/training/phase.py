@@ -246,7 +246,6 @@ def _write_network(
     counts = {name: layer["kept"] for name, layer in budgets.items()}
     even = not counts or counts == kept_counts(start.network, start.density)
     header = Header(
-        schema="hydrabench.checkpoint/1",
         layout="masked" if start.label == "prune" else "dense",
         phase=start.label,
         arch=short_spec(recipe.model.arch),
