@@ -23,7 +23,8 @@ from hydrabench.workflows.evaluation.opening import own_checkpoint, require_outp
 from hydrabench.workflows.evaluation.request import ModelRequest
 from hydrabench.workflows.opening import NOTHING, open_expected
 from hydrabench.workflows.run_options import RunOptions
-from hydrabench.workflows.training.phase import Masks, Start, run_phase
+from hydrabench.workflows.training.phase import run_phase
+from hydrabench.workflows.training.start import Masks, Start
 
 
 def train(
