@@ -13,7 +13,7 @@ from hydrabench.config import Radius
 from hydrabench.config.passes import INPUT_GRADIENT
 from hydrabench.config.protocol import unless
 from hydrabench.errors import ConfigError
-from hydrabench.evaluators.attacking import Attacked, attacked_records, curve_metrics, curve_variant, rows_of
+from hydrabench.evaluators.attacking import Attacked, attacked_records, curve_metrics, curve_variant
 from hydrabench.evaluators.ball_settings import CURVE, NORMS, SEED, SKIP_CERTIFIED, BallSettings
 from hydrabench.evaluators.blocks import BLOCK_SIZE
 from hydrabench.evaluators.clean import clean_logits, require_finite
@@ -120,7 +120,7 @@ def attack_by_pgd(network: nn.Module, block: Block, settings: PgdSettings) -> At
             break
         aims = None if ranked is None or target is None else ranked[rows, target]
         key = (loss, restart) if target is None else (loss, restart, f"target {target}")
-        found = _search(network, rows_of(block, rows), settings, key=key, aims=aims)
+        found = _search(network, block.rows(rows), settings, key=key, aims=aims)
         smallest[rows] = torch.minimum(smallest[rows], found.smallest)
         for place, done in enumerate(found.broke_at.tolist()):
             if done >= 0:

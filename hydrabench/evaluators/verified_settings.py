@@ -20,7 +20,26 @@ SEARCH = ("slopes", "iterations", "learning_rate", "time_limit")
 SUBPROBLEMS = 20_000  # of branch and bound, for an image
 
 
-class VerifiedSettings(EvaluationSettings):
+class MarginSettings(EvaluationSettings):
+    """Base of the settings of a bound of margins over a ball. engine: whose bounds they are."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+    norm: Norm = "linf"
+    epsilon: Radius
+    engine: Literal["hydrabench", "auto_lirpa"] = "hydrabench"
+
+    @property
+    def uses_our_bounds(self) -> bool:
+        """True if our own bounds pass the network."""
+        return self.engine == "hydrabench"
+
+    @property
+    def needs_auto_lirpa(self) -> bool:
+        """True if auto_LiRPA computes the bounds."""
+        return self.engine == "auto_lirpa"
+
+
+class VerifiedSettings(MarginSettings):
     """A sound lower bound of every margin over a ball; `cascade` tries `methods` until one proves it.
 
     slopes, iterations, learning_rate, time_limit: of alpha-crown, the last one of `methods` or before exact.
@@ -30,12 +49,8 @@ class VerifiedSettings(EvaluationSettings):
     rounding, too; see `bounds.sound`.
     """
 
-    model_config = ConfigDict(allow_inf_nan=False)
     kind: Literal["ibp", "symbolic", "crown-ibp", "crown", "cascade"]
-    norm: Norm = "linf"
-    epsilon: Radius
     methods: tuple[Method, ...] = Field(CASCADE_METHODS, min_length=1)
-    engine: Literal["hydrabench", "auto_lirpa"] = "hydrabench"
     rigor: Literal["standard", "sound", "deployed"] = "standard"
     slopes: Literal["output", "all"] = "output"
     iterations: PositiveInt = 100
@@ -98,16 +113,6 @@ class VerifiedSettings(EvaluationSettings):
         return "exact" in self.methods
 
     @property
-    def uses_our_bounds(self) -> bool:
-        """True if our own bounds pass the network."""
-        return self.engine == "hydrabench"
-
-    @property
-    def needs_auto_lirpa(self) -> bool:
-        """True if auto_LiRPA computes the bounds."""
-        return self.engine == "auto_lirpa"
-
-    @property
     def protocol(self) -> str:
         """The protocol id names the bound; `cascade@1` is ibp, crown-ibp, crown, whatever differs is spelt out.
 
@@ -120,14 +125,10 @@ class VerifiedSettings(EvaluationSettings):
         return f"{self.kind}{methods}{_search_text(self)}{limit}{engine}{rigor}@{2 if self.searches else 1}"
 
 
-class AlphaCrownSettings(EvaluationSettings):
+class AlphaCrownSettings(MarginSettings):
     """CROWN with optimised slopes; `bounds.Search` says what the options mean."""
 
-    model_config = ConfigDict(allow_inf_nan=False)
     kind: Literal["alpha-crown"] = "alpha-crown"
-    norm: Norm = "linf"
-    epsilon: Radius
-    engine: Literal["hydrabench", "auto_lirpa"] = "hydrabench"
     slopes: Literal["output", "all"] = "output"
     iterations: PositiveInt = 100
     learning_rate: PositiveFloat = 0.1
@@ -137,16 +138,6 @@ class AlphaCrownSettings(EvaluationSettings):
         """Yield what auto_LiRPA is not asked for."""
         if self.engine == "auto_lirpa" and self.norm != "linf":
             yield f"engine: auto_lirpa bounds linf balls, got {self.norm}; leave the engine at hydrabench"
-
-    @property
-    def uses_our_bounds(self) -> bool:
-        """True if our own bounds pass the network."""
-        return self.engine == "hydrabench"
-
-    @property
-    def needs_auto_lirpa(self) -> bool:
-        """True if auto_LiRPA computes the bounds."""
-        return self.engine == "auto_lirpa"
 
     @property
     def protocol(self) -> str:
