@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+GIVEN = "images-"  # how the names of images that were handed over begin, see `given`
 OWN_KINDS = ("folder", "npz", "parquet", "cifar10c", "hf")
 CORRUPTED = "cifar10c:DIR/CORRUPTION/SEVERITY (CIFAR-10-C, such as DIR/fog/3)"
 OWN_FORMS = (
@@ -13,3 +14,8 @@ OWN_FORMS = (
 def is_own(name: str) -> bool:
     """Return whether a data set is named by where the user's own files are."""
     return name.partition(":")[0] in OWN_KINDS and ":" in name
+
+
+def is_given(name: str) -> bool:
+    """Whether images were handed over by a caller and not found by a name."""
+    return name.startswith(GIVEN)

@@ -198,7 +198,7 @@ class Evaluator:
     repeatable: (settings) -> whether the same run gives the same verdicts on any machine, but for rounding.
     sampled: whether verdicts rest on random draws that another network, or another seed, would have other luck with.
     notes: (settings and images of each of its columns) -> remarks below a report.
-    more: (settings, (C, H, W)) -> further entries of `summary.json`.
+    more: (settings, (C, H, W), lines of the ledger) -> further entries of `summary.json`.
     """
 
     settings: type[EvaluationSettings]
@@ -226,7 +226,7 @@ class Evaluator:
     repeatable: Callable[[Any], bool] = lambda _settings: True
     sampled: bool = False
     notes: Callable[[Sequence[tuple[Any, int]]], list[str]] = lambda _columns: []
-    more: Callable[[Any, tuple[int, int, int]], dict[str, Any]] = lambda _settings, _shape: {}
+    more: Callable[[Any, tuple[int, int, int], Sequence[Line]], dict[str, Any]] = lambda *_: {}
 
     def ready(self, network: nn.Module, settings: Any, computing: Computing) -> Ready:
         """Return the function that judges one block after another, prepared once."""

@@ -201,7 +201,7 @@ def _notes(columns: Sequence[tuple[Any, int]]) -> list[str]:
     return found
 
 
-def _implied(settings: SmoothingSettings, shape: tuple[int, int, int]) -> dict[str, Any]:
+def _implied(settings: SmoothingSettings, shape: tuple[int, int, int], _lines: Sequence[Line]) -> dict[str, Any]:
     """The L∞ radius that each L2 radius implies."""
     if settings.mode == "predict":
         return {}

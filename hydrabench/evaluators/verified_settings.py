@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from fractions import Fraction
+from math import ceil
+from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt
 
 from hydrabench.config import Radius
 from hydrabench.config.protocol import unless
 from hydrabench.evaluators.description import EvaluationSettings
-from hydrabench.threat import Norm
+from hydrabench.threat import Norm, radius_text
 
 Method = Literal["ibp", "symbolic", "crown-ibp", "crown", "alpha-crown", "exact"]
 CASCADE_METHODS: tuple[Method, ...] = ("ibp", "crown-ibp", "crown")
@@ -18,14 +20,53 @@ SOUND = ("ibp", "crown-ibp")  # what can be rounded outwards
 AUTO_LIRPA = ("ibp", "crown-ibp", "crown")  # what it is called for; alpha-crown has settings of its own
 SEARCH = ("slopes", "iterations", "learning_rate", "time_limit")
 SUBPROBLEMS = 20_000  # of branch and bound, for an image
+HALVINGS, MOST_HALVINGS = 6, 20  # of the largest radius, unless there is a tolerance; and with one
 
 
-class MarginSettings(EvaluationSettings):
+class BoundSettings(EvaluationSettings):
+    """Base of the settings of whatever bounds a ball.
+
+    search_radius: look for the largest verified and the smallest broken radius of each image, `epsilon` being the
+    largest that is tried. tolerance: between radii that are tried, at most; None: epsilon / 2**`HALVINGS`.
+    """
+
+    norm: Norm = "linf"
+    epsilon: Radius
+    search_radius: bool = False
+    tolerance: Radius | None = None
+
+    def conflicts(self) -> Iterator[str]:
+        """Yield what is wrong with a search for radii."""
+        if self.tolerance is not None and not self.search_radius:
+            yield "tolerance: is an option of search_radius, which is off; add it"
+        if self.search_radius and not self.epsilon:
+            yield "epsilon: is the largest radius that is searched, got 0; give for example 8/255"
+        elif self.tolerance is not None and not self.epsilon / 2**MOST_HALVINGS <= self.tolerance <= self.epsilon:
+            yield (
+                f"tolerance: lies between epsilon / 2^{MOST_HALVINGS} and epsilon, {radius_text(self.epsilon)}, got "
+                f"{radius_text(self.tolerance)}; leave it out for epsilon / {2**HALVINGS}"
+            )
+
+    @property
+    def halvings(self) -> int:
+        """How often the largest radius is halved: neighbouring radii are epsilon / 2**halvings apart."""
+        return HALVINGS if self.tolerance is None else ceil(self.epsilon / self.tolerance - 1).bit_length()
+
+    def at(self, radius: Fraction) -> Any:
+        """Return the same settings for one radius."""
+        return self.model_copy(update={"epsilon": radius, "search_radius": False, "tolerance": None})
+
+    @property
+    def radii_text(self) -> str:
+        """What a protocol id says of a search for radii."""
+        step = "" if self.tolerance is None else f"-tol{radius_text(self.tolerance).replace('/', '_')}"
+        return f"-radii{step}" if self.search_radius else ""
+
+
+class MarginSettings(BoundSettings):
     """Base of the settings of a bound of margins over a ball. engine: whose bounds they are."""
 
     model_config = ConfigDict(allow_inf_nan=False)
-    norm: Norm = "linf"
-    epsilon: Radius
     engine: Literal["hydrabench", "auto_lirpa"] = "hydrabench"
 
     @property
@@ -60,6 +101,7 @@ class VerifiedSettings(MarginSettings):
 
     def conflicts(self) -> Iterator[str]:
         """Yield what does not fit: methods out of place, and what an engine or a rigor is not for."""
+        yield from super().conflicts()
         methods = ",".join(self.methods)
         if self.kind != "cascade" and "methods" in self.model_fields_set and self.methods != CASCADE_METHODS:
             yield f"methods: belong to kind cascade, got {methods} with kind {self.kind}"
@@ -122,7 +164,8 @@ class VerifiedSettings(MarginSettings):
         limit = unless(SUBPROBLEMS, "n", self.max_subproblems)
         engine = "" if self.engine == "hydrabench" else f"-{self.engine}"
         rigor = "" if self.rigor == "standard" else f"-{self.rigor}"
-        return f"{self.kind}{methods}{_search_text(self)}{limit}{engine}{rigor}@{2 if self.searches else 1}"
+        more = f"{_search_text(self)}{limit}{engine}{rigor}{self.radii_text}"
+        return f"{self.kind}{methods}{more}@{2 if self.searches else 1}"
 
 
 class AlphaCrownSettings(MarginSettings):
@@ -136,6 +179,7 @@ class AlphaCrownSettings(MarginSettings):
 
     def conflicts(self) -> Iterator[str]:
         """Yield what auto_LiRPA is not asked for."""
+        yield from super().conflicts()
         if self.engine == "auto_lirpa" and self.norm != "linf":
             yield f"engine: auto_lirpa bounds linf balls, got {self.norm}; leave the engine at hydrabench"
 
@@ -145,7 +189,8 @@ class AlphaCrownSettings(MarginSettings):
 
         Version 1 was made by auto_LiRPA; it is called `alpha-crown-auto_lirpa@1` since there is an engine of our own.
         """
-        return f"alpha-crown{_search_text(self)}" + ("-auto_lirpa@1" if self.needs_auto_lirpa else "@2")
+        engine, version = ("-auto_lirpa", 1) if self.needs_auto_lirpa else ("", 2)
+        return f"alpha-crown{_search_text(self)}{engine}{self.radii_text}@{version}"
 
 
 Settings = VerifiedSettings | AlphaCrownSettings

@@ -58,7 +58,8 @@ def _run(recipe: Recipe, steps: Sequence[PlannedRun], out: Path, options: RunOpt
             finished.append(step.name)
     for name in finished:
         for settings in recipe.evaluate:
-            described = {"model": recipe.model.arch} if is_code(recipe.model.arch) else {}
+            arch = recipe.network().arch
+            described = {"model": arch} if is_code(arch) else {}
             label = f"{recipe.name}/{name}"
             subject = open_subject(str(out / name), options=options, name=label, described=described)
             folder = out / "evaluations" / name / run_name(settings)

@@ -114,7 +114,7 @@ def test_all_values_that_do_not_go_together_are_named_at_once_section_by_section
 
 def test_a_key_that_belongs_elsewhere_gets_the_list_of_those_allowed_here(tmp_path):
     with pytest.raises(
-        ConfigError, match=r"evaluate\.0\.sigma: unknown key, allowed are kind, norm, epsilon, engine, methods"
+        ConfigError, match=r"evaluate\.0\.sigma: unknown key, allowed are kind, norm, epsilon, search_radius"
     ):
         load_recipe(write(tmp_path), ["evaluate=[{kind: ibp, sigma: 0.5}]"])
     with pytest.raises(ConfigError, match=r"objective\.beta_endd: unknown key, did you mean 'beta_end'\?"):

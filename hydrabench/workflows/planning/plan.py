@@ -60,6 +60,8 @@ def plan(recipe: Recipe) -> list[PlannedRun]:
 
 def _require_sections(recipe: Recipe) -> None:
     wanted, name = recipe.pipeline, recipe.name
+    if recipe.train is None:
+        raise ConfigError(f"recipe {name} has no `train:` section; add one with epochs and lr")
     if not wanted.densities:
         return
     if recipe.prune is None:

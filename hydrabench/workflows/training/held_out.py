@@ -30,7 +30,7 @@ def require_held_out(before: HeldOut | None, recipe: Recipe, validation: ImageSo
             f"{before.fraction:g}; give at most that"
         )
     if fraction < before.fraction:
-        whole = load_images(recipe.data.name, "train", options.data_dir)
+        whole = options.images or load_images(recipe.data.name, "train", options.data_dir)
         _, validation = validation_split(whole, before.fraction)
     if source_fingerprint(validation) != before.sha256:
         raise DataError(

@@ -6,14 +6,15 @@ from typing import Any
 
 from torch import nn
 
-from hydrabench.checkpoints import Header, HeldOut, PluginFile, load_state, save_checkpoint, stored_state
-from hydrabench.data import DATASETS
+from hydrabench.checkpoints import Header, PluginFile, load_state, save_checkpoint, stored_state
+from hydrabench.data import ImageSource
 from hydrabench.ledger import RunFolder
 from hydrabench.masking import bake_masks, kept_counts, score_masks
 from hydrabench.models.own_code import short_spec
 from hydrabench.plugins import loaded
 from hydrabench.recipes import Recipe, sha256_of_values
 from hydrabench.workflows.progress import say
+from hydrabench.workflows.training.held_out import held_out_of
 from hydrabench.workflows.training.loop import Trained
 from hydrabench.workflows.training.resume import METRICS_FILE, STATE_FILE
 from hydrabench.workflows.training.start import Start
@@ -22,9 +23,9 @@ CHECKPOINT_FILE = "checkpoint.safetensors"
 OTHER_FILE = "checkpoint_{layout}.safetensors"
 
 
-def conclude(run: RunFolder, recipe: Recipe, start: Start, trained: Trained, held_out: HeldOut) -> dict[str, Any]:
+def conclude(run: RunFolder, recipe: Recipe, start: Start, trained: Trained, validation: ImageSource) -> dict[str, Any]:
     """Write the checkpoint of the best epoch and the summary; the state to resume from is not needed any more."""
-    sha256, budgets = write_network(run, recipe, start, trained, held_out)
+    sha256, budgets = write_network(run, recipe, start, trained, validation)
     selection = trained.selection
     summary: dict[str, Any] = {
         "n": selection.images,
@@ -47,7 +48,7 @@ def conclude(run: RunFolder, recipe: Recipe, start: Start, trained: Trained, hel
 
 
 def write_network(
-    run: RunFolder, recipe: Recipe, start: Start, trained: Trained, held_out: HeldOut
+    run: RunFolder, recipe: Recipe, start: Start, trained: Trained, validation: ImageSource
 ) -> tuple[str, dict[str, dict[str, int]]]:
     """Write the checkpoint of the best epoch; return its SHA-256 and what the masks of its layers keep.
 
@@ -58,7 +59,7 @@ def write_network(
     budgets = _budgets(start.network)
     counts = {name: layer["kept"] for name, layer in budgets.items()}
     even = not counts or counts == kept_counts(start.network, start.density)
-    header = _header(recipe, start, trained, held_out).model_copy(update={"kept": None if even else counts})
+    header = _header(recipe, start, trained, validation).model_copy(update={"kept": None if even else counts})
     if start.code:
         start.code.keep_in(run.path)
     hashes = {}
@@ -71,17 +72,16 @@ def write_network(
     return hashes[header.layout], budgets
 
 
-def _header(recipe: Recipe, start: Start, trained: Trained, held_out: HeldOut) -> Header:
+def _header(recipe: Recipe, start: Start, trained: Trained, validation: ImageSource) -> Header:
     """Return the header of the phase's checkpoint, but for the budgets of its layers."""
-    dataset = DATASETS[recipe.data.name]
     return Header(
         layout="masked" if start.label == "prune" else "dense",
         phase=start.label,
-        arch=short_spec(recipe.model.arch),
+        arch=short_spec(recipe.network().arch),
         dataset=recipe.data.name,
-        shape=dataset.shape,
-        num_classes=dataset.num_classes,
-        normalization=recipe.model.normalization,
+        shape=validation.shape,
+        num_classes=validation.num_classes,
+        normalization=recipe.network().normalization,
         density=start.density,
         objective=recipe.objective_of(start.section).plain(),
         recipe=recipe.name,
@@ -91,7 +91,7 @@ def _header(recipe: Recipe, start: Start, trained: Trained, held_out: HeldOut) -
         parent=start.parent,
         plugins=tuple(PluginFile.model_validate(plugin) for plugin in loaded()),
         code=start.code.record if start.code else None,
-        held_out=held_out,
+        held_out=held_out_of(recipe, validation),
     )
 
 

@@ -16,7 +16,7 @@ from hydrabench.recipes import PhaseRecipe, Recipe, SectionName
 from hydrabench.runtime import TRAINING_PRECISIONS, World, environment, pick_device
 from hydrabench.workflows.progress import say
 from hydrabench.workflows.run_options import RunOptions
-from hydrabench.workflows.training.held_out import held_out_of, require_held_out
+from hydrabench.workflows.training.held_out import require_held_out
 from hydrabench.workflows.training.loop import DivergedError, Loop, PhaseJob
 from hydrabench.workflows.training.outcome import conclude, write_network
 from hydrabench.workflows.training.resume import STATE_FILE, note_environment, open_training
@@ -58,9 +58,9 @@ def _run_phase(
         trained = loop.run()
     except DivergedError as error:
         if error.trained and world.is_main:
-            write_network(run, recipe, start, error.trained, held_out_of(recipe, images.validation))
+            write_network(run, recipe, start, error.trained, images.validation)
         raise
-    return world.on_main(lambda: conclude(run, recipe, start, trained, held_out_of(recipe, images.validation)))
+    return world.on_main(lambda: conclude(run, recipe, start, trained, images.validation))
 
 
 def _job(
@@ -115,7 +115,9 @@ def _images(recipe: Recipe, options: RunOptions, world: World) -> TrainingImages
     """Load the training images. One process downloads and decodes them first, then the others read the cache."""
 
     def load() -> TrainingImages:
-        return load_training_images(recipe.data, options.data_dir, seed=recipe.seed, download=options.download)
+        return load_training_images(
+            recipe.data, options.data_dir, seed=recipe.seed, download=options.download, images=options.images
+        )
 
     if world.size > 1:
         world.on_main(lambda: len(load().labelled))
