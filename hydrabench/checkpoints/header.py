@@ -12,7 +12,7 @@ from hydrabench.errors import CheckpointError
 
 Layout = Literal["dense", "masked", "compact"]
 PhaseLabel = Literal["train", "prune", "finetune", "lwm"]
-SCHEMA: Literal["hydrabench.checkpoint/2"] = "hydrabench.checkpoint/2"  # 1 left out what had its default
+CHECKPOINT_SCHEMA: Literal["hydrabench.checkpoint/2"] = "hydrabench.checkpoint/2"  # 1 left out what had its default
 
 
 # Sizes beyond any image or number of classes overflow before they could be compared with those of the tensors.
@@ -74,7 +74,9 @@ class Header(Section):
     seed and selection are None.
     """
 
-    schema_: Literal["hydrabench.checkpoint/1", "hydrabench.checkpoint/2"] = Field(default=SCHEMA, alias="schema")
+    schema_: Literal["hydrabench.checkpoint/1", "hydrabench.checkpoint/2"] = Field(
+        default=CHECKPOINT_SCHEMA, alias="schema"
+    )
     layout: Layout
     phase: PhaseLabel | Literal["imported"]
     arch: str
