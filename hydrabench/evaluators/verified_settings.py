@@ -67,12 +67,12 @@ class MarginSettings(BoundSettings):
     """Base of the settings of a bound of margins over a ball. engine: whose bounds they are."""
 
     model_config = ConfigDict(allow_inf_nan=False)
-    engine: Literal["hydrabench", "auto_lirpa"] = "hydrabench"
+    engine: str = "hydrabench"
 
     @property
     def uses_our_bounds(self) -> bool:
         """True if our own bounds pass the network."""
-        return self.engine == "hydrabench"
+        return self.engine != "auto_lirpa"
 
     @property
     def needs_auto_lirpa(self) -> bool:
@@ -84,7 +84,7 @@ class VerifiedSettings(MarginSettings):
     """A sound lower bound of every margin over a ball; `cascade` tries `methods` until one proves it.
 
     slopes, iterations, learning_rate, time_limit: of alpha-crown, the last one of `methods` or before exact.
-    max_subproblems, time_limit: of exact, see `exact.ExactSettings`.
+    max_subproblems, time_limit: of exact, see `exact.ExactSettings`. engine: "milp" decides what is left to exact.
     rigor: "standard" computes in the precision of the run, and again in float64 where rounding could turn a verdict;
     "sound" rounds outwards in float64 and claims what survives; "deployed" claims what survives the network's own
     rounding, too; see `bounds.sound`.
@@ -92,6 +92,7 @@ class VerifiedSettings(MarginSettings):
 
     kind: Literal["ibp", "symbolic", "crown-ibp", "crown", "cascade"]
     methods: tuple[Method, ...] = Field(CASCADE_METHODS, min_length=1)
+    engine: Literal["hydrabench", "auto_lirpa", "milp"] = "hydrabench"
     rigor: Literal["standard", "sound", "deployed"] = "standard"
     slopes: Literal["output", "all"] = "output"
     iterations: PositiveInt = 100
@@ -112,6 +113,11 @@ class VerifiedSettings(MarginSettings):
             yield (
                 f"engine: auto_lirpa bounds linf balls by {', '.join(AUTO_LIRPA)}, got {self.norm} and {self.kind}; "
                 "leave the engine at hydrabench"
+            )
+        if self.engine == "milp" and (not self.decides or self.norm != "linf"):
+            yield (
+                f"engine: milp is for exact, as the last of methods, in linf balls, got {self.norm} and {methods}; "
+                "write for example ibp,crown-ibp,crown,exact, or leave the engine out"
             )
         rigorous = self.rigor != "standard"
         if rigorous and (self.kind not in SOUND or self.norm != "linf" or self.engine != "hydrabench"):
@@ -172,6 +178,7 @@ class AlphaCrownSettings(MarginSettings):
     """CROWN with optimised slopes; `bounds.Search` says what the options mean."""
 
     kind: Literal["alpha-crown"] = "alpha-crown"
+    engine: Literal["hydrabench", "auto_lirpa"] = "hydrabench"
     slopes: Literal["output", "all"] = "output"
     iterations: PositiveInt = 100
     learning_rate: PositiveFloat = 0.1
