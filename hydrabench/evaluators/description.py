@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 # Settings that tell columns of one protocol apart; all others are fixed by the protocol id.
 CONDITIONS = ("norm", "epsilon", "epsilons", "sigma", "radii")
+ALWAYS_NAMED = ("norm", "epsilon", "sigma", "radii", "alpha")  # what no report may fill in
 FULL_PRECISIONS = ("float32", "float64")
 Line = Mapping[str, Any]  # one record, as its ledger has it
 
@@ -246,9 +247,8 @@ class Evaluator:
         return tuple(name for name in CONDITIONS if name in self.settings.model_fields)
 
     def needed(self) -> tuple[str, ...]:
-        """The settings that a report cannot do without."""
-        known = self.settings.model_fields
-        return tuple(name for name in (*CONDITIONS, "alpha") if name in known and name not in self.settings.added)
+        """Return the settings that a ledger must name; all others have their defaults where it does not."""
+        return tuple(name for name in ALWAYS_NAMED if name in self.settings.model_fields)
 
 
 def said(text: str | Callable[[Any], str], settings: Any) -> str:

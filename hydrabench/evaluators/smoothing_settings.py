@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import (
     ConfigDict,
@@ -57,7 +57,6 @@ class SmoothingSettings(EvaluationSettings):
     version: Literal[1, 2, 3, 4] = 4
 
     model_config = ConfigDict(allow_inf_nan=False)
-    added: ClassVar[tuple[str, ...]] = ("mode", "law", "rigor", "label_aware", "tolerance", "randomized")
 
     @model_validator(mode="before")
     @classmethod
