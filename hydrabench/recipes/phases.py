@@ -27,6 +27,7 @@ class PhaseRecipe(Section):
         "sync_batch_norm",
         "milestones",
         "gradient_norm",
+        "population_statistics",
     )
 
     objective: ObjectiveSection | None = None  # None: the recipe's own
@@ -45,6 +46,8 @@ class PhaseRecipe(Section):
     epsilon_ramp_epochs: PositiveInt = 1  # the radius grows over these; 1: full from the first step
     epsilon_schedule: Literal["linear", "smoothed", "epoch"] = "linear"  # how it grows
     sync_batch_norm: bool = False  # batch statistics over the images of all processes; GPUs only
+
+    population_statistics: bool = False  # batch norm: after an epoch, the average over its batches, as in CTBench
 
     def conflicts(self) -> Iterator[str]:
         """Yield what does not fit: ramp and warm-up take place within the epochs; Nesterov momentum needs SGD."""
