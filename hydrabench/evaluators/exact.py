@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -69,7 +69,6 @@ class ExactSettings(BoundSettings):
     engine: Literal["branch-and-bound", "milp"] = "branch-and-bound"
     rigor: Literal["standard", "sound"] = "standard"
     seed: NonNegativeInt = 0
-    added: ClassVar[tuple[str, ...]] = (*BoundSettings.added, "engine")
 
     def conflicts(self) -> Iterator[str]:
         """Yield what mixed-integer programming cannot do."""
