@@ -102,12 +102,15 @@ def certify(ref: str | None, method: str, **given: Any) -> None:
       hydrabench certify --ckpt runs/final --method alpha-crown --iterations 50 --time-limit 30
       hydrabench certify --ckpt runs/final --method exact --max-subproblems 5000
       hydrabench certify --ckpt runs/final --method exact --engine milp --time-limit 60
+      hydrabench certify --ckpt runs/final --method cascade --methods ibp,crown,exact --engine milp
       hydrabench certify --ckpt runs/final --method crown --search-radius --epsilon 16/255 --tolerance 1/2550
       hydrabench certify --ckpt runs/final --method smoothing --sigma 0.25 --samples 10000
       hydrabench certify --ckpt runs/final --method smoothing --sigma 0.25 --skip 20
       hydrabench certify --ckpt runs/final --method smoothing --mode adaptive --radii auto --sigma 0.25,0.5
+      hydrabench certify --ckpt runs/final --method smoothing --mode adaptive --tolerance 0.02
+      hydrabench certify --ckpt runs/final --method smoothing --law uniform --radii 0,0.5,1
       hydrabench certify --ckpt runs/final --method smoothing --index 17
-      hydrabench certify --ckpt runs/pruned --method smoothing --reuse runs/smoothing-of-dense --parent runs/dense
+      hydrabench certify --ckpt runs/final --method smoothing --precision bfloat16 --reuse runs/smoothing-in-float32
       hydrabench certify --ckpt runs/final --epsilon 2/255 -n 50 --export-vnnlib vnncomp
 
     A cascade runs each method only on the images that are still undecided, and none on images that the network
@@ -146,7 +149,7 @@ def _evaluate(ref: str | None, choice: str, kind: str, given: dict[str, Any]) ->
 
     described, request = read_network(given, ref)
     if request is not None and given.get("reuse") is not None:
-        raise ConfigError("--reuse takes certificates from the checkpoint that --ckpt was pruned from; leave it out")
+        raise ConfigError("--reuse is for checkpoints, and --model is none; leave it out")
     runs, given["precision"] = _with_precision(settings_of(kind, given), given["precision"])
     refusals.refuse_machine(given, "evaluation")
     refusals.refuse_folder(given["out"] if len(runs) == 1 else None, resume=given["resume"])

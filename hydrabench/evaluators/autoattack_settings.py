@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import NonNegativeInt
 
@@ -39,8 +39,6 @@ class AutoAttackSettings(EvaluationSettings):
     version: of the protocol. 1: all images of a block of 100 draw from one stream, keyed by the block.
     """
 
-    added: ClassVar[tuple[str, ...]] = ("ensemble", "attacks", "cascade", "mixed")
-
     kind: Literal["autoattack"] = "autoattack"
     norm: AttackNorm = "linf"
     epsilon: Radius
@@ -68,10 +66,6 @@ class AutoAttackSettings(EvaluationSettings):
             yield f"norm: l1 is none that the authors made {self.ensemble} for; leave out ensemble, or take linf or l2"
         if self.mixed and self.order == ("square",):
             yield "mixed: changes gradients, which square does not follow; leave it out"
-
-    def left_out(self) -> set[str]:
-        """The keys that ledgers of the first version of the protocol do not have either."""
-        return super().left_out() | ({"version"} if self.version == 1 else set())
 
     @property
     def order(self) -> tuple[str, ...]:

@@ -43,7 +43,6 @@ class BallSettings(EvaluationSettings):
     norm: AttackNorm = "linf"
     epsilon: Radius
     epsilons: tuple[Radius, ...] = ()
-    added: ClassVar[tuple[str, ...]] = ("epsilons",)
 
     @model_validator(mode="before")
     @classmethod
