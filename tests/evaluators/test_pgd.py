@@ -82,24 +82,24 @@ def linear_problem(seed, classes=2):
     return network, as_block(images, network(images).argmax(1))
 
 
-@pytest.mark.parametrize("loss", ["ce", "margin"])
 def test_mixed_differentiates_in_bfloat16_and_judges_in_full_precision():
     """Every image that it calls broken is misclassified by a fresh pass; at other points than in full precision."""
     network, block = conv_problem(dtype=torch.float32)
     network.requires_grad_(False)
     seen = []
     network[0].register_forward_hook(lambda _layer, _inputs, output: seen.append(output.dtype))
-    settings = mixed_settings(mixed=True)
+    settings = mixed_settings(mixed=True, norm="l2", epsilon="0.15")
     records, points = EVALUATORS["pgd"].points(network, block, settings)
     assert {torch.float32, torch.bfloat16} == set(seen)
     wrong = network(points).argmax(1) != block.labels
     assert [not record.robust for record in records] == wrong.tolist()
     assert {record.broken_by for record in records} > {None, "clean"}
-    plain = evaluate_pgd(network, block, mixed_settings())
+    plain = evaluate_pgd(network, block, settings.model_copy(update={"mixed": False}))
     assert [one.margin for one in plain] != [one.margin for one in records]
     assert settings.protocol == "pgd-10-mixed@2"
 
 
+@pytest.mark.parametrize("loss", ["ce", "margin"])
 @given(seed=seeds)
 @hypothesis_settings(deadline=None, max_examples=15)
 def test_a_linear_network_is_broken_exactly_where_the_closed_form_says(loss, seed):
