@@ -101,16 +101,23 @@ def certify(ref: str | None, method: str, **given: Any) -> None:
       hydrabench certify --ckpt runs/final --method alpha-crown --iterations 50 --time-limit 30
       hydrabench certify --ckpt runs/final --method exact --max-subproblems 5000
       hydrabench certify --ckpt runs/final --method exact --engine milp --time-limit 60
+      hydrabench certify --ckpt runs/final --method cascade --methods ibp,crown,exact --engine milp
+      hydrabench certify --ckpt runs/final --method crown --search-radius --epsilon 16/255 --tolerance 1/2550
       hydrabench certify --ckpt runs/final --method smoothing --sigma 0.25 --samples 10000
       hydrabench certify --ckpt runs/final --method smoothing --sigma 0.25 --skip 20
       hydrabench certify --ckpt runs/final --method smoothing --mode adaptive --radii auto --sigma 0.25,0.5
+      hydrabench certify --ckpt runs/final --method smoothing --mode adaptive --tolerance 0.02
+      hydrabench certify --ckpt runs/final --method smoothing --law uniform --radii 0,0.5,1
       hydrabench certify --ckpt runs/final --method smoothing --index 17
-      hydrabench certify --ckpt runs/pruned --method smoothing --reuse runs/smoothing-of-dense --parent runs/dense
+      hydrabench certify --ckpt runs/final --method smoothing --precision bfloat16 --reuse runs/smoothing-in-float32
       hydrabench certify --ckpt runs/final --epsilon 2/255 -n 50 --export-vnnlib vnncomp
 
     A cascade runs each method only on the images that are still undecided, and none on images that the network
     misclassifies or that one step of an attack breaks. Bounds in float32 that rounding could have lifted above 0 are
     computed again in float64, those of auto_LiRPA too.
+
+    --search-radius bisects between 0 and --epsilon for the largest radius of every image that the method verifies, and
+    the smallest that is broken.
 
     --export-vnnlib first writes the network as ONNX, a VNN-LIB property of every image that it classifies right, and
     instances.csv, for any verifier of the VNN-COMP competition to judge; it needs `pip install 'hydrabench[onnx]'`.
@@ -141,7 +148,7 @@ def _evaluate(ref: str | None, choice: str, kind: str, given: dict[str, Any]) ->
 
     described, request = read_network(given, ref)
     if request is not None and given.get("reuse") is not None:
-        raise ConfigError("--reuse takes certificates from the checkpoint that --ckpt was pruned from; leave it out")
+        raise ConfigError("--reuse is for checkpoints, and --model is none; leave it out")
     runs = settings_of(kind, given)
     refusals.refuse_machine(given, "evaluation")
     refusals.refuse_folder(given["out"] if len(runs) == 1 else None, resume=given["resume"])

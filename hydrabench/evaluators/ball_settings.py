@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import model_validator
 
@@ -41,7 +41,6 @@ class BallSettings(EvaluationSettings):
     norm: AttackNorm = "linf"
     epsilon: Radius
     epsilons: tuple[Radius, ...] = ()
-    added: ClassVar[tuple[str, ...]] = ("epsilons",)
 
     @model_validator(mode="before")
     @classmethod

@@ -5,7 +5,7 @@ modules must not import torch at the top: torch, bounds, attacks and smoothing a
 
 Settings with these names mean the same to every evaluator: `norm` and `epsilon` a ball, `epsilons` all radii of a
 security curve, whose largest is `epsilon`, `sigma` the noise of smoothing,
-`radii` the L2 radii at which certificates are counted, `samples` the most draws for an image.
+`radii` the radii at which certificates are counted, `samples` the most draws for an image.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 # Settings that tell columns of one protocol apart; all others are fixed by the protocol id.
 CONDITIONS = ("norm", "epsilon", "epsilons", "sigma", "radii")
+ALWAYS_NAMED = ("norm", "epsilon", "sigma", "radii", "alpha")  # what no report may fill in
 FULL_PRECISIONS = ("float32", "float64")
 Line = Mapping[str, Any]  # one record, as its ledger has it
 
@@ -58,7 +59,7 @@ class Metric:
 
     values: one for each record, in order: truth values, or numbers >= 0 of which the mean is taken.
     interval: "wilson" of a fraction, "clopper-pearson" of one that claims a guarantee, "t" of a mean.
-    radius: the certified L2 radius that it is about, in pixel units.
+    radius: the certified radius that it is about, in pixel units.
     label: what its heading adds.
     column_of: the evaluator whose column it belongs to, if that is another one.
     epsilon: the radius of the ball that it is about, if that is not the run's.
@@ -197,7 +198,7 @@ class Evaluator:
     repeatable: (settings) -> whether the same run gives the same verdicts on any machine, but for rounding.
     sampled: whether verdicts rest on random draws that another network, or another seed, would have other luck with.
     notes: (settings and images of each of its columns) -> remarks below a report.
-    more: (settings, (C, H, W)) -> further entries of `summary.json`.
+    more: (settings, (C, H, W), lines of the ledger) -> further entries of `summary.json`.
     """
 
     settings: type[EvaluationSettings]
@@ -225,7 +226,7 @@ class Evaluator:
     repeatable: Callable[[Any], bool] = lambda _settings: True
     sampled: bool = False
     notes: Callable[[Sequence[tuple[Any, int]]], list[str]] = lambda _columns: []
-    more: Callable[[Any, tuple[int, int, int]], dict[str, Any]] = lambda _settings, _shape: {}
+    more: Callable[[Any, tuple[int, int, int], Sequence[Line]], dict[str, Any]] = lambda *_: {}
 
     def ready(self, network: nn.Module, settings: Any, computing: Computing) -> Ready:
         """Return the function that judges one block after another, prepared once."""
@@ -246,9 +247,8 @@ class Evaluator:
         return tuple(name for name in CONDITIONS if name in self.settings.model_fields)
 
     def needed(self) -> tuple[str, ...]:
-        """The settings that a report cannot do without."""
-        known = self.settings.model_fields
-        return tuple(name for name in (*CONDITIONS, "alpha") if name in known and name not in self.settings.added)
+        """Return the settings that a ledger must name; all others have their defaults where it does not."""
+        return tuple(name for name in ALWAYS_NAMED if name in self.settings.model_fields)
 
 
 def said(text: str | Callable[[Any], str], settings: Any) -> str:

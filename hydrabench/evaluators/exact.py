@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt
 
-from hydrabench.config import Radius
 from hydrabench.config.protocol import unless
+from hydrabench.evaluators import radii
 from hydrabench.evaluators.ball_settings import EPSILON, NORM, SEED
 from hydrabench.evaluators.blocks import Blocks
 from hydrabench.evaluators.description import (
     Computing,
-    EvaluationSettings,
     Evaluator,
     Line,
     Metric,
@@ -23,9 +23,8 @@ from hydrabench.evaluators.description import (
     is_correct,
     verified_metrics,
 )
-from hydrabench.evaluators.verified_settings import SUBPROBLEMS, VerifiedSettings
-from hydrabench.ledger import ExactRecord
-from hydrabench.threat import Norm
+from hydrabench.evaluators.verified_settings import SUBPROBLEMS, BoundSettings, VerifiedSettings
+from hydrabench.ledger import ExactRecord, RadiusRecord
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,7 +45,15 @@ TIME_LIMIT = Option(
 )
 
 
-class ExactSettings(EvaluationSettings):
+DECIDING_ENGINE = Option(
+    "engine",
+    "exact: branch-and-bound, or milp: mixed-integer programming, for small networks in L∞.",
+    heading="exact",
+    default="branch-and-bound",
+)
+
+
+class ExactSettings(BoundSettings):
     """Branch and bound until every image is verified, broken, or at its limit.
 
     max_subproblems: that are bounded for an image. time_limit: seconds for an image, None for no limit; with it, a run
@@ -57,17 +64,15 @@ class ExactSettings(EvaluationSettings):
 
     model_config = ConfigDict(allow_inf_nan=False)
     kind: Literal["exact"] = "exact"
-    norm: Norm = "linf"
-    epsilon: Radius
     max_subproblems: PositiveInt = SUBPROBLEMS
     time_limit: PositiveFloat | None = None
     engine: Literal["branch-and-bound", "milp"] = "branch-and-bound"
     rigor: Literal["standard", "sound"] = "standard"
     seed: NonNegativeInt = 0
-    added: ClassVar[tuple[str, ...]] = ("engine",)
 
     def conflicts(self) -> Iterator[str]:
         """Yield what mixed-integer programming cannot do."""
+        yield from super().conflicts()
         if self.engine == "milp" and self.norm != "linf":
             yield f"engine: milp takes linf balls, got {self.norm}; leave the engine at branch-and-bound"
         if self.engine == "milp" and self.rigor != "standard":
@@ -80,13 +85,17 @@ class ExactSettings(EvaluationSettings):
         limit += "" if self.time_limit is None else f"-t{self.time_limit:g}"
         engine = "" if self.engine == "branch-and-bound" else f"-{self.engine}"
         rigor = "" if self.rigor == "standard" else f"-{self.rigor}"
-        return f"exact{limit}{engine}{rigor}{unless(0, 's', self.seed)}@1"
+        return f"exact{limit}{engine}{rigor}{unless(0, 's', self.seed)}{self.radii_text}@1"
 
 
-def evaluate(network: Any, block: Block, settings: ExactSettings | VerifiedSettings) -> Sequence[ExactRecord]:
-    """See `decided.evaluate_exact`."""
+def evaluate(
+    network: Any, block: Block, settings: ExactSettings | VerifiedSettings
+) -> Sequence[ExactRecord] | Sequence[RadiusRecord]:
+    """See `decided.evaluate_exact`; with `search_radius`, see `radius_search.search_radii`."""
     from hydrabench.evaluators.decided import evaluate_exact
 
+    if settings.search_radius:
+        return radii.searched(network, block, settings, partial(evaluate_exact, network))
     return evaluate_exact(network, block, settings)
 
 
@@ -97,7 +106,7 @@ def _prepare(network: nn.Module, settings: ExactSettings, _computing: Computing)
     return Ready(lambda block: evaluate(read, block, settings))
 
 
-def _require(network: nn.Module, settings: ExactSettings) -> None:
+def require_engine(network: nn.Module, settings: ExactSettings | VerifiedSettings) -> None:
     """Raise for a layer without a rule, or without one in the settings' engine."""
     from hydrabench.bounds import program_of, read
 
@@ -110,6 +119,8 @@ def _require(network: nn.Module, settings: ExactSettings) -> None:
 
 def exact_metrics(lines: Sequence[Line], settings: Any) -> dict[str, Metric]:
     """Return clean accuracy and both sides of the robust one: what is verified, and what is not broken."""
+    if settings.search_radius:
+        return radii.radii_metrics(lines, settings)
     unbroken = tuple(is_correct(line) and line.get("verdict") != "broken" for line in lines)
     return {
         "clean_accuracy": clean_metric(lines),
@@ -125,7 +136,7 @@ EXACT = Evaluator(
     metrics=exact_metrics,
     claims="lower",
     command="certify",
-    heading="exact",
+    heading=lambda settings: f"exact{' radii' * settings.search_radius}",
     meaning=lambda settings: (
         "every margin proved positive in the whole ball by "
         + ("mixed-integer programming in floating point" if settings.engine == "milp" else "branch and bound")
@@ -135,19 +146,17 @@ EXACT = Evaluator(
     options=(
         EPSILON,
         NORM,
+        *radii.OPTIONS,
         MAX_SUBPROBLEMS,
         TIME_LIMIT,
-        Option(
-            "engine",
-            "exact: branch-and-bound, or milp: mixed-integer programming, for small networks in L∞.",
-            heading="exact",
-            default="branch-and-bound",
-        ),
+        DECIDING_ENGINE,
         Option("rigor", "standard or sound.", heading="exact", default="standard"),
         SEED,
     ),
-    blocks=lambda _settings, _network, _shape: Blocks(DECIDED_BLOCK),
-    require=_require,
+    blocks=lambda settings, _network, _shape: Blocks(1 if settings.search_radius else DECIDED_BLOCK),
+    variant=lambda values: (ExactSettings, RadiusRecord) if values.get("search_radius") else None,
+    more=radii.more,
+    require=require_engine,
     prepare=_prepare,
     frugal="choose cascade",
     repeatable=lambda settings: settings.time_limit is None,

@@ -16,6 +16,7 @@ from hydrabench.ledger import (
     CorruptionRecord,
     CurveRecord,
     ExactRecord,
+    RadiusRecord,
     ReuseRecord,
     SmoothAttackRecord,
     SmoothedRecord,
@@ -60,7 +61,14 @@ OUTVOTED = SmoothAttackRecord(3, SHA, 1, 1, 0.1, robust=False, broken_by="smooth
 EXACT = {"kind": "exact"}
 DECIDED = ExactRecord(3, SHA, 5, 5, 0.1, verified=True, lower=0.2, verdict="verified", subproblems=3)
 MISTAKEN = ExactRecord(3, SHA, 5, 4, 0.1, verified=False, lower=-0.2, verdict="broken", found_by="clean", adversarial=4)
+RADII = {"kind": "ibp", "epsilon": "8/255", "search_radius": True}
+REACHED = RadiusRecord(3, SHA, 5, 5, 0.1, verified=True, verified_radius=8 / 255, broken_radius=None, trials=1)
+BETWEEN = RadiusRecord(
+    3, SHA, 5, 5, 0.1, verified=False, verified_radius=0.01, broken_radius=0.02, trials=6, found_by="fmn",
+    adversarial=4, counterexample="AAAA",
+)  # fmt: skip
 SOUND = [
+    (REACHED, RADII), (BETWEEN, RADII),
     (FAR, FMN), (CORRUPTED, {"kind": "corruptions"}), (OUTVOTED, NOISY), (DECIDED, EXACT), (MISTAKEN, EXACT),
     (ROBUST, PGD), (BROKEN, PGD), (WRONG, PGD), (VERIFIED, IBP), (OPEN, IBP), (PROVED, CASCADE), (CERTIFIED, COHEN),
     (ABSTAINED, COHEN), (PREDICTED, {**COHEN, "mode": "predict"}), (CHILD, REUSED),
@@ -75,6 +83,12 @@ EDITS = [
     (OUTVOTED, NOISY, {"votes": [8, 3]}, "has 11 votes, the run 10 draws"),
     (DECIDED, EXACT, {"verdict": "unknown"}, "says verified True, but has verdict unknown"),
     (MISTAKEN, EXACT, {"adversarial": 5}, "found by clean, with class 5 for label 5"),
+    (REACHED, RADII, {"verified_radius": 0.01}, "says verified True with verified_radius 0.01"),
+    (REACHED, RADII, {"prediction": 4}, "has radii, which needs a right prediction"),
+    (BETWEEN, RADII, {"broken_radius": 0.01}, "is verified at 0.01, but broken at 0.01"),
+    (BETWEEN, RADII, {"verified_radius": 0.1}, "has verified_radius 0.1, which lies in [0, 0.0313725]"),
+    (BETWEEN, RADII, {"found_by": None}, "has broken_radius 0.02, found by None, with class 4"),
+    (BETWEEN, RADII, {"counterexample": None}, "which does not go with its counterexample"),
     (BROKEN, PGD, {"robust": True}, "says robust True, broken_by 'pgd-ce', step 7, which does not fit"),
     (WRONG, PGD, {"robust": True, "broken_by": None, "step": None, "margin": 0.1}, "is robust, which needs a right"),
     (ROBUST, PGD, {"prediction": 4}, "is robust, which needs a right prediction, but predicts 4 for label 5"),
@@ -112,7 +126,7 @@ EDITS = [
     (CERTIFIED, COHEN, {"mode": "adaptive"}, "has mode adaptive, the run cohen"),
     (CHILD, REUSED, {"p_lower": 0.9}, "has p_lower 0.9, above that of its parent, 0.85"),
     (CHILD, REUSED, {"certificate": "none"}, "has no certificate, but does not abstain"),
-    (CHILD, REUSED, {"certificate": "own"}, "has certificate 'own', which is reused, direct or none"),
+    (CHILD, REUSED, {"certificate": "own"}, "has certificate 'own', which is reused or none"),
     (CHILD, REUSED, {"lost": 3}, "lost 3 votes in 2 disagreements"),
 ]  # fmt: skip
 
@@ -138,7 +152,10 @@ def test_every_field_without_a_default_is_needed(record, settings):
 
 
 def test_every_class_of_records_is_tested():
-    assert {type(record) for record, _ in SOUND} == {one.record for one in EVALUATORS.values()} | {ReuseRecord}
+    assert {type(record) for record, _ in SOUND} == {one.record for one in EVALUATORS.values()} | {
+        ReuseRecord,
+        RadiusRecord,
+    }
 
 
 # The whole ledger ------------------------------------------------------------------------------

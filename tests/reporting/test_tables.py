@@ -62,6 +62,26 @@ def test_markdown_of_two_hand_made_ledgers(pair):
     assert "verified ≤ true ≤ attacked" in text
 
 
+def test_every_data_set_has_tables_of_its_own(tmp_path, write_run):
+    digits = write_run(tmp_path / "a", "pgd")
+    photos = write_run(
+        tmp_path / "b", "ibp", name="sparse", header={"dataset": {"name": "cifar10", "split": "test", "n": 10}}
+    )
+    board = build_leaderboard([digits, photos])
+    tables = markdown(board).split("## How to read it")[0].split("\n\n")
+    assert [text for text in tables if text.startswith(("digits", "cifar10"))] == [
+        "cifar10 test, first 10 images. Accuracy in percent with 95 % intervals.",
+        "digits test, first 10 images. Accuracy in percent with 95 % intervals.",
+    ]
+    shown = [text for text in tables if text.startswith("| checkpoint")]
+    assert [("IBP" in text, "PGD" in text, "sparse" in text, "dense" in text) for text in shown] == [
+        (True, False, True, False), (False, True, False, True),
+    ]  # fmt: skip
+    console = Console(width=100, record=True)
+    console.print(*rich_tables(board, 100))
+    assert console.export_text().count("checkpoint") == 2
+
+
 def test_csv_of_two_hand_made_ledgers(pair):
     lines = list(csv.DictReader(io.StringIO(csv_text(pair))))
     assert [(line["network"], line["group"], line["protocol"], line["metric"]) for line in lines] == [
@@ -216,11 +236,11 @@ def test_the_legend_names_the_methods_of_a_cascade_and_no_limit_that_was_not_set
 
 
 def test_headings_name_the_mode_of_smoothing_and_leave_the_rest_of_the_protocol_to_the_legend(tmp_path, write_run):
-    modes = {"": "cohen", "adaptive": "adaptive-label-aware-n5000", "reuse": "reuse-of-betting"}
+    modes = {"": "cohen", "adaptive": "adaptive-label-aware-n5000", "reuse": "reuse"}
     asked: dict[str, dict[str, Any]] = {
         "": {},
         "adaptive": {"mode": "adaptive", "label_aware": True, "samples": 5000},
-        "reuse": {"mode": "reused", "parent_mode": "betting", "reuse_samples": 10_000},
+        "reuse": {"mode": "reused", "reuse_samples": 10_000},
     }
     radii = [0.0, 0.25, 0.5, 0.75]
     runs = [write_run(tmp_path / f"run-{mode}", "smoothing", radii=radii, **asked[mode]) for mode in modes]
@@ -230,7 +250,7 @@ def test_headings_name_the_mode_of_smoothing_and_leave_the_rest_of_the_protocol_
     assert found == {
         "smoothing-cohen@1": "smoothing σ=0.25 r=0.25",
         "smoothing-adaptive-label-aware-n5000@1": "smoothing adaptive σ=0.25 r=0.25",
-        "smoothing-reuse-of-betting@1": "smoothing reuse σ=0.25 r=0.25",
+        "smoothing-reuse@1": "smoothing reuse σ=0.25 r=0.25",
     }
 
 

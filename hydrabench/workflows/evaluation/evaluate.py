@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hydrabench.bounds import watched
+from hydrabench.bounds.exact.saved import kept_in
 from hydrabench.data import Choice
 from hydrabench.evaluators import EVALUATORS, EvaluationSettings, at, record_of
 from hydrabench.evaluators.description import require_precision
@@ -113,6 +114,7 @@ def _fill(run: RunFolder, judge: Judge, world: World, blocks: Sequence[tuple[int
         exact_arithmetic(),
         tracking(title, total=total, done=done, visible=world.is_main) as advance,
         watched(lambda moment: advance(0, f"{moment} · {judge.current()}  {totals}")),
+        kept_in(run.path, f"rank{world.rank}"),
     ):
         left = list(enumerate(blocks))[whole:]
         if judge.evaluator.in_turn is not None:
@@ -140,7 +142,7 @@ def _conclude(run: RunFolder, judge: Judge, selection: ChosenImages, flags: Mapp
     """
     settings, device = judge.settings, judge.subject.device
     records = whole_ledger(run, selection.indices, record_of(settings))
-    more = judge.evaluator.more(settings, selection.images.shape)
+    more = judge.evaluator.more(settings, selection.images.shape, records)
     if has_flags(judge.evaluator):
         found = {**flags, **record_flags(records, settings)}
         more = {**more, "flags": found}
