@@ -16,7 +16,7 @@ from hydrabench.api.runs import Run
 from hydrabench.data.forms import is_given
 from hydrabench.errors import ConfigError, lookup
 from hydrabench.evaluators import EVALUATORS
-from hydrabench.evaluators.description import with_precision
+from hydrabench.evaluators.precision import with_precision
 from hydrabench.ledger import read_run
 from hydrabench.selection import selected_indices
 from hydrabench.workflows.evaluation.evaluate import evaluate
@@ -143,7 +143,7 @@ def _evaluate(request: _Request, command: str, given: dict[str, Any]) -> Run:
     computed = {one.name for one in lookup(command, known, given["kind"]).options if one.role == "computing"}
     values = {key: _plain(value) for key, value in given.items() if value is not None and key not in computed}
     options = replace(request.options, computing={key: given[key] for key in given if key in computed})
-    values, precision = with_precision(values, request.precision, EVALUATORS)
+    values, precision = with_precision(values, request.precision)
     if request.resume and request.out is None:
         raise ConfigError("resume continues the run in a folder; name it with out")
     subject = subject_of(

@@ -175,10 +175,9 @@ def _evaluate(ref: str | None, choice: str, kind: str, given: dict[str, Any]) ->
 
 def _with_precision(runs: list[dict[str, Any]], precision: str) -> tuple[list[dict[str, Any]], str]:
     """Turn --precision mixed into the setting that it is."""
-    from hydrabench.evaluators import EVALUATORS
-    from hydrabench.evaluators.description import with_precision
+    from hydrabench.evaluators.precision import with_precision
 
-    found = [with_precision(run, precision, EVALUATORS) for run in runs]
+    found = [with_precision(run, precision) for run in runs]
     return [values for values, _ in found], found[0][1]
 
 

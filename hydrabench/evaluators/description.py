@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from hydrabench.config.fields import Section
-from hydrabench.errors import ConfigError
 from hydrabench.evaluators.blocks import Blocks, fixed_blocks
 from hydrabench.ledger import Attempt, Record
 from hydrabench.threat import Threat
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
 # Settings that tell columns of one protocol apart; all others are fixed by the protocol id.
 CONDITIONS = ("norm", "epsilon", "epsilons", "sigma", "radii")
 ALWAYS_NAMED = ("norm", "epsilon", "sigma", "radii", "alpha")  # what no report may fill in
-FULL_PRECISIONS = ("float32", "float64")
-MIXED = "mixed"  # a setting of some attacks, which --precision stands for: gradients in bfloat16, verdicts in float32
 Line = Mapping[str, Any]  # one record, as its ledger has it
 
 
@@ -264,36 +261,6 @@ def at(settings: Any) -> str:
         return noise
     threat, radii = Threat(settings.norm, settings.epsilon), getattr(settings, "epsilons", ())
     return noise + (f" at {len(radii)} radii up to {threat}" if radii else f" at {threat}")
-
-
-def require_precision(kind: str, precision: str, evaluators: Mapping[str, Evaluator]) -> None:
-    """Raise ConfigError for reduced precision where a verdict would depend on it."""
-    if precision in FULL_PRECISIONS or evaluators[kind].reduced_precision:
-        return
-    able = [name for name, evaluator in evaluators.items() if evaluator.reduced_precision]
-    raise ConfigError(
-        f"--precision {precision} is for {', '.join(able)} only, whose statistics hold for any base classifier; "
-        f"choose one of: {', '.join(FULL_PRECISIONS)}"
-    )
-
-
-def with_precision(
-    values: Mapping[str, Any], precision: str, evaluators: Mapping[str, Evaluator]
-) -> tuple[dict[str, Any], str]:
-    """Return settings and a precision for what --precision says: "mixed" is a setting, in float32.
-
-    Args: values: of the settings, with their `kind`.
-    Raises: ConfigError naming the attacks that have it, for others.
-    """
-    if precision != MIXED:
-        return dict(values), precision
-    able = [name for name, evaluator in evaluators.items() if MIXED in evaluator.settings.model_fields]
-    if values["kind"] not in able:
-        raise ConfigError(
-            f"--precision mixed computes the gradients of an attack in bfloat16, and is for {', '.join(able)}; "
-            f"with {values['kind']} choose one of: {', '.join(FULL_PRECISIONS)}"
-        )
-    return {**values, MIXED: True}, "float32"
 
 
 # Metrics that several evaluators share ---------------------------------------------------------

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from hydrabench.evaluators import EVALUATORS
-from hydrabench.evaluators.description import MIXED
+from hydrabench.evaluators.precision import MIXED
 from hydrabench.reporting.evaluations import IMPORTED, Evaluation
 from hydrabench.selection import selection_name
 

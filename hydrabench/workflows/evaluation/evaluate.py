@@ -16,8 +16,8 @@ from hydrabench.bounds import watched
 from hydrabench.bounds.exact.saved import kept_in
 from hydrabench.data import Choice
 from hydrabench.evaluators import EVALUATORS, EvaluationSettings, at, record_of
-from hydrabench.evaluators.description import require_precision
 from hydrabench.evaluators.flags import flag_texts, has_flags, record_flags
+from hydrabench.evaluators.precision import require_precision
 from hydrabench.ledger import Record, RunFolder, whole_ledger
 from hydrabench.reporting.statistics import summarize
 from hydrabench.runtime import World, environment, exact_arithmetic, operations_per_second, peak_memory
@@ -59,7 +59,7 @@ def evaluate(
     """
     world = World()
     EVALUATORS[settings.kind].require(subject.network, settings)
-    require_precision(settings.kind, subject.precision, EVALUATORS)
+    require_precision(settings.kind, subject.precision)
     images = subject.test_images(options)
     chosen = chosen_images(images, replace(among, n=n), indices, settings)
     selection = ChosenImages(images, chosen, explicit=bool(indices))
