@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Mixed(nn.Module):
+class MixedGradients(nn.Module):
     """A network whose logits are those of full precision, and whose gradients are those of a bfloat16 pass.
 
     A pass with gradients is two: one without them in the precision of the images, whose logits decide losses and

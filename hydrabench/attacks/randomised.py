@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-COMPARED = 4  # images on which a pass of a batch is compared with passes of one image each
-ROUNDING = 1e-3  # of a logit, as a share of the largest
+IMAGES_TRIED = 4  # images on which a pass of a batch is compared with passes of one image each
+LOGIT_ROUNDING = 1e-3  # of a logit, as a share of the largest
 
 
 class Reseeded(nn.Module):
@@ -34,7 +34,7 @@ class Reseeded(nn.Module):
         seed = (self.seed + self.passes) % 2**63
         self.passes += 1
         if self.together is None:
-            self.together = self._agree(images[:COMPARED].detach(), seed)
+            self.together = self._agree(images[:IMAGES_TRIED].detach(), seed)
         return self._together(images, seed) if self.together else self._in_turn(images, seed)
 
     def _one(self, image: Tensor) -> Tensor:
@@ -61,14 +61,14 @@ class Reseeded(nn.Module):
             found = self._together(images, seed)
         except (RuntimeError, ValueError, TypeError, NotImplementedError):  # what vmap says of code that it cannot map
             return False
-        return bool(((found - expected).abs() <= ROUNDING * expected.abs().amax()).all())
+        return bool(((found - expected).abs() <= LOGIT_ROUNDING * expected.abs().amax()).all())
 
 
 @torch.no_grad()
 def repeats(network: nn.Module, images: Tensor) -> bool:
     """True if the network draws from the global generators alone, so that a seed decides its logits."""
-    first, second = (Reseeded(network, 0)(images[:COMPARED]) for _ in range(2))
-    return bool(((first - second).abs() <= ROUNDING * first.abs().amax()).all())
+    first, second = (Reseeded(network, 0)(images[:IMAGES_TRIED]) for _ in range(2))
+    return bool(((first - second).abs() <= LOGIT_ROUNDING * first.abs().amax()).all())
 
 
 @torch.no_grad()

@@ -131,13 +131,13 @@ def _points(
     import torch
 
     from hydrabench.attacks import project
-    from hydrabench.attacks.mixed import Mixed
+    from hydrabench.attacks.mixed import MixedGradients
     from hydrabench.attacks.randomised import Reseeded
     from hydrabench.attacks.upstream import UpstreamAttack, attack_points
 
     with torch.no_grad():
         classes = network(block.images[:1]).shape[1]
-    attacked = Mixed(network) if settings.mixed else network
+    attacked = MixedGradients(network) if settings.mixed else network
     if settings.ensemble == "rand":
         attacked = Reseeded(attacked, seed_of(settings, block.number, "passes", name))
     attack = UpstreamAttack(

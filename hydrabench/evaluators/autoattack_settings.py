@@ -21,7 +21,7 @@ ATTACKS: dict[str, tuple[AttackName, ...]] = {
     "rand": ("apgd-ce", "apgd-dlr"),
 }
 LOGITS_COMPARED = {"apgd-dlr": 3, "apgd-t": 4}  # a DLR loss compares three logits, its targeted form four
-MOST_TARGETS = 9  # classes that a targeted attack tries, but APGD in L1
+TARGETS_TRIED = 9  # classes that a targeted attack tries, but APGD in L1
 SHORT_PGD = "pgd-10"
 PASSES_OF_VERDICT = 20  # of a randomised network, whose class is the one that wins most of them
 
@@ -88,7 +88,7 @@ class AutoAttackSettings(EvaluationSettings):
     @property
     def apgd_targets(self) -> int:
         """Classes that APGD-T tries, as the authors have it."""
-        return 5 if self.norm == "l1" else MOST_TARGETS
+        return 5 if self.norm == "l1" else TARGETS_TRIED
 
     @property
     def protocol(self) -> str:
@@ -103,7 +103,7 @@ def passes_of(settings: AutoAttackSettings, name: str, classes: float) -> float:
     """Forward passes that an attack takes for an image that it does not break."""
     if name == SHORT_PGD:
         return 1 + 10 * INPUT_GRADIENT
-    targets = min(MOST_TARGETS, classes - 1)
+    targets = min(TARGETS_TRIED, classes - 1)
     gradient = INPUT_GRADIENT + settings.mixed  # the pass in full precision comes on top
     verdict = PASSES_OF_VERDICT if settings.ensemble == "rand" else 0
     apgd = 100 * gradient * settings.apgd_restarts * (20 if settings.ensemble == "rand" else 1) + verdict

@@ -146,7 +146,7 @@ def _search(
 ) -> Searched:
     """Run one search from a random start of each image. key: of its streams, the loss first. aims: target classes."""
     from hydrabench.attacks import LOSSES, TARGETED_LOSSES, ExactBall, Moves, default_step_size, search
-    from hydrabench.attacks.mixed import Mixed
+    from hydrabench.attacks.mixed import MixedGradients
 
     epsilon, loss = float(settings.epsilon), str(key[0])
     size = default_step_size(epsilon, settings.steps) if settings.step_size is None else float(settings.step_size)
@@ -156,7 +156,7 @@ def _search(
         require_finite(logits, [block.indices[row] for row in rows.tolist()], f"a logit after {done} steps of PGD")
 
     return search(
-        Mixed(network) if settings.mixed else network,
+        MixedGradients(network) if settings.mixed else network,
         ball,
         ball.scaled(start_noise(block, settings, key)),
         (block.labels,) if aims is None else (block.labels, aims),

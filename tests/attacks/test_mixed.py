@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from hydrabench.attacks.mixed import Mixed
+from hydrabench.attacks.mixed import MixedGradients
 from hydrabench.models import build_model
 
 
@@ -25,7 +25,7 @@ def gradient(network, x, y):
 
 def test_logits_are_the_same_bits_and_gradients_are_close(problem):
     network, x, y = problem
-    mixed = Mixed(network)
+    mixed = MixedGradients(network)
     assert torch.equal(mixed(x), network(x))
     assert torch.equal(mixed(x.clone().requires_grad_()).detach(), network(x))
     exact, rough = gradient(network, x, y), gradient(mixed, x, y)
@@ -38,17 +38,17 @@ def test_the_differentiated_pass_computes_in_bfloat16_and_the_other_does_not(pro
     seen = []
     layer = next(part for part in network.modules() if isinstance(part, nn.Conv2d))
     layer.register_forward_hook(lambda _layer, _inputs, output: seen.append(output.dtype))
-    Mixed(network)(x.clone().requires_grad_())
+    MixedGradients(network)(x.clone().requires_grad_())
     assert seen == [torch.float32, torch.bfloat16]
     seen.clear()
     with torch.no_grad():
-        Mixed(network)(x)
+        MixedGradients(network)(x)
     assert seen == [torch.float32]
 
 
 def test_a_network_that_is_cut_off_from_its_input_has_no_gradient(problem):
     network, x, _ = problem
-    mixed = Mixed(nn.Sequential(Detached(), network))
+    mixed = MixedGradients(nn.Sequential(Detached(), network))
     assert not mixed(x.clone().requires_grad_()).requires_grad
 
 
