@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 IMAGES_TRIED = 4  # images on which a pass of a batch is compared with passes of one image each
-LOGIT_ROUNDING = 1e-3  # of a logit, as a share of the largest
+SAME_LOGITS = 1e-3  # of a logit, as a share of the largest
 
 
 class Reseeded(nn.Module):
@@ -61,14 +61,14 @@ class Reseeded(nn.Module):
             found = self._together(images, seed)
         except (RuntimeError, ValueError, TypeError, NotImplementedError):  # what vmap says of code that it cannot map
             return False
-        return bool(((found - expected).abs() <= LOGIT_ROUNDING * expected.abs().amax()).all())
+        return bool(((found - expected).abs() <= SAME_LOGITS * expected.abs().amax()).all())
 
 
 @torch.no_grad()
 def repeats(network: nn.Module, images: Tensor) -> bool:
     """True if the network draws from the global generators alone, so that a seed decides its logits."""
     first, second = (Reseeded(network, 0)(images[:IMAGES_TRIED]) for _ in range(2))
-    return bool(((first - second).abs() <= LOGIT_ROUNDING * first.abs().amax()).all())
+    return bool(((first - second).abs() <= SAME_LOGITS * first.abs().amax()).all())
 
 
 @torch.no_grad()
