@@ -28,7 +28,7 @@ from hydrabench.ledger import ExactRecord
 from hydrabench.threat import Norm
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from hydrabench.data.images import Block
 
@@ -90,11 +90,18 @@ def evaluate(network: Any, block: Block, settings: ExactSettings | VerifiedSetti
     return evaluate_exact(network, block, settings)
 
 
+def points(network: Any, block: Block, settings: Any) -> tuple[Sequence[ExactRecord], Tensor]:
+    """See `decided.exact_points`."""
+    from hydrabench.evaluators.decided import exact_points
+
+    return exact_points(network, block, settings)
+
+
 def _prepare(network: nn.Module, settings: ExactSettings, _computing: Computing) -> Ready:
     from hydrabench.bounds import prepared
 
     read = prepared(network)
-    return Ready(lambda block: evaluate(read, block, settings))
+    return Ready(lambda block: evaluate(read, block, settings), points=lambda block: points(read, block, settings))
 
 
 def _require(network: nn.Module, settings: ExactSettings) -> None:
@@ -121,6 +128,8 @@ def exact_metrics(lines: Sequence[Line], settings: Any) -> dict[str, Metric]:
 EXACT = Evaluator(
     settings=ExactSettings,
     evaluate=evaluate,
+    points=points,
+    keeps=lambda _settings: True,
     record=ExactRecord,
     metrics=exact_metrics,
     claims="lower",

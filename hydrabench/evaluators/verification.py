@@ -58,7 +58,9 @@ def _prepare(network: nn.Module, settings: Settings, _computing: Computing) -> R
     from hydrabench.bounds import prepared
 
     read = prepared(network) if settings.uses_our_bounds else network
-    return Ready(lambda block: evaluate(read, block, settings))
+    return Ready(
+        lambda block: evaluate(read, block, settings), points=lambda block: exact.points(read, block, settings)
+    )
 
 
 def _require(network: nn.Module, settings: Settings) -> None:
@@ -189,6 +191,7 @@ CASCADE = _evaluator(
     frugal="choose crown-ibp",
     metrics=_cascade_metrics,
     variant=_with_verdicts,
+    keeps=lambda settings: "exact" in settings.methods,
 )
 ALPHA_CROWN = _evaluator(
     "α-CROWN",

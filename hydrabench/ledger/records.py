@@ -56,6 +56,14 @@ class Record:
         if not SHA256.fullmatch(self.input_sha):
             yield f"has input_sha {self.input_sha[:20]!r}, which is no SHA-256 in hexadecimal"
 
+    def example_within(self, settings: Mapping[str, Any]) -> float | None:  # noqa: ARG002
+        """Return how far from the image its adversarial example may lie, in pixel units; None if it has none."""
+        return None
+
+    def without_example(self) -> Record:
+        """Return the record that says that no adversarial example was found."""
+        return self
+
     def differences(self, again: Record) -> Iterator[str]:
         """Yield the differences of a recomputed record, beyond rounding; verdicts first."""
         for name in ("input_sha", "label", *self.exact):

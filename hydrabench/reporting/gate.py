@@ -11,11 +11,7 @@ from hydrabench.files import json_text
 from hydrabench.ledger import name_images
 from hydrabench.reporting.commands import command_of
 from hydrabench.reporting.evaluations import Evaluation
-from hydrabench.threat import Threat
-
-# A misclassified clean image is broken by the perturbation 0, which every ball of every norm contains;
-# "l2" because `Threat.contains` finds an L2 ball inside L∞ balls too.
-UNPERTURBED = Threat("l2", Fraction(0))
+from hydrabench.threat import NORM_TEXTS, Threat, read_number
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +47,8 @@ class Contradiction:
             "images": list(self.images),
         }
         commands = [command_of(one, index) for one in told.values()]
+        if commands[1] and "keep" in self.other.evaluator.settings.model_fields:
+            commands[1] += " --keep adversarial"
         return {"contradiction.json": json_text(contents), "reproduce.sh": "\n".join(["#!/bin/sh", *commands, ""])}
 
 
@@ -67,9 +65,10 @@ def refuse_contradictions(evaluations: Sequence[Evaluation]) -> None:
 
     Compared are ledgers of the same checkpoint (by hash) and the same image, whatever their precision:
     "verified" at threat V, by an evaluator that claims a "lower" bound, contradicts "broken" at threat A, by one that
-    claims an "upper" bound, if V contains A (`Threat.contains`), and it contradicts a wrong prediction on the clean
-    image at any radius. Smoothing certificates are left out: they speak about the smoothed classifier, and an attack
-    on the network it is made from proves nothing about it.
+    claims an "upper" bound or decides completely, if V contains A (`Threat.contains`), and it contradicts a wrong
+    prediction on the clean image at any radius. Where records have a distance, as those of fast minimum norm and of
+    security curves, A is the ball of that radius, image by image. Smoothing certificates are left out: they speak about
+    the smoothed classifier, and an attack on the network it is made from proves nothing about it.
 
     Raises: ContradictionError naming the checkpoint, both runs, and the images: the first 10 and how many.
     """
@@ -89,15 +88,12 @@ def _contradictions(verifier: Evaluation, evaluations: Sequence[Evaluation]) -> 
         return
     open_images = set(verifier.fields["index"][verifier.fields["verified"]].tolist())
     for other in _about_the_same(verifier, evaluations):
-        wrong, broken = _misclassified(other), _broken(other)
-        for images, breaks, how in (
-            (wrong, UNPERTURBED, "misclassified"),
-            (broken, other.threat, f"broken at {other.threat}"),
-        ):
-            found = sorted(open_images & images) if breaks is not None and threat.contains(breaks) else []
+        wrong, broken = _misclassified(other), _broken_within(other, threat)
+        for breaks in (dict.fromkeys(wrong, "misclassified"), broken):
+            found = sorted(open_images & breaks.keys())
             open_images -= set(found)
             if found:
-                yield Contradiction(verifier, other, tuple(found), how)
+                yield Contradiction(verifier, other, tuple(found), breaks[found[0]])
 
 
 def _about_the_same(verifier: Evaluation, evaluations: Sequence[Evaluation]) -> list[Evaluation]:
@@ -115,8 +111,18 @@ def _misclassified(evaluation: Evaluation) -> set[int]:
     return set(evaluation.fields["index"][~evaluation.right].tolist())
 
 
-def _broken(evaluation: Evaluation) -> set[int]:
-    """Return the images that an attack broke, without those misclassified from the start."""
-    if evaluation.evaluator.claims != "upper":
-        return set()
-    return set(evaluation.fields["index"][evaluation.right & ~evaluation.fields["robust"]].tolist())
+def _broken_within(other: Evaluation, threat: Threat) -> dict[int, str]:
+    """Return how each image was broken by a perturbation that `threat` allows, without those wrong from the start."""
+    fields, found = other.fields, other.threat
+    if found is None or not ({"robust", "verdict"} & fields.keys()):
+        return {}
+    if "distance" in fields:
+        near = {int(index): far for index, far in zip(fields["index"], fields["distance"], strict=True) if far}
+        exact = {float(radius): radius for radius in map(read_number, other.settings.get("epsilons", ())) if radius}
+        at = {index: Threat(found.norm, exact.get(far, Fraction(far))) for index, far in near.items()}
+        reached = [index for index, one in at.items() if threat.contains(one)]
+        return {index: f"broken at {NORM_TEXTS[found.norm]} distance {near[index]:.9g}" for index in reached}
+    broken = fields["verdict"] == "broken" if "verdict" in fields else ~fields["robust"]
+    if not threat.contains(found):
+        return {}
+    return dict.fromkeys(fields["index"][other.right & broken].tolist(), f"broken at {found}")

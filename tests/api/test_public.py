@@ -39,7 +39,7 @@ SIGNATURES = {
     "pipeline": "recipe, *, out=None, resume=False, device='auto', data_dir=None, download=False, **computing",
 }
 CLASSES = {
-    "Run": {"path", "header", "summary", "records"},
+    "Run": {"path", "header", "summary", "records", "adversarial"},
     "TrainingRun": {"path", "header", "summary", "epochs", "network"},
     "Report": {"leaderboard", "numbers", "significance", "table", "to_html", "to_latex", "to_markdown"},
     "Gate": {"verdict", "outcome", "passed", "table", "changes", "refused", "to_markdown", "to_junit"},
