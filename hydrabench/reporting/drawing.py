@@ -194,7 +194,7 @@ def examples(canvas: Any, data: pd.DataFrame, *, examples: Sequence[ShownExample
                 axes.imshow(shown.clip(0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             column[0].set_title(f"{one.label}", fontsize=8, pad=2)
             column[1].set_title(f"{one.prediction}", fontsize=8, pad=2)
-            column[2].set_title(f"x {scale:.3g}", fontsize=7, pad=2)
+            column[2].set_title(f"× {scale:.3g}", fontsize=7, pad=2)
         for axes, text in zip(panels[:, 0], ("image", "adversarial", "perturbation"), strict=True):
             axes.text(-0.12, 0.5, text, transform=axes.transAxes, rotation=90, ha="right", va="center", fontsize=8)
 
