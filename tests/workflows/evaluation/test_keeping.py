@@ -369,7 +369,7 @@ def test_an_evaluator_that_returns_no_points_cannot_keep_them(subject, cpu, tmp_
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--keep", "everything"], "Invalid value for '--keep'"),
+        (["--keep", "everything"], "pgd: keep: input should be 'adversarial' .got 'everything'."),
         (
             ["--attack", "clean", "--keep", "adversarial"],
             "--keep is for .*; with clean leave it out",
