@@ -1,4 +1,4 @@
-"""Attack and certify the digits checkpoints that come with hydrabench, and print the leaderboard.
+"""Attack and certify checkpoints that come with hydrabench, for digits and for CIFAR-10, and print the leaderboard.
 
     python examples/demo.py [FOLDER]        # FOLDER holds the ledgers and the report; default reports/demo
 
@@ -26,13 +26,16 @@ from hydrabench.workflows.evaluation.run_folders import run_name
 from hydrabench.workflows.reporting import REPORT_FORMATS, write_report
 from hydrabench.workflows.run_options import RunOptions
 
-CHECKPOINTS = ("digits-crown-ibp", "digits-crown-ibp-90", "digits-crown-ibp-95", "digits-crown-ibp-99")
-EPSILON = "16/255"
-EVALUATIONS = (
-    PgdSettings(epsilon=EPSILON),
-    VerifiedSettings(kind="crown-ibp", epsilon=EPSILON),
+DIGITS = (
+    PgdSettings(epsilon="16/255"),
+    VerifiedSettings(kind="crown-ibp", epsilon="16/255"),
     SmoothingSettings(sigma=0.12, samples=10_000, radii=(0.1, 0.2)),
 )
+CIFAR10 = (PgdSettings(epsilon="2/255"), VerifiedSettings(kind="crown-ibp", epsilon="2/255"))
+EVALUATIONS = {
+    **dict.fromkeys(("digits-crown-ibp", *(f"digits-crown-ibp-{pruned}" for pruned in (90, 95, 99))), DIGITS),
+    **dict.fromkeys(("cifar10-crown-ibp-90", "cifar10-crown-ibp-99"), CIFAR10),
+}
 
 
 def main(folder: Path) -> None:
@@ -40,8 +43,8 @@ def main(folder: Path) -> None:
     started = time.monotonic()
     shutil.rmtree(folder, ignore_errors=True)
     options = RunOptions(device="cpu")
-    for ref in CHECKPOINTS:
-        for settings in EVALUATIONS:
+    for ref, evaluations in EVALUATIONS.items():
+        for settings in evaluations:
             subject = open_subject(ref, options=options)
             evaluate(subject, settings, folder / "runs" / ref / run_name(settings), options=options)
     leaderboard = write_report([folder / "runs"], folder, REPORT_FORMATS)

@@ -92,7 +92,7 @@ def read_yaml(path: Path, limit: int = RECIPE_BYTES) -> Any:
 
 
 def _nested_deeply(text: str) -> bool:
-    """Whether a JSON text has more than `DEEPEST` brackets open at once.
+    """Return whether a JSON text has more than `DEEPEST` brackets open at once.
 
     It is known before Python's parser sees the text: that one overflows the stack where a library has raised Python's
     limit of recursion.
@@ -160,7 +160,7 @@ _Loader.yaml_implicit_resolvers = {
 
 
 def _expanded(node: yaml.Node, known: dict[int, int], above: set[int]) -> int:
-    """How many values a node stands for, aliases expanded.
+    """Return how many values a node stands for, aliases expanded.
 
     Raises: YAMLError for a node that contains itself, or a mapping in which a key stands twice.
     """

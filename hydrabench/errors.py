@@ -57,7 +57,7 @@ class IncomparableError(HydrabenchError):
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error of torch's says that memory has run out."""
+    """Return whether an error of torch's says that memory has run out."""
     return type(error).__name__ == "OutOfMemoryError" or any(words in str(error) for words in SHORTAGES)
 
 

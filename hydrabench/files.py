@@ -80,7 +80,7 @@ def write_together(folder: Path, contents: Mapping[str, str | bytes]) -> None:
 
 
 def _scratch(folder: Path, name: str) -> Path:
-    """Where a file waits until all are written; one of a folder inside waits beside the others."""
+    """Return where a file waits until all are written; one of a folder inside waits beside the others."""
     return folder / f".{name.replace('/', '+')}{SCRATCH}"
 
 

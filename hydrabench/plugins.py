@@ -71,7 +71,7 @@ def load(path: Path, registries: Sequence[Registry]) -> None:
 
 
 def loaded() -> list[dict[str, str]]:
-    """What runs and checkpoints say of the plugins of this process: file name and SHA-256 of each, by name."""
+    """Return the plugins of this process as runs and checkpoints name them: file name and SHA-256 of each, by name."""
     return [{"file": file, "sha256": digest} for file, digest in sorted(_loaded.items())]
 
 

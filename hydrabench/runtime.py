@@ -151,7 +151,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes the files and talks to the user."""
+        """True if this process writes the files and talks to the user."""
         return self.rank == 0
 
     def share(self, work: Callable[[], Result]) -> list[Result]:

@@ -89,7 +89,7 @@ def parse_noise(text: str | int | float) -> Fraction:
 
 
 def _in_levels(written: str, example: str) -> str:
-    """What to write instead of a number that was probably meant in grey levels."""
+    """Return what to write instead of a number that was probably meant in grey levels."""
     number = written.partition("/")[0].strip()
     if "/" in written or not re.fullmatch(r"\d{1,3}(\.\d{1,6})?", number) or float(number) > 255:
         return f"write a number such as {example}"
@@ -126,7 +126,7 @@ class Threat:
         return f"{NORM_TEXTS[self.norm]} {radius_text(self.epsilon)}"
 
     def contains(self, other: Threat) -> bool:
-        """Whether every perturbation that `other` allows is allowed here too, in any dimension.
+        """Return whether every perturbation that `other` allows is allowed here too, in any dimension.
 
         An L1 ball lies inside the L2 ball of the same radius, and that inside the L∞ ball; the reverse inclusions
         depend on the dimension and are not claimed.

@@ -1,19 +1,23 @@
-"""Make the zoo's digits checkpoints again: run the two pipelines, copy their results, write the manifest.
+"""Make the zoo's checkpoints again: run pipelines, copy their results, write the manifest.
 
-    python tools/make_zoo.py [RUNS]       # RUNS: where the pipelines run (default runs/zoo), resumed if they are there
-    python tools/make_zoo.py --schema     # only write the manifest's JSON Schema again
+    python tools/make_zoo.py                          # the digits, in minutes
+    python tools/make_zoo.py cifar10-crown-ibp-cifar_model cifar10-trades-cifar_model    # hours; data: HYDRABENCH_DATA
+    python tools/make_zoo.py --runs RUNS RECIPE...    # RUNS: where the pipelines run, resumed if they are there
+    python tools/make_zoo.py --seed 1 RECIPE...       # another seed; its checkpoints are called NAME-seed1
+    python tools/make_zoo.py --schema                 # only write the manifest's JSON Schema again
 
-The checkpoints are those that `hydrabench pipeline --config digits-crown-ibp` and `--config digits-trades` write,
-byte for byte; the ledgers are those of the same runs, without times.
+The checkpoints are those that `hydrabench pipeline --config RECIPE` writes, in the compact layout but for the digits',
+which are copied byte for byte; the ledgers are those of the same runs, without times. Entries of other recipes stay.
 """
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import json
 import os
 import shutil
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,45 +26,58 @@ os.environ.setdefault("MKL_NUM_THREADS", "1")
 
 import yaml
 
-from hydrabench.checkpoints import load_checkpoint
+from hydrabench.checkpoints import export_checkpoint, load_checkpoint
 from hydrabench.checkpoints.manifest import SCHEMA, SHIPPED, json_schema
 from hydrabench.evaluators import EVALUATORS
 from hydrabench.files import sha256_of, write_json, write_text
 from hydrabench.ledger import RunFolder, read_run
-from hydrabench.recipes import load_recipe
+from hydrabench.recipes import Recipe, load_recipe
 from hydrabench.workflows.pipeline import run_pipeline
 from hydrabench.workflows.run_options import RunOptions
 
 ZOO = Path(__file__).resolve().parents[1] / "zoo"
-RECIPES = ("digits-crown-ibp", "digits-trades")
-COMPARED = ("pgd", "ibp", "crown-ibp")  # deterministic verdicts; smoothing counts would need their noise
+DIGITS = ("digits-crown-ibp", "digits-trades")
+COMPARED = ("pgd", "ibp", "crown-ibp", "cascade")  # deterministic verdicts; smoothing counts would need their noise
 
 
-def main(runs: Path) -> None:
+def main(runs: Path, recipes: Sequence[str], seed: int) -> None:
     """Run the pipelines and fill the zoo's folder."""
-    entries = []
-    for name in RECIPES:
-        recipe = load_recipe(name)
-        run_pipeline(recipe, runs / name, options=RunOptions(device="cpu"), resume=True)
-        folders = {"train": name}
-        folders |= {f"finetune-{k:g}": f"{name}-{100 * (1 - k):g}" for k in recipe.pipeline.densities}
-        folders |= {
-            f"lwm-{k:g}": f"{name}-lwm-{100 * (1 - k):g}" for k in recipe.pipeline.densities if recipe.pipeline.lwm
-        }
-        entries += [add(runs / name, folder, identity) for folder, identity in folders.items()]
-    manifest = {"schema_version": "hydrabench.zoo/1", "checkpoints": entries}
+    manifest = yaml.safe_load((ZOO / SHIPPED).read_text(encoding="utf-8"))
+    for name in recipes:
+        suffix = f"-seed{seed}" if seed else ""
+        recipe = load_recipe(name, [f"seed={seed}"])
+        run_pipeline(recipe, runs / f"{name}{suffix}", options=RunOptions(device="cpu"), resume=True)
+        made = [add(runs / f"{name}{suffix}", *one) for one in names(recipe, suffix)]
+        others = [entry for entry in manifest["checkpoints"] if entry["id"] not in {one["id"] for one in made}]
+        manifest["checkpoints"] = others + made
     comments = f"# yaml-language-server: $schema={SCHEMA}\n# Written by make_zoo.py.\n"
     write_text(ZOO / SHIPPED, comments + yaml.safe_dump(manifest, sort_keys=False))
     write_json(ZOO / SCHEMA, json_schema())
 
 
-def add(run: Path, folder: str, identity: str) -> dict[str, Any]:
+def names(recipe: Recipe, suffix: str) -> list[tuple[str, str, str | None]]:
+    """Return the run folder, the id and the parent's id of every network of a pipeline that ships."""
+    stem = recipe.name.removesuffix(f"-{recipe.model.arch}")
+    found: list[tuple[str, str, str | None]] = [("train", f"{stem}{suffix}", None)]
+    for kind, infix in (("finetune", ""), ("lwm", "-lwm")):
+        if kind == "finetune" or recipe.pipeline.lwm:
+            for k in recipe.pipeline.densities:
+                identity = f"{stem}{infix}-{100 * (1 - k):g}{suffix}"
+                found.append((f"{kind}-{k:g}", identity, f"{stem}{suffix}"))
+    return found
+
+
+def add(run: Path, folder: str, identity: str, parent: str | None) -> dict[str, Any]:
     """Copy one checkpoint and its ledgers into the zoo and return its entry in the manifest."""
     target = ZOO / identity
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
-    path = Path(shutil.copy(run / folder / "checkpoint.safetensors", target / "checkpoint.safetensors"))
-    header = load_checkpoint(path).header
+    path, source = target / "checkpoint.safetensors", run / folder / "checkpoint.safetensors"
+    header = load_checkpoint(source).header
+    if header.recipe in DIGITS:
+        shutil.copy(source, path)
+    else:
+        export_checkpoint(load_checkpoint(source), path, "compact")
     return {
         "id": identity,
         "file": f"{identity}/{path.name}",
@@ -70,7 +87,7 @@ def add(run: Path, folder: str, identity: str) -> dict[str, Any]:
         "arch": header.arch,
         "objective": header.objective["name"],
         "density": header.density,
-        "parent": header.recipe if header.density < 1 else None,
+        "parent": parent,
         "recipe": header.recipe,
         "licence": "MIT",
         "normalization": header.normalization and header.normalization.model_dump(mode="json"),
@@ -101,8 +118,19 @@ def ledger(run: RunFolder, target: Path) -> dict[str, Any]:
     }
 
 
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("recipes", nargs="*", default=DIGITS)
+    parser.add_argument("--runs", type=Path, default=Path("runs/zoo"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--schema", action="store_true")
+    return parser.parse_args()
+
+
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--schema"]:
+    given = arguments()
+    if given.schema:
         write_json(ZOO / SCHEMA, json_schema())
     else:
-        main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path("runs/zoo"))
+        main(given.runs, given.recipes, given.seed)

@@ -13,12 +13,13 @@ from torch import nn
 
 from hydrabench.api.networks import Network, as_normalization, subject_of
 from hydrabench.api.runs import Run
-from hydrabench.data.given import GIVEN
+from hydrabench.data.forms import is_given
 from hydrabench.errors import ConfigError, lookup
 from hydrabench.evaluators import EVALUATORS
 from hydrabench.ledger import read_run
 from hydrabench.selection import selected_indices
 from hydrabench.workflows.evaluation.evaluate import evaluate
+from hydrabench.workflows.evaluation.external import baked_copy
 from hydrabench.workflows.evaluation.loading import settings_for
 from hydrabench.workflows.opening import open_checkpoint
 from hydrabench.workflows.run_options import RunOptions
@@ -32,7 +33,7 @@ def load(
     dataset: str | None = None,
     density: float | None = None,
     normalization: Any = None,
-    model: str | None = None,
+    model: str | nn.Module | None = None,
 ) -> nn.Module:
     """Load a network: eval mode, masks baked in, on the CPU; images (B, C, H, W) in [0, 1] to logits (B, K).
 
@@ -43,11 +44,14 @@ def load(
         arch, dataset: of a file of others, what it does not say itself: keys of `models.MODELS` and `data.DATASETS`.
         density: of such a file, the fraction of weights kept, in (0, 1]; None: from its zeros.
         normalization: of such a file, a name ("cifar10", "none"), "MEAN/STD", or (means, deviations), in pixel units.
-        model: FILE.py:NAME, the code of a checkpoint whose network is not of the registry; None: what lies beside it.
+        model: FILE.py:NAME, the code of a checkpoint whose network is not of the registry, or a module of its layers;
+            None: what lies beside it.
     Raises: CheckpointError or ConfigError if there is no such checkpoint, or it does not say what it is.
     """
     described = {"arch": arch, "dataset": dataset, "density": density, "model": model}
     described["normalization"] = as_normalization(normalization)
+    if isinstance(model, nn.Module):
+        described["model"] = baked_copy(model)
     given = {key: value for key, value in described.items() if value is not None}
     return open_checkpoint(str(ref), **given).baked()
 
@@ -184,7 +188,7 @@ def verify(
     if network is not None:
         about = header["dataset"]
         name, precision = header["checkpoint"]["name"], header["precision"]
-        if data is None and about["name"].startswith(GIVEN):
+        if data is None and is_given(about["name"]):
             raise ConfigError(f"{folder} is about images that were handed over; give them again as data")
         data = about["name"] if data is None else data
         last = max(selected_indices(about)) + 1

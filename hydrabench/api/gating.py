@@ -16,7 +16,7 @@ from hydrabench.workflows.gating import gate_runs, write_baseline
 
 @dataclass(frozen=True)
 class Gate:
-    """What changed since a baseline."""
+    """The changes of runs since a baseline."""
 
     verdict: GateVerdict = field(repr=False)
 
@@ -28,7 +28,7 @@ class Gate:
 
     @property
     def passed(self) -> bool:
-        """Whether everything was compared and nothing regressed, as exit status 0 says."""
+        """True if everything was compared and nothing regressed, as exit status 0 says."""
         return self.outcome in ("passed", "undecided")
 
     @cached_property
@@ -65,15 +65,15 @@ class Gate:
 
     @property
     def refused(self) -> dict[str, str]:
-        """Why something could not be compared, by run or ledger."""
+        """Return the reasons why something could not be compared, by run or ledger."""
         return {one.about: one.reason for one in self.verdict.refusals}
 
     def to_markdown(self) -> str:
-        """What changed, as Markdown for a pull request."""
+        """Return the changes as Markdown for a pull request."""
         return markdown_text(self.verdict)
 
     def to_junit(self) -> str:
-        """What changed, as JUnit's XML."""
+        """Return the changes as JUnit's XML."""
         return junit_text(self.verdict)
 
     def __repr__(self) -> str:

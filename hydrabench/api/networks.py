@@ -32,7 +32,8 @@ def reference(network: str | Path | TrainingRun) -> str:
         return str(network.path)
     if not isinstance(network, str | Path):
         raise ConfigError(
-            f"network is a {type(network).__name__}; give a checkpoint's path, a run folder, a TrainingRun or a zoo id"
+            f"network is a {type(network).__name__}; give a module, a checkpoint's path, a run folder, a "
+            "TrainingRun or a zoo id"
         )
     return str(network)
 
@@ -49,30 +50,39 @@ def subject_of(
     Raises: HydrabenchError for images or labels that do not fit the network, and as `open_subject`.
     """
     if isinstance(network, nn.Module):
-        return _subject_of_module(network, _images(data, n, options), options, precision, name)
-    subject = open_subject(reference(network), options=options, precision=precision, name=name)
+        return subject_of_module(network, images_of(data, options, n=n), options, precision=precision, name=name)
+    like = network.like if isinstance(network, TrainingRun) else None
+    described = {"model": like} if like is not None else {}
+    subject = open_subject(reference(network), options=options, precision=precision, name=name, described=described)
     header = subject.checkpoint.header
     if data is None or (isinstance(data, str) and data == header.dataset):
         return subject
-    images = _images(data, n, options)
+    images = images_of(data, options, n=n)
     if images.shape != header.shape:
         raise DataError(f"images have shape {images.shape}; {subject.name} takes {tuple(header.shape)}")
     return replace(subject, images=fitted(subject, images))
 
 
-def _images(data: Any, n: int | None, options: RunOptions) -> ImageSource:
+def images_of(data: Any, options: RunOptions, *, n: int | None = None, split: str = "test") -> ImageSource:
+    """Return the images that a caller names or hands over. Raises: ConfigError or DataError."""
     if data is None:
         raise ConfigError(
             "a module does not say what it was made for; give data, such as 'cifar10' or (images, labels)"
         )
     if isinstance(data, str):
-        return load_images(data, "test", options.data_dir, download=options.download)
-    return given_images(data, n)
+        return load_images(data, split, options.data_dir, download=options.download)
+    return replace(given_images(data, n), split=split)
 
 
-def _subject_of_module(
-    module: nn.Module, images: ImageSource, options: RunOptions, precision: str, name: str | None
+def subject_of_module(
+    module: nn.Module,
+    images: ImageSource,
+    options: RunOptions,
+    *,
+    precision: str = "float32",
+    name: str | None = None,
 ) -> Subject:
+    """Make a subject of a copy of a module, checked on the first images. Raises: HydrabenchError as `guard`."""
     kind = type(module)
     subject = external_subject(
         module,
@@ -88,7 +98,7 @@ def _subject_of_module(
 
 
 def _device(module: nn.Module, options: RunOptions) -> str:
-    """Where to compute: "auto" is where the module is."""
+    """Return the device to compute on: "auto" is where the module is."""
     first = next(iter(module.parameters()), None)
     return str(first.device) if first is not None and options.device == "auto" else options.device
 

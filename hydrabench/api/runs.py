@@ -108,6 +108,17 @@ class Run(_FinishedRun):
 class TrainingRun(_FinishedRun):
     """A finished run of `train`, `prune` or `finetune`: `TrainingRun("runs/dense")` opens one that was made before."""
 
+    def __init__(self, path: str | Path, *, like: nn.Module | None = None) -> None:
+        """Read the folder of a finished run.
+
+        Args:
+            path: the run folder. like: a module of its network's layers, whose weights do not matter, for a run that
+                started from a module; None: the checkpoint says what its network is.
+        Raises: LedgerError as for `Run`.
+        """
+        super().__init__(path)
+        self.like = like
+
     def _require_kind(self) -> None:
         if self.header.get("command") in EVALUATIONS:
             raise LedgerError(f"{self.path} is a run of {self.header['command']}; it opens as Run(path)")
@@ -117,9 +128,13 @@ class TrainingRun(_FinishedRun):
         """`metrics.csv`: one row for each epoch."""
         return pd.read_csv(self.path / "metrics.csv")
 
-    def network(self) -> nn.Module:
-        """The network of the epoch that was kept: eval mode, masks baked in, on the CPU; images in [0, 1] to logits."""
-        return load_checkpoint(self.path / "checkpoint.safetensors").baked()
+    @cached_property
+    def module(self) -> nn.Module:
+        """The network of the epoch that was kept: eval mode, pruned weights at zero, on the CPU; images to logits.
+
+        Of a run that started from a module it is one of the same class.
+        """
+        return load_checkpoint(self.path / "checkpoint.safetensors", model=self.like).baked()
 
     def __repr__(self) -> str:
         recipe = self.header.get("recipe", {})

@@ -7,11 +7,12 @@ prints as warnings); Athalye et al. (2018), arXiv:1802.00420 (obfuscated gradien
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from hydrabench.attacks.losses import LOSSES
 from hydrabench.threat import PIXEL_MAX, PIXEL_MIN
@@ -33,9 +34,8 @@ def network_signs(
         x: images, (B, C, H, W), in [0, 1]. y: true classes, (B,). start: points where an attack would start.
         losses: keys of `LOSSES` whose gradients the attack follows.
     """
-    with torch.no_grad(), counted_gradients() as count:
+    with torch.no_grad(), CountedGradients() as gradients:
         logits = network(x)
-    dynamic = float(count[0] > 0)
     reached, zero = _gradients(network, start, y, losses)
     found = {
         "randomised-output": _randomised(network, x, logits),
@@ -43,7 +43,7 @@ def network_signs(
         "detached-input": 0.0 if reached else 1.0,
         "zero-gradient": zero,
         "quantised-input": _quantised(network, x, logits),
-        "dynamic-graph": dynamic,
+        "dynamic-graph": float(gradients.count > 0),
     }
     if not found["one-hot-output"]:
         found["softmax-output"] = _probabilities(logits)
@@ -76,7 +76,7 @@ def _one_hot(logits: Tensor) -> float:
 
 
 def _gradients(network: nn.Module, start: Tensor, y: Tensor, losses: Sequence[str]) -> tuple[bool, float]:
-    """Whether any gradient reaches the input, and the share of the images where it is zero under every loss."""
+    """Return whether a gradient reaches the input, and the share of the images where it is zero under every loss."""
     zero = torch.ones(len(start), dtype=torch.bool, device=start.device)
     reached = False
     for name in losses:
@@ -104,17 +104,16 @@ def _share(rows: Tensor) -> float:
     return float(rows.double().mean())
 
 
-@contextmanager
-def counted_gradients() -> Iterator[list[int]]:
-    """Count, in the list, how often gradients are computed inside: both `grad` and `backward` make theirs there."""
-    count, original = [0], torch.autograd._make_grads
+class CountedGradients(TorchFunctionMode):
+    """Count how often gradients are computed in this thread while the mode is on, by whatever function of torch."""
 
-    def counted(*arguments: object, **names: object) -> object:
-        count[0] += 1
-        return original(*arguments, **names)  # type: ignore[arg-type]
+    MAKERS = frozenset({torch.autograd.grad, torch.autograd.backward, Tensor.backward})
 
-    torch.autograd._make_grads = counted  # type: ignore[assignment]
-    try:
-        yield count
-    finally:
-        torch.autograd._make_grads = original
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call `func`, and count it if it makes gradients."""
+        self.count += func in self.MAKERS
+        return func(*args, **(kwargs or {}))

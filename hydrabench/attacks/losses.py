@@ -1,4 +1,4 @@
-"""What an attack maximises, and the margin that says whether it has succeeded."""
+"""Losses that an attack maximises, and the margin that says whether it has succeeded."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ class Moves:
 
 @dataclass(frozen=True)
 class Searched:
-    """What a search found. broke_at: gradient steps done when each image broke, -1 where it did not, (B,).
+    """The result of a search. broke_at: gradient steps done when each image broke, -1 where it did not, (B,).
 
     smallest: smallest margin of the points of each image, (B,). points: those that broke an image, and the last ones of
     the others, (B, C, H, W).

@@ -46,7 +46,7 @@ KEPT = (2, 6)  # tensors that a search holds: of the size of each value, and of 
 
 @dataclass(frozen=True)
 class Search:
-    """How slopes are looked for.
+    """The settings of a search for slopes.
 
     slopes: "output" optimises the slopes of the margins' own pass and keeps CROWN's bounds of the neurons;
         "all" first does the same for the bounds of every unstable neuron, layer by layer: tighter, and many times as
@@ -144,7 +144,7 @@ class _Climb:
     fixed: dict[int, Lines] = field(default_factory=dict)
 
     def unstable(self) -> list[int]:
-        """How many neurons have slopes to choose, layer by layer: the most that an image has."""
+        """Return the number of neurons with slopes to choose, layer by layer: the most that an image has."""
         found = []
         for node in self.nodes:
             if has_slopes(node.operation):

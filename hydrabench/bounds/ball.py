@@ -52,7 +52,7 @@ class Ball:
         return torch.maximum(found, at_x - self.epsilon * rows.coefficients.flatten(1).norm(dim=1))
 
     def radius(self, rows: Rows) -> Tensor:
-        """How far functions of the image get from their values at the center of `around`, (R,)."""
+        """Return how far functions of the image get from their values at the center of `around`, (R,)."""
         found = row_products(rows.coefficients.abs(), rows.seen(self.around.width)) / 2
         if self.norm == "linf":
             return found

@@ -1,4 +1,4 @@
-"""How much work bounding an image may take: a count from shapes alone, the same on every machine.
+"""The work of bounding an image: a count from shapes alone, the same on every machine.
 
 It counts the passes of `neurons` as if every neuron were undecided, with the windows that their rows have.
 Multiplications and additions of linear layers count as they are. A coefficient that an operation reads, multiplies and

@@ -234,7 +234,7 @@ def _starts_linearly(nodes: Sequence[Node]) -> bool:
 
 
 def _memory(rows: Tensor) -> int:
-    """Where coefficients lie; two that have this in common may be views of the same."""
+    """Return where coefficients lie; two that have this in common may be views of the same."""
     return rows.untyped_storage().data_ptr()
 
 

@@ -1,4 +1,4 @@
-"""How rounding is bounded: what a sum can be off by, and rounding away from a claim in float64.
+"""Bounds of rounding: the error of a sum, and rounding away from a claim in float64.
 
 A sum of n products in floating point is off by at most gamma_n = n u / (1 - n u) times the sum of their absolute
 values, whatever the order and whether or not products and sums are fused; u is the unit roundoff.

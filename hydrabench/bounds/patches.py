@@ -21,7 +21,7 @@ CHUNK = {"cpu": 2**22, "cuda": 2**26}  # coefficients that the rows of one chunk
 
 @dataclass(frozen=True)
 class Window:
-    """Where rows reach: the row of position (i, j) of `grid` to the block of `size` at stride · (i, j) - padding.
+    """The window of each row: the row of position (i, j) of `grid` to the block of `size` at stride · (i, j) - padding.
 
     All four hold two numbers, for the vertical and the horizontal axis; `grid` is that of the neurons' own layer.
     """
@@ -169,7 +169,7 @@ def _pair(numbers: Iterable[int]) -> Pair:
 
 
 def chunk_length(shapes: Sequence[torch.Size], device: torch.device) -> int:
-    """How many rows to carry through values of these shapes at a time."""
+    """Return how many rows to carry through values of these shapes at a time."""
     return max(1, CHUNK.get(device.type, CHUNK["cpu"]) // max(prod(shape[1:]) for shape in shapes))
 
 

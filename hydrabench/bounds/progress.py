@@ -1,4 +1,4 @@
-"""How far the bounds of an image have come, for whoever wants to know while they are computed."""
+"""The progress of the bounds of an image, for whoever wants to know while they are computed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Branching:
-    """How far branch and bound has come: `decided` of so many `images`, with so many subproblems bounded and open.
+    """The progress of branch and bound: `decided` of so many `images`, with so many subproblems bounded and open.
 
     lowest: the worst bound that is open.
     """

@@ -62,7 +62,7 @@ class Lines(ABC):
     @property
     @abstractmethod
     def sums(self) -> int:
-        """How many coefficients are added up, at most, to give one of a value."""
+        """Return how many coefficients are added up, at most, to give one of a value."""
 
     def carried(self, rows: Rows, shapes: Sequence[torch.Size]) -> tuple[tuple[Rows, ...], Tensor]:
         """Carry rows as `back` does, those of one image after the other. Returns also what constants gain, (R,)."""

@@ -82,7 +82,7 @@ WITHIN_INTERVALS = ("ibp", "crown-ibp")  # methods that draw lines around neuron
 
 @torch.no_grad()
 def rounding_bound(network: nn.Module | Prepared, x: Tensor, y: Tensor, epsilon: float, *, kind: str) -> Tensor:
-    """How far above the true smallest margin rounding can lift the bound of a method: (B,), >= 0, in logit units.
+    """Return how far above the true smallest margin rounding can lift a method's bound: (B,), >= 0, in logit units.
 
     Let e bound how far the corners of a computed interval lie from those of exact intervals. A linear operation takes e
     to |W| e + g (|W| |v| + |b|), with g from `growth`; a ReLU or a maximum does not enlarge it. Along the same way a
@@ -108,7 +108,7 @@ def rounding_bound(network: nn.Module | Prepared, x: Tensor, y: Tensor, epsilon:
 
 
 def value_errors(nodes: Sequence[MeasuredNode], x: Tensor, epsilon: float, *, kind: str) -> list[Tensor]:
-    """How far outside of its true bounds rounding can place the bounds of each value: (B, *value), from value 0 on.
+    """Return how far rounding can move the bounds of each value: (B, *value), from value 0 on.
 
     Args: nodes: of the program that is bounded. x, epsilon, kind: as for `rounding_bound`, which says why.
     """

@@ -183,7 +183,7 @@ class RoundedPass:
         self.boxes[number] = Enclosure(found.center, found.width + (share * found.width + self.lost[number]) + overflow)
 
     def _own_rounding(self, node: MeasuredNode, magnitude: Tensor) -> Tensor | float:
-        """How far a result that the network computes can be from that of exact arithmetic on the same values."""
+        """Return how far a computed result can be from that of exact arithmetic on the same values."""
         if self.rounding is None:
             return 0.0
         kind = torch.finfo(self.rounding)

@@ -120,7 +120,7 @@ class Strips:
         return self.radius(number, rows)
 
     def radius(self, number: int, rows: Rows) -> Tensor:
-        """How far functions of value `number` get from their values at its center, (R,)."""
+        """Return how far functions of value `number` get from their values at its center, (R,)."""
         shapes = [self.values[n].center.shape for n in range(number + 1)]
         rows, _, slack = substituted(self.nodes, number, rows, shapes, self._relax)
         return slack + self.ball.radius(rows)

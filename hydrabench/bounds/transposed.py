@@ -115,7 +115,7 @@ def squares(rows: Tensor, weight: Tensor, padding: Pair) -> Tensor:
 
 
 def _spans(kernel: Sequence[int], stride: Pair) -> list[int]:
-    """How many strides a kernel spans, along both axes."""
+    """Return how many strides a kernel spans, along both axes."""
     return [-(-taps // step) for taps, step in zip(kernel, stride, strict=True)]
 
 

@@ -66,7 +66,7 @@ class TensorEntry(NamedTuple):
 
 
 class TensorTable(Section):
-    """What the streams mean. planes: by dtype, the bytes that each plane takes in `values`.
+    """The meaning of the streams. planes: by dtype, the bytes that each plane takes in `values`.
 
     A plane of as many bytes as elements is stored, a shorter one is deflated.
     """

@@ -48,7 +48,7 @@ class Expected:
 
     @property
     def seconds(self) -> float:
-        """How long it may take."""
+        """Return how long it may take."""
         return 60 + self.most / LEAST_RATE
 
 
@@ -209,7 +209,7 @@ def _goes_on(response: Response, start: int, etag: str | None) -> bool:
 
 
 def _content_range(response: Response) -> tuple[int | None, int | None]:
-    """Where a partial answer starts and how long the whole file is, from Content-Range ("bytes 5-9/10")."""
+    """Return the start of a partial answer and the length of the whole file, from Content-Range ("bytes 5-9/10")."""
     found = re.fullmatch(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|\*)", response.headers.get("Content-Range", ""))
     if not found:
         return None, None

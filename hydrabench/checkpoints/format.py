@@ -54,6 +54,9 @@ class Checkpoint:
     code: UsedCode | None = None
     size: int = 0
 
+    def __str__(self) -> str:
+        return str(self.path)
+
     def baked(self) -> nn.Module:
         """Return the network with plain layers, pruned weights being zero (the masks are gone afterwards)."""
         bake_masks(self.network)
@@ -69,7 +72,7 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def stored_state(model: nn.Module) -> dict[str, Tensor]:
-    """What a file holds of a network: `state_of` it and, if it is masked, its masks as `NAME.mask`.
+    """Return what a file holds of a network: `state_of` it and, if it is masked, its masks as `NAME.mask`.
 
     Masks are stored because scores alone do not tell them: which of two equal scores is kept is up to the device.
     """
@@ -105,10 +108,11 @@ def compact_size(model: nn.Module) -> int:
     return sum(stream.numel() * stream.element_size() for stream in pack(positive_zeros(state)).values())
 
 
-def load_checkpoint(path: Path, *, model: str | None = None) -> Checkpoint:
+def load_checkpoint(path: Path, *, model: str | nn.Module | None = None) -> Checkpoint:
     """Read a checkpoint and rebuild its network, in eval mode, on the CPU.
 
-    Args: model: the code of a network that is not of the registry; None: what lies beside the file, see `own_code`.
+    Args: model: the code of a network that is not of the registry, or a module of its layers, whose weights do not
+        matter; None: what lies beside the file, see `own_code`.
     Raises: CheckpointError if the file is missing, damaged, of another kind, does not fit its
         architecture or density, or holds a value that is not finite; ConfigError if it needs a plugin.
     """

@@ -1,4 +1,4 @@
-"""What a checkpoint says about itself: a JSON header inside the safetensors file."""
+"""The header of a checkpoint: JSON inside the safetensors file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Classes = Annotated[int, Field(gt=0, lt=1 << 31)]
 
 
 class BestEpoch(Section):
-    """Which epoch was kept, and by which number: `metric` is a fraction of the images of `split`."""
+    """The epoch that was kept, and by which number: `metric` is a fraction of the images of `split`."""
 
     split: str
     images: PositiveInt

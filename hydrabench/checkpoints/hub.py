@@ -14,7 +14,7 @@ _ADDRESS = re.compile(r"([\w.-]+/[\w.-]+)(?:/([\w./-]+))?", re.ASCII)
 
 
 def is_on_hub(ref: str) -> bool:
-    """Whether a reference names a repository of the hub."""
+    """Return whether a reference names a repository of the hub."""
     return ref.startswith(PREFIX)
 
 

@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from hydrabench.checkpoints.download import Progress
 from hydrabench.checkpoints.foreign.importing import Given, import_checkpoint
 from hydrabench.checkpoints.format import Checkpoint, load_checkpoint
@@ -23,7 +25,7 @@ def open_ref(
     dataset: str | None = None,
     density: float | None = None,
     normalization: Given = None,
-    model: str | None = None,
+    model: str | nn.Module | None = None,
     progress: Progress | None = None,
 ) -> Checkpoint:
     """Resolve and load: one of our files, or one of others.
@@ -32,12 +34,14 @@ def open_ref(
         ref, progress: see `resolve`.
         arch, dataset, density, normalization: of a file of others, see `import_checkpoint`; for a zoo id they are
             taken from the manifest if they are not given. Our files say them themselves.
-        model: the code of one of our files whose network is not of the registry, see `load_checkpoint`.
+        model: the code, or a module, for one of our files whose network is not of the registry, see `load_checkpoint`.
     Raises: CheckpointError or ConfigError as `resolve`, `load_checkpoint` and `import_checkpoint` do.
     """
     path = resolve(ref, progress=progress)
     if is_torch_file(path):
         if model is not None:
+            if isinstance(model, nn.Module):
+                raise ConfigError(f"{ref} is a file of torch.save; load it into the module with load_state_dict")
             raise ConfigError(f"{ref} is a file of torch.save; give --model {model} --weights {ref} in place of --ckpt")
         read = import_checkpoint if Path(ref).exists() or is_on_hub(ref) else partial(read_entry, read_zoo()[ref])
         return read(path, arch=arch, dataset=dataset, density=density, normalization=normalization)

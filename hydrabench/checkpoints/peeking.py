@@ -1,4 +1,4 @@
-"""What the first bytes of a checkpoint file say: its kind and, of ours, its header. Imports no torch."""
+"""The first bytes of a checkpoint file: its kind and, of ours, its header. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LARGEST_HEADER = 100_000_000  # bytes, as safetensors has it
 
 
 def is_torch_file(path: Path) -> bool:
-    """Whether a file is one of torch's by its first bytes, or, if it is no safetensors file either, by its name."""
+    """Return whether a file is torch's by its first bytes, or, if it is no safetensors file either, by its name."""
     with path.open("rb") as file:
         head = file.read(9)
     if head[8:] == b"{":  # safetensors: eight bytes of length, then JSON
@@ -52,7 +52,7 @@ def own_header(metadata: dict[str, str], path: Path) -> Header:
 
 
 def not_whole(path: Path, why: str) -> CheckpointError:
-    """What is said of a file that is no safetensors file."""
+    """Return the message about a file that is no safetensors file."""
     return CheckpointError(
         f"{path} is not a whole safetensors file ({shown(why, 200)}); fetch or write it again, or, if it is a .pt or "
         ".pth file, convert it first"

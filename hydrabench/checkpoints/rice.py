@@ -1,4 +1,4 @@
-"""Which positions of a tensor are occupied, as bits: gaps in a Golomb-Rice code, without a loop over elements.
+"""The occupied positions of a tensor, as bits: gaps in a Golomb-Rice code, without a loop over elements.
 
 Position p_i follows its predecessor after the gap g_i = p_i - p_{i-1} - 1, p_{-1} being -1. With a width w,
 a gap is split into g = quotient · 2^w + remainder. The quotient is written in unary, as that many zeros

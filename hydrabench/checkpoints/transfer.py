@@ -157,7 +157,7 @@ def _within(seconds: float, ask: Callable[[], Answer]) -> Answer:
 
 
 def _problem(error: BaseException, timeout: float) -> str:
-    """What happened, in words: those of the system, which the libraries wrap several times."""
+    """Return what happened, in the words of the system, which the libraries wrap several times."""
     if isinstance(error, requests.Timeout | TimeoutError):
         return f"nothing came for {timeout:g} s"
     while inner := error.__cause__ or error.__context__:

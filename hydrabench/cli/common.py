@@ -1,4 +1,4 @@
-"""What the commands share: error handling, option groups, reading their values, printing summaries."""
+"""Error handling, option groups, reading their values and printing summaries, for all commands."""
 
 from __future__ import annotations
 
@@ -242,7 +242,7 @@ def read_run_options(given: dict[str, Any]) -> RunOptions:
 
 
 def read_foreign(given: dict[str, Any]) -> dict[str, Any]:
-    """What `foreign_options` say of a checkpoint, taken out of the options of a command."""
+    """Return what `foreign_options` say of a checkpoint, taken out of the options of a command."""
     texts = {name: given.pop(name) for name in ("arch", "dataset", "normalization")}
     described = {**texts, "density": given.pop("source_density")}
     if texts["normalization"] is not None:
@@ -255,7 +255,7 @@ def read_foreign(given: dict[str, Any]) -> dict[str, Any]:
 def read_network(
     given: dict[str, Any], ref: str | None, *, needed: bool = True
 ) -> tuple[dict[str, Any], ModelRequest | None]:
-    """What a file does not say of itself, its code included, or the network of --model.
+    """Return what a file does not say of itself, its code included, or the network of --model.
 
     Args: needed: whether there must be one.
     Raises: ConfigError for options that do not go together; UsageError if a network is needed and none is named.
@@ -284,13 +284,13 @@ def read_network(
 
 
 def read_training_options(given: dict[str, Any]) -> RunOptions:
-    """What `machine_options` and `training_options` say."""
+    """Return what `machine_options` and `training_options` say."""
     keys = ("precision", "compile", "channels_last", "micro_batch", "save_minutes", "tensorboard")
     return replace(read_run_options(given), **{key: given[key] for key in keys})
 
 
 def is_main_process() -> bool:
-    """Whether this process talks to the user: the only one, or the first that torchrun started."""
+    """Return whether this process talks to the user: the only one, or the first that torchrun started."""
     return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 

@@ -102,6 +102,7 @@ def certify(ref: str | None, method: str, **given: Any) -> None:
       hydrabench certify --ckpt runs/final --method alpha-crown --iterations 50 --time-limit 30
       hydrabench certify --ckpt runs/final --method exact --max-subproblems 5000
       hydrabench certify --ckpt runs/final --method exact --engine milp --time-limit 60
+      hydrabench certify --ckpt runs/final --method crown --search-radius --epsilon 16/255 --tolerance 1/2550
       hydrabench certify --ckpt runs/final --method smoothing --sigma 0.25 --samples 10000
       hydrabench certify --ckpt runs/final --method smoothing --sigma 0.25 --skip 20
       hydrabench certify --ckpt runs/final --method smoothing --mode adaptive --radii auto --sigma 0.25,0.5
@@ -112,6 +113,9 @@ def certify(ref: str | None, method: str, **given: Any) -> None:
     A cascade runs each method only on the images that are still undecided, and none on images that the network
     misclassifies or that one step of an attack breaks. Bounds in float32 that rounding could have lifted above 0 are
     computed again in float64, those of auto_LiRPA too.
+
+    --search-radius bisects between 0 and --epsilon for the largest radius of every image that the method verifies, and
+    the smallest that is broken.
 
     --export-vnnlib first writes the network as ONNX, a VNN-LIB property of every image that it classifies right, and
     instances.csv, for any verifier of the VNN-COMP competition to judge; it needs `pip install 'hydrabench[onnx]'`.

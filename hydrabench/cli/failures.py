@@ -54,7 +54,7 @@ def _text(error: BaseException) -> str | None:
 
 
 def _of_limits(error: BaseException) -> str | None:
-    """What is too deep, too large or not to be written down."""
+    """Return a message for what is too deep, too large or not to be written down."""
     if isinstance(error, RecursionError):
         return "an input is nested too deeply to be read; flatten it"
     if isinstance(error, UnicodeEncodeError):
@@ -73,7 +73,7 @@ def _of_system(error: OSError) -> str:
 
 
 def _refused(number: int, path: object) -> str:
-    """What the operating system says, about which path, and what to do."""
+    """Return what the operating system says, about which path, and what to do."""
     reason = os.strerror(number)
     name = os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else ""
     shown = name if len(name) <= LONGEST_PATH else f"{name[: LONGEST_PATH // 2]}…{name[-LONGEST_PATH // 2 :]}"

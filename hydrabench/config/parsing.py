@@ -68,7 +68,7 @@ def describe(problem: Complaint, keys: Collection[str] = (), *, tags: Collection
 
 
 def place(problem: Complaint, tags: Collection[str] = TAGS) -> list[int | str]:
-    """Where a problem stands in the file."""
+    """Return the place of a problem in the file."""
     return [part for part in problem["loc"] if part not in tags]
 
 

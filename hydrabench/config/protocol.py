@@ -1,4 +1,4 @@
-"""How protocol ids spell out settings that differ from a protocol's defaults."""
+"""Protocol ids: settings that differ from a protocol's defaults, spelt out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which test images are evaluated: the first ones, every K-th, or those of a published list."""
+"""The choice of test images: the first ones, every K-th, or those of a published list."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Counted(Protocol):
 
     @property
     def split(self) -> str:
-        """Which part of the data set this is."""
+        """The part of the data set that this is."""
 
     def __len__(self) -> int: ...
 

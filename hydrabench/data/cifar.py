@@ -14,6 +14,7 @@ from hydrabench.data.parquet import find_parquet, places_of, read_parquet
 from hydrabench.errors import DataError
 
 SHAPE = (3, 32, 32)
+DEFAULT_FOLDER = Path("data")
 VARIANTS = {"CIFAR-10": ("cifar10", 10), "CIFAR-100": ("cifar100", 100)}
 
 
@@ -22,6 +23,8 @@ def load_cifar10(split: str, folder: Path | None, *, download: bool = False) -> 
 
     Looked for, in this order: `folder/cifar10/{split}-*.parquet`, the same in `plain_text` (as on the hub),
     `folder/{split}-*.parquet`, and torchvision's `folder/cifar-10-batches-py`, which `download` fetches.
+    Without a folder, and if torchvision's is not in `data` either, the test images are the 200 that come with
+    hydrabench, with 20 of each class: enough to try things.
     Raises: DataError that says how to get the data if none of them is there.
     Source: Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
     """
@@ -29,9 +32,17 @@ def load_cifar10(split: str, folder: Path | None, *, download: bool = False) -> 
         files = find_parquet([*places_of(folder, "cifar10", "plain_text"), folder], split)
         if files:
             return read_parquet(files, "cifar10", split, shape=SHAPE, num_classes=10, class_names=CIFAR10_NAMES)
+    elif split == "test" and not download and not (DEFAULT_FOLDER / "cifar-10-batches-py").is_dir():
+        return sample_of_cifar10()
     from torchvision.datasets import CIFAR10  # noqa: PLC0415 - slow to import
 
     return _from_torchvision(CIFAR10, "CIFAR-10", split, folder, download=download)
+
+
+def sample_of_cifar10() -> ImageSet:
+    """Return the 200 test images that come with hydrabench, 20 of each class; their classes take turns."""
+    files = find_parquet([Path(__file__).parent / "samples" / "cifar10"], "test")
+    return read_parquet(files, "cifar10", "test", shape=SHAPE, num_classes=10, class_names=CIFAR10_NAMES)
 
 
 def load_cifar100(split: str, folder: Path | None, *, download: bool = False) -> ImageSet:
@@ -52,7 +63,7 @@ def load_cifar100(split: str, folder: Path | None, *, download: bool = False) ->
 
 
 def _from_torchvision(kind: Any, title: str, split: str, folder: Path | None, *, download: bool) -> ImageSet:
-    root = folder or Path("data")
+    root = folder or DEFAULT_FOLDER
     try:
         found = kind(root, train=split == "train", download=download)
     except (RuntimeError, OSError) as error:

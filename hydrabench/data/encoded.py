@@ -85,7 +85,7 @@ class ParquetRows:
             return self.rows[position - self.starts[group]] or b""
 
     def file_names(self) -> list[str]:
-        """What the rows say of themselves."""
+        """Return the file names that the rows hold."""
         return [name for file in dict.fromkeys(file for file, _ in self.groups) for name in read_paths(file)]
 
     def name(self, position: int) -> str:

@@ -1,7 +1,8 @@
-"""How images of the user's own are named; `own_images` reads them."""
+"""The names of images of the user's own; `own_images` reads them."""
 
 from __future__ import annotations
 
+GIVEN = "images-"  # how the names of images that were handed over begin, see `given`
 OWN_KINDS = ("folder", "npz", "parquet", "cifar10c", "hf")
 CORRUPTED = "cifar10c:DIR/CORRUPTION/SEVERITY (CIFAR-10-C, such as DIR/fog/3)"
 OWN_FORMS = (
@@ -11,5 +12,10 @@ OWN_FORMS = (
 
 
 def is_own(name: str) -> bool:
-    """Whether a data set is named by where the user's own files are."""
+    """Return whether a data set is named by where the user's own files are."""
     return name.partition(":")[0] in OWN_KINDS and ":" in name
+
+
+def is_given(name: str) -> bool:
+    """Whether images were handed over by a caller and not found by a name."""
+    return name.startswith(GIVEN)

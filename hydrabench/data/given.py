@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hydrabench.data.forms import GIVEN
 from hydrabench.data.images import ImageSet
 from hydrabench.errors import DataError, shortened
 
-GIVEN = "images-"  # how the names of such sets begin
 _FORMS = "give a registered name, a pair (images, labels), or a torch.utils.data.Dataset with a length"
 
 

@@ -22,7 +22,7 @@ class ImageSource(Protocol):
 
     @property
     def split(self) -> str:
-        """Which part of the data set this is."""
+        """The part of the data set that this is."""
 
     @property
     def num_classes(self) -> int:

@@ -125,7 +125,7 @@ class TrainingBatches:
 
 
 def minibatch_sizes(count: int, batch_size: int) -> list[int]:
-    """How many of `count` images each minibatch of an epoch has: `batch_size`, but for the last one."""
+    """Return how many of `count` images each minibatch of an epoch has: `batch_size`, but for the last one."""
     whole, rest = divmod(count, batch_size)
     sizes = [batch_size] * whole + [rest] * (rest > 0)
     return [*sizes[:-2], batch_size + 1] if rest == 1 and whole else sizes

@@ -68,7 +68,7 @@ class _ArraysOnly(pickle.Unpickler):
     """Reads plain values and arrays; everything else in a pickle, which could run any code, is refused."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """What a pickle may call."""
+        """Return what a pickle may call."""
         if (module, name) in _ALLOWED:
             return _ALLOWED[module, name]
         if (module, name) == ("_codecs", "encode"):
@@ -77,7 +77,7 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """How protocol 2 writes bytes."""
+    """Return bytes as protocol 2 writes them."""
     if encoding != "latin1":
         raise DataError(f"it holds bytes in the encoding {encoding!r}, which no array needs; do not trust this file")
     return text.encode("latin1")

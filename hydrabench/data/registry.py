@@ -29,7 +29,7 @@ class Loader(Protocol):
 
 @dataclass(frozen=True)
 class DataSet:
-    """What is known of a data set before it is loaded; an entry of `DATASETS`.
+    """A data set as it is known before it is loaded; an entry of `DATASETS`.
 
     shape: of its images, (C, H, W). num_classes: labels are below it. load: its loader.
     train, test: how many images each split has as published; those that lie in --data-dir may be fewer.

@@ -17,20 +17,25 @@ from hydrabench.runtime import stream
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """What a phase trains on: labelled images, pseudo-labelled ones if the recipe has some, and those held out."""
+    """The images of a phase: labelled ones, pseudo-labelled ones if the recipe has some, and those held out."""
 
     labelled: ImageSource
     pseudo: ImageSource | None
     validation: ImageSource
 
     def counts(self) -> dict[str, int]:
-        """How many images there are of each kind, as `run.json` says it."""
+        """Return the number of images of each kind, as `run.json` says it."""
         pseudo = {"pseudo_labelled": len(self.pseudo)} if self.pseudo is not None else {}
         return {"train": len(self.labelled), "validation": len(self.validation), **pseudo}
 
 
 def load_training_images(
-    settings: DataRecipe, folder: Path | None = None, *, seed: int, download: bool = False
+    settings: DataRecipe,
+    folder: Path | None = None,
+    *,
+    seed: int,
+    download: bool = False,
+    images: ImageSource | None = None,
 ) -> TrainingImages:
     """Load the images of a recipe's `data:` section.
 
@@ -40,9 +45,11 @@ def load_training_images(
     Args:
         settings: which images. seed: of the recipe; the fraction depends on it.
         folder, download: as for `load_images`. A relative path of pseudo-labels begins there.
+        images: the training images, if they were handed over; None: of the data set `settings.name`.
     Raises: as `load_images`; DataError if a part would be empty, or the pseudo-labelled images do not fit.
     """
-    images = load_images(settings.name, "train", folder, download=download)
+    if images is None:
+        images = load_images(settings.name, "train", folder, download=download)
     labelled, validation = validation_split(images, settings.validation_fraction)
     count = round(settings.fraction * len(labelled))
     if count == 0:
@@ -50,19 +57,19 @@ def load_training_images(
     if count < len(labelled):
         order = torch.randperm(len(labelled), generator=stream(seed, "data fraction"))
         labelled = labelled.subset(order[:count].sort().values, "train")
-    return TrainingImages(labelled, _pseudo_labelled(settings, folder), validation)
+    return TrainingImages(labelled, _pseudo_labelled(settings, folder, images), validation)
 
 
-def _pseudo_labelled(settings: DataRecipe, folder: Path | None) -> ImageSource | None:
+def _pseudo_labelled(settings: DataRecipe, folder: Path | None, images: ImageSource) -> ImageSource | None:
     if settings.pseudo_labels is None:
         return None
-    dataset = DATASETS[settings.name]
+    known = DATASETS.get(settings.name)
     path = (data_folder(folder) or Path("data")) / settings.pseudo_labels.path
     return load_pseudo_labels(
         path,
         settings.pseudo_labels.fraction,
         name=settings.name,
-        shape=dataset.shape,
-        num_classes=dataset.num_classes,
-        class_names=dataset.class_names,
+        shape=images.shape,
+        num_classes=images.num_classes,
+        class_names=known.class_names if known else (),
     )

@@ -1,4 +1,4 @@
-"""What all attacks on a ball share: clean images first, radii in ascending order, a record for each image."""
+"""Attacks on a ball: clean images first, radii in ascending order, a record for each image."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Attacked:
-    """What an attack did to a block. breaks: what broke each image. margins: the smallest seen, or that of its point.
+    """An attack's result on a block. breaks: what broke each image. margins: the smallest seen, or that of its point.
 
     points: the one that broke each image, of the others any, (B, C, H, W), inside the ball.
     """
@@ -104,7 +104,7 @@ def curve_metrics(lines: Sequence[Line], settings: Any) -> dict[str, Metric]:
 
 
 def beyond(line: Line, radius: Fraction) -> bool:
-    """Whether no perturbation of length `radius` or less is known to break the image of a record."""
+    """Return whether no perturbation of length `radius` or less is known to break the image of a record."""
     return line["distance"] is None or line["distance"] > float(radius)
 
 

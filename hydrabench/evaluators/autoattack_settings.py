@@ -1,4 +1,4 @@
-"""Which attacks of AutoAttack run, in which order, and the protocol id that says so."""
+"""The attacks of AutoAttack that run, their order, and the protocol id that says so."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class AutoAttackSettings(KeepingSettings):
 
     @property
     def by_image(self) -> bool:
-        """Whether a verdict depends on the image alone, and not on what is attacked beside it."""
+        """True if a verdict depends on the image alone, and not on what is attacked beside it."""
         return self.version > 1 and self.ensemble != "rand"
 
     @property

@@ -71,7 +71,7 @@ class BallSettings(KeepingSettings):
 
     @property
     def radii_text(self) -> str:
-        """What a protocol id says of a security curve, whose verdicts depend on its smaller radii, if it is one."""
+        """The radii of a security curve in its protocol id: verdicts depend on the smaller ones; "" if none."""
         if not self.epsilons:
             return ""
         step = self.epsilons[1] - self.epsilons[0] if len(self.epsilons) > 2 else None

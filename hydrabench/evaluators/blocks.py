@@ -16,7 +16,7 @@ REACHED = 0.75  # share of the speed of a plain convolution that passes backward
 
 @dataclass(frozen=True)
 class Blocks:
-    """How an evaluation is cut into blocks.
+    """The blocks that an evaluation is cut into.
 
     size: images of a block. operations: of one image at most, 0 where that is not known beforehand. search: of one
     image, roughly and in addition, which `time_limit` seconds cut short. rest: what both depend on. cheaper: what takes
@@ -32,7 +32,7 @@ class Blocks:
 
     @property
     def may_be_slow(self) -> bool:
-        """Whether an image is so much work that a warning may be due, on a slow machine at least."""
+        """True if an image is so much work that a warning may be due, on a slow machine at least."""
         return self.operations + self.search > BLOCK_OPERATIONS / 10
 
     def seconds(self, speed: float) -> float:

@@ -124,7 +124,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Computing:
-    """How a run computes, beside its settings.
+    """The options of a run beside its settings, which change no number.
 
     options: those of role "computing" that were given. parent: the opened run whose certificates are reused.
     """
@@ -150,7 +150,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class InTurn:
-    """How an evaluator runs several attacks, each on the images that none before it has broken.
+    """Several attacks in turn, each on the images that none before it has broken.
 
     attacks: (settings) -> their names, in order; "clean" first, which classifies the images as they are.
     attempt: (network, block, name, settings, heard) -> one attempt for each image of the block, and its points,
@@ -206,7 +206,7 @@ class Evaluator:
     repeatable: (settings) -> whether the same run gives the same verdicts on any machine, but for rounding.
     sampled: whether verdicts rest on random draws that another network, or another seed, would have other luck with.
     notes: (settings and images of each of its columns) -> remarks below a report.
-    more: (settings, (C, H, W)) -> further entries of `summary.json`.
+    more: (settings, (C, H, W), lines of the ledger) -> further entries of `summary.json`.
     """
 
     settings: type[EvaluationSettings]
@@ -236,7 +236,7 @@ class Evaluator:
     repeatable: Callable[[Any], bool] = lambda _settings: True
     sampled: bool = False
     notes: Callable[[Sequence[tuple[Any, int]]], list[str]] = lambda _columns: []
-    more: Callable[[Any, tuple[int, int, int]], dict[str, Any]] = lambda _settings, _shape: {}
+    more: Callable[[Any, tuple[int, int, int], Sequence[Line]], dict[str, Any]] = lambda *_: {}
 
     def ready(self, network: nn.Module, settings: Any, computing: Computing) -> Ready:
         """Return the function that judges one block after another, prepared once."""
@@ -257,7 +257,7 @@ class Evaluator:
         return self.variant(values) or (self.settings, self.record)
 
     def conditions(self) -> tuple[str, ...]:
-        """Which of `CONDITIONS` its settings have."""
+        """Return those of `CONDITIONS` that its settings have."""
         return tuple(name for name in CONDITIONS if name in self.settings.model_fields)
 
     def needed(self) -> tuple[str, ...]:
@@ -295,7 +295,7 @@ def require_precision(kind: str, precision: str, evaluators: Mapping[str, Evalua
 
 
 def is_correct(line: Line) -> bool:
-    """Whether the prediction is the label."""
+    """Return whether the prediction is the label."""
     return bool(line["prediction"] == line["label"])
 
 

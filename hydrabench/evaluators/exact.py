@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt
 
-from hydrabench.config import Radius
 from hydrabench.config.protocol import unless
+from hydrabench.evaluators import radii
 from hydrabench.evaluators.ball_settings import EPSILON, NORM, SEED
 from hydrabench.evaluators.blocks import Blocks
 from hydrabench.evaluators.description import (
     Computing,
-    EvaluationSettings,
     Evaluator,
     Line,
     Metric,
@@ -23,9 +23,8 @@ from hydrabench.evaluators.description import (
     is_correct,
     verified_metrics,
 )
-from hydrabench.evaluators.verified_settings import SUBPROBLEMS, VerifiedSettings
-from hydrabench.ledger import ExactRecord
-from hydrabench.threat import Norm
+from hydrabench.evaluators.verified_settings import SUBPROBLEMS, BoundSettings
+from hydrabench.ledger import ExactRecord, RadiusRecord
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -46,7 +45,7 @@ TIME_LIMIT = Option(
 )
 
 
-class ExactSettings(EvaluationSettings):
+class ExactSettings(BoundSettings):
     """Branch and bound until every image is verified, broken, or at its limit.
 
     max_subproblems: that are bounded for an image. time_limit: seconds for an image, None for no limit; with it, a run
@@ -57,17 +56,16 @@ class ExactSettings(EvaluationSettings):
 
     model_config = ConfigDict(allow_inf_nan=False)
     kind: Literal["exact"] = "exact"
-    norm: Norm = "linf"
-    epsilon: Radius
     max_subproblems: PositiveInt = SUBPROBLEMS
     time_limit: PositiveFloat | None = None
     engine: Literal["branch-and-bound", "milp"] = "branch-and-bound"
     rigor: Literal["standard", "sound"] = "standard"
     seed: NonNegativeInt = 0
-    added: ClassVar[tuple[str, ...]] = ("engine",)
+    added: ClassVar[tuple[str, ...]] = (*BoundSettings.added, "engine")
 
     def conflicts(self) -> Iterator[str]:
         """Yield what mixed-integer programming cannot do."""
+        yield from super().conflicts()
         if self.engine == "milp" and self.norm != "linf":
             yield f"engine: milp takes linf balls, got {self.norm}; leave the engine at branch-and-bound"
         if self.engine == "milp" and self.rigor != "standard":
@@ -80,21 +78,21 @@ class ExactSettings(EvaluationSettings):
         limit += "" if self.time_limit is None else f"-t{self.time_limit:g}"
         engine = "" if self.engine == "branch-and-bound" else f"-{self.engine}"
         rigor = "" if self.rigor == "standard" else f"-{self.rigor}"
-        return f"exact{limit}{engine}{rigor}{unless(0, 's', self.seed)}@1"
+        return f"exact{limit}{engine}{rigor}{unless(0, 's', self.seed)}{self.radii_text}@1"
 
 
-def evaluate(network: Any, block: Block, settings: ExactSettings | VerifiedSettings) -> Sequence[ExactRecord]:
-    """See `decided.evaluate_exact`."""
-    from hydrabench.evaluators.decided import evaluate_exact
-
-    return evaluate_exact(network, block, settings)
-
-
-def points(network: Any, block: Block, settings: Any) -> tuple[Sequence[ExactRecord], Tensor]:
-    """See `decided.exact_points`."""
+def points(network: Any, block: Block, settings: Any) -> tuple[Sequence[ExactRecord] | Sequence[RadiusRecord], Tensor]:
+    """See `decided.exact_points`; with `search_radius`, see `radius_search.search_radii`."""
     from hydrabench.evaluators.decided import exact_points
 
+    if settings.search_radius:
+        return radii.searched(network, block, settings, partial(exact_points, network))
     return exact_points(network, block, settings)
+
+
+def evaluate(network: Any, block: Block, settings: Any) -> Sequence[ExactRecord] | Sequence[RadiusRecord]:
+    """Return the records alone."""
+    return points(network, block, settings)[0]
 
 
 def _prepare(network: nn.Module, settings: ExactSettings, _computing: Computing) -> Ready:
@@ -117,6 +115,8 @@ def _require(network: nn.Module, settings: ExactSettings) -> None:
 
 def exact_metrics(lines: Sequence[Line], settings: Any) -> dict[str, Metric]:
     """Return clean accuracy and both sides of the robust one: what is verified, and what is not broken."""
+    if settings.search_radius:
+        return radii.radii_metrics(lines, settings)
     unbroken = tuple(is_correct(line) and line.get("verdict") != "broken" for line in lines)
     return {
         "clean_accuracy": clean_metric(lines),
@@ -134,7 +134,7 @@ EXACT = Evaluator(
     metrics=exact_metrics,
     claims="lower",
     command="certify",
-    heading="exact",
+    heading=lambda settings: f"exact{' radii' * settings.search_radius}",
     meaning=lambda settings: (
         "every margin proved positive in the whole ball by "
         + ("mixed-integer programming in floating point" if settings.engine == "milp" else "branch and bound")
@@ -144,6 +144,7 @@ EXACT = Evaluator(
     options=(
         EPSILON,
         NORM,
+        *radii.OPTIONS,
         MAX_SUBPROBLEMS,
         TIME_LIMIT,
         Option(
@@ -155,7 +156,9 @@ EXACT = Evaluator(
         Option("rigor", "standard or sound.", heading="exact", default="standard"),
         SEED,
     ),
-    blocks=lambda _settings, _network, _shape: Blocks(DECIDED_BLOCK),
+    blocks=lambda settings, _network, _shape: Blocks(1 if settings.search_radius else DECIDED_BLOCK),
+    variant=lambda values: (ExactSettings, RadiusRecord) if values.get("search_radius") else None,
+    more=radii.more,
     require=_require,
     prepare=_prepare,
     frugal="choose cascade",

@@ -28,7 +28,7 @@ SQUARE_SHARE = 0.002  # of the images, as AutoAttack has it
 
 
 def has_flags(evaluator: Evaluator) -> bool:
-    """Whether an evaluator attacks, so that its number may be too high."""
+    """Return whether an evaluator attacks, so that its number may be too high."""
     return evaluator.claims == "upper"
 
 

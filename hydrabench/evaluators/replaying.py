@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hydrabench.evaluators.description import Evaluator
 
 TOGETHER = 256  # examples in one forward pass
-ORDER_ROUNDING = 2.0**-40  # by which a sum of squares in float64 may depend on its order, relative
+ORDER_ROUNDING = 2.0**-38  # by which a sum of squares in float64 may depend on its order, relative
 
 
 @dataclass(frozen=True)

@@ -160,7 +160,7 @@ def majorities(network: nn.Module, block: Block, settings: SmoothAttackSettings)
 
 
 def leads(rival: int, label: int, alpha: float) -> bool:
-    """Whether the votes of another class beat those of the label with confidence 1 - alpha."""
+    """Return whether the votes of another class beat those of the label with confidence 1 - alpha."""
     from hydrabench.smoothing import prediction_p_value
 
     return rival > label and prediction_p_value(rival, label) <= alpha

@@ -107,13 +107,13 @@ class SmoothingOptions:
             raise ConfigError(f"--batch {self.batch} is no number of images; give 1 or more")
 
     def forward(self, precision: str) -> Forward:
-        """How to compute the base classifier."""
+        """Return how to compute the base classifier."""
         from hydrabench.smoothing.forward import Forward
 
         return Forward(precision, self.fold_batch_norm, self.channels_last, self.compile)
 
     def sampling(self, device: torch.device) -> Sampling:
-        """How to draw for a network on `device`."""
+        """Return how to draw for a network on `device`."""
         from hydrabench.smoothing import NoiseSource, Sampling
 
         on_device = self.noise == "device" or (self.noise == "auto" and device.type == "cuda")
@@ -183,7 +183,7 @@ def _meaning(settings: Any) -> str:
 
 
 def _notes(columns: Sequence[tuple[Any, int]]) -> list[str]:
-    """How likely the certificates are wrong, and what a mean radius is worth where draws stop early."""
+    """Return how likely the certificates are wrong, and what a mean radius is worth where draws stop early."""
     found = []
     for alpha in sorted({settings.alpha for settings, _ in columns if settings.alpha is not None}):
         n = max(images for settings, images in columns if settings.alpha == alpha)
@@ -201,7 +201,7 @@ def _notes(columns: Sequence[tuple[Any, int]]) -> list[str]:
     return found
 
 
-def _implied(settings: SmoothingSettings, shape: tuple[int, int, int]) -> dict[str, Any]:
+def _implied(settings: SmoothingSettings, shape: tuple[int, int, int], _lines: Sequence[Line]) -> dict[str, Any]:
     """The L∞ radius that each L2 radius implies."""
     if settings.mode == "predict":
         return {}

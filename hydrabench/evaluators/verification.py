@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hydrabench.config.passes import BOXES
-from hydrabench.evaluators import exact
+from hydrabench.evaluators import exact, radii
 from hydrabench.evaluators.ball_settings import EPSILON, NORM
-from hydrabench.evaluators.blocks import BLOCK_SIZE, Blocks, blocks_of, fixed_blocks
+from hydrabench.evaluators.blocks import BLOCK_SIZE, Blocks, blocks_of
 from hydrabench.evaluators.description import Computing, Evaluator, Line, Metric, Option, Ready, Sizes, verified_metrics
 from hydrabench.evaluators.verified_settings import AlphaCrownSettings, Settings, VerifiedSettings
-from hydrabench.ledger import ExactRecord, VerifiedRecord
+from hydrabench.ledger import ExactRecord, RadiusRecord, Record, VerifiedRecord
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from hydrabench.data.images import Block
 
@@ -44,13 +45,32 @@ RIGORS = {
 }
 
 
-def evaluate(network: Any, block: Block, settings: Settings) -> Sequence[VerifiedRecord]:
-    """See `verified.evaluate_verified`."""
+def evaluate(
+    network: Any, block: Block, settings: Settings
+) -> Sequence[VerifiedRecord] | Sequence[ExactRecord] | Sequence[RadiusRecord]:
+    """See `verified.evaluate_verified`; with `search_radius`, see `radius_search.search_radii`."""
+    return points(network, block, settings)[0]
+
+
+def points(
+    network: Any, block: Block, settings: Settings
+) -> tuple[Sequence[VerifiedRecord] | Sequence[ExactRecord] | Sequence[RadiusRecord], Tensor]:
+    """Return the records, and the adversarial examples of images that are broken, of others any point, (B, C, H, W)."""
     if isinstance(settings, VerifiedSettings) and settings.decides:
-        return exact.evaluate(network, block, settings)
+        return exact.points(network, block, settings)
     from hydrabench.evaluators.verified import evaluate_verified
 
-    return evaluate_verified(network, block, settings)
+    def bound(some: Block, at: Settings) -> tuple[Sequence[VerifiedRecord], Tensor]:
+        return evaluate_verified(network, some, at), some.images
+
+    if settings.search_radius:
+        return radii.searched(network, block, settings, bound)
+    return bound(block, settings)
+
+
+def _keeps(settings: Any) -> bool:
+    """Whether images may be broken, not only left open."""
+    return bool(settings.search_radius) or "exact" in getattr(settings, "methods", ())
 
 
 def _prepare(network: nn.Module, settings: Settings, _computing: Computing) -> Ready:
@@ -58,9 +78,7 @@ def _prepare(network: nn.Module, settings: Settings, _computing: Computing) -> R
     from hydrabench.bounds import prepared
 
     read = prepared(network) if settings.uses_our_bounds else network
-    return Ready(
-        lambda block: evaluate(read, block, settings), points=lambda block: exact.points(read, block, settings)
-    )
+    return Ready(lambda block: evaluate(read, block, settings), points=lambda block: points(read, block, settings))
 
 
 def _require(network: nn.Module, settings: Settings) -> None:
@@ -89,11 +107,13 @@ def _blocks_of_passes(settings: VerifiedSettings, network: nn.Module, shape: tup
     if not settings.uses_our_bounds:
         return Blocks(SEARCHED_BLOCK)
     methods = settings.methods if settings.kind == "cascade" else (settings.kind,)
-    operations = image_operations(network, shape, methods)
+    operations = image_operations(network, shape, methods) * radii.trials_of(settings)
     if settings.searches:
         return _blocks_with_search(settings, network, shape, operations, blocks_of(operations, SEARCHED_BLOCK))
     rest = "less if few neurons are undecided"
     most = exact.DECIDED_BLOCK if settings.decides else BLOCK_SIZE
+    if settings.search_radius:
+        most = 1 if settings.decides else radii.SEARCH_BLOCK
     return Blocks(blocks_of(operations, most), operations, rest=rest, cheaper=CHEAPER)
 
 
@@ -102,7 +122,8 @@ def _blocks_of_search(settings: AlphaCrownSettings, network: nn.Module, shape: t
 
     if not settings.uses_our_bounds:
         return Blocks(SEARCHED_BLOCK)
-    return _blocks_with_search(settings, network, shape, image_operations(network, shape, ("crown",)), SEARCHED_BLOCK)
+    operations = image_operations(network, shape, ("crown",)) * radii.trials_of(settings)
+    return _blocks_with_search(settings, network, shape, operations, SEARCHED_BLOCK)
 
 
 def _blocks_with_search(
@@ -110,21 +131,37 @@ def _blocks_with_search(
 ) -> Blocks:
     from hydrabench.bounds import search_operations
 
-    search = search_operations(network, shape, settings.iterations)
+    trials, limit = radii.trials_of(settings), settings.time_limit
+    search = search_operations(network, shape, settings.iterations) * trials
     rest = "many times that with slopes all"
-    return Blocks(size, operations, search, settings.time_limit, rest, CHEAPER)
+    return Blocks(size, operations, search, limit and limit * trials, rest, CHEAPER)
+
+
+def _boxes(settings: VerifiedSettings, _network: nn.Module, _shape: tuple[int, int, int]) -> Blocks:
+    return Blocks(radii.SEARCH_BLOCK if settings.search_radius else BLOCK_SIZE)
+
+
+def _passes(passes: Callable[[Any, Sizes], float], settings: Any, sizes: Sizes) -> float:
+    """Forward passes of one bound, or of a search for radii."""
+    if not settings.search_radius:
+        return passes(settings, sizes)
+    return radii.trials_of(settings) * passes(settings, sizes) + radii.attack_passes(settings)
 
 
 # Descriptions ----------------------------------------------------------------------------------
 
 
-def _cascade_metrics(lines: Sequence[Line], settings: Any) -> dict[str, Metric]:
-    """Return the metrics of a cascade, those of exact if that is its last step."""
-    return (exact.exact_metrics if "exact" in settings.methods else verified_metrics)(lines, settings)
+def _metrics(lines: Sequence[Line], settings: Any) -> dict[str, Metric]:
+    """Return the metrics of radii or margins, those of a cascade that ends with exact as there."""
+    if settings.search_radius:
+        return radii.radii_metrics(lines, settings)
+    return (exact.exact_metrics if "exact" in getattr(settings, "methods", ()) else verified_metrics)(lines, settings)
 
 
-def _with_verdicts(values: Line) -> tuple[type[VerifiedSettings], type[VerifiedRecord]] | None:
-    return (VerifiedSettings, ExactRecord) if "exact" in values.get("methods", ()) else None
+def _variant(settings: type[Any], values: Line) -> tuple[type[Any], type[Record]] | None:
+    if values.get("search_radius"):
+        return settings, RadiusRecord
+    return (settings, ExactRecord) if "exact" in values.get("methods", ()) else None
 
 
 def _evaluator(
@@ -136,7 +173,6 @@ def _evaluator(
     frugal: str = "",
     settings: type[Any] = VerifiedSettings,
     blocks: Callable[..., Blocks] = _blocks_of_passes,
-    **more: Any,
 ) -> Evaluator:
     def meaning(settings: Any) -> str:
         how = means if isinstance(means, str) else means(settings)
@@ -145,20 +181,24 @@ def _evaluator(
     return Evaluator(
         settings=settings,
         evaluate=evaluate,
+        points=points,
         record=VerifiedRecord,
         claims="lower",
         command="certify",
-        heading=heading,
+        heading=lambda settings: f"{heading}{' radii' * settings.search_radius}",
         meaning=meaning,
-        passes=passes,
-        options=(EPSILON, NORM, *options),
+        passes=passes and partial(_passes, passes),
+        options=(EPSILON, NORM, *radii.OPTIONS, *options),
         blocks=blocks,
         require=_require,
         suits=_require_readable,
         prepare=_prepare,
         frugal=frugal,
         repeatable=lambda settings: settings.time_limit is None,
-        **{"metrics": verified_metrics, **more},
+        metrics=_metrics,
+        variant=partial(_variant, settings),
+        more=radii.more,
+        keeps=_keeps,
     )
 
 
@@ -167,7 +207,7 @@ IBP = _evaluator(
     "interval bound propagation",
     lambda _settings, _sizes: 1 + BOXES,
     options=(ENGINE, RIGOR),
-    blocks=fixed_blocks,
+    blocks=_boxes,
 )
 SYMBOLIC = _evaluator(
     "symbolic intervals",
@@ -181,7 +221,7 @@ CROWN_IBP = _evaluator(
     lambda _settings, sizes: 1 + BOXES + sizes.classes - 1,
     options=(ENGINE, RIGOR),
     frugal="choose ibp",
-    blocks=fixed_blocks,
+    blocks=_boxes,
 )
 CROWN = _evaluator("CROWN", "CROWN for every neuron", options=(ENGINE, RIGOR), frugal="choose crown-ibp")
 CASCADE = _evaluator(
@@ -189,9 +229,6 @@ CASCADE = _evaluator(
     lambda settings: f"the first of {', '.join(settings.methods)} that proves it",
     options=(IN_TURN, RIGOR, *SEARCH_OPTIONS, exact.MAX_SUBPROBLEMS),
     frugal="choose crown-ibp",
-    metrics=_cascade_metrics,
-    variant=_with_verdicts,
-    keeps=lambda settings: "exact" in settings.methods,
 )
 ALPHA_CROWN = _evaluator(
     "α-CROWN",

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from fractions import Fraction
+from math import ceil
+from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt
 
 from hydrabench.config import Radius
 from hydrabench.config.protocol import unless
 from hydrabench.evaluators.description import EvaluationSettings
-from hydrabench.threat import Norm
+from hydrabench.threat import Norm, radius_text
 
 Method = Literal["ibp", "symbolic", "crown-ibp", "crown", "alpha-crown", "exact"]
 CASCADE_METHODS: tuple[Method, ...] = ("ibp", "crown-ibp", "crown")
@@ -18,9 +20,51 @@ SOUND = ("ibp", "crown-ibp")  # what can be rounded outwards
 AUTO_LIRPA = ("ibp", "crown-ibp", "crown")  # what it is called for; alpha-crown has settings of its own
 SEARCH = ("slopes", "iterations", "learning_rate", "time_limit")
 SUBPROBLEMS = 20_000  # of branch and bound, for an image
+HALVINGS, MOST_HALVINGS = 6, 20  # of the largest radius, unless there is a tolerance; and with one
 
 
-class VerifiedSettings(EvaluationSettings):
+class BoundSettings(EvaluationSettings):
+    """Base of the settings of whatever bounds a ball.
+
+    search_radius: look for the largest verified and the smallest broken radius of each image, `epsilon` being the
+    largest that is tried. tolerance: between radii that are tried, at most; None: epsilon / 2**`HALVINGS`.
+    """
+
+    norm: Norm = "linf"
+    epsilon: Radius
+    search_radius: bool = False
+    tolerance: Radius | None = None
+    added: ClassVar[tuple[str, ...]] = ("search_radius", "tolerance")
+
+    def conflicts(self) -> Iterator[str]:
+        """Yield what is wrong with a search for radii."""
+        if self.tolerance is not None and not self.search_radius:
+            yield "tolerance: is an option of search_radius, which is off; add it"
+        if self.search_radius and not self.epsilon:
+            yield "epsilon: is the largest radius that is searched, got 0; give for example 8/255"
+        elif self.tolerance is not None and not self.epsilon / 2**MOST_HALVINGS <= self.tolerance <= self.epsilon:
+            yield (
+                f"tolerance: lies between epsilon / 2^{MOST_HALVINGS} and epsilon, {radius_text(self.epsilon)}, got "
+                f"{radius_text(self.tolerance)}; leave it out for epsilon / {2**HALVINGS}"
+            )
+
+    @property
+    def halvings(self) -> int:
+        """How often the largest radius is halved: neighbouring radii are epsilon / 2**halvings apart."""
+        return HALVINGS if self.tolerance is None else ceil(self.epsilon / self.tolerance - 1).bit_length()
+
+    def at(self, radius: Fraction) -> Any:
+        """Return the same settings for one radius."""
+        return self.model_copy(update={"epsilon": radius, "search_radius": False, "tolerance": None})
+
+    @property
+    def radii_text(self) -> str:
+        """What a protocol id says of a search for radii."""
+        step = "" if self.tolerance is None else f"-tol{radius_text(self.tolerance).replace('/', '_')}"
+        return f"-radii{step}" if self.search_radius else ""
+
+
+class VerifiedSettings(BoundSettings):
     """A sound lower bound of every margin over a ball; `cascade` tries `methods` until one proves it.
 
     slopes, iterations, learning_rate, time_limit: of alpha-crown, the last one of `methods` or before exact.
@@ -32,8 +76,6 @@ class VerifiedSettings(EvaluationSettings):
 
     model_config = ConfigDict(allow_inf_nan=False)
     kind: Literal["ibp", "symbolic", "crown-ibp", "crown", "cascade"]
-    norm: Norm = "linf"
-    epsilon: Radius
     methods: tuple[Method, ...] = Field(CASCADE_METHODS, min_length=1)
     engine: Literal["hydrabench", "auto_lirpa"] = "hydrabench"
     rigor: Literal["standard", "sound", "deployed"] = "standard"
@@ -42,10 +84,13 @@ class VerifiedSettings(EvaluationSettings):
     learning_rate: PositiveFloat = 0.1
     time_limit: PositiveFloat | None = None
     max_subproblems: PositiveInt = SUBPROBLEMS
-    added: ClassVar[tuple[str, ...]] = ("methods", "engine", "rigor", *SEARCH, "max_subproblems")
+    added: ClassVar[tuple[str, ...]] = (
+        *BoundSettings.added, "methods", "engine", "rigor", *SEARCH, "max_subproblems",
+    )  # fmt: skip
 
     def conflicts(self) -> Iterator[str]:
         """Yield what does not fit: methods out of place, and what an engine or a rigor is not for."""
+        yield from super().conflicts()
         methods = ",".join(self.methods)
         if self.kind != "cascade" and "methods" in self.model_fields_set and self.methods != CASCADE_METHODS:
             yield f"methods: belong to kind cascade, got {methods} with kind {self.kind}"
@@ -87,22 +132,22 @@ class VerifiedSettings(EvaluationSettings):
 
     @property
     def searches(self) -> bool:
-        """Whether alpha-crown is one of the methods."""
+        """True if alpha-crown is one of the methods."""
         return "alpha-crown" in self.methods
 
     @property
     def decides(self) -> bool:
-        """Whether exact is one of the methods."""
+        """True if exact is one of the methods."""
         return "exact" in self.methods
 
     @property
     def uses_our_bounds(self) -> bool:
-        """Whether our own bounds pass the network."""
+        """True if our own bounds pass the network."""
         return self.engine == "hydrabench"
 
     @property
     def needs_auto_lirpa(self) -> bool:
-        """Whether auto_LiRPA is asked for the bounds."""
+        """True if auto_LiRPA computes the bounds."""
         return self.engine == "auto_lirpa"
 
     @property
@@ -115,36 +160,36 @@ class VerifiedSettings(EvaluationSettings):
         limit = unless(SUBPROBLEMS, "n", self.max_subproblems)
         engine = "" if self.engine == "hydrabench" else f"-{self.engine}"
         rigor = "" if self.rigor == "standard" else f"-{self.rigor}"
-        return f"{self.kind}{methods}{_search_text(self)}{limit}{engine}{rigor}@{2 if self.searches else 1}"
+        more = f"{_search_text(self)}{limit}{engine}{rigor}{self.radii_text}"
+        return f"{self.kind}{methods}{more}@{2 if self.searches else 1}"
 
 
-class AlphaCrownSettings(EvaluationSettings):
+class AlphaCrownSettings(BoundSettings):
     """CROWN with optimised slopes; `bounds.Search` says what the options mean."""
 
     model_config = ConfigDict(allow_inf_nan=False)
     kind: Literal["alpha-crown"] = "alpha-crown"
-    norm: Norm = "linf"
-    epsilon: Radius
     engine: Literal["hydrabench", "auto_lirpa"] = "hydrabench"
     slopes: Literal["output", "all"] = "output"
     iterations: PositiveInt = 100
     learning_rate: PositiveFloat = 0.1
     time_limit: PositiveFloat | None = None  # seconds for each image; with it, a run cannot be reproduced
-    added: ClassVar[tuple[str, ...]] = ("engine",)
+    added: ClassVar[tuple[str, ...]] = (*BoundSettings.added, "engine")
 
     def conflicts(self) -> Iterator[str]:
         """Yield what auto_LiRPA is not asked for."""
+        yield from super().conflicts()
         if self.engine == "auto_lirpa" and self.norm != "linf":
             yield f"engine: auto_lirpa bounds linf balls, got {self.norm}; leave the engine at hydrabench"
 
     @property
     def uses_our_bounds(self) -> bool:
-        """Whether our own bounds pass the network."""
+        """True if our own bounds pass the network."""
         return self.engine == "hydrabench"
 
     @property
     def needs_auto_lirpa(self) -> bool:
-        """Whether auto_LiRPA is asked for the bounds."""
+        """True if auto_LiRPA computes the bounds."""
         return self.engine == "auto_lirpa"
 
     @property
@@ -153,7 +198,8 @@ class AlphaCrownSettings(EvaluationSettings):
 
         Version 1 was made by auto_LiRPA; it is called `alpha-crown-auto_lirpa@1` since there is an engine of our own.
         """
-        return f"alpha-crown{_search_text(self)}" + ("-auto_lirpa@1" if self.needs_auto_lirpa else "@2")
+        engine, version = ("-auto_lirpa", 1) if self.needs_auto_lirpa else ("", 2)
+        return f"alpha-crown{_search_text(self)}{engine}{self.radii_text}@{version}"
 
 
 Settings = VerifiedSettings | AlphaCrownSettings

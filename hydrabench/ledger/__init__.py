@@ -23,6 +23,7 @@ from hydrabench.ledger.folder import (
     open_run,
     read_run,
 )
+from hydrabench.ledger.radius import RadiusRecord
 from hydrabench.ledger.records import ABSTAIN, Record, ReuseRecord, SmoothedRecord, VerifiedRecord
 from hydrabench.ledger.smooth_attack import SmoothAttackRecord
 from hydrabench.ledger.writer import interrupted, writing, writing_file
@@ -45,6 +46,7 @@ __all__ = [
     "ExactRecord",
     "ExampleStore",
     "Examples",
+    "RadiusRecord",
     "Record",
     "ReuseRecord",
     "RunFolder",

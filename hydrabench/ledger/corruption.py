@@ -30,7 +30,7 @@ CORRUPTIONS = (
 
 @dataclass(frozen=True)
 class CorruptionRecord(Record):
-    """Whether an image is classified right under each corruption, at severities 1 to 5. prediction: without any."""
+    """The predictions of an image under each corruption, at severities 1 to 5. prediction: without any."""
 
     exact: ClassVar[tuple[str, ...]] = ("prediction", "right")
 

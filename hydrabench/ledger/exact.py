@@ -15,7 +15,7 @@ FOUND_BY = ("clean", "pgd", "branch-and-bound", "milp")
 
 @dataclass(frozen=True)
 class ExactRecord(VerifiedRecord):
-    """Whether an image is `verified`, `broken` by an adversarial example, or `unknown` when the search had to stop.
+    """A verdict: `verified`, `broken` by an adversarial example, or `unknown` when the search had to stop.
 
     lower: of the margin over the whole ball; of a broken image what was known when it broke. subproblems: that were
     bounded. found_by: what found the adversarial example: the image itself, an attack, or the engine.

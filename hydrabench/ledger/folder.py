@@ -63,7 +63,7 @@ class RunFolder:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the run ended well, and what it left is still there."""
+        """True if the run ended well, and what it left is still there."""
         return self.header.get("status") == "complete" and not self.lost()
 
     def lost(self) -> list[str]:

@@ -25,7 +25,7 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Record:
-    """What every evaluator says about one image.
+    """The part of a record that all evaluators write about an image.
 
     index: position in the data set's split. input_sha: SHA-256 of the [0, 1] float32 pixels.
     label, prediction: classes; the prediction is that of the evaluated classifier on the clean image
@@ -44,7 +44,7 @@ class Record:
 
     @property
     def is_right(self) -> bool:
-        """Whether the prediction is the label."""
+        """True if the prediction is the label."""
         return self.prediction == self.label
 
     def problems(self, settings: Mapping[str, Any]) -> Iterator[str]:  # noqa: ARG002
@@ -238,7 +238,7 @@ def _text(value: object) -> str:
 
 
 def turned(old: Record, new: Record, verdict: str, margins: Sequence[float]) -> bool:
-    """Whether two records say the same but for a verdict that rests on a margin next to 0."""
+    """Return whether two records say the same but for a verdict that rests on a margin next to 0."""
     same = all(getattr(old, name) == getattr(new, name) for name in ("index", "input_sha", "label"))
     next_to_zero = any(abs(margin) < MARGIN_TOLERANCE for margin in margins)
     return same and getattr(old, verdict) != getattr(new, verdict) and next_to_zero

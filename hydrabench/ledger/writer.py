@@ -75,7 +75,7 @@ def _remove(folder: Path, pattern: str) -> None:
 
 
 def interrupted(folder: Path) -> bool:
-    """Whether a writer of `folder` was killed, and none was there since; or one is at work."""
+    """Return whether a writer of `folder` was killed, and none was there since; or one is at work."""
     return (folder / HOLDER).is_file()
 
 

@@ -1,4 +1,4 @@
-"""Which weights a network keeps: scores, masks, densities."""
+"""The weights that a network keeps: scores, masks, densities."""
 
 from hydrabench.masking.density import (
     LayerDensity,
@@ -15,17 +15,20 @@ from hydrabench.masking.density import (
     used_parameters,
 )
 from hydrabench.masking.mask import (
+    LearnedBudget,
     Phase,
     ScoreMask,
     SharedBudget,
     attach_masks,
     bake_masks,
     freeze_masks,
+    learned_budget,
     make_plain,
     score_masks,
     set_phase,
     shared_masks,
 )
+from hydrabench.masking.rates import INITIAL_DENSITY
 from hydrabench.masking.scores import (
     SCORE_INITS,
     Batch,
@@ -37,9 +40,11 @@ from hydrabench.masking.scores import (
 )
 
 __all__ = [
+    "INITIAL_DENSITY",
     "SCORE_INITS",
     "Batch",
     "LayerDensity",
+    "LearnedBudget",
     "Phase",
     "Scope",
     "ScoreInit",
@@ -52,6 +57,7 @@ __all__ = [
     "kept_count",
     "kept_counts",
     "layer_densities",
+    "learned_budget",
     "make_plain",
     "overall_density",
     "prunable_layers",

@@ -1,4 +1,4 @@
-"""How many weights a density keeps, in exact arithmetic, layer by layer or overall, and what a network really keeps."""
+"""The number of weights that a density keeps, in exact arithmetic, by layer or overall, and that a network keeps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch import nn
 
 from hydrabench.errors import ConfigError
 
-Scope = Literal["layer", "global"]  # whether every layer has a budget of its own, or all share one
+# Every layer has a budget of its own; all share one, by their scores; all share one, by keep rates that are learned.
+Scope = Literal["layer", "global", "learned"]
 
 
 def kept_count(n: int, density: float) -> int:
@@ -96,7 +97,7 @@ def kept_counts(
 
 
 def total_kept(network: nn.Module, density: float) -> int:
-    """Number of weights that all layers together keep under one global budget, at least one of each layer.
+    """Number of weights that all layers together keep under one shared budget, at least one of each layer.
 
     Raises: ConfigError if `density` is out of range, or keeps fewer weights than there are layers.
     """
@@ -117,13 +118,13 @@ def overall_density(network: nn.Module, density: float | Mapping[str, float], sc
     Raises: ConfigError if the budget does not fit the network, see `kept_counts` and `total_kept`.
     """
     if not isinstance(density, Mapping):
-        if scope == "global":
-            total_kept(network, density)
-        else:
+        if scope == "layer":
             kept_count(0, density)
+        else:
+            total_kept(network, density)
         return density
-    if scope == "global":
-        raise ConfigError("a global budget is one density, not one for each layer; leave `scope: global` out")
+    if scope != "layer":
+        raise ConfigError(f"a {scope} budget is one density, not one for each layer; leave `scope: {scope}` out")
     kept_counts(network, density)
     sizes = {name: layer.weight.numel() for name, layer in prunable_layers(network).items()}
     asked = sum(Fraction(str(density[name])) * size for name, size in sizes.items())

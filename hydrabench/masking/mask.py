@@ -24,6 +24,7 @@ from hydrabench.masking.density import (
     used_modules,
     used_parameters,
 )
+from hydrabench.masking.rates import INITIAL_DENSITY, KeepRate, counts_of, counts_within, excess
 from hydrabench.masking.scores import scaled_scores, share_budget, top_k_mask
 
 Phase = Literal["train", "prune", "finetune"]
@@ -34,7 +35,7 @@ class ScoreMask(nn.Module):
 
     `scores` has the shape of the weight. While `selecting`, every call selects anew and gradients
     reach the scores; otherwise the mask of the last `freeze` is used. Under a shared `budget`, `kept`
-    follows the scores of all layers whenever a mask is selected.
+    follows the scores of all layers, or their learned rates, whenever a mask is selected.
     """
 
     mask: Tensor
@@ -43,6 +44,7 @@ class ScoreMask(nn.Module):
         super().__init__()
         self.kept = kept
         self.budget: SharedBudget | None = None
+        self.rate: KeepRate | None = None
         self.scores = nn.Parameter(scores.detach().clone())
         self.register_buffer("mask", top_k_mask(self.scores.detach(), kept), persistent=False)
         self.selecting = False
@@ -56,9 +58,10 @@ class ScoreMask(nn.Module):
         self.selecting = True
 
     def freeze(self) -> None:
-        """Keep the mask that the scores select now."""
+        """Keep the mask that the scores select now. What is kept is a number from here on: a learned rate is gone."""
         self.selecting = False
-        self.mask = self._selected(self.scores.detach())
+        with torch.no_grad():
+            self.mask = self._selected(self.scores.detach())
 
     def restore(self, mask: Tensor) -> None:
         """Take a mask that was stored, 0/1 or boolean, the shape of the weight, instead of selecting one."""
@@ -68,7 +71,7 @@ class ScoreMask(nn.Module):
     def _selected(self, scores: Tensor) -> Tensor:
         if self.budget is not None:
             self.budget.distribute()
-        return top_k_mask(scores, self.kept)
+        return top_k_mask(scores, self.kept, self.rate() if self.rate is not None else None)
 
 
 class SharedBudget:
@@ -81,16 +84,20 @@ class SharedBudget:
     def __init__(self, masks: list[ScoreMask], kept: int) -> None:
         self.masks = masks
         self.kept = kept
+        for mask in masks:
+            mask.budget = self
         self._holding = self._done = False
 
     def distribute(self) -> None:
         """Set `kept` of every mask from the scores as they are now; inside `hold` only the first time."""
         if self._done:
             return
-        counts = share_budget([mask.scores for mask in self.masks], self.kept)
-        for mask, kept in zip(self.masks, counts, strict=True):
+        for mask, kept in zip(self.masks, self._counts(), strict=True):
             mask.kept = kept
         self._done = self._holding
+
+    def _counts(self) -> list[int]:
+        return share_budget([mask.scores for mask in self.masks], self.kept)
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -101,6 +108,33 @@ class SharedBudget:
             yield
         finally:
             self._holding, self._done = before
+
+
+class LearnedBudget(SharedBudget):
+    """A budget that the layers share by keep rates that are learned with the scores (HARP).
+
+    In train mode every layer keeps what its rate says, and `excess` is what the loss must push to 0. In eval mode,
+    and once masks are frozen, the rates are shifted together so that the budget holds exactly: validation
+    and what is written see a network of the density asked for, in every epoch. The original leaves that to the
+    penalty, and disregards the epochs before it holds.
+    """
+
+    def __init__(self, masks: list[ScoreMask], kept: int, density: float, initial_density: float) -> None:
+        super().__init__(masks, kept)
+        for mask in masks:
+            mask.rate = KeepRate(mask.scores.numel(), density, max(density, initial_density))
+
+    def excess(self) -> Tensor:
+        """Weights kept over the budget, less 1, at least 0: a scalar with a gradient for the rates."""
+        return excess(self.rates(), self.kept)
+
+    def rates(self) -> list[KeepRate]:
+        """Return the rates of the layers, in their order."""
+        return [mask.rate for mask in self.masks if mask.rate is not None]
+
+    def _counts(self) -> list[int]:
+        training = all(mask.training and mask.selecting for mask in self.masks)
+        return counts_of(self.rates()) if training else counts_within(self.rates(), self.kept)
 
 
 def score_masks(network: nn.Module) -> dict[str, ScoreMask]:
@@ -121,6 +155,7 @@ def attach_masks(
     scope: Scope = "layer",
     kept: Mapping[str, int] | None = None,
     scores: Mapping[str, Tensor] | None = None,
+    initial_density: float = INITIAL_DENSITY,
 ) -> None:
     """Put a mask on every Conv2d and Linear in use.
 
@@ -130,34 +165,47 @@ def attach_masks(
             the scope "global", the fraction of all weights together.
         kept: number of weights each layer keeps, by its name, instead of what `density` says.
         scores: by layer; None: scaled scores, with which every layer keeps its largest weights at first.
+        initial_density: with the scope "learned", what every layer keeps at first; `density` if that is more.
     Raises: ConfigError if the budget is out of range or does not fit the layers.
     """
     layers = prunable_layers(network)
     initial = {name: scaled_scores(layer) for name, layer in layers.items()} if scores is None else scores
-    shared = scope == "global" and kept is None
-    if shared:
-        if isinstance(density, Mapping):
-            raise ValueError("a global budget is one density")
-        total = total_kept(network, density)
+    total = None if scope == "layer" or kept is not None else total_kept(network, _single(density))
+    if total is not None and scope == "global":
         counts = dict(zip(layers, share_budget([initial[name] for name in layers], total), strict=True))
     else:
         counts = kept_counts(network, density, kept)
     masks = {name: ScoreMask(initial[name], counts[name]) for name in layers}
+    if total is not None and scope == "global":
+        SharedBudget(list(masks.values()), total)
+    elif total is not None:
+        LearnedBudget(list(masks.values()), total, _single(density), initial_density)
     for name, layer in layers.items():
         parametrize.register_parametrization(layer, "weight", masks[name])
         layer.train(layer.training)  # the new modules start in train mode, whatever the network is in
-    if shared:
-        budget = SharedBudget(list(masks.values()), total)
-        for mask in masks.values():
-            mask.budget = budget
+
+
+def _single(density: float | Mapping[str, float]) -> float:
+    if isinstance(density, Mapping):
+        raise ValueError("a shared budget is one density")
+    return density
+
+
+def learned_budget(network: nn.Module) -> LearnedBudget | None:
+    """The budget that a network's layers share by learned rates, if they do."""
+    budgets = {mask.budget for mask in score_masks(network).values()}
+    return next((budget for budget in budgets if isinstance(budget, LearnedBudget)), None)
 
 
 def freeze_masks(network: nn.Module) -> None:
-    """Keep the masks that the scores select now."""
+    """Keep the masks that the scores select now; layers whose rates are learned keep a fixed number from here on."""
     masks = score_masks(network)
     with _held_budgets(network):
         for mask in masks.values():
             mask.freeze()
+    for mask in masks.values():
+        if mask.rate is not None:
+            mask.rate = mask.budget = None
 
 
 def set_phase(network: nn.Module, phase: Phase, *, freeze_batch_norm: bool = False) -> None:
@@ -178,7 +226,8 @@ def set_phase(network: nn.Module, phase: Phase, *, freeze_batch_norm: bool = Fal
             for parameter in module.parameters():
                 parameter.requires_grad_(not freeze_batch_norm)
     for mask in score_masks(network).values():
-        mask.scores.requires_grad_(pruning)
+        for parameter in mask.parameters():
+            parameter.requires_grad_(pruning)
         if pruning:
             mask.select()
     if not pruning and any(mask.selecting for mask in score_masks(network).values()):

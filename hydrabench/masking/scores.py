@@ -20,17 +20,17 @@ ScoreInit = Callable[[nn.Module, torch.Generator, Batch], dict[str, Tensor]]
 
 
 class _TopK(torch.autograd.Function):
-    """0/1 mask of the largest |scores|; the gradient passes straight through to |scores|."""
+    """0/1 mask of the largest |scores|; the gradient passes straight through to |scores|, its sum to the keep rate."""
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, kept: int) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, scores: Tensor, kept: int, _rate: Tensor | None) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(scores)
         return _largest(scores.detach().abs().flatten(), kept).view_as(scores)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, Tensor | None]:  # type: ignore[override]
         (scores,) = ctx.saved_tensors
-        return gradient * scores.sign(), None
+        return gradient * scores.sign(), None, gradient.sum() if ctx.needs_input_grad[2] else None
 
 
 def _largest(magnitudes: Tensor, kept: int) -> Tensor:
@@ -56,7 +56,7 @@ def _smallest_kept(magnitudes: Tensor, kept: int) -> float:
     return float(magnitudes.topk(kept, sorted=False).values.min())
 
 
-def top_k_mask(scores: Tensor, kept: int) -> Tensor:
+def top_k_mask(scores: Tensor, kept: int, rate: Tensor | None = None) -> Tensor:
     """0/1 tensor with exactly `kept` ones, at the largest |scores|; of equals at the boundary, at those of `topk`.
 
     Those are the same in every run and for every number of threads, but not the first ones, and not the same on a
@@ -65,17 +65,18 @@ def top_k_mask(scores: Tensor, kept: int) -> Tensor:
     Args:
         scores: any shape.
         kept: number of ones, 0 <= kept <= scores.numel().
+        rate: the learned fraction that `kept` follows, a scalar, if there is one.
     Returns: a tensor of the shape and dtype of `scores`. Its gradient with respect to `scores` is the
-        incoming gradient times sign(scores) (straight-through estimator).
-    Source: HYDRA (arXiv:2002.10509) section 3 and Ramanujan et al. (arXiv:1911.13299); selection
-        instead of their full sort.
+        incoming gradient times sign(scores) (straight-through estimator), that with respect to `rate` its sum.
+    Source: HYDRA (arXiv:2002.10509) section 3 and Ramanujan et al. (arXiv:1911.13299), selection
+        instead of their full sort; the rate as in HARP (arXiv:2412.14714).
     """
-    mask: Tensor = _TopK.apply(scores, kept)
+    mask: Tensor = _TopK.apply(scores, kept, rate)
     return mask
 
 
 def share_budget(scores: Sequence[Tensor], kept: int) -> list[int]:
-    """How many weights each layer keeps if the `kept` largest |scores| of all layers together are kept.
+    """Return how many weights each layer keeps if the `kept` largest |scores| of all layers together are kept.
 
     Every layer keeps at least its largest one, whatever the others have: an empty layer would cut the
     network in two. Of equal scores at the boundary, those of earlier layers come first.

@@ -25,12 +25,13 @@ if TYPE_CHECKING:
 
 
 CODE_BYTES = 1 << 22
+PROGRAM_FILES = (".onnx", ".pt2")
 CODE_FORMS = "FILE.py:NAME, package.module:NAME, torchvision:NAME, timm:NAME, robustbench:NAME"
 
 
 @dataclass(frozen=True)
 class CodeFile:
-    """The file that defines a network, as it was run. name: without its folder. sha256: of `data`."""
+    """The file that defines a network, as it was read. name: without its folder. sha256: of `data`."""
 
     name: str
     data: bytes
@@ -60,13 +61,20 @@ class Built:
     check: Callable[[Tensor], None] | None = None
 
 
+def is_program(spec: str) -> bool:
+    """Return whether a name of an architecture is a file that holds a network: ONNX, or of torch.export."""
+    return Path(spec).suffix in PROGRAM_FILES
+
+
 def is_code(spec: str) -> bool:
-    """Return whether a name of an architecture is a specification of somebody's code."""
-    return ":" in spec
+    """Return whether a name of an architecture is a specification of somebody's code, or a file of a network."""
+    return ":" in spec or is_program(spec)
 
 
 def short_spec(spec: str) -> str:
     """The specification without the folder of its file: "nets/mynet.py:build" is "mynet.py:build"."""
+    if is_program(spec):
+        return Path(spec).name
     place, _, name = spec.rpartition(":")
     return f"{Path(place).name}:{name}" if place.endswith(".py") else spec
 

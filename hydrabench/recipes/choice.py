@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, Typ
 
 from hydrabench.config.fields import Section
 from hydrabench.data import DATASETS
+from hydrabench.data.forms import is_given
 from hydrabench.errors import ConfigError, lookup
 from hydrabench.evaluators import EVALUATORS
 from hydrabench.models import MODELS
@@ -60,7 +61,12 @@ def _architecture(name: str) -> str:
         raise ValueError(f"{error}; or give code of your own, {CODE_FORMS}") from error
 
 
+def _data_set(name: str) -> str:
+    """A check that a name is a registered data set, or that of images that were handed over."""
+    return name if is_given(name) else _known("data set", DATASETS)(name)
+
+
 ObjectiveSection = Annotated[SerializeAsAny[ObjectiveSettings], BeforeValidator(_chosen("name", objective_models))]
 EvaluationSection = Annotated[Any, BeforeValidator(_chosen("kind", evaluation_models))]
-DataSetName = Annotated[str, AfterValidator(_known("data set", DATASETS))]
+DataSetName = Annotated[str, AfterValidator(_data_set)]
 ArchitectureName = Annotated[str, AfterValidator(_architecture)]

@@ -10,6 +10,7 @@ from typing import Any
 from hydrabench.documents import read_yaml
 from hydrabench.errors import ConfigError
 from hydrabench.files import shipped
+from hydrabench.models.own_code import is_program
 
 REPLACED = ("objective",)  # sections whose keys depend on their `name`; with another name, nothing is inherited
 
@@ -66,9 +67,9 @@ def resolved_values(file: Path) -> dict[str, Any]:
 
 
 def _place_code(model: Any, folder: Path) -> None:
-    """Make the file of FILE.py:NAME in a `model:` section relative to the working directory, in place."""
+    """Make a file that `model:` names, of code or of a network, relative to the working directory, in place."""
     arch = model.get("arch") if isinstance(model, dict) else None
-    if isinstance(arch, str) and arch.rpartition(":")[0].endswith(".py"):
+    if isinstance(arch, str) and (arch.rpartition(":")[0].endswith(".py") or is_program(arch)):
         model["arch"] = str(folder / arch)
 
 

@@ -83,8 +83,8 @@ class BudgetRecipe(PhaseRecipe):
     def conflicts(self) -> Iterator[str]:
         """Yield what does not fit: a global budget is one number."""
         yield from super().conflicts()
-        if self.scope == "global" and isinstance(self.density, dict):
-            yield "scope global takes one density for all layers together, not one for each layer"
+        if self.scope != "layer" and isinstance(self.density, dict):
+            yield f"scope {self.scope} takes one density for all layers together, not one for each layer"
 
 
 class TrainRecipe(BudgetRecipe):
@@ -108,18 +108,28 @@ class TrainRecipe(BudgetRecipe):
 
 
 class PruneRecipe(BudgetRecipe):
-    """The `prune:` section. `--density` overrides the density."""
+    """The `prune:` section. `--density` overrides the density.
 
-    added: ClassVar[tuple[str, ...]] = (*BudgetRecipe.added, "scores")
+    `scope: learned` gives all layers one budget together, which they share by keep rates that are learned with the
+    scores (HARP, arXiv:2412.14714).
+    """
 
+    added: ClassVar[tuple[str, ...]] = (*BudgetRecipe.added, "scores", "initial_density", "budget_weight")
+
+    scope: Literal["layer", "global", "learned"] = "layer"  # type: ignore[assignment]
     scores: Scores = "scaled"
     freeze_batch_norm: bool = False
+    initial_density: Share | None = None  # scope learned: what every layer keeps at first; None: 0.1
+    budget_weight: PositiveFloat | None = None  # scope learned: of the penalty, in epoch 1, growing by it; None: 0.01
 
     def conflicts(self) -> Iterator[str]:
         """Yield what does not fit: weights are frozen while pruning, and averaged scores define no averaged mask."""
         yield from super().conflicts()
         if self.ema_decay:
             yield f"ema_decay averages weights, which `prune` does not train; leave it out ({self.ema_decay:g})"
+        for key in ("initial_density", "budget_weight"):
+            if self.scope != "learned" and (value := getattr(self, key)) is not None:
+                yield f"{key} {value:g} is for scope learned, not {self.scope}; leave it out"
 
 
 class FinetuneRecipe(BudgetRecipe):

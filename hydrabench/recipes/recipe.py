@@ -12,6 +12,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_
 from hydrabench.config import DataRecipe, Density, Normalization
 from hydrabench.config.fields import Section
 from hydrabench.data import DATASETS
+from hydrabench.errors import ConfigError
 from hydrabench.evaluators import with_default_threat
 from hydrabench.models import MODELS
 from hydrabench.models.own_code import is_code, short_spec
@@ -62,10 +63,10 @@ class Recipe(Section):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     seed: NonNegativeInt = 0
-    model: ModelRecipe
+    model: ModelRecipe | None = None  # None: that of --ckpt or --model
     data: DataSection
     objective: ObjectiveSection
-    train: TrainRecipe
+    train: TrainRecipe | None = None
     prune: PruneRecipe | None = None
     finetune: FinetuneRecipe | None = None
     pipeline: PipelineRecipe = PipelineRecipe()
@@ -75,8 +76,8 @@ class Recipe(Section):
 
     def conflicts(self) -> Iterator[str]:
         """Yield what does not fit: an architecture for other images than those of the data set."""
-        dataset = DATASETS[self.data.name]
-        if is_code(self.model.arch):
+        dataset = DATASETS.get(self.data.name)
+        if dataset is None or self.model is None or is_code(self.model.arch):
             return
         if misfit := MODELS[self.model.arch].misfit(dataset.shape, dataset.num_classes):
             yield f"model.arch: {self.model.arch} {misfit} from {self.data.name}; change one of the two"
@@ -103,13 +104,22 @@ class Recipe(Section):
         phase: PhaseRecipe | None = getattr(self, section)
         return self.objective if phase is None or phase.objective is None else phase.objective
 
+    def network(self) -> ModelRecipe:
+        """Return its `model:` section. Raises: ConfigError if it has none."""
+        if self.model is None:
+            raise ConfigError(
+                f"recipe {self.name} has no `model:` section; add one, such as `model: {{arch: cifar_model}}`, or "
+                "start from a network with --ckpt or --model"
+            )
+        return self.model
+
     def of_phase(self, section: SectionName) -> dict[str, Any]:
         """Return what one phase depends on, as plain values: the other phases and the evaluations are left out."""
         phase: PhaseRecipe | None = getattr(self, section)
         return {
             "name": self.name,
             "seed": self.seed,
-            "model": self.model.recorded(),
+            "model": self.model.recorded() if self.model else None,
             "data": self.data.plain(),
             "objective": self.objective_of(section).plain(),
             section: phase.model_copy(update={"objective": None}).plain() if phase else None,

@@ -1,7 +1,7 @@
-"""From ledgers to leaderboards: intervals, checks, the contradiction gate, and tables. No torch here.
+"""From ledgers to leaderboards: intervals, checks, contradictions, and tables. No torch here.
 
 `statistics` turns records into numbers with intervals, `evaluations` reads and checks run folders,
-`gate` refuses ledgers that contradict each other, `sandwich` says which images are neither verified nor broken,
+`contradictions` refuses those that contradict each other, `sandwich` says which images are neither verified nor broken,
 `cells` and `leaderboard` arrange the numbers in `columns` and rows, `frames` makes tables of pandas of them, `legend`
 and `tables` write those down. `external` says what an import brings, `imports` which formats are read (`cohen` and
 `cohen_import`, `papers`, `robustbench`), `published` shows numbers without records. `baseline` keeps ledgers small,

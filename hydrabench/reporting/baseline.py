@@ -51,7 +51,7 @@ class Ledger:
 
     @property
     def title(self) -> str:
-        """What was done to the images: "pgd-50@2 at L∞ 8/255"."""
+        """The protocol and the threat: "pgd-50@2 at L∞ 8/255"."""
         try:
             return f"{self.protocol}{at(recorded(self))}"
         except ConfigError:  # of another version
@@ -60,7 +60,7 @@ class Ledger:
 
 @dataclass(frozen=True)
 class Entry:
-    """What `baseline.json` says of one ledger; the field names are its keys."""
+    """One ledger in `baseline.json`; the field names are its keys."""
 
     file: str
     sha256: str
@@ -75,7 +75,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Contents:
-    """What `baseline.json` says."""
+    """The content of `baseline.json`."""
 
     schema: str
     ledgers: tuple[Entry, ...]
@@ -168,7 +168,7 @@ def _rounded(value: Any) -> Any:
 
 
 def _is_kept(known: Field[Any], value: Any) -> bool:
-    """Whether a baseline keeps a value: no time, nothing that has its default, no list that may be left out."""
+    """Return whether a baseline keeps a value: no time, no default, no list that may be left out."""
     if known.name == "seconds" or (known.default is not MISSING and value == known.default):
         return False
     return known.default_factory is MISSING or not isinstance(value, list)

@@ -25,7 +25,7 @@ Meeting = Literal["common", "each"] | int  # how many images a column has
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """What one network's images contribute to one column.
+    """The images of one network in one column.
 
     values: of the images of the column, in ascending order: truth values, or numbers >= 0. evaluation: that they are
     from; its other images are left out.

@@ -62,7 +62,7 @@ class Table:
 
     @property
     def certifies(self) -> bool:
-        """Whether it has radii."""
+        """True if it has radii."""
         return not bool(np.isnan(self.printed).any())
 
     def radius(self) -> Values:
@@ -159,7 +159,7 @@ def _quickly(head: Sequence[str], fields: Sequence[Sequence[str]]) -> Table | No
 
 
 def _are_whole(texts: Mapping[str, Sequence[str]]) -> bool:
-    """Whether indices and classes are whole numbers."""
+    """Return whether indices and classes are whole numbers."""
     for name in ("idx", "label"):
         joined = "".join(texts[name])
         if not (joined.isdecimal() and joined.isascii() and {*map(len, texts[name])} <= _LENGTHS):
@@ -177,7 +177,7 @@ def _radii(texts: Sequence[str]) -> tuple[Values, int, int] | None:
 
 
 def _digits(radius: re.Match[str]) -> tuple[int, int]:
-    """How many significant digits a radius has, and how many after its point."""
+    """Return the number of significant digits of a radius, and of those after its point."""
     decimals = radius[2] or ""
     return len((radius[1] + decimals).lstrip("0")), max(0, len(decimals) - int(radius[3] or 0))
 

@@ -37,7 +37,7 @@ _SOURCE = "radii of few digits count as they are printed, not as the least that 
 
 
 class Described(Section):
-    """What the table does not say. n0, samples, alpha: None if not known; radii: at which to count certificates."""
+    """The settings that a table lacks. n0, samples, alpha: None if not known; radii: at which to count certificates."""
 
     name: str = Field(min_length=1)
     dataset: str = Field(min_length=1)

@@ -55,7 +55,7 @@ class Column:
 
     @property
     def claims(self) -> str:
-        """What its numbers say about the truth: a key of `GROUPS`."""
+        """The claim of its numbers about the truth: a key of `GROUPS`."""
         if self.kind == PUBLISHED:
             return _CLAIMS.get(self.metric, "smoothed")
         return "gap" if self.kind == OPEN else EVALUATORS[self.kind].claims
@@ -82,7 +82,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Protocol:
-    """What a protocol id stands for: the kind of evaluation and every setting that the id fixes."""
+    """The kind of evaluation that a protocol id stands for, and every setting that the id fixes."""
 
     id: str
     kind: str
@@ -90,14 +90,14 @@ class Protocol:
 
     @property
     def heading(self) -> str:
-        """What its columns are called, without their threat."""
+        """The heading of its columns, without their threat."""
         if self.kind == PUBLISHED:
             return self.id
         return "open" if self.kind == OPEN else said(EVALUATORS[self.kind].heading, self.read())
 
     @property
     def meaning(self) -> str:
-        """What a number under this protocol means."""
+        """The meaning of a number under this protocol."""
         if self.kind == OPEN:
             return "neither verified by any bound nor broken by any attack of the table at this radius"
         if self.kind == PUBLISHED:
@@ -127,7 +127,7 @@ def titles(columns: Sequence[Column], protocols: Sequence[Protocol]) -> dict[Col
 
 
 def _what_to_say(selections: set[ImageSelection]) -> dict[ImageSelection, str]:
-    """What tells each selection from the others: nothing of the only one, unless it is not the first images."""
+    """Return what tells each selection from the others: nothing of the only one, unless it is not the first images."""
     splits = {(images.name, images.split) for images in selections}
     found = {}
     for images in selections:

@@ -21,7 +21,7 @@ NOT_SHOWN = ("index", "input_sha", "label", "seconds")
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What counts as a regression.
+    """The losses that are still no regression.
 
     max_drop: how much of a fraction may be lost, in [0, 1]; None: nothing, and no image either. alpha: of the test of
     numbers that chance has a part in, in (0, 1), for each number.
@@ -67,13 +67,13 @@ class Comparison:
     outcome: GateOutcome
 
     def count(self, direction: Direction) -> int:
-        """How many images changed so."""
+        """Return the number of images that changed so."""
         return sum(change.direction == direction for change in self.changes)
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why something cannot be compared. about: a run, a ledger of the baseline, or the folder of one."""
+    """The reason why something cannot be compared. about: a run, a ledger of the baseline, or the folder of one."""
 
     about: str
     reason: str
@@ -81,7 +81,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class GateVerdict:
-    """What the gate found."""
+    """The verdict of the gate."""
 
     tolerance: Tolerance
     comparisons: tuple[Comparison, ...]

@@ -1,4 +1,4 @@
-"""How figures look: drawn by matplotlib in colours that colour-blind readers tell apart, and by dashes in grey."""
+"""Figures by matplotlib, in colours that colour-blind readers tell apart, and dashes that do so in grey."""
 
 from __future__ import annotations
 
@@ -82,6 +82,25 @@ def certified(canvas: Any, data: pd.DataFrame) -> None:
     sigma = data["sigma"].map(lambda value: f"σ={value:g}" if value == value else "")  # noqa: PLR0124  (NaN)
     _lines(axes, data.assign(noise=sigma), ["network", "noise"], "radius", "value")
     axes.set(xlabel="L2 radius (pixel units)", ylabel="certified accuracy", ylim=(0, 1), xlim=(0, None))
+
+
+def radii(canvas: Any, data: pd.DataFrame) -> None:
+    """Draw accuracy against the radius that is proved, and the distribution of these radii."""
+    left, right = canvas.subplots(1, 2)
+    several = data["protocol"].nunique() > 1
+    groups = list(data.groupby(["network", "protocol"], sort=False))[:MOST_LINES]
+    for ((network, protocol), part), style in zip(groups, styles(len(groups)), strict=True):
+        label = f"{network} {protocol}" if several else network
+        left.plot(part["radius"], part["value"], linewidth=1.6, label=label, **style)
+        left.fill_between(part["radius"], part["low"], part["high"], color=style["color"], alpha=0.12, linewidth=0)
+        left.plot(part["radius"], part["unbroken"], linewidth=0.7, **style)
+        bins = part.dropna(subset=["density"])
+        edges = [*bins["radius"], part["radius"].max()]
+        right.stairs(bins["density"], edges, linewidth=1.4, **style)
+    norm = ", ".join(data["norm"].unique())
+    left.set(xlabel=f"radius ({norm}, pixel units)", ylabel="verified accuracy", ylim=(0, 1), xlim=(0, None))
+    right.set(xlabel=f"largest verified radius ({norm})", ylabel="fraction of images", xlim=(0, None), ylim=(0, None))
+    canvas.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2)
 
 
 def security(canvas: Any, data: pd.DataFrame) -> None:

@@ -29,7 +29,7 @@ IMPORTED = "imported"  # precision and mode of what was read from another tool's
 
 @dataclass(frozen=True)
 class Origin:
-    """How a network came about; None: not known, as of imports and of ledgers from before these fields.
+    """The history of a network; None: not known, as of imports and of ledgers from before these fields.
 
     compact_bytes: size of its weights in a compact file, without zeros. recipe, seed: of its training. selection: the
     split that chose the epoch. parent: SHA-256 of the checkpoint that it started from. additional_data: whether it was
@@ -92,13 +92,13 @@ class ImageSelection:
 
     @property
     def size(self) -> str:
-        """How many, and which ones unless they are the first."""
+        """The number of images, and which ones unless they are the first."""
         return f"{self.n} ({self.chosen})" if self.chosen else str(self.n)
 
 
 @dataclass(frozen=True)
 class RunHeader:
-    """What `run.json` of an evaluation must say; the field names are its keys."""
+    """The part of an evaluation's `run.json` that is checked; the field names are its keys."""
 
     checkpoint: EvaluatedNetwork
     dataset: ImageSelection
@@ -148,12 +148,12 @@ class Evaluation:
 
     @property
     def right(self) -> np.ndarray[Any, Any]:
-        """Whether each prediction is the label."""
+        """True where the prediction is the label."""
         return np.asarray(self.fields["prediction"] == self.fields["label"])
 
     @property
     def threat(self) -> Threat | None:
-        """What an attack may do or a bound covers; None for clean accuracy and for smoothing."""
+        """The ball that is attacked or bounded; None for clean accuracy and for smoothing."""
         if "epsilon" not in self.settings:
             return None
         norm = self.settings["norm"]

@@ -1,4 +1,4 @@
-"""What an import brings to a report: ledgers of other tools, and numbers that only stand in a table somewhere.
+"""Imports into a report: ledgers of other tools, and numbers that only stand in a table somewhere.
 
 A reader of another format returns one `Imported`. Evaluations have a record for each image and are compared like runs.
 A `ExternalRow` has numbers alone: it is shown beside the others, and takes part in no test and no ranking that needs
@@ -76,13 +76,13 @@ class ExternalRow:
 
     @property
     def identity(self) -> str:
-        """What stands for the hash of the network: imports of one name are one network, and never one of ours."""
+        """A stand-in for the hash of the network: imports of one name are one network, and never one of ours."""
         return f"{IMPORTED}:{self.name}"
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What one `--import` read. skipped: how many files were passed over, by reason."""
+    """The result of one `--import`. skipped: how many files were passed over, by reason."""
 
     evaluations: tuple[Evaluation, ...] = ()
     rows: tuple[ExternalRow, ...] = ()

@@ -5,6 +5,7 @@ A figure is made only where the leaderboard has the numbers for it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -13,17 +14,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hydrabench.reporting import drawing
+from hydrabench.reporting.cells import Cell
 from hydrabench.reporting.columns import PUBLISHED, Column, titles
 from hydrabench.reporting.frames import numbers
 from hydrabench.reporting.leaderboard import Leaderboard
 from hydrabench.reporting.rows import Row
 from hydrabench.reporting.statistics import clopper_pearson
 from hydrabench.reporting.weights import Material, example_lengths, kept_weights, layer_densities, training_curves
+from hydrabench.threat import NORM_TEXTS
 
 if TYPE_CHECKING:
     import pandas as pd
 
 GRID = 60  # radii of a curve of certified accuracy
+RADIUS_BINS = 20  # intervals of a distribution of radii
 MOST = 12  # networks that are drawn in one figure; its data have all
 METHODS = {"train": "dense", "finetune": "HYDRA", "lwm": "LWM"}
 
@@ -110,6 +114,51 @@ def _envelope(curves: pd.DataFrame) -> pd.DataFrame:
 
     about = {"network": f"{first['network']}, envelope over σ", "protocol": first["protocol"]}
     return pd.DataFrame({"radius": grid, "value": np.max(levels, axis=0)}).assign(**about)
+
+
+def _radii(board: Leaderboard, _material: Material) -> Figure | None:
+    import pandas as pd
+
+    parts = []
+    for row, column in _cells(board, lambda column: column.metric == "average_verified_radius"):
+        cell = board.cells[row.checkpoint.sha256, column]
+        assert column.threat is not None, "its metrics are about a ball"
+        about = {"network": row.label, "norm": NORM_TEXTS[column.threat.norm], "protocol": column.protocol}
+        parts.append(_radius_curves(cell, float(column.threat.epsilon)).assign(**about))
+    if not parts:
+        return None
+    text = (
+        "Left: fraction of images that are right and verified at each radius, and not known to be broken there (thin); "
+        "the true curve lies between the two. Right: the fraction of images whose robust radius lies in each of "
+        f"{RADIUS_BINS} intervals, by the largest verified radius; misclassified images and those that are verified at "
+        "the largest radius are left out."
+    )
+    return Figure("radii", "Robust radii", text, pd.concat(parts, ignore_index=True), drawing.radii)
+
+
+def _radius_curves(cell: Cell, largest: float) -> pd.DataFrame:
+    """Return at radii up to the largest of a search the fractions of images verified, with bands, and not broken.
+
+    `density` is the fraction whose largest verified radius lies in the interval that begins there, NaN elsewhere.
+    """
+    import pandas as pd
+
+    count = len(cell.values)
+    fields = cell.evaluation.fields
+    right, verified = cell.evaluation.right[:count], fields["verified_radius"][:count].astype(float)
+    broken = np.array([math.inf if one is None else one for one in fields["broken_radius"][:count]], dtype=float)
+    whole = fields["verified"][:count].astype(bool)
+    verified = np.where(whole, largest, verified)  # a ledger has radii rounded down
+    edges = np.linspace(0, largest, RADIUS_BINS + 1)
+    shares = np.histogram(verified[right & ~whole], edges)[0] / count
+    rows = []
+    for radius in np.linspace(0, largest, GRID * RADIUS_BINS // 10 + 1):
+        proved = clopper_pearson(int((right & (verified >= radius)).sum()), count)
+        place = np.flatnonzero(np.isclose(edges[:-1], radius))
+        share = shares[place[0]] if len(place) else math.nan
+        unbroken = float((right & (broken > radius)).mean())
+        rows.append((radius, proved.value, proved.low, proved.high, unbroken, share))
+    return pd.DataFrame(rows, columns=["radius", "value", "low", "high", "unbroken", "density"])
 
 
 def _security(board: Leaderboard, _material: Material) -> Figure | None:
@@ -243,6 +292,7 @@ FIGURES: dict[str, Callable[[Leaderboard, Material], Figure | None]] = {
     "density": _density,
     "sandwich": _sandwich,
     "certified": _certified,
+    "radii": _radii,
     "security": _security,
     "margins": _margins,
     "kept-weights": _kept,

@@ -1,4 +1,4 @@
-"""What the gate found, as text for a terminal, Markdown, JUnit's XML and JSON."""
+"""The gate's verdict as text for a terminal, Markdown, JUnit's XML and JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether ledgers are about the same images: the same pixels and labels at each index of a split."""
+"""Refuse ledgers about different images: other pixels or labels at an index of a split."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def refuse_mixed_inputs(evaluations: Sequence[Evaluation]) -> None:
 
 
 def _covers(first: Evaluation, second: Evaluation) -> bool:
-    """Whether comparing others with `first` makes it needless to compare them with `second`, too."""
+    """Return whether whatever agrees with `first` agrees with `second`, too."""
     hashed = first.fields["input_sha"][0] is not None or second.fields["input_sha"][0] is None
     return hashed and bool(np.isin(second.fields["index"], first.fields["index"]).all())
 

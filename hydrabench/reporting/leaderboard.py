@@ -11,12 +11,12 @@ from hydrabench.evaluators.description import CONDITIONS
 from hydrabench.ledger import RunFolder, name_images
 from hydrabench.reporting.cells import Cell, Meeting, default_protocol, gather
 from hydrabench.reporting.columns import OPEN, Column, Protocol, titles
+from hydrabench.reporting.contradictions import refuse_contradictions
 from hydrabench.reporting.evaluations import (
     Evaluation,
     read_evaluations,
 )
 from hydrabench.reporting.external import ExternalRow
-from hydrabench.reporting.gate import refuse_contradictions
 from hydrabench.reporting.inputs import refuse_mixed_inputs, shared
 from hydrabench.reporting.published import published_cells, published_protocols
 from hydrabench.reporting.ranking import arrange

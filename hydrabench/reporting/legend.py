@@ -21,13 +21,13 @@ def headings(board: Leaderboard) -> dict[Column, str]:
 
 
 def caption(board: Leaderboard) -> str:
-    """Which images, and the unit: the one line that everything in the table shares."""
+    """Return the images and the unit: the one line that everything in the table shares."""
     images = list(dict.fromkeys(str(column.images) for column in board.columns))
     return f"{' · '.join(images)}. Accuracy in percent with 95 % intervals."
 
 
 def notes(board: Leaderboard) -> list[str]:
-    """How to read the table, as far as it concerns columns that are in it."""
+    """Return how to read the table, as far as it concerns columns that are in it."""
     found = []
     claims = {column.claims for column in board.columns}
     if claims & {"upper", "lower"}:

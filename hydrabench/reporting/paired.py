@@ -115,7 +115,7 @@ def _twins(board: Leaderboard) -> Iterator[tuple[Row, Row, Column]]:
 
 
 def _both(board: Leaderboard, first: Row, second: Row, column: Column) -> bool:
-    """Whether there are verdicts of two networks in a column."""
+    """Return whether there are verdicts of two networks in a column."""
     return all((row.checkpoint.sha256, column) in board.cells for row in (first, second))
 
 

@@ -37,7 +37,7 @@ def networks_of(evaluations: Sequence[Evaluation]) -> dict[str, EvaluatedNetwork
 
 
 def _unknown(network: EvaluatedNetwork) -> int:
-    """How much is not known of a network."""
+    """Return how much is not known of a network."""
     return sum(value is None for value in vars(network).values())
 
 

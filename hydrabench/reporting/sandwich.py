@@ -42,12 +42,12 @@ class Sandwich:
 
     @property
     def column(self) -> Column:
-        """Where the number of open images stands."""
+        """The column of the number of open images."""
         return Column(self.images, self.evaluation.precision, OPEN, PROTOCOL, "undecided", self.threat)
 
     @property
     def parts(self) -> dict[str, int]:
-        """How many images are verified, open, broken and wrong; they add up to all."""
+        """The numbers of images that are verified, open, broken and wrong; they add up to all."""
         broken = self.broken & self.right
         return {
             "verified": int(self.verified.sum()),
@@ -61,7 +61,7 @@ def sandwiches(evaluations: Sequence[Evaluation]) -> Iterator[Sandwich]:
     """Yield a sandwich for each network, data set, precision and threat that a bound and an attack judged.
 
     An image counts as verified if any bound proves it, as broken if any attack breaks it, on the images that all of
-    them hold. Contradictions must have been refused before, see `gate`.
+    them hold. Contradictions must have been refused before, see `contradictions`.
     """
     groups: dict[Any, list[Evaluation]] = defaultdict(list)
     for one in evaluations:

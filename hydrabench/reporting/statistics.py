@@ -140,4 +140,9 @@ def metric_lines(summary: Mapping[str, Any]) -> list[str]:
         implied = summary.get("implied_linf", {}).get(name.partition("@")[2])
         linf = f"  (L∞ {implied * 255:.2f}/255)" if implied else ""
         lines.append(f"  {name:<32}{metric['value']:.4f}{interval}{linf}")
+    for name, quantiles in summary.get("radii", {}).items():
+        low, middle, high = (
+            "none" if quantiles[at] is None else f"{quantiles[at]:.4f}" for at in ("0.05", "0.5", "0.95")
+        )
+        lines.append(f"  {f'{name}_radius, median':<32}{middle}  (5 % {low}, 95 % {high})")
     return lines

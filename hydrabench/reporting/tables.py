@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -36,15 +37,27 @@ LATEX = {
 
 
 def markdown(board: Leaderboard) -> str:
-    """The whole leaderboard as a Markdown page: caption, table, comparisons, how to read it, protocols."""
-    frame = shown(board).droplevel(0, axis=1)
-    parts = ["# Leaderboard", caption(board), _markdown_table(frame.rename_axis("checkpoint").reset_index(), 3)]
+    """The whole leaderboard as a Markdown page: a table for each data set, comparisons, how to read it, protocols."""
+    parts = ["# Leaderboard"]
+    for part in by_dataset(board):
+        frame = shown(part).droplevel(0, axis=1)
+        parts += [caption(part), _markdown_table(frame.rename_axis("checkpoint").reset_index(), 3)]
     for title, table, note in comparisons(board):
         parts += [f"## {title}", _markdown_table(table, 2), note]
     same = [f"All networks: {alike(board)}."] if alike(board) else []
     parts += ["## How to read it", "\n".join(f"- {note}" for note in [*notes(board), *same])]
     parts += ["## Protocols", "\n".join(f"- `{protocol}`: {text}" for protocol, text in protocol_lines(board))]
     return "\n\n".join(parts) + "\n"
+
+
+def by_dataset(board: Leaderboard) -> list[Leaderboard]:
+    """Return the leaderboard of each data set, with the columns and rows that belong to it."""
+    parts = []
+    for dataset in dict.fromkeys(column.images.name for column in board.columns):
+        mine = tuple(column for column in board.columns if column.images.name == dataset)
+        rows = tuple(row for row in board.rows if not row.cells.keys().isdisjoint(mine))
+        parts.append(replace(board, columns=mine, rows=rows))
+    return parts
 
 
 def _markdown_table(frame: pd.DataFrame, left: int) -> str:
@@ -114,15 +127,20 @@ def rich_tables(board: Leaderboard, width: int) -> list[Table]:
     """The leaderboard for a terminal: intervals on a second line, headings and names cut into lines.
 
     Mean radii, architectures and objectives are left to the written report, so that clean, one attack, one bound and
-    two certified radii fit into 100 columns. What does not fit goes on in further tables of the same rows.
+    two certified radii fit into 100 columns. What does not fit goes on in further tables of the same rows. Every data
+    set has tables of its own.
 
     Args:
         width: characters in a line of the terminal.
     """
+    return [table for part in by_dataset(board) for table in _rich_tables(part, width)]
+
+
+def _rich_tables(board: Leaderboard, width: int) -> list[Table]:
     unbounded = Console(width=UNBOUNDED)
     groups: list[list[Column]] = [[]]
     for column in board.columns:
-        if column.metric == "average_certified_radius":
+        if column.metric in ("average_certified_radius", "average_verified_radius"):
             continue
         wider = [*groups[-1], column]
         needed = Measurement.get(unbounded, unbounded.options, _rich_table(board, wider)).maximum

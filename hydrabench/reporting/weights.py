@@ -1,4 +1,4 @@
-"""What figures need beside ledgers: weights of networks, epochs of training runs, adversarial images. No torch here."""
+"""Data for figures beside ledgers: weights of networks, epochs of training runs, adversarial images. No torch here."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def _bins(
 
 
 def _descends(row: Row, dense: Row) -> bool:
-    """Whether a pruned network comes from a dense one: the same recipe, architecture and seed."""
+    """Return whether a pruned network comes from a dense one: the same recipe, architecture and seed."""
     a, b = row.checkpoint, dense.checkpoint
     same = (a.recipe, a.arch, a.objective, a.seed) == (b.recipe, b.arch, b.objective, b.seed)
     return bool(a.recipe) and same and b.phase == "train" and a.phase in ("finetune", "lwm")

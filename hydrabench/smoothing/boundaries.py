@@ -132,7 +132,7 @@ class ExactSequential:
 
     @cached_property
     def asked(self) -> tuple[int, ...]:
-        """Where the thresholds of the radii stand among `thresholds`; past the end if they exceed 1."""
+        """Return the places of the radii's thresholds among `thresholds`; past the end if they exceed 1."""
         places = {threshold: place for place, threshold in enumerate(self.thresholds)}
         return tuple(places.get(_threshold(r, self.plan), len(places)) for r in self.plan.radii)
 
@@ -151,7 +151,7 @@ class ExactSequential:
         return (*sorted(reasons | {n for n in spaced if all(abs(n - r) > NEAR * r for r in reasons)}), samples)
 
     def shares(self, threshold: float) -> tuple[float, ...]:
-        """How alpha is shared among the looks.
+        """Return the shares of alpha of the looks.
 
         Half for the last, where it keeps nearly Cohen's power; a quarter for the first at which all draws agreeing
         claims the threshold, where most images of a good classifier are decided; the rest evenly for those between.

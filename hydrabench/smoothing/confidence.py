@@ -113,7 +113,7 @@ def certified_radius(count: int, n: int, *, alpha: float, sigma: float) -> float
 
 
 def prediction_p_value(top: int, second: int) -> float:
-    """How likely a fair coin splits `top` + `second` draws at least as unevenly: small means the top class leads.
+    """Return how likely a fair coin splits `top` + `second` draws so unevenly: small means that the top class leads.
 
     Args:
         top, second: votes of the two classes with the most votes, top >= second >= 0, not both 0.

@@ -53,7 +53,7 @@ def largest_noise(sigma: float) -> int:
 
 
 def slack(sigma: float, coordinates: int) -> float:
-    """What to subtract from a lower bound of a probability so that the certificate holds for drawn noise.
+    """Return what to subtract from a lower bound of a probability so that the certificate holds for drawn noise.
 
     Args:
         sigma: noise standard deviation in pixel units, > 0. coordinates: d = C * H * W.

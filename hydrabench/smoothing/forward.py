@@ -13,7 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 @dataclass(frozen=True)
 class Forward:
-    """How the base classifier is computed.
+    """The options of the base classifier's forward pass.
 
     precision: "bfloat16" computes under autocast; images and noise stay float32 until then, and so do the weights.
     fold_batch_norm: merge batch norms into the convolutions before them. channels_last, compile: as in PyTorch.
@@ -25,7 +25,7 @@ class Forward:
     compile: bool = False
 
     def describe(self) -> dict[str, bool]:
-        """What `run.json` says beside the precision: the switches that are on."""
+        """Return the switches that are on, which `run.json` says beside the precision."""
         names = ("fold_batch_norm", "channels_last", "compile")
         return {name: True for name in names if getattr(self, name)}
 

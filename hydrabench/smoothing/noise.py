@@ -21,7 +21,7 @@ Fill = Callable[[Tensor, float, torch.Generator], None]
 
 @dataclass(frozen=True)
 class NoiseSource:
-    """Where noise is drawn and of which kind.
+    """The source of noise: its device and its kind.
 
     generator: "cpu" gives the same noise on every machine; "device" draws where the network is, which is faster on
     a GPU and depends on its model. rigor: "standard" is Gaussian noise in float32, "discrete" is `smoothing.discrete`.
@@ -33,7 +33,7 @@ class NoiseSource:
     version: int = 2
 
     def describe(self, device: torch.device) -> str:
-        """What `run.json` says: runs of different sources must not be continued by each other."""
+        """Return the entry in `run.json`: runs of different sources must not be continued by each other."""
         if self.generator == "cpu" or device.type == "cpu":
             return "cpu"
         return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
@@ -131,7 +131,7 @@ def noisy(rows: Tensor, images: Tensor, source: NoiseSource) -> Tensor:
 
 
 def are_grey_levels(images: Tensor) -> bool:
-    """Whether every pixel is the float32 quotient of an integer in [0, 255] by 255, as in an 8-bit image."""
+    """Return whether every pixel is the float32 quotient of an integer in [0, 255] by 255, as in an 8-bit image."""
     single = images.to(torch.float32)
     levels = single.mul(LEVELS).round().clamp(0, LEVELS)
     return bool(torch.equal(levels / LEVELS, single) and torch.equal(single.to(images.dtype), images))

@@ -39,7 +39,7 @@ from hydrabench.smoothing.sequential import GIVE_UP, GroupSequential, Plan, Rule
 
 
 class Shares(NamedTuple):
-    """How the failure probability is shared out: to the parent's bound, to the lost votes, to direct certification."""
+    """The shares of the failure probability: the parent's bound, the lost votes, direct certification."""
 
     parent: float
     lost: float
@@ -106,7 +106,7 @@ class LostVotes:
         return Verdict(best, None if settled else self.looks.looks[self.looks.looks.index(n) + 1])
 
     def falls_short(self, of_parent: float, best: float) -> bool:
-        """Whether the child's `best` certifies fewer of the radii than the parent's ledger, or that none.
+        """Return whether the child's `best` certifies fewer of the radii than the parent's ledger, or that none.
 
         of_parent: the bound that the ledger states, at the parent's own level and with its slack taken off: a parent
         that stopped early certifies hardly more than its radii, and would lose them at the smaller level.

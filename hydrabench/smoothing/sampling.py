@@ -19,7 +19,7 @@ SMALLEST_BATCH, LARGEST_BATCH = 32, {"cpu": 1000, "cuda": 10_000}
 
 
 class Draws(NamedTuple):
-    """What a routine asks for: the class counts of the first `total` draws of the stream `key`.
+    """A request of a routine: the class counts of the first `total` draws of the stream `key`.
 
     The last entry of the key is the index of the image. Within one stream, totals rise.
     """
@@ -34,7 +34,7 @@ Routine = Generator[Draws, list[int], Result]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How draws are made. batch: noisy images in one forward pass, None: by their size; it changes no count."""
+    """The options of drawing. batch: noisy images in one forward pass, None: by their size; it changes no count."""
 
     source: NoiseSource = field(default_factory=NoiseSource)
     batch: int | None = None

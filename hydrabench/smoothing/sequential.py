@@ -1,4 +1,4 @@
-"""When to stop drawing: from the counts of one image to a certificate, at fixed looks. No torch here.
+"""Stopping rules: from the counts of one image to a certificate, at fixed looks. No torch here.
 
 A rule says when to look first. At each look it takes the count so far and gives the lower bound of the
 selected class's probability, and the number of draws at which to look next, or None: stop. Write H_r:
@@ -33,7 +33,7 @@ BETTING_GROWTH = 1.1
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be certified for each image.
+    """The certificate that is wanted for each image.
 
     samples: N, the most draws. alpha: failure probability of the certificate. sigma: noise. radii: the
     L2 radii that are asked for, pixel units. slack: subtracted from every lower bound of a probability
@@ -54,7 +54,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is known after a look. p_lower: best bound so far. following: draws at the next look, None: stop."""
+    """The state after a look. p_lower: best bound so far. following: draws at the next look, None: stop."""
 
     p_lower: float
     following: int | None

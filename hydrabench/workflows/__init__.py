@@ -1,1 +1,1 @@
-"""What the commands do: the rooms with side effects (paths, seeds, devices, progress)."""
+"""The commands: the rooms with side effects (paths, seeds, devices, progress)."""

@@ -14,7 +14,7 @@ from hydrabench.reporting.evaluations import IMPORTED, Evaluation
 from hydrabench.reporting.weights import ShownExample
 
 if TYPE_CHECKING:
-    from hydrabench.reporting.gate import Contradiction
+    from hydrabench.reporting.contradictions import Contradiction
     from hydrabench.reporting.leaderboard import Leaderboard
 
 Pixels = np.ndarray[Any, Any]  # (C, H, W), in [0, 1]

@@ -58,7 +58,8 @@ def _run(recipe: Recipe, steps: Sequence[PlannedRun], out: Path, options: RunOpt
             finished.append(step.name)
     for name in finished:
         for settings in recipe.evaluate:
-            described = {"model": recipe.model.arch} if is_code(recipe.model.arch) else {}
+            arch = recipe.network().arch
+            described = {"model": arch} if is_code(arch) else {}
             label = f"{recipe.name}/{name}"
             subject = open_subject(str(out / name), options=options, name=label, described=described)
             folder = out / "evaluations" / name / run_name(settings)
@@ -81,8 +82,12 @@ def _train_step(recipe: Recipe, step: PlannedRun, out: Path, options: RunOptions
 
 
 def _with_density(recipe: Recipe, section: str, density: float) -> Recipe:
-    """The recipe with `density`, and the scope of its `prune:` section, in its `prune:` or `finetune:` section."""
+    """The recipe with `density`, and the scope of its `prune:` section, in its `prune:` or `finetune:` section.
+
+    Magnitude pruning learns no rates; beside a learned budget it keeps as much of every layer.
+    """
     scope = recipe.prune.scope if recipe.prune else "layer"
+    scope = "layer" if (section, scope) == ("finetune", "learned") else scope
     phase = getattr(recipe, section).model_copy(update={"density": density, "scope": scope})
     return recipe.model_copy(update={section: phase})
 

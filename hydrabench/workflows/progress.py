@@ -42,7 +42,7 @@ def tracking(title: str, *, total: int, done: int = 0, visible: bool = True) -> 
 
 
 def _shows_bars() -> bool:
-    """Whether stderr is a terminal, or a notebook with the widgets that rich needs there."""
+    """Return whether stderr is a terminal, or a notebook with the widgets that rich needs there."""
     in_notebook = Console(stderr=True).is_jupyter
     return sys.stderr.isatty() and (not in_notebook or find_spec("ipywidgets") is not None)
 

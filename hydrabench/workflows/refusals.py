@@ -1,4 +1,4 @@
-"""What a command refuses before torch is imported, so that the answer comes at once.
+"""Refusals before torch is imported, so that the answer comes at once.
 
 These are the checks that need no network and no image: paths, the header of a checkpoint, settings, names of devices.
 Whatever passes here is checked again where it is used.

@@ -23,8 +23,8 @@ from hydrabench.reporting import (
     table_text,
 )
 from hydrabench.reporting.cells import Meeting
+from hydrabench.reporting.contradictions import Contradiction, ContradictionError
 from hydrabench.reporting.evaluations import COMMANDS, Evaluation
-from hydrabench.reporting.gate import Contradiction, ContradictionError
 from hydrabench.reporting.weights import Material
 from hydrabench.workflows.pictures import contradiction_files, shown_examples
 from hydrabench.workflows.progress import say

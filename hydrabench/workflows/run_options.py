@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hydrabench.data import ImageSet
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What differs between machines that run the same recipe.
+    """Options that differ between machines that run the same recipe.
 
     device: "auto", "cpu", "cuda" or "cuda:N". data_dir: None for HYDRABENCH_DATA. download: fetch missing data.
     computing: options of an evaluator that say how it computes. The others are for training. precision: of the
@@ -19,6 +22,7 @@ class RunOptions:
     compile: run these passes through torch.compile. channels_last: store images and convolutions channel by channel
     of a pixel. micro_batch: images that pass through the network at once, None for all of a process's share.
     save_minutes: how often to save the state within an epoch. tensorboard: write the metrics for it, too.
+    images: to train on in place of those of the recipe's data set, which is named as they are; None: its own.
     """
 
     device: str = "auto"
@@ -30,4 +34,5 @@ class RunOptions:
     micro_batch: int | None = None
     save_minutes: float = 10.0
     tensorboard: bool = False
+    images: ImageSet | None = None
     computing: Mapping[str, Any] = field(default_factory=dict)

@@ -54,7 +54,7 @@ class Verification:
 
 @dataclass(frozen=True)
 class NetworkSource:
-    """Where to find the networks of a run, where that differs from what the run says.
+    """The places of a run's networks, where they differ from what the run says.
 
     ref: the checkpoint; None: what the run names, found by its hash. described: what a file of others does not say of
     itself, see `open_checkpoint`. reuse: the parent's run, of a run of `certify --reuse`. parent: its checkpoint; None:

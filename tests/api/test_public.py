@@ -26,21 +26,22 @@ SIGNATURES = {
     "gate": "runs, against, *, max_drop=None, metric=None, alpha=0.01",
     "baseline": "runs, out",
     "train": (
-        "recipe, network=None, *, out=None, resume=False, device='auto', data_dir=None, download=False, **computing"
-    ),
-    "prune": (
-        "recipe, network, *, density=None, out=None, resume=False, device='auto', data_dir=None, download=False, "
+        "recipe, network=None, data=None, *, out=None, resume=False, device='auto', data_dir=None, download=False, "
         "**computing"
     ),
+    "prune": (
+        "recipe, network, data=None, *, density=None, out=None, resume=False, device='auto', data_dir=None, "
+        "download=False, **computing"
+    ),
     "finetune": (
-        "recipe, network, *, lwm=False, density=None, out=None, resume=False, device='auto', data_dir=None, "
+        "recipe, network, data=None, *, lwm=False, density=None, out=None, resume=False, device='auto', data_dir=None, "
         "download=False, **computing"
     ),
     "pipeline": "recipe, *, out=None, resume=False, device='auto', data_dir=None, download=False, **computing",
 }
 CLASSES = {
     "Run": {"path", "header", "summary", "records", "adversarial"},
-    "TrainingRun": {"path", "header", "summary", "epochs", "network"},
+    "TrainingRun": {"path", "header", "summary", "epochs", "module"},
     "Report": {"leaderboard", "numbers", "significance", "table", "to_html", "to_latex", "to_markdown"},
     "Gate": {"verdict", "outcome", "passed", "table", "changes", "refused", "to_markdown", "to_junit"},
 }

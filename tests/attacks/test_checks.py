@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from hydrabench.attacks.checks import counted_gradients, network_signs
+from hydrabench.attacks.checks import CountedGradients, network_signs
 
 
 def plain():
@@ -113,11 +113,23 @@ def test_a_confident_network_is_flagged_where_the_loss_that_is_used_has_no_gradi
     assert network_signs(network, x, y, start, losses=("ce",))["zero-gradient"] > 0.5
 
 
-def test_gradients_are_counted_and_torch_is_left_as_it_was():
-    original = torch.autograd._make_grads
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: (x * 2).sum().backward(),
+        lambda x: torch.autograd.backward((x * 2).sum()),
+        lambda x: torch.autograd.grad((x * 2).sum(), x),
+        lambda x: torch.func.grad(torch.sum)(x.detach()),
+        lambda x: torch.func.jacrev(torch.exp)(x.detach()),
+    ],
+    ids=["backward of a tensor", "backward", "grad", "func.grad", "func.jacrev"],
+)
+def test_gradients_are_counted_whatever_computes_them_and_only_inside(make):
     x = torch.ones(1, requires_grad=True)
-    with counted_gradients() as count:
-        (x * 2).sum().backward()
-        torch.autograd.grad((x * 2).sum(), x)
-    assert count == [2]
-    assert torch.autograd._make_grads is original
+    with torch.no_grad(), CountedGradients() as gradients, torch.enable_grad():
+        assert (x * 2).sum() == 2
+        assert gradients.count == 0
+        make(x)
+        assert gradients.count == 1
+    make(x)
+    assert gradients.count == 1

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn.utils import prune as torch_prune
@@ -145,6 +146,93 @@ def test_resuming_with_another_version_of_the_code_is_refused(code, hydrabench):
     result = hydrabench("train", "--config", "lab/mine.yml", "--out", "run", "--resume")
     assert result.exit_code == 1
     assert "code" in result.output
+
+
+def exported(kind, module, shape=(1, 8, 8)):
+    """A file `net.KIND` of a module, as torch writes it."""
+    images, sizes = torch.zeros(2, *shape), ({0: torch.export.Dim("batch")},)
+    if kind == "pt2":
+        torch.export.save(torch.export.export(module.eval(), (images,), dynamic_shapes=sizes), "net.pt2")
+    else:
+        pytest.importorskip("onnxscript")
+        kept = {"external_data": kind == "onnx with its weights beside it"}
+        torch.onnx.export(
+            module.eval(), (images,), "net.onnx", dynamo=True, dynamic_shapes=sizes, verbose=False, **kept
+        )
+    return "net.pt2" if kind == "pt2" else "net.onnx"
+
+
+@pytest.mark.parametrize("kind", ["pt2", "onnx", "onnx with its weights beside it"])
+def test_the_network_of_a_file_is_pruned_and_fine_tuned_and_opens_again(code, hydrabench, kind):
+    """The recipe names no network, so that it takes any; the file lies beside each checkpoint."""
+    file = exported(kind, hb.load(code_checkpoint(hydrabench)))
+    values = yaml.safe_load(Path("lab/mine.yml").read_text())
+    Path("any.yml").write_text(yaml.safe_dump({key: values[key] for key in values if key != "model"}))
+    result = hydrabench("prune", "--config", "any.yml", "--model", file, "--density", 0.2, "--out", "pruned")
+    assert result.exit_code == 0, result.output
+    for beside in code.glob("net.*"):
+        beside.unlink()
+    result = hydrabench("finetune", "--config", "any.yml", "--ckpt", "pruned", "--out", "tuned")
+    assert result.exit_code == 0, result.output
+    assert (header("tuned").arch, header("tuned").density) == (file, 0.2)
+    zeros = [
+        (hb.load(folder).get_submodule(name).weight == 0).clone()
+        for folder in ("pruned", "tuned")
+        for name in conv_names(hb.load("pruned"))
+    ]
+    assert all(torch.equal(*pair) for pair in zip(zeros[:2], zeros[2:], strict=True))
+    assert sum(int(one.sum()) for one in zeros[:2]) == 43 + 768  # of 54 and 960 weights
+    assert hydrabench("attack", "--ckpt", "tuned", "--attack", "clean", "-n", 10).exit_code == 0
+    Path("tuned", file).write_bytes(Path("tuned", file).read_bytes() + b"\0")
+    with pytest.raises(CheckpointError, match=rf"tuned/{file} is not the file that tuned/checkpoint"):
+        hb.load("tuned")
+
+
+def code_checkpoint(hydrabench):
+    assert hydrabench("train", "--config", "lab/mine.yml", "--out", "dense").exit_code == 0
+    return "dense"
+
+
+def conv_names(network):
+    return [name for name, part in network.named_modules() if isinstance(part, nn.Conv2d | nn.Linear)]
+
+
+class WithToken(nn.Module):
+    """A network with a weight that is in no layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.token = nn.Conv2d(1, 4, 4, stride=4), nn.Parameter(torch.randn(16, 10))
+
+    def forward(self, x):
+        return self.conv(x).flatten(1) @ self.token
+
+
+@pytest.mark.parametrize("kind", ["pt2", "onnx"])
+def test_a_file_with_weights_that_no_mask_reaches_is_refused(code, hydrabench, kind):
+    torch.manual_seed(0)
+    file = exported(kind, WithToken())
+    result = hydrabench("prune", "--config", "lab/mine.yml", "--model", file, "--density", 0.2, "--out", "run")
+    if kind == "pt2":
+        assert "net.pt2 computes with token, 16 x 10, which is in no convolution or linear layer" in result.output
+    else:  # the reader makes a linear layer of it
+        assert result.exit_code == 0, result.output
+    torch.jit.script(WithToken().conv).save("net.pt")
+    result = hydrabench("prune", "--config", "lab/mine.yml", "--model", "net.pt", "--density", 0.2, "--out", "other")
+    assert result.exit_code == 1
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_recipe_without_a_network_needs_one_to_start_from(code, hydrabench):
+    values = yaml.safe_load(Path("lab/mine.yml").read_text())
+    Path("any.yml").write_text(yaml.safe_dump({key: values[key] for key in values if key != "model"}))
+    for command in (("train",), ("pipeline",), ("pipeline", "--dry-run")):
+        result = hydrabench(*command, "--config", "any.yml", "--out", "run")
+        assert "error: recipe mine has no `model:` section; add one, such as" in result.stderr
+        assert result.exit_code == 1
+    assert hydrabench("train", "--config", "any.yml", "--ckpt", code_checkpoint(hydrabench)).exit_code == 0
+    result = hydrabench("prune", "--config", "digits-trades", "--ckpt", "dense", "--density", 0.2)
+    assert "wants a cifar_model_bn for digits; without its `model:` it takes any network" in result.stderr
 
 
 def pruned_resnet(path):

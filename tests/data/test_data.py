@@ -161,6 +161,14 @@ def test_cifar10_is_read_from_parquet_files_pixel_for_pixel(tmp_path, write_parq
     assert found.labels.tolist() == [0, 1, 2, 3, 4]
 
 
+def test_two_hundred_test_images_of_cifar10_come_with_the_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = load_images("cifar10", "test")
+    assert (found.images.shape, found.labels.bincount().tolist()) == ((200, 3, 32, 32), [20] * 10)
+    with pytest.raises(DataError, match=r"no CIFAR-10 in 'data'.*--data-dir or HYDRABENCH_DATA, or add --download"):
+        load_images("cifar10", "train")
+
+
 def test_the_data_folder_may_come_from_the_environment(tmp_path, monkeypatch, write_parquet):
     write_parquet(tmp_path / "test-00000-of-00001.parquet", range(2))
     monkeypatch.setenv("HYDRABENCH_DATA", str(tmp_path))

@@ -16,6 +16,7 @@ from hydrabench.ledger import (
     CorruptionRecord,
     CurveRecord,
     ExactRecord,
+    RadiusRecord,
     ReuseRecord,
     SmoothAttackRecord,
     SmoothedRecord,
@@ -60,7 +61,14 @@ OUTVOTED = SmoothAttackRecord(3, SHA, 1, 1, 0.1, robust=False, broken_by="smooth
 EXACT = {"kind": "exact"}
 DECIDED = ExactRecord(3, SHA, 5, 5, 0.1, verified=True, lower=0.2, verdict="verified", subproblems=3)
 MISTAKEN = ExactRecord(3, SHA, 5, 4, 0.1, verified=False, lower=-0.2, verdict="broken", found_by="clean", adversarial=4)
+RADII = {"kind": "ibp", "epsilon": "8/255", "search_radius": True}
+REACHED = RadiusRecord(3, SHA, 5, 5, 0.1, verified=True, verified_radius=8 / 255, broken_radius=None, trials=1)
+BETWEEN = RadiusRecord(
+    3, SHA, 5, 5, 0.1, verified=False, verified_radius=0.01, broken_radius=0.02, trials=6, found_by="fmn",
+    adversarial=4,
+)  # fmt: skip
 SOUND = [
+    (REACHED, RADII), (BETWEEN, RADII),
     (FAR, FMN), (CORRUPTED, {"kind": "corruptions"}), (OUTVOTED, NOISY), (DECIDED, EXACT), (MISTAKEN, EXACT),
     (ROBUST, PGD), (BROKEN, PGD), (WRONG, PGD), (VERIFIED, IBP), (OPEN, IBP), (PROVED, CASCADE), (CERTIFIED, COHEN),
     (ABSTAINED, COHEN), (PREDICTED, {**COHEN, "mode": "predict"}), (CHILD, REUSED),
@@ -75,6 +83,11 @@ EDITS = [
     (OUTVOTED, NOISY, {"votes": [8, 3]}, "has 11 votes, the run 10 draws"),
     (DECIDED, EXACT, {"verdict": "unknown"}, "says verified True, but has verdict unknown"),
     (MISTAKEN, EXACT, {"adversarial": 5}, "found by clean, with class 5 for label 5"),
+    (REACHED, RADII, {"verified_radius": 0.01}, "says verified True with verified_radius 0.01"),
+    (REACHED, RADII, {"prediction": 4}, "has radii, which needs a right prediction"),
+    (BETWEEN, RADII, {"broken_radius": 0.01}, "is verified at 0.01, but broken at 0.01"),
+    (BETWEEN, RADII, {"verified_radius": 0.1}, "has verified_radius 0.1, which lies in [0, 0.0313725]"),
+    (BETWEEN, RADII, {"found_by": None}, "has broken_radius 0.02, found by None, with class 4"),
     (BROKEN, PGD, {"robust": True}, "says robust True, broken_by 'pgd-ce', step 7, which does not fit"),
     (WRONG, PGD, {"robust": True, "broken_by": None, "step": None, "margin": 0.1}, "is robust, which needs a right"),
     (ROBUST, PGD, {"prediction": 4}, "is robust, which needs a right prediction, but predicts 4 for label 5"),
@@ -138,7 +151,10 @@ def test_every_field_without_a_default_is_needed(record, settings):
 
 
 def test_every_class_of_records_is_tested():
-    assert {type(record) for record, _ in SOUND} == {one.record for one in EVALUATORS.values()} | {ReuseRecord}
+    assert {type(record) for record, _ in SOUND} == {one.record for one in EVALUATORS.values()} | {
+        ReuseRecord,
+        RadiusRecord,
+    }
 
 
 # The whole ledger ------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Collection
+from fractions import Fraction
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -20,6 +21,7 @@ from hydrabench.ledger import (
     CorruptionRecord,
     CurveRecord,
     ExactRecord,
+    RadiusRecord,
     Record,
     ReuseRecord,
     RunFolder,
@@ -75,6 +77,13 @@ def record_of(asked: dict[str, Any], index: int, *, right: bool, holds: bool, ra
         return smoothed_record(asked, base, radius)
     if kind == "corruptions":
         return CorruptionRecord(*base, right={name: [holds] * len(SEVERITIES) for name in CORRUPTIONS})
+    if asked.get("search_radius"):
+        found = {"broken_radius": 0.0 if not right else None if holds else 0.005}
+        found |= (
+            {"found_by": None, "adversarial": None} if holds else {"found_by": "fmn", "adversarial": (index + 1) % 3}
+        )
+        largest = float(Fraction(asked["epsilon"]))
+        return RadiusRecord(*base, holds, largest if holds else 0.004 if right else 0.0, **found)
     if EVALUATORS[kind].claims == "lower":
         return verified_record(kind, base, holds)
     return attack_record(asked, base, holds and right)

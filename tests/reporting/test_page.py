@@ -115,6 +115,19 @@ def test_an_envelope_over_noise_levels_is_called_one(tmp_path, write_run):
     assert envelope.is_monotonic_decreasing
 
 
+def test_a_search_for_radii_shows_a_curve_and_a_distribution(tmp_path, write_run):
+    run = write_run(tmp_path / "radii", "ibp", search_radius=True, wrong=[0], fails=[1, 2])
+    (radii,) = (one for one in figures(build_leaderboard([run]), Material()) if one.name == "radii")
+    curve = radii.data.set_index("radius")
+    assert curve["value"].iloc[0] == curve["unbroken"].iloc[0] == 0.9
+    assert curve["value"].iloc[-1] == curve["unbroken"].iloc[-1] == 0.7
+    between = curve[(curve.index > 0.0041) & (curve.index < 0.0049)]
+    assert (between["value"] == 0.7).all()
+    assert (between["unbroken"] == 0.9).all()
+    assert curve["density"].dropna().tolist() == [0.0, 0.0, 0.2] + [0.0] * 17
+    assert radii.svg().startswith("<?xml")
+
+
 @pytest.mark.skipif(BROWSER is None, reason="needs chromium")
 def test_a_reader_sorts_filters_hides_asks_and_compares(page, tmp_path):
     path = tmp_path / "page.html"

@@ -62,6 +62,26 @@ def test_markdown_of_two_hand_made_ledgers(pair):
     assert "verified ≤ true ≤ attacked" in text
 
 
+def test_every_data_set_has_tables_of_its_own(tmp_path, write_run):
+    digits = write_run(tmp_path / "a", "pgd")
+    photos = write_run(
+        tmp_path / "b", "ibp", name="sparse", header={"dataset": {"name": "cifar10", "split": "test", "n": 10}}
+    )
+    board = build_leaderboard([digits, photos])
+    tables = markdown(board).split("## How to read it")[0].split("\n\n")
+    assert [text for text in tables if text.startswith(("digits", "cifar10"))] == [
+        "cifar10 test, first 10 images. Accuracy in percent with 95 % intervals.",
+        "digits test, first 10 images. Accuracy in percent with 95 % intervals.",
+    ]
+    shown = [text for text in tables if text.startswith("| checkpoint")]
+    assert [("IBP" in text, "PGD" in text, "sparse" in text, "dense" in text) for text in shown] == [
+        (True, False, True, False), (False, True, False, True),
+    ]  # fmt: skip
+    console = Console(width=100, record=True)
+    console.print(*rich_tables(board, 100))
+    assert console.export_text().count("checkpoint") == 2
+
+
 def test_csv_of_two_hand_made_ledgers(pair):
     lines = list(csv.DictReader(io.StringIO(csv_text(pair))))
     assert [(line["network"], line["group"], line["protocol"], line["metric"]) for line in lines] == [

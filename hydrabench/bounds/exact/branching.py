@@ -1,4 +1,4 @@
-"""Which value of a subproblem is cut: scores from the pass that bounded it, then the bounds of both parts themselves.
+"""The value of a subproblem to cut: scores from the pass that bounded it, then the bounds of both parts themselves.
 
 Two scores propose candidates. The *gap* of a neuron is what its lines lose where it would be cut: the distance of the
 line that the pass follows from the function there, times the coefficient. For a ReLU that is the intercept score; BaBSR
@@ -41,7 +41,7 @@ class CutScores:
 
     @cached_property
     def cuts(self) -> Tensor:
-        """Where to cut each place, (R, size); NaN where it gains nothing."""
+        """Return the cut of each place, (R, size); NaN where it gains nothing."""
         places, walk = self.walk.root.places, self.walk
         found = torch.full_like(walk.lower, torch.nan)
         for _, node, operation in places.relaxed:
@@ -84,7 +84,7 @@ class CutScores:
             self._add(self.biased, number, self._babsr(number, rows, lower, upper))
 
     def _babsr(self, number: int, rows: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-        """What fixing the phase of a ReLU changes: |min(A b (s - 1), A b s) + min(A, 0) t| with its chord s z + t."""
+        """Score fixing the phase of a ReLU: |min(A b (s - 1), A b s) + min(A, 0) t| with its chord s z + t."""
         root = self.walk.root
         producer = root.nodes[number - 1] if number else None
         bias = None
@@ -139,7 +139,7 @@ def _quantised(score: Tensor) -> Tensor:
 
 
 def _cuts(operation: Relaxed, corners: Sequence[Tensor]) -> list[Tensor]:
-    """Where to cut each value of an operation: at the kink nearest to the middle, or there; NaN where it is linear."""
+    """Return the cut of each value of an operation: the kink nearest to the middle, or that; NaN where it is linear."""
     found = []
     for lower, upper, unstable in zip(corners[::2], corners[1::2], operation.undecided(*corners), strict=True):
         cut = middle = torch.lerp(lower, upper, 0.5)

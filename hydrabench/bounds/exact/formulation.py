@@ -55,7 +55,7 @@ def require_piecewise_linear(nodes: Sequence[Node]) -> None:
 
 @dataclass(frozen=True, eq=False)
 class LinearSystem:
-    """What a linear operation computes from flattened values: sum_i parts[i] @ x_i + constant."""
+    """A linear operation on flattened values: sum_i parts[i] @ x_i + constant."""
 
     parts: list[sparse.csr_array | None]
     constant: Floats

@@ -38,7 +38,7 @@ class Corners(Interval):
 
 @dataclass(frozen=True, eq=False)
 class Places:
-    """Where the entries of values stand in the vector.
+    """The places of the entries of values in the vector.
 
     nodes: a program. shapes: of all its values, without the batch axis.
     """
@@ -53,7 +53,7 @@ class Places:
 
     @cached_property
     def parts(self) -> dict[int, slice]:
-        """Where each value stands."""
+        """Return the places of each value."""
         found, start = {}, 0
         for number in self.numbers:
             found[number] = slice(start, start + self.shapes[number].numel())

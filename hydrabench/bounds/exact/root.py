@@ -1,4 +1,4 @@
-"""What is known of functions over whole balls, before anything is cut."""
+"""Bounds of functions over whole balls, before anything is cut."""
 
 from __future__ import annotations
 

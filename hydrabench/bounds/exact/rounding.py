@@ -1,4 +1,4 @@
-"""What rounding can do to a pass backward with any slopes and multipliers.
+"""Rounding errors of a pass backward with any slopes and multipliers.
 
 A coefficient A of a result that is computed as f(W v + b) is carried on with an error of
 
@@ -27,7 +27,7 @@ from hydrabench.bounds.rounding import MeasuredNode
 
 @dataclass(frozen=True, eq=False)
 class Losses:
-    """What rounding takes from functions of the values of B images on their way back.
+    """Rounding errors of functions of the values of B images on their way back.
 
     of: for each position, what a coefficient of 1 of the node's result loses, (B, *result). floor: what underflow can
     do in all, (B,). share: of the sum of all constants and of the minimum over the ball, relative to their sizes.

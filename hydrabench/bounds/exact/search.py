@@ -41,7 +41,7 @@ LATER = Steps(iterations=20)
 
 @dataclass(frozen=True)
 class Limits:
-    """When to give an image up. subproblems: >= 1, that are bounded. seconds: its share of the time, or None."""
+    """The limits of a search. subproblems: >= 1, that are bounded. seconds: its share of time, or None."""
 
     subproblems: int = 100_000
     seconds: float | None = None
@@ -49,7 +49,7 @@ class Limits:
 
 @dataclass(frozen=True, eq=False)
 class Decision:
-    """What is known of an image.
+    """The verdict on an image.
 
     lower: a lower bound of the smallest of its functions on the ball. point: an adversarial example, (*image), if it
     is broken. subproblems: how many were bounded.

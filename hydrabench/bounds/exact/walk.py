@@ -28,7 +28,7 @@ Observer = Callable[[int, Tensor], None]  # position of an operation that is not
 
 @dataclass(frozen=True)
 class Steps:
-    """How slopes and multipliers are looked for.
+    """The settings of a search for slopes and multipliers.
 
     iterations: >= 1; the first has the slopes and multipliers that are given. slope_rate, multiplier_rate: Adam's
     learning rates, which decay by `DECAY`.

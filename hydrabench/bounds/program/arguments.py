@@ -12,7 +12,7 @@ from hydrabench.bounds.program.operations import Operation
 
 
 class NoRule(Exception):
-    """Why a layer or a call cannot be passed; becomes an UnsupportedLayerError that says where."""
+    """The reason why a layer or a call cannot be passed; becomes an UnsupportedLayerError that says where."""
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ class Linear(Operation):
 
     @abstractmethod
     def terms(self, before: Sequence[torch.Size], after: torch.Size) -> tuple[int, int]:
-        """How many roundings may lie between a term and a result: of `apply`, and more on the way back.
+        """Return how many roundings may lie between a term and a result: of `apply`, and more on the way back.
 
         Args: before, after: shapes of the values and the result, without the batch axis.
         """
@@ -197,7 +197,7 @@ class Relaxed(Operation):
 
     @abstractmethod
     def carried_error(self, corners: Sequence[Tensor], errors: Sequence[Tensor]) -> Tensor:
-        """How far a result, or a line, can move if the values, on the box and around it, move by errors >= 0."""
+        """Return how far a result, or a line, can move if the values, on the box and around it, move by errors >= 0."""
 
     @abstractmethod
     def widest(self, *corners: Any, **_: Any) -> tuple[Tensor, Tensor]:
@@ -212,7 +212,7 @@ class Relaxed(Operation):
         """A bound of |result| + |values|, (B, *result), which torch's rounding is relative to."""
 
     def rounding_error(self, corners: Sequence[Tensor], sizes: Sequence[Tensor], errors: Sequence[Tensor]) -> Tensor:
-        """How far computed bounds of the result can be off, and what a pass backward loses: (B, *result).
+        """Return how far computed bounds of the result can be off, and what a pass backward loses: (B, *result).
 
         Args: corners: of the values, widened by all that they can be off by. sizes: bounds of |values|. errors: what
             their bounds are off by; each (B, *value).
@@ -223,7 +223,7 @@ class Relaxed(Operation):
         return self.carried_error(corners, errors) + unit
 
     def slack(self, eps: float, tiny: float, *corners: Tensor) -> Tensor | float:
-        """How far torch's result can be from the exact one, with `eps` as above and what underflow can do."""
+        """Return how far torch's result can be from the exact one, with `eps` as above and what underflow can do."""
         return (self.ulps * eps) * self.size(*corners) + tiny if self.ulps else 0.0
 
     def rounded_box(self, *corners: Tensor) -> tuple[Tensor, Tensor]:
@@ -266,7 +266,7 @@ class Elementwise(Relaxed):
 
     @abstractmethod
     def decided(self, lower: Tensor, upper: Tensor) -> Tensor:
-        """Where f is linear on [lower, upper], so that tighter bounds would change nothing; False for NaN."""
+        """Return where f is linear on [lower, upper], so that tighter bounds would change nothing; False for NaN."""
 
     def chord(self, lower: Tensor, upper: Tensor) -> Tensor:
         """The slope from (l, f(l)) to (u, f(u)), no steeper than f."""

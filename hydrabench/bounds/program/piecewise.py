@@ -46,7 +46,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Shape:
-    """Where a function bends.
+    """The points where a function bends, and its slopes.
 
     Attributes:
         knots: the ends of its pieces, ascending.
@@ -71,7 +71,7 @@ class Piecewise(Elementwise, ABC):
     @property
     @abstractmethod
     def shape(self) -> Shape:
-        """Where the function bends."""
+        """The bends of the function."""
 
     @property
     def kinks(self) -> tuple[float, ...]:  # type: ignore[override]

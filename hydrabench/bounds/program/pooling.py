@@ -220,7 +220,7 @@ class MaxPool(Relaxed):
         return columns.amax(2).view_as(winners)
 
     def strongest(self, lower: Tensor) -> Tensor:
-        """Where in the flattened image (H, W) the entry of every window with the largest lower bound stands."""
+        """Return the place in the flattened image (H, W) of the entry of every window with the largest lower bound."""
         _, places = F.max_pool2d(
             lower, self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode, return_indices=True
         )

@@ -79,7 +79,7 @@ def import_checkpoint(
 
 @dataclass(frozen=True)
 class _Source:
-    """What a file holds: its tensors under our names, and what it says of itself."""
+    """The content of a file: its tensors under our names, and what it says of itself."""
 
     path: Path
     sha256: str
@@ -97,7 +97,7 @@ class _Source:
 
     @property
     def of_hydra(self) -> bool:
-        """Whether it has the entries of HYDRA's files."""
+        """True if it has the entries of HYDRA's files."""
         return {"arch", "state_dict"} <= set(self.entries)
 
     def says(self, name: str) -> str | None:
@@ -187,7 +187,7 @@ def _find_dataset(source: _Source, dataset: str | None) -> tuple[str, tuple[int,
 
 
 def _find_normalization(source: _Source, dataset: str, given: Given) -> Normalization | None:
-    """What was given, is in the file, or is HYDRA's custom. Raises: CheckpointError if nothing says it."""
+    """Return what was given, is in the file, or is HYDRA's custom. Raises: CheckpointError if nothing says it."""
     inside = source.normalization
     if inside is not None:
         if given not in (None, inside):
@@ -245,7 +245,7 @@ def _restore_own(source: _Source, header: Header, network: nn.Module) -> None:
 
 
 def _kept(source: _Source, header: Header, network: nn.Module, density: float | None) -> tuple[LayerCounts, str]:
-    """What every layer keeps, and the SHA-256 of all files that decide it."""
+    """Return what every layer keeps, and the SHA-256 of all files that decide it."""
     if not source.masked:
         return counts_of_dense(source.path, network, density, masks=source.kept), source.sha256
     if density is not None:

@@ -1,4 +1,4 @@
-"""How many weights every layer of an imported network keeps, and which.
+"""The weights that every layer of an imported network keeps, and their number.
 
 The original keeps n - int((1 - k) n) weights of a layer, evaluated in floating point, which at some k is one more
 than our exact rule keeps; the header then lists what each layer keeps. A dense file shows its k by its zeros. Kept
@@ -33,7 +33,7 @@ CHANCE = 1e-5
 
 @dataclass(frozen=True)
 class LayerCounts:
-    """What a network keeps.
+    """The numbers of weights that a network keeps.
 
     density: the fraction of weights, as the pruning was asked for. counts: the weights of each layer.
     """

@@ -59,7 +59,7 @@ def export_onnx(checkpoint: Checkpoint, path: Path) -> str:
 
 
 def _traced(checkpoint: Checkpoint) -> ModelProto:
-    """What torch's exporter makes of the network."""
+    """Return what torch's exporter makes of the network."""
     network = checkpoint.baked().eval()
     example = torch.zeros(2, *checkpoint.header.shape)
     with _quiet():

@@ -31,11 +31,11 @@ class Certificates:
     known: Mapping[int, tuple[str, int]]
 
     def describe(self) -> dict[str, str]:
-        """What `run.json` says of them."""
+        """Return their entry in `run.json`."""
         return {"certificates": self.name, "records_sha256": self.records_sha256}
 
     def among(self, indices: Sequence[int]) -> list[int]:
-        """Which of these images are certified."""
+        """Return those of these images that are certified."""
         return [index for index in indices if index in self.known]
 
     def record(self, index: int, settings: EvaluationSettings) -> AttackRecord:

@@ -20,7 +20,7 @@ from hydrabench.workflows.progress import say
 
 @dataclass(frozen=True)
 class ChosenImages:
-    """Which images are evaluated: data-set indices in ascending order, `explicit` if they were named one by one."""
+    """The images that are evaluated: data-set indices in ascending order, `explicit` if they were named one by one."""
 
     images: ImageSource
     indices: tuple[int, ...]

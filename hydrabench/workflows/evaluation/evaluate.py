@@ -146,7 +146,7 @@ def _conclude(run: RunFolder, judge: Judge, selection: ChosenImages, flags: Mapp
     """
     settings, device = judge.settings, judge.subject.device
     records = whole_ledger(run, selection.indices, record_of(settings))
-    more = judge.evaluator.more(settings, selection.images.shape)
+    more = judge.evaluator.more(settings, selection.images.shape, records)
     if has_flags(judge.evaluator):
         found = {**flags, **record_flags(records, settings)}
         more = {**more, "flags": found}

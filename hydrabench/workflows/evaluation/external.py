@@ -92,7 +92,7 @@ def baked_copy(module: nn.Module) -> nn.Module:
 
 
 def _normalization_of(network: nn.Module) -> Normalization | None:
-    """What our own layer in front of a network does."""
+    """Return what our own layer in front of a network does."""
     if inner_network(network) is network:
         return None
     front: Any = network[0]  # type: ignore[index]

@@ -1,4 +1,4 @@
-"""What is checked of somebody's network before it is judged: mistakes that would only give wrong numbers."""
+"""Checks of somebody's network before it is judged: mistakes that would only give wrong numbers."""
 
 from __future__ import annotations
 

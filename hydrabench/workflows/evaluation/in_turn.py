@@ -29,7 +29,7 @@ GROWTH = 4  # times the largest share so far that the device held
 
 
 class Standing:
-    """What the attacks have done to each image so far."""
+    """The state of each image after the attacks so far."""
 
     def __init__(self, attacks: Sequence[str], images: Sequence[int]) -> None:
         """attacks: in the order in which they run. images: those that are attacked."""
@@ -51,7 +51,7 @@ class Standing:
             before.append(one)
 
     def is_settled(self, image: int) -> bool:
-        """Whether its verdict is known."""
+        """True if its verdict is known."""
         done = self.of[image]
         return len(done) == len(self.attacks) or any(one.broken for one in done)
 
@@ -62,7 +62,7 @@ class Standing:
 
 
 class ShareSize:
-    """How many images one share holds: as many as the device takes, and as a share's time allows."""
+    """The number of images of one share: as many as the device takes, and as a share's time allows."""
 
     def __init__(self) -> None:
         self.limit, self.held = MOST, FIRST

@@ -43,7 +43,7 @@ class Judge:
         self.certificates: Certificates | None = None  # of images that need no attack
 
     def header(self, world: World) -> dict[str, Any]:
-        """What `run.json` says of the evaluation, but for the images and the environment."""
+        """Return the header in `run.json`, but for the images and the environment."""
         return {
             "command": self.evaluator.command,
             "settings": self.settings.plain(),
@@ -151,7 +151,7 @@ class Judge:
             ) from error
 
     def current(self) -> str:
-        """Which images are evaluated, for the progress line."""
+        """Return the images that are evaluated now, for the progress line."""
         first, last = self.indices[0], self.indices[-1]
         return f"image {first}" if first == last else f"images {first} to {last}"
 

@@ -1,4 +1,4 @@
-"""What `attack` and `certify` judge: a checkpoint on its device, and the settings that go with it."""
+"""The subject of `attack` and `certify`: a checkpoint on its device, and the settings that go with it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from hydrabench.checkpoints import Checkpoint, better_normalization, checkpoint_name, compact_size, read_zoo
-from hydrabench.data import ImageSource, load_images, pixels
+from hydrabench.data import DATASETS, ImageSource, load_images, pixels
+from hydrabench.data.registry import data_folder
 from hydrabench.errors import lookup
 from hydrabench.evaluators import EvaluationSettings
 from hydrabench.ledger import read_run
@@ -20,6 +21,7 @@ from hydrabench.runtime import PRECISIONS, pick_device
 from hydrabench.workflows.evaluation.reuse import Parent, open_parent
 from hydrabench.workflows.evaluation.settings import complete_settings
 from hydrabench.workflows.opening import NOTHING, open_checkpoint
+from hydrabench.workflows.progress import say
 from hydrabench.workflows.run_options import RunOptions
 
 # Of weights and images; in bfloat16 only the forward passes of smoothing are computed, see `smoothing.forward`.
@@ -50,10 +52,16 @@ class Subject:
         if self.images is not None:
             return self.images
         name = self.checkpoint.header.dataset
-        return load_images(name, "test", options.data_dir, download=options.download)
+        images = load_images(name, "test", options.data_dir, download=options.download)
+        if data_folder(options.data_dir) is None and name in DATASETS and len(images) < DATASETS[name].test:
+            say(
+                f"{name}: {len(images)} of its {DATASETS[name].test:,} test images come with hydrabench and are taken; "
+                "name a folder with all of them by --data-dir or HYDRABENCH_DATA"
+            )
+        return images
 
     def describe(self) -> dict[str, Any]:
-        """What `run.json` says of the checkpoint."""
+        """Return the entry of the checkpoint in `run.json`."""
         header = self.checkpoint.header
         parameters = used_parameters(self.network)
         front = header.normalization if header.phase == "imported" else None  # there, an option may decide it
@@ -75,7 +83,7 @@ class Subject:
         }
 
     def origin(self) -> dict[str, Any]:
-        """What `run.json` says of how the network came about, beside `describe`; for the rows of a report."""
+        """Return how the network came about, beside `describe`; for the rows of a report."""
         header = self.checkpoint.header
         pruned = not self.external and header.density < 1
         return {
@@ -89,7 +97,7 @@ class Subject:
 
 
 def additional_data(checkpoint: Checkpoint) -> bool | None:
-    """Whether a checkpoint was trained on images that are not in its data set; None if that is not known.
+    """Return whether a checkpoint was trained on images that are not in its data set; None if that is not known.
 
     The zoo's manifest says so, or the recipe of the run that wrote it.
     """

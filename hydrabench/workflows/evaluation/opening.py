@@ -1,4 +1,4 @@
-"""What --model names, opened: built, given its weights and normalisation, checked on the first images."""
+"""The network that --model names: built, given its weights and normalisation, checked on the first images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hydrabench.checkpoints import Checkpoint
 from hydrabench.checkpoints.foreign.kept import counts_of_dense
 from hydrabench.checkpoints.foreign.normalization import FORMS
 from hydrabench.checkpoints.foreign.weights import load_weights
-from hydrabench.checkpoints.own_code import used_code
+from hydrabench.checkpoints.own_code import UsedCode, used_code
 from hydrabench.config import Normalization
 from hydrabench.data import DATASETS, ImageSource, load_images, pixels
 from hydrabench.data.forms import OWN_FORMS, is_own
@@ -37,7 +37,7 @@ COMPARED = 32  # images on which the network of an ONNX file is compared with on
 
 @dataclass(frozen=True)
 class _Opened:
-    """What a request names. normalized: whether it is known what is done to images first."""
+    """The network that a request names. normalized: whether it is known what is done to images first."""
 
     subject: Subject
     built: Built
@@ -52,9 +52,14 @@ def open_model(request: ModelRequest, *, options: RunOptions, precision: str = "
     """
     images = load_images(_dataset(request), "test", options.data_dir, download=options.download)
     opened = _open(request, images.shape, images.num_classes, options.device, precision)
+    _require_same(request, opened, images)
+    return judged_on(images, opened.subject, normalization_given=opened.normalized)
+
+
+def _require_same(request: ModelRequest, opened: _Opened, images: ImageSource) -> None:
+    """Compare a network that was read from a file with what another program computes, on the first images."""
     if opened.built.check is not None and request.weights is None:
         opened.built.check(pixels(images.take(torch.arange(min(len(images), COMPARED)))))
-    return judged_on(images, opened.subject, normalization_given=opened.normalized)
 
 
 def own_checkpoint(request: ModelRequest, *, images: ImageSource | None = None) -> Checkpoint:
@@ -73,15 +78,23 @@ def own_checkpoint(request: ModelRequest, *, images: ImageSource | None = None) 
     opened = _open(request, sizes.shape, sizes.num_classes, "cpu", "float32")
     subject, classes = opened.subject, sizes.num_classes
     if images is not None:
+        _require_same(request, opened, images)
         subject = judged_on(images, subject, normalization_given=opened.normalized)
         classes = subject.checkpoint.header.num_classes
     require_outputs(subject.network, request.spec, sizes.shape, classes)
-    network, code = subject.network, None
-    if is_code(request.spec):
-        code = used_code(opened.built, opened.arguments)
-    about: dict[str, Any] = {"arch": opened.built.spec, "code": code.record if code else None, "density": 1.0}
+    code = used_code(opened.built, opened.arguments) if is_code(request.spec) else None
+    return as_checkpoint(subject, opened.built.spec, code)
+
+
+def as_checkpoint(subject: Subject, arch: str, code: UsedCode | None) -> Checkpoint:
+    """Make a checkpoint of somebody's network, which keeps the weights that are not zero.
+
+    Args: arch: of its header. code: what builds it again; None: nothing does.
+    """
+    network = subject.network
+    about: dict[str, Any] = {"arch": arch, "code": code.record if code else None, "density": 1.0}
     if prunable_layers(network):
-        found = counts_of_dense(Path(request.spec), network, None)
+        found = counts_of_dense(Path(subject.name), network, None)
         even = kept_counts(network, found.density) == found.counts
         about |= {"density": found.density, "kept": None if even else found.counts}
     header = subject.checkpoint.header.model_copy(update=about)
@@ -107,6 +120,17 @@ def require_outputs(network: nn.Module, name: str, shape: tuple[int, int, int], 
         raise ConfigError(
             f"{name} returns {found} for 2 images of {num_classes} classes; it must return logits, (2, {num_classes})"
         )
+
+
+def require_layers(network: nn.Module, name: str) -> None:
+    """Raise ConfigError for a network with weights outside of convolutions and linear layers, which no mask reaches."""
+    of_layers = {tensor for layer in prunable_layers(network).values() for tensor in layer.parameters()}
+    for key, tensor in (*network.named_parameters(), *network.named_buffers()):
+        if tensor not in of_layers and sum(size > 1 for size in tensor.shape) > 1:
+            raise ConfigError(
+                f"{name} computes with {key}, {' x '.join(map(str, tensor.shape))}, which is in no convolution or "
+                "linear layer, so that it can be judged but not pruned or trained; give its code as FILE.py:NAME"
+            )
 
 
 def _dataset(request: ModelRequest) -> str:
@@ -166,7 +190,7 @@ def judged_on(images: ImageSource, subject: Subject, *, normalization_given: boo
 
 
 def _front(request: ModelRequest, built: Built, inside: Normalization | None) -> Normalization | None:
-    """What is to be put in front of the network. Raises: ConfigError if that is not known."""
+    """Return what is to be put in front of the network. Raises: ConfigError if that is not known."""
     given = request.normalization
     if inside is not None:
         if given not in (None, inside):

@@ -1,4 +1,4 @@
-"""What --model names, in the words of the command line. Imports no torch."""
+"""The options around --model, in the words of the command line. Imports no torch."""
 
 from __future__ import annotations
 

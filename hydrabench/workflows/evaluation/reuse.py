@@ -38,7 +38,7 @@ class Parent:
     network: nn.Module
 
     def describe(self) -> dict[str, str]:
-        """What `run.json` of the child says: which certificates were reused."""
+        """Return the entry in `run.json` of the child: which certificates were reused."""
         about = self.run.header["checkpoint"]
         return {
             "checkpoint": about["name"],
@@ -47,7 +47,7 @@ class Parent:
         }
 
     def selection(self, n: int | None, indices: Sequence[int]) -> tuple[int | None, Sequence[int]]:
-        """Which images a child is certified on: the chosen ones, else those of the run."""
+        """Return the images that a child is certified on: the chosen ones, else those of the run."""
         if n is not None or indices:
             return n, indices
         of_run = self.run.header["dataset"]
@@ -184,6 +184,6 @@ def reuse_settings(parent: Parent, values: Mapping[str, Any]) -> ReuseSettings:
 
 
 def _equal(given: object, known: object) -> bool:
-    """Whether an option, maybe still a text, has the value of the parent's run."""
+    """Return whether an option, maybe still a text, has the value of the parent's run."""
     one, other = read_number(str(given)), read_number(str(known))
     return str(given) == str(known) if one is None or other is None else float(one) == float(other)

@@ -1,4 +1,4 @@
-"""What `certify --export-vnnlib` writes: a network as ONNX and a VNN-LIB property per image, for other verifiers."""
+"""`certify --export-vnnlib`: a network as ONNX and a VNN-LIB property per image, for other verifiers."""
 
 from __future__ import annotations
 

@@ -60,6 +60,8 @@ def plan(recipe: Recipe) -> list[PlannedRun]:
 
 def _require_sections(recipe: Recipe) -> None:
     wanted, name = recipe.pipeline, recipe.name
+    if recipe.train is None:
+        raise ConfigError(f"recipe {name} has no `train:` section; add one with epochs and lr")
     if not wanted.densities:
         return
     if recipe.prune is None:
@@ -77,7 +79,7 @@ def _require_sections(recipe: Recipe) -> None:
 
 
 def dry_run(recipe: Recipe, network: nn.Module, *, device: str) -> dict[str, Any]:
-    """What `pipeline` would do with a recipe, and about how much it costs on a device.
+    """Return what `pipeline` would do with a recipe, and about how much it costs on a device.
 
     Args:
         network: the recipe's, in eval mode; it is timed for some seconds.
@@ -109,7 +111,7 @@ def dry_run(recipe: Recipe, network: nn.Module, *, device: str) -> dict[str, Any
 
 
 class _Costs:
-    """What a recipe costs on a device, run by run."""
+    """The costs of a recipe on a device, run by run."""
 
     def __init__(self, recipe: Recipe, network: nn.Module, device: torch.device, sizes: Sizes, rate: float) -> None:
         self.recipe, self.sizes, self.rate, self.device = recipe, sizes, rate, device

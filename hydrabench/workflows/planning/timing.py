@@ -1,4 +1,4 @@
-"""How long training and evaluating take here: short pieces of both, timed on random images.
+"""The time of training and evaluating: short pieces of both, measured on random images.
 
 For tiny images the overhead of Python, kernel launches and the optimizer exceeds the arithmetic; for large ones it is
 negligible. So pieces that are expected to be short are timed; for long ones `planning` counts operations.
@@ -29,7 +29,7 @@ ENOUGH = 0.3  # seconds after which no more calls are timed
 
 @dataclass(frozen=True)
 class Trainee:
-    """What a phase trains, and how. density: 1 if it has no masks. images: of one optimizer step."""
+    """A phase to be timed. density: 1 if it has no masks. images: of one optimizer step."""
 
     network: nn.Module
     phase: Phase

@@ -5,25 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import nn
 
-from hydrabench.checkpoints import Checkpoint
-from hydrabench.checkpoints.own_code import UsedCode, require_recordable, used_code
+from hydrabench.checkpoints import Checkpoint, Header
+from hydrabench.checkpoints.own_code import UsedCode, build_own, require_recordable, used_code
 from hydrabench.config import Normalization
-from hydrabench.data import DATASETS, DataSet, load_images
-from hydrabench.errors import CheckpointError, ConfigError, lookup
-from hydrabench.masking import attach_masks, bake_masks, overall_density, score_masks
+from hydrabench.data import DATASETS, DataSet, ImageSet, load_images
+from hydrabench.errors import CheckpointError, ConfigError, DataError, lookup
+from hydrabench.masking import INITIAL_DENSITY, attach_masks, bake_masks, overall_density, score_masks
 from hydrabench.models import build_model, normalized
-from hydrabench.models.own_code import build_code, is_code, short_spec
+from hydrabench.models.own_code import is_code, is_program, short_spec
 from hydrabench.recipes import ModelRecipe, Recipe
 from hydrabench.runtime import stream
-from hydrabench.workflows.evaluation.opening import own_checkpoint, require_outputs
+from hydrabench.workflows.evaluation.opening import own_checkpoint, require_layers, require_outputs
 from hydrabench.workflows.evaluation.request import ModelRequest
 from hydrabench.workflows.opening import NOTHING, open_expected
+from hydrabench.workflows.progress import say
 from hydrabench.workflows.run_options import RunOptions
 from hydrabench.workflows.training.phase import Masks, Start, run_phase
+
+Source: TypeAlias = str | ModelRequest | Checkpoint  # a path or zoo id, what --model names, or a network in memory
 
 
 def train(
@@ -31,7 +34,7 @@ def train(
     out: Path,
     *,
     options: RunOptions,
-    ref: str | ModelRequest | None = None,
+    ref: Source | None = None,
     described: Mapping[str, Any] = NOTHING,
     resume: bool = False,
 ) -> dict[str, Any]:
@@ -46,19 +49,21 @@ def train(
     Raises: CheckpointError if `ref` does not fit the recipe, or is pruned; ConfigError if its weights would be lost.
     """
     section = recipe.train
-    if ref and section.initialization != "default":
+    if section is None:
+        raise ConfigError(f"recipe {recipe.name} has no `train:` section; add one with epochs and lr")
+    if ref is not None and section.initialization != "default":
         raise ConfigError(
             f"train.initialization {section.initialization} draws new weights, and those of {ref} would be lost; add "
             "--set train.initialization=default, or leave --ckpt out"
         )
     source = None
-    if ref:
-        recipe, source = _open_source(recipe, ref, described, options)
+    if ref is not None:
+        recipe, source, options = _open_source(recipe, ref, described, options)
     if source and source.header.density < 1:
         raise CheckpointError(
             f"{ref} is pruned, and `train` would fill its zeros; use `hydrabench finetune` to keep them"
         )
-    network, code = (source.baked(), source.code) if source else _fresh(recipe)
+    network, code = (source.baked(), source.code) if source else _fresh(recipe, options)
     density = overall_density(network, section.density, section.scope)
     masks = Masks(section.density, section.scope, section.scores, section.rescale_weights)
     parent, held_out = (source.sha256, source.header.held_out) if source else (None, None)
@@ -68,12 +73,12 @@ def train(
 
 def fresh_network(recipe: Recipe) -> nn.Module:
     """Build the recipe's network for its data set, with the initial weights of its seed."""
-    return _fresh(recipe)[0]
+    return _fresh(recipe, RunOptions())[0]
 
 
-def _fresh(recipe: Recipe) -> tuple[nn.Module, UsedCode | None]:
+def _fresh(recipe: Recipe, options: RunOptions) -> tuple[nn.Module, UsedCode | None]:
     """Return the recipe's network with fresh weights, and the code that built it if it is not of the registry."""
-    dataset, model = lookup("data set", DATASETS, recipe.data.name), recipe.model
+    dataset, model = options.images or lookup("data set", DATASETS, recipe.data.name), recipe.network()
     generator = stream(recipe.seed, "initial weights")
     if is_code(model.arch):
         return _of_code(model, dataset, generator.initial_seed())
@@ -84,8 +89,8 @@ def _fresh(recipe: Recipe) -> tuple[nn.Module, UsedCode | None]:
     return network, None
 
 
-def _of_code(model: ModelRecipe, dataset: DataSet, seed: int) -> tuple[nn.Module, UsedCode]:
-    built = build_code(model.arch, model.args, dataset.num_classes, seed=seed)
+def _of_code(model: ModelRecipe, dataset: DataSet | ImageSet, seed: int) -> tuple[nn.Module, UsedCode]:
+    built = build_own(model.arch, model.args, dataset.num_classes, dataset.shape, seed=seed)
     front = model.normalization
     if front and len(front.mean) != dataset.shape[0]:
         raise ConfigError(f"normalization has {len(front.mean)} channels, the images have {dataset.shape[0]}")
@@ -96,7 +101,7 @@ def _of_code(model: ModelRecipe, dataset: DataSet, seed: int) -> tuple[nn.Module
 
 def prune(
     recipe: Recipe,
-    ref: str | ModelRequest,
+    ref: Source,
     out: Path,
     *,
     options: RunOptions,
@@ -113,17 +118,17 @@ def prune(
     if recipe.prune.density is None:
         raise ConfigError("no density given: add --density 0.1 to keep a tenth of the weights of every layer")
     section, wanted = recipe.prune, recipe.prune.density
-    recipe, source = _open_source(recipe, ref, described, options)
+    recipe, source, options = _open_source(recipe, ref, described, options)
     network = source.baked()
     density = overall_density(network, wanted, section.scope)
-    masks = Masks(wanted, section.scope, section.scores)
+    masks = Masks(wanted, section.scope, section.scores, initial_density=section.initial_density or INITIAL_DENSITY)
     start = Start(network, "prune", "prune", density, source.sha256, masks, source.code, source.header.held_out)
     return run_phase(recipe, section, start, out, resume, options)
 
 
 def finetune(
     recipe: Recipe,
-    ref: str | ModelRequest,
+    ref: Source,
     out: Path,
     *,
     options: RunOptions,
@@ -141,7 +146,7 @@ def finetune(
     section = recipe.finetune
     if section is None:
         raise ConfigError(f"recipe {recipe.name} has no `finetune:` section; add one with epochs and lr")
-    recipe, source = _open_source(recipe, ref, described, options)
+    recipe, source, options = _open_source(recipe, ref, described, options)
     density = section.density
     if lwm and density is None:
         raise ConfigError("--lwm needs --density, the fraction of weights kept by magnitude, for example 0.1")
@@ -164,24 +169,38 @@ def finetune(
 
 
 def _open_source(
-    recipe: Recipe, ref: str | ModelRequest, described: Mapping[str, Any], options: RunOptions
-) -> tuple[Recipe, Checkpoint]:
+    recipe: Recipe, ref: Source, described: Mapping[str, Any], options: RunOptions
+) -> tuple[Recipe, Checkpoint, RunOptions]:
     """Load what a phase starts from; what a file of others does not say is as in the recipe.
 
-    Returns: the recipe, which a network of the user's own takes the place of its `model:` in; the checkpoint.
-    Raises: CheckpointError if it is not of the recipe's network.
+    Returns: the recipe, which a network of the user's own takes the place of its `model:` in; the checkpoint; the
+        options, whose images, if they were handed over, have as many classes as the network.
+    Raises: CheckpointError if it is not of the recipe's network; DataError if images that were handed over do not fit.
     """
     if isinstance(ref, ModelRequest):
-        return _open_own(recipe, ref, options)
+        return *_open_own(recipe, ref, options), options
+    if isinstance(ref, Checkpoint):
+        return recipe.model_copy(update={"model": _model_of(ref.header)}), ref, options
     model = recipe.model
-    expected = {"arch": model.arch, "dataset": recipe.data.name, "normalization": model.normalization or "none"}
-    code = {"model": model.arch} if is_code(model.arch) else {}
+    expected: dict[str, Any] = {"dataset": recipe.data.name}
+    if model is not None:
+        expected |= {"arch": model.arch, "normalization": model.normalization or "none"}
+    code = {"model": model.arch} if model is not None and is_code(model.arch) else {}
     source = open_expected(ref, expected, **{**code, **described})
     header = source.header
-    if (header.arch, header.dataset) != (short_spec(model.arch), recipe.data.name):
+    if model is None:
+        model = _model_of(header)
+        recipe = recipe.model_copy(update={"model": model})
+    if options.images is not None:
+        options = replace(options, images=_fitted(options.images, header, ref))
+        if header.held_out and header.dataset != recipe.data.name:
+            say(f"{ref} was trained on {header.dataset}; whether it saw the held-out images is not known")
+            source = replace(source, header=header.model_copy(update={"held_out": None}))
+    known = recipe.data.name if options.images is None else header.dataset
+    if (header.arch, header.dataset) != (short_spec(model.arch), known):
         raise CheckpointError(
             f"{ref} is a {header.arch} for {header.dataset}; recipe {recipe.name} wants a {short_spec(model.arch)} "
-            f"for {recipe.data.name}"
+            f"for {known}" + ("; without its `model:` it takes any network" if header.code else "")
         )
     if header.code and header.code.arguments != model.args:
         raise CheckpointError(
@@ -191,7 +210,23 @@ def _open_source(
         raise CheckpointError(
             f"{ref} normalises with {header.normalization}, recipe {recipe.name} with {model.normalization}"
         )
-    return recipe, source
+    return recipe, source, options
+
+
+def _model_of(header: Header) -> ModelRecipe:
+    """The `model:` section that a checkpoint takes the place of."""
+    arguments = header.code.arguments if header.code else {}
+    return ModelRecipe(arch=header.arch, args=arguments, normalization=header.normalization)
+
+
+def _fitted(images: ImageSet, header: Header, ref: str) -> ImageSet:
+    """Return images that were handed over with as many classes as a checkpoint has."""
+    if images.shape != tuple(header.shape) or images.num_classes > header.num_classes:
+        raise DataError(
+            f"images have shape {images.shape} and labels up to {images.num_classes - 1}; {ref} takes "
+            f"{tuple(header.shape)} and has {header.num_classes} classes"
+        )
+    return replace(images, num_classes=header.num_classes)
 
 
 def _open_own(recipe: Recipe, request: ModelRequest, options: RunOptions) -> tuple[Recipe, Checkpoint]:
@@ -202,9 +237,9 @@ def _open_own(recipe: Recipe, request: ModelRequest, options: RunOptions) -> tup
     images = load_images(name, "train", options.data_dir, download=options.download)
     source = own_checkpoint(replace(request, dataset=name), images=images)
     require_recordable(source.header.arch, source.header.code, request.spec)
-    arguments = source.code.record.arguments if source.code else {}
-    model = ModelRecipe(arch=request.spec, args=arguments, normalization=source.header.normalization)
-    return recipe.model_copy(update={"model": model}), source
+    if is_program(request.spec):
+        require_layers(source.network, request.spec)
+    return recipe.model_copy(update={"model": _model_of(source.header)}), source
 
 
 def _normalization(section: Normalization | None) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

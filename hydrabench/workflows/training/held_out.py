@@ -1,4 +1,4 @@
-"""Whether the held-out images of a phase were held out of all phases before it, so that its selection is honest."""
+"""Refuse held-out images that an earlier phase was trained on, so that the selection is honest."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def require_held_out(before: HeldOut | None, recipe: Recipe, validation: ImageSo
             f"{before.fraction:g}; give at most that"
         )
     if fraction < before.fraction:
-        whole = load_images(recipe.data.name, "train", options.data_dir)
+        whole = options.images or load_images(recipe.data.name, "train", options.data_dir)
         _, validation = validation_split(whole, before.fraction)
     if source_fingerprint(validation) != before.sha256:
         raise DataError(

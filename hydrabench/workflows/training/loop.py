@@ -28,6 +28,7 @@ from hydrabench.runtime import World, exact_arithmetic, stream
 from hydrabench.workflows.progress import Advance, tracking
 from hydrabench.workflows.run_options import RunOptions
 from hydrabench.workflows.training.gradients import Gradients
+from hydrabench.workflows.training.keep_rates import BudgetPenalty
 from hydrabench.workflows.training.micro_batches import Memory, minibatches
 from hydrabench.workflows.training.optimizer import Average, build_optimizer, limit_gradients, set_learning_rate
 from hydrabench.workflows.training.resume import Progressed, Sums, read_state, resuming, write_metrics, write_state
@@ -98,6 +99,7 @@ class Loop:
             self._restore_network(state)
         # First, because it copies the network of the main process to the others.
         self.gradients = Gradients(job.network, job.objective, options=job.options, device=job.device, world=job.world)
+        self.penalty = BudgetPenalty(job.network, job.recipe)
         self.optimizer = build_optimizer(job.network, job.recipe)
         self.average = Average(job.network, job.recipe.ema_decay) if job.recipe.ema_decay else None
         if state is not None:
@@ -153,6 +155,7 @@ class Loop:
             "loss": sums.loss / sums.images,
             "train_accuracy": sums.correct / sums.images,
             **{f"validation_{name}": value for name, value in accuracies.items()},
+            **self.penalty.row(),
             "seconds": round(sums.seconds + validation_seconds, 3),
         }
 
@@ -203,6 +206,7 @@ class Loop:
         """Move the weights; False if float16 gradients overflowed, and the step is skipped as GradScaler does."""
         scaler = self.gradients.scaler
         scale = scaler.get_scale()
+        self.penalty.add_gradients(self.done.rows, scale)
         if self.job.recipe.gradient_norm:
             scaler.unscale_(self.optimizer)
             limit_gradients(self.job.network, self.job.recipe.gradient_norm)
@@ -214,13 +218,9 @@ class Loop:
         return moved
 
     def _epsilon(self, step: int) -> float:
-        recipe = self.job.recipe
-        return EPSILON_SCHEDULES[recipe.epsilon_schedule](
-            step,
-            steps_per_epoch=self.job.steps_per_epoch,
-            ramp_epochs=recipe.epsilon_ramp_epochs,
-            epsilon=self.job.epsilon,
-        )
+        job, ramp = self.job, self.job.recipe.epsilon_ramp_epochs
+        grown = EPSILON_SCHEDULES[job.recipe.epsilon_schedule]
+        return grown(step, steps_per_epoch=job.steps_per_epoch, ramp_epochs=ramp, epsilon=job.epsilon)
 
     def _step_of(
         self, number: int, epsilon: float, memory: dict[str, Tensor], rows: slice | None, whole: int | None

@@ -1,4 +1,4 @@
-"""How the batch of an optimizer step is split: over the processes, then into micro-batches that fit into memory."""
+"""The batch of an optimizer step, split over the processes, then into micro-batches that fit into memory."""
 
 from __future__ import annotations
 

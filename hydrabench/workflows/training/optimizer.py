@@ -91,7 +91,7 @@ class Average:
             _copy(held, now)
 
     def state(self) -> dict[str, Any]:
-        """What `restore` needs to go on."""
+        """Return what `restore` needs to go on."""
         return {"updates": self.updates, "tensors": self.tensors}
 
     def restore(self, state: dict[str, Any]) -> None:

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from hydrabench.bounds import keep_widths, program_of
 from hydrabench.checkpoints import Header, HeldOut, PhaseLabel, PluginFile, load_state, save_checkpoint, stored_state
 from hydrabench.checkpoints.own_code import UsedCode
-from hydrabench.data import DATASETS, ImageSource, TrainingBatches, TrainingImages, load_training_images, pixels
+from hydrabench.data import ImageSource, TrainingBatches, TrainingImages, load_training_images, pixels
 from hydrabench.errors import ConfigError, lookup
 from hydrabench.ledger import RunFolder
 from hydrabench.masking import (
+    INITIAL_DENSITY,
     SCORE_INITS,
     Phase,
     Scope,
@@ -51,13 +52,14 @@ class Masks:
     scope: Scope
     scores: str
     rescale_weights: bool = False
+    initial_density: float = INITIAL_DENSITY
 
     def attach(self, network: nn.Module, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> None:
         """Attach them to a network without masks."""
         if self.rescale_weights:
             rescale_weights(network, self.density)
         scores = SCORE_INITS[self.scores](network, generator, batch)
-        attach_masks(network, self.density, scope=self.scope, scores=scores)
+        attach_masks(network, self.density, scope=self.scope, scores=scores, initial_density=self.initial_density)
 
 
 @dataclass(frozen=True)
@@ -133,9 +135,9 @@ def _run_phase(
         trained = loop.run()
     except DivergedError as error:
         if error.trained and world.is_main:
-            _write_network(run, recipe, start, error.trained, held_out_of(recipe, images.validation))
+            _write_network(run, recipe, start, error.trained, images.validation)
         raise
-    return world.on_main(lambda: _conclude(run, recipe, start, trained, held_out_of(recipe, images.validation)))
+    return world.on_main(lambda: _conclude(run, recipe, start, trained, images.validation))
 
 
 def check_phase(
@@ -167,7 +169,9 @@ def _images(recipe: Recipe, options: RunOptions, world: World) -> TrainingImages
     """Load the training images. One process downloads and decodes them first, then the others read the cache."""
 
     def load() -> TrainingImages:
-        return load_training_images(recipe.data, options.data_dir, seed=recipe.seed, download=options.download)
+        return load_training_images(
+            recipe.data, options.data_dir, seed=recipe.seed, download=options.download, images=options.images
+        )
 
     if world.size > 1:
         world.on_main(lambda: len(load().labelled))
@@ -206,9 +210,11 @@ def _one_batch(
     return pixels(training.take(chosen)), training.labels[chosen]
 
 
-def _conclude(run: RunFolder, recipe: Recipe, start: Start, trained: Trained, held_out: HeldOut) -> dict[str, Any]:
+def _conclude(
+    run: RunFolder, recipe: Recipe, start: Start, trained: Trained, validation: ImageSource
+) -> dict[str, Any]:
     """Write the checkpoint of the best epoch and the summary; the state to resume from is not needed any more."""
-    sha256, budgets = _write_network(run, recipe, start, trained, held_out)
+    sha256, budgets = _write_network(run, recipe, start, trained, validation)
     selection = trained.selection
     summary: dict[str, Any] = {
         "n": selection.images,
@@ -231,14 +237,13 @@ def _conclude(run: RunFolder, recipe: Recipe, start: Start, trained: Trained, he
 
 
 def _write_network(
-    run: RunFolder, recipe: Recipe, start: Start, trained: Trained, held_out: HeldOut
+    run: RunFolder, recipe: Recipe, start: Start, trained: Trained, validation: ImageSource
 ) -> tuple[str, dict[str, dict[str, int]]]:
     """Write the checkpoint of the best epoch; return its SHA-256 and what the masks of its layers keep.
 
     A masked network is written in both layouts: with its scores and masks, and with pruned weights at zero. The one
     that the next step starts from is `CHECKPOINT_FILE`, the other lies beside it under its layout's name.
     """
-    dataset = DATASETS[recipe.data.name]
     load_state(start.network, trained.tensors, "the best epoch")
     budgets = _budgets(start.network)
     counts = {name: layer["kept"] for name, layer in budgets.items()}
@@ -247,11 +252,11 @@ def _write_network(
         schema="hydrabench.checkpoint/1",
         layout="masked" if start.label == "prune" else "dense",
         phase=start.label,
-        arch=short_spec(recipe.model.arch),
+        arch=short_spec(recipe.network().arch),
         dataset=recipe.data.name,
-        shape=dataset.shape,
-        num_classes=dataset.num_classes,
-        normalization=recipe.model.normalization,
+        shape=validation.shape,
+        num_classes=validation.num_classes,
+        normalization=recipe.network().normalization,
         density=start.density,
         objective=recipe.objective_of(_section(start)).plain(),
         recipe=recipe.name,
@@ -262,7 +267,7 @@ def _write_network(
         kept=None if even else counts,
         plugins=tuple(PluginFile.model_validate(plugin) for plugin in loaded()),
         code=start.code.record if start.code else None,
-        held_out=held_out,
+        held_out=held_out_of(recipe, validation),
     )
     if start.code:
         start.code.keep_in(run.path)
@@ -285,7 +290,7 @@ def _budgets(network: nn.Module) -> dict[str, dict[str, int]]:
 
 
 def _run_header(recipe: Recipe, start: Start, options: RunOptions) -> dict[str, Any]:
-    """What `run.json` says of a training run, without the data and the machine itself."""
+    """Return the header in `run.json` of a training run, without the data and the machine itself."""
     return {
         "command": _section(start),
         "phase": start.label,

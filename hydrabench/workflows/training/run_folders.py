@@ -1,4 +1,4 @@
-"""Where training runs go if the user names no folder."""
+"""The folders of training runs if the user names none."""
 
 from __future__ import annotations
 

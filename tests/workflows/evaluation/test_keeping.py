@@ -38,6 +38,7 @@ CASES = {
     "square": ({"kind": "square", "epsilon": RADIUS, "queries": 60}, 30),
     "autoattack": ({"kind": "autoattack", "epsilon": RADIUS, "attacks": ("apgd-ce",), "cascade": True}, 20),
     "smoothed": ({"kind": "smoothed", "epsilon": "1.0", "sigma": 0.1, "steps": 4, "copies": 4, "draws": 100}, 20),
+    "radii": ({"kind": "crown-ibp", "epsilon": RADIUS, "search_radius": True, "tolerance": RADIUS}, 12),
     "exact": ({"kind": "exact", "epsilon": RADIUS, "max_subproblems": 20}, 12),
     "cascade": ({"kind": "cascade", "epsilon": RADIUS, "methods": ("ibp", "exact"), "max_subproblems": 20}, 12),
 }
@@ -45,7 +46,7 @@ PGD, _ = CASES["pgd"]
 
 
 def settings_of(values):
-    keeps = values["kind"] not in ("exact", "cascade")
+    keeps = values["kind"] not in ("exact", "cascade", "crown-ibp")
     return parse_settings({**values, "keep": "adversarial"} if keeps else values)
 
 
@@ -96,7 +97,7 @@ def test_every_broken_image_has_one_example_that_is_judged_from_the_disk_alone(r
         assert point.min() >= 0
         assert point.max() <= 1
         (length,) = lengths((point.double() - image.double())[None], settings.norm).tolist()
-        assert 0 < length <= within[index] * (1 + (settings.kind == "fmn") * 1e-12)
+        assert 0 < length <= within[index] * (1 + (name in ("fmn", "radii")) * 1e-11)
         assert within[index] <= epsilon or settings.kind == "fmn"
         if settings.kind != "smoothed":
             assert subject.network(point[None]).argmax(1).item() != int(images.labels[index])

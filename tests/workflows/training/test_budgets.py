@@ -99,6 +99,21 @@ def test_finetuning_keeps_the_mask_of_a_global_budget_also_from_its_dense_export
     assert not same(applied(tmp_path / "a"), applied(pruned))
 
 
+def test_learned_keep_rates_differ_by_layer_and_end_at_exactly_the_budget(line, make_recipe, cpu, tmp_path):
+    learned = {"epochs": 3, "density": 0.05, "scope": "learned", "budget_weight": 0.5}
+    training.prune(make_recipe(prune=learned), str(line.train), tmp_path / "prune", options=cpu)
+    found = checkpoint(tmp_path / "prune")
+    assert (found.header.density, sum(found.header.kept.values())) == (0.05, 1113)  # 22248 - floor(0.95 * 22248)
+    assert found.header.kept == kept(found)
+    assert_reported(tmp_path / "prune", found.header.kept)
+    shares = {name: found.header.kept[name] / WEIGHTS[name] for name in WEIGHTS}
+    assert max(shares.values()) > 1.05 * min(shares.values())
+    excesses = [float(row["budget_excess"]) for row in csv.DictReader((tmp_path / "prune/metrics.csv").open())]
+    assert 1 > excesses[0] > excesses[-1]  # twice the budget at first, and less from epoch to epoch
+    training.finetune(make_recipe(finetune={"epochs": 1}), str(tmp_path / "prune"), tmp_path / "tuned", options=cpu)
+    assert same(masks(tmp_path / "tuned"), masks(tmp_path / "prune"))
+
+
 def test_a_density_for_each_layer_reaches_the_checkpoint_and_what_follows_it(line, make_recipe, cpu, tmp_path):
     recipe = make_recipe(prune={"epochs": 1, "density": BY_LAYER}, finetune={"epochs": 1})
     training.prune(recipe, str(line.train), tmp_path / "prune", options=cpu)
@@ -199,6 +214,7 @@ def test_rescaled_weights_start_larger_and_change_the_run(make_recipe, cpu, tmp_
         ("train", {"density": 0.1, "scope": "global", "scores": "kaiming_uniform"}),
         ("prune", {"density": 0.1, "scope": "global"}),
         ("prune", {"density": BY_LAYER, "scores": "snip"}),
+        ("prune", {"density": 0.05, "scope": "learned", "budget_weight": 0.5}),
     ],
 )
 def test_an_interrupted_run_goes_on_to_the_same_bytes(line, make_recipe, cpu, tmp_path, monkeypatch, phase, changes):

@@ -5,6 +5,6 @@ that grows; `nodes` is what a node says of itself; `layers`, `elementwise` and `
 `patterns` puts activations together again that exporters take apart.
 """
 
-from hydrabench.checkpoints.foreign.onnx_reader.reading import OnnxNetwork, read_onnx
+from hydrabench.checkpoints.foreign.onnx_reader.reading import OnnxNetwork, read_onnx, whole_file
 
-__all__ = ["OnnxNetwork", "read_onnx"]
+__all__ = ["OnnxNetwork", "read_onnx", "whole_file"]

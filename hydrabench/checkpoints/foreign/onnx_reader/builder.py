@@ -19,7 +19,7 @@ Array: TypeAlias = "np.ndarray[Any, Any]"
 
 
 class UnreadableNode(Exception):
-    """Why a node cannot be read; `reading` adds the file and the node."""
+    """The reason why a node cannot be read; `reading` adds the file and the node."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +175,7 @@ def tensor_of(array: Array) -> Tensor:
 
 
 def _computed(make: Callable[[], Any]) -> Any:
-    """What torch makes of shapes; its complaint as a reason."""
+    """Return what torch makes of shapes; its complaint becomes a reason."""
     try:
         return make()
     except UnreadableNode:

@@ -53,7 +53,7 @@ def inputs_of(graph: GraphProto) -> list[Any]:
 
 
 def _reads(graph: GraphProto) -> Counter[str]:
-    """How often each value is read, subgraphs included."""
+    """Return how often each value is read, subgraphs included."""
     return Counter([*_names_read(graph), *(one.name for one in graph.output)])
 
 
@@ -130,14 +130,14 @@ def _title(proto: NodeProto) -> str:
 
 
 def _of_the_batch(node: OnnxNode) -> bool:
-    """Whether a node makes a constant for every image of a batch, whose size is not known."""
+    """Return whether a node makes a constant for every image of a batch, whose size is not known."""
     place = {"Expand": 1, "ConstantOfShape": 0}.get(node.proto.op_type)
     shape = None if place is None else node.constant(place)
     return shape is not None and BATCH in shape
 
 
 def _folded(node: OnnxNode) -> Sequence[Array]:
-    """What a node computes from constants, by the reference implementation of the onnx package."""
+    """Return what a node computes from constants, by the reference implementation of the onnx package."""
     from onnx.helper import make_function, make_operatorsetid  # noqa: PLC0415 - may be missing
     from onnx.reference import ReferenceEvaluator  # noqa: PLC0415
 

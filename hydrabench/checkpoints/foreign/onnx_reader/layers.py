@@ -41,7 +41,7 @@ def _sizes(node: OnnxNode, name: str, rank: int, default: int = 1) -> tuple[int,
 
 
 def _pads(node: OnnxNode, value: Value, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> Any:
-    """What is added before and after each axis: (begins, ends)."""
+    """Return what is added before and after each axis: (begins, ends)."""
     rank, automatic = len(kernel), node.attribute("auto_pad", "NOTSET")
     if automatic in ("NOTSET", "VALID"):
         pads = node.attribute("pads", [0] * 2 * rank) if automatic == "NOTSET" else [0] * 2 * rank

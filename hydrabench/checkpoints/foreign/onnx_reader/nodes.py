@@ -28,7 +28,7 @@ class OnnxNode:
 
     @property
     def operator(self) -> str:
-        """What the file calls the operator, with its domain if that is not ONNX's."""
+        """The operator's name in the file, with its domain if that is not ONNX's."""
         domain = "" if self.proto.domain in ("", "ai.onnx") else f"{self.proto.domain}."
         return f"{domain}{self.proto.op_type}"
 
@@ -76,7 +76,7 @@ class OnnxNode:
         return found
 
     def setting(self, name: str, position: int, default: Any = None) -> Any:
-        """What older opsets have as an attribute and newer ones as an input; arrays as lists or numbers."""
+        """Return what older opsets have as an attribute and newer ones as an input; arrays as lists or numbers."""
         given = self.attribute(name)
         if given is not None:
             return given
@@ -95,5 +95,5 @@ class OnnxNode:
             raise UnreadableNode("has a second output that is read, which has no rule")
 
     def reads_alone(self, position: int) -> bool:
-        """Whether nothing else reads this input."""
+        """Return whether nothing else reads this input."""
         return self.reads[self.sources[position]] == 1

@@ -57,7 +57,7 @@ def _gelu(graph: fx.Graph, erf: fx.Node) -> None:
 
 
 def _factors(other: Any, value: fx.Node) -> set[str]:
-    """Which of x and 1/2 a factor is, or both."""
+    """Return which of x and 1/2 a factor is, or both."""
     if other is value:
         return {"value"}
     if other == 0.5:

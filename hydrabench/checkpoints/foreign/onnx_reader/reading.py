@@ -151,6 +151,17 @@ def _opened(path: Path) -> tuple[ModelProto, Any]:
         raise CheckpointError(f"onnxruntime cannot open {path} ({shown(str(error), 150)})") from error
 
 
+def whole_file(path: Path) -> bytes:
+    """Return an ONNX file with the weights that it keeps in files beside it, if it does; `read_onnx` has read it."""
+    import onnx  # noqa: PLC0415
+
+    graph = onnx.load(str(path), load_external_data=False).graph
+    if all(tensor.data_location != onnx.TensorProto.EXTERNAL for tensor in graph.initializer):
+        return path.read_bytes()
+    whole: bytes = onnx.load(str(path)).SerializeToString(deterministic=True)
+    return whole
+
+
 def _input(
     path: Path, model: ModelProto, shape: tuple[int, ...] | None
 ) -> tuple[torch.dtype, int | None, tuple[int, ...]]:
@@ -169,7 +180,7 @@ def _input(
 
 
 def _in_batches(session: Any, path: Path, batch: int | None) -> Callable[[Tensor], Tensor]:
-    """What a session computes, in batches of the size that the file fixes; the last is filled up with zeros."""
+    """Return what a session computes, in batches of the size that the file fixes; the last is filled up with zeros."""
     name = session.get_inputs()[0].name
 
     def compute(x: Tensor) -> Tensor:

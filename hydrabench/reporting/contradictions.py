@@ -1,8 +1,8 @@
-"""The gate: no report is made of ledgers that contradict each other."""
+"""Contradictions: an image that one ledger calls verified and another broken. No report is made of such ledgers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -12,6 +12,8 @@ from hydrabench.ledger import name_images
 from hydrabench.reporting.commands import command_of
 from hydrabench.reporting.evaluations import Evaluation
 from hydrabench.threat import NORM_TEXTS, Threat, read_number
+
+DISTANCES = ("distance", "broken_radius")  # fields that say how far from each image its adversarial example lies
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,9 +27,10 @@ class Contradiction:
 
     def __str__(self) -> str:
         verifier, other = self.verifier, self.other
+        own = "radii of their own up to " * ("verified_radius" in verifier.fields)
         return (
             f"checkpoint {verifier.checkpoint.name} (sha256 {verifier.checkpoint.sha256[:8]}), "
-            f"{len(self.images)} of {verifier.images.n} images verified at {verifier.threat} in {verifier.path} "
+            f"{len(self.images)} of {verifier.images.n} images verified at {own}{verifier.threat} in {verifier.path} "
             f"({verifier.protocol}) but {self.how} in {other.path} ({other.protocol}): {name_images(self.images)}"
         )
 
@@ -83,17 +86,25 @@ def refuse_contradictions(evaluations: Sequence[Evaluation]) -> None:
 
 def _contradictions(verifier: Evaluation, evaluations: Sequence[Evaluation]) -> Iterator[Contradiction]:
     """Yield what each of the evaluations contradicts of `verifier`; every image once."""
-    threat = verifier.threat
-    if verifier.evaluator.claims != "lower" or threat is None:
+    if verifier.evaluator.claims != "lower" or verifier.threat is None:
         return
-    open_images = set(verifier.fields["index"][verifier.fields["verified"]].tolist())
+    proved = _proved(verifier, verifier.threat)
     for other in _about_the_same(verifier, evaluations):
-        wrong, broken = _misclassified(other), _broken_within(other, threat)
-        for breaks in (dict.fromkeys(wrong, "misclassified"), broken):
-            found = sorted(open_images & breaks.keys())
-            open_images -= set(found)
+        wrong = dict.fromkeys(_misclassified(other), "misclassified")
+        for breaks in (wrong, _broken_within(other, proved)):
+            found = sorted(proved.keys() & breaks.keys())
+            proved = {index: threat for index, threat in proved.items() if index not in breaks}
             if found:
                 yield Contradiction(verifier, other, tuple(found), breaks[found[0]])
+
+
+def _proved(verifier: Evaluation, threat: Threat) -> dict[int, Threat]:
+    """Return the ball of each verified image: that of the run, or of a search for radii, its own."""
+    fields = verifier.fields
+    if "verified_radius" not in fields:
+        return dict.fromkeys(fields["index"][fields["verified"]].tolist(), threat)
+    radii = zip(fields["index"].tolist(), fields["verified_radius"].tolist(), strict=True)
+    return {index: Threat(threat.norm, Fraction(radius)) for index, radius in radii if radius > 0}
 
 
 def _about_the_same(verifier: Evaluation, evaluations: Sequence[Evaluation]) -> list[Evaluation]:
@@ -111,18 +122,31 @@ def _misclassified(evaluation: Evaluation) -> set[int]:
     return set(evaluation.fields["index"][~evaluation.right].tolist())
 
 
-def _broken_within(other: Evaluation, threat: Threat) -> dict[int, str]:
-    """Return how each image was broken by a perturbation that `threat` allows, without those wrong from the start."""
-    fields, found = other.fields, other.threat
-    if found is None or not ({"robust", "verdict"} & fields.keys()):
+def _broken_within(other: Evaluation, proved: Mapping[int, Threat]) -> dict[int, str]:
+    """Return how images were broken inside the balls that were `proved`, without those wrong from the start."""
+    breaks, threat = _breaks(other), other.threat
+    known: dict[tuple[int, int], bool] = {}  # nearly all images share one ball
+    found = {}
+    for index in proved.keys() & breaks.keys():
+        inner, outer = breaks[index], proved[index]
+        key = (id(inner), id(outer))
+        if key not in known:
+            known[key] = outer.contains(inner)
+        if known[key]:
+            far = f"{NORM_TEXTS[inner.norm]} distance {float(inner.epsilon):.9g}"
+            found[index] = f"broken at {inner if inner is threat else far}"
+    return found
+
+
+def _breaks(other: Evaluation) -> dict[int, Threat]:
+    """Return the ball in which each image was broken: that of the run, or where records have distances, its own."""
+    fields, threat = other.fields, other.threat
+    name = next((one for one in DISTANCES if one in fields), None)
+    if threat is None or not ({*DISTANCES, "robust", "verdict"} & fields.keys()):
         return {}
-    if "distance" in fields:
-        near = {int(index): far for index, far in zip(fields["index"], fields["distance"], strict=True) if far}
-        exact = {float(radius): radius for radius in map(read_number, other.settings.get("epsilons", ())) if radius}
-        at = {index: Threat(found.norm, exact.get(far, Fraction(far))) for index, far in near.items()}
-        reached = [index for index, one in at.items() if threat.contains(one)]
-        return {index: f"broken at {NORM_TEXTS[found.norm]} distance {near[index]:.9g}" for index in reached}
-    broken = fields["verdict"] == "broken" if "verdict" in fields else ~fields["robust"]
-    if not threat.contains(found):
-        return {}
-    return dict.fromkeys(fields["index"][other.right & broken].tolist(), f"broken at {found}")
+    if name is None:
+        broken = fields["verdict"] == "broken" if "verdict" in fields else ~fields["robust"]
+        return dict.fromkeys(fields["index"][other.right & broken].tolist(), threat)
+    exact = {float(radius): radius for radius in map(read_number, other.settings.get("epsilons", ())) if radius}
+    near = zip(fields["index"].tolist(), fields[name].tolist(), strict=True)
+    return {index: Threat(threat.norm, exact.get(far, Fraction(far))) for index, far in near if far}

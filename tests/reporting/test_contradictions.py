@@ -8,8 +8,8 @@ import pytest
 
 from hydrabench.errors import GateError, LedgerError
 from hydrabench.ledger import CurveRecord
+from hydrabench.reporting.contradictions import refuse_contradictions
 from hydrabench.reporting.evaluations import read_evaluations
-from hydrabench.reporting.gate import refuse_contradictions
 
 
 def gate(*runs):
