@@ -124,7 +124,7 @@ def _misclassified(evaluation: Evaluation) -> set[int]:
 
 def _broken_within(other: Evaluation, proved: Mapping[int, Threat]) -> dict[int, str]:
     """Return how images were broken inside the balls that were `proved`, without those wrong from the start."""
-    breaks, threat = _breaks(other), other.threat
+    breaks, own = _breaks(other), any(name in other.fields for name in DISTANCES)
     known: dict[tuple[int, int], bool] = {}  # nearly all images share one ball
     found = {}
     for index in proved.keys() & breaks.keys():
@@ -134,7 +134,7 @@ def _broken_within(other: Evaluation, proved: Mapping[int, Threat]) -> dict[int,
             known[key] = outer.contains(inner)
         if known[key]:
             far = f"{NORM_TEXTS[inner.norm]} distance {float(inner.epsilon):.9g}"
-            found[index] = f"broken at {inner if inner is threat else far}"
+            found[index] = f"broken at {far if own else inner}"
     return found
 
 

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from hydrabench.reporting.contradictions import Contradiction
     from hydrabench.reporting.leaderboard import Leaderboard
 
-Pixels = np.ndarray[Any, Any]  # (C, H, W), in [0, 1]
+Picture = np.ndarray[Any, Any]  # (C, H, W), in [0, 1]
 RUNS, COLUMNS = 3, 8  # that a figure shows: networks, and images of each
 
 
-def original_images(one: Evaluation, indices: Sequence[int]) -> dict[int, Pixels]:
+def original_images(one: Evaluation, indices: Sequence[int]) -> dict[int, Picture]:
     """Return images of a run, those whose data set is at hand and whose pixels are those that were judged."""
     from hydrabench.data import load_block, load_images  # noqa: PLC0415  (needs torch, which most reports do not)
 
@@ -34,7 +34,7 @@ def original_images(one: Evaluation, indices: Sequence[int]) -> dict[int, Pixels
     return {index: image for index, sha, image in shown if known[index] == sha}
 
 
-def adversarial_images(one: Evaluation, most: int, only: int | None = None) -> dict[int, tuple[Pixels, int]]:
+def adversarial_images(one: Evaluation, most: int, only: int | None = None) -> dict[int, tuple[Picture, int]]:
     """Return the first `most` adversarial images that a run keeps, and their classes, by index.
 
     Args: only: of this image alone.
@@ -42,7 +42,7 @@ def adversarial_images(one: Evaluation, most: int, only: int | None = None) -> d
     """
     if one.precision == IMPORTED or not (run := read_run(one.path)).keeps_examples:
         return {}
-    found: dict[int, tuple[Pixels, int]] = {}
+    found: dict[int, tuple[Picture, int]] = {}
     for shard, examples in run.examples:
         for index, pixels, prediction in zip(shard.images, examples.pixels, shard.predictions, strict=True):
             if only in (None, index) and len(found) < most:
@@ -68,7 +68,7 @@ def shown_examples(board: Leaderboard) -> list[ShownExample]:
     return [example for examples in found.values() for example in examples]
 
 
-def _shown(one: Evaluation, network: str, index: int, example: tuple[Pixels, int], image: Pixels) -> ShownExample:
+def _shown(one: Evaluation, network: str, index: int, example: tuple[Picture, int], image: Picture) -> ShownExample:
     label = int(one.fields["label"][np.searchsorted(one.fields["index"], index)])
     threat = f"{one.protocol} at {one.threat}"
     return ShownExample(network, threat, index, label, example[1], image, example[0])
@@ -89,7 +89,7 @@ def contradiction_files(found: Contradiction) -> dict[str, bytes]:
     return {f"{name}.npy": _npy(values) for name, values in arrays.items()}
 
 
-def _npy(values: Pixels) -> bytes:
+def _npy(values: Picture) -> bytes:
     buffer = BytesIO()
     np.save(buffer, values)
     return buffer.getvalue()
