@@ -1,18 +1,18 @@
-"""What reusing a parent's certificates saves: forward passes of every way to certify a pruned network.
+"""What reusing a parent's certificates saves: forward passes of every way to certify a network made from another.
 
-Usage: python benchmarks/reuse.py [--child digits-trades-90] [--images 100] [--samples 100000] [--sigma 0.12]
+Usage: python benchmarks/reuse.py [--parent digits-trades] [--child bfloat16] [--images 40] [--samples 100000]
 
-The parent (the child's, by the zoo's manifest) is certified first, in Cohen's mode and in mode adaptive; that cost is
-shown apart, because it is paid once for all children. Passes are forward passes for each image: of the child and,
-for reuse, of the parent beside it, selection draws included, counted in the ledgers. `saved` compares with Cohen's
-mode on the child. The last columns are certified accuracy at each radius: savings count only where it is equal.
-"lost" is the mean fraction of lost votes where votes were compared. `direct` reuses with certificates of the child's
-own where that falls short. Everything is determined by the seed; no times are taken.
+The child is the parent with its weights rounded to float16 or bfloat16, or a checkpoint of the zoo. The parent is
+certified first, in Cohen's mode; that cost is shown apart, because it is paid once for all children. Passes are forward
+passes for each image: of the child and, for reuse, of the parent beside it, selection draws included, counted in the
+ledgers. The last columns are certified accuracy at each radius: savings count only where it is equal. "lost" is the
+mean fraction of lost votes where votes were compared. Everything is determined by the seed; no times are taken.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hydrabench.checkpoints import find_entry, open_ref
+from hydrabench.checkpoints import open_ref
 from hydrabench.data import load_block, load_images
 from hydrabench.data.images import Block
 from hydrabench.evaluators import ReuseSettings, SmoothingSettings
@@ -32,6 +32,7 @@ from hydrabench.runtime import exact_arithmetic
 BLOCK = 32
 RADII = (0.0, 0.1, 0.2, 0.3)
 SHARES = (0.02, 0.1, 0.3)  # of the parent's draws that are shared at most
+ROUNDED = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def network_of(name: str) -> nn.Module:
@@ -73,46 +74,49 @@ def reuse(
     ]
 
 
-def compare(child_name: str, images: int, samples: int, sigma: float) -> None:
+def child_of(parent: nn.Module, name: str) -> nn.Module:
+    """The parent in fewer bits, or a checkpoint of the zoo."""
+    if name not in ROUNDED:
+        return network_of(name)
+    child = copy.deepcopy(parent)
+    for weights in child.parameters():
+        weights.data = weights.data.to(ROUNDED[name]).to(weights.dtype)
+    return child
+
+
+def compare(parent_name: str, child_name: str, images: int, samples: int, sigma: float) -> None:
     """Print the table."""
-    parent_name = find_entry(child_name).parent or ""
-    child, parent = network_of(child_name), network_of(parent_name)
-    source = load_images(open_ref(child_name).header.dataset, "test")
+    parent = network_of(parent_name)
+    child = child_of(parent, child_name)
+    source = load_images(open_ref(parent_name).header.dataset, "test")
     blocks = [load_block(source, 0, tuple(range(i, min(i + BLOCK, images)))) for i in range(0, images, BLOCK)]
-    modes = {
-        mode: SmoothingSettings.model_validate({"mode": mode, "sigma": sigma, "samples": samples, "radii": RADII})
-        for mode in ("cohen", "adaptive")
-    }
-    of_parent = {mode: evaluate(parent, blocks, settings) for mode, settings in modes.items()}
-    alone = {mode: evaluate(child, blocks, settings) for mode, settings in modes.items()}
-    basis = sum(map(passes, alone["cohen"])) / images
+    asked = {"sigma": sigma, "samples": samples, "radii": RADII}
+    cohen, adaptive = (SmoothingSettings.model_validate({"mode": mode, **asked}) for mode in ("cohen", "adaptive"))
+    of_parent = evaluate(parent, blocks, cohen)
+    basis = float(cohen.n0 + samples)
     print(f"{child_name} from {parent_name}: {images} images, sigma {sigma}, N = {samples}, alpha 0.001")
     print(f"{'':<28}{'passes':>10}{'saved':>9}{'lost':>8}  certified at {', '.join(map(str, RADII))}")
-    for mode in modes:
-        show(f"(parent, {mode})", of_parent[mode], basis)
-    for mode in modes:
-        show(f"{mode}", alone[mode], basis)
-    for mode, asked in modes.items():
-        ledger = {record.index: asdict(record) for record in of_parent[mode]}
-        for share in SHARES:
-            for direct in (False, True):
-                values = {**asked.model_dump(exclude={"mode"}), "parent_mode": mode, "direct": direct}
-                settings = ReuseSettings(**values, reuse_samples=max(1, round(share * samples)))
-                name = f"reuse {share:.0%} of {mode}{' + direct' * direct}"
-                show(name, reuse(child, parent, blocks, ledger, settings), basis)
+    show("(parent, cohen)", of_parent, basis)
+    show("cohen", evaluate(child, blocks, cohen), basis)
+    show("adaptive", evaluate(child, blocks, adaptive), basis)
+    ledger = {record.index: asdict(record) for record in of_parent}
+    for share in SHARES:
+        settings = ReuseSettings(**cohen.model_dump(exclude={"mode"}), reuse_samples=max(1, round(share * samples)))
+        show(f"reuse {share:.0%}", reuse(child, parent, blocks, ledger, settings), basis)
 
 
 def main() -> None:
     """Read the options and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--child", default="digits-trades-90")
-    parser.add_argument("--images", type=int, default=100)
+    parser.add_argument("--parent", default="digits-trades")
+    parser.add_argument("--child", default="bfloat16")
+    parser.add_argument("--images", type=int, default=40)
     parser.add_argument("--samples", type=int, default=100_000)
-    parser.add_argument("--sigma", type=float, default=0.12)
+    parser.add_argument("--sigma", type=float, default=0.25)
     given = parser.parse_args()
     torch.set_num_threads(1)
     with exact_arithmetic():
-        compare(given.child, given.images, given.samples, given.sigma)
+        compare(given.parent, given.child, given.images, given.samples, given.sigma)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,12 @@ def stream(*key: object, device: torch.device | str = "cpu", version: int = 1) -
     return generator
 
 
+def bits(*key: object) -> np.random.SFC64:
+    """A source of 64-bit words on the CPU that depends on `key` alone, by 128 bits of its hash (SHAKE-256)."""
+    text = "\x1f".join(map(str, key)).encode()
+    return np.random.SFC64(int.from_bytes(hashlib.shake_256(text).digest(16), "little"))
+
+
 def pick_device(name: str = "auto") -> torch.device:
     """Return the device called `name`; "auto" takes the GPU of this process if there is one, "cuda" that GPU.
 

@@ -24,7 +24,7 @@ ROWS = [
     {"masking"},
     {"config", "ledger"},
     {"plugins"},
-    {"threat", "runtime", "documents", "selection", "files", "process"},
+    {"laws", "threat", "runtime", "documents", "selection", "files", "process"},
     {"errors"},
     {"__init__"},
 ]

@@ -87,6 +87,16 @@ def pose(
     return Problem(network, parts.body, parts.shapes, Ball(x, epsilon, norm), y, *functions)
 
 
+def pose_outputs(network: Prepared, x: Tensor, epsilon: float) -> Problem:
+    """Pose the outputs (B, S) of a network themselves as the functions, over L-infinity balls around `x`, (B, ...)."""
+    parts = _parts(network.nodes, x)
+    weight, bias = parts.head or (torch.eye(parts.value.shape[-1], dtype=x.dtype, device=x.device), None)
+    rows = weight.expand(len(x), *weight.shape)
+    offset = rows.new_zeros(rows.shape[:2]) if bias is None else bias.expand(len(x), -1)
+    others = torch.arange(len(weight), device=x.device).expand(len(x), -1)
+    return Problem(network.network, parts.body, parts.shapes, Ball(x, epsilon), others[:, 0], others, rows, offset)
+
+
 @dataclass(frozen=True, eq=False)
 class _Parts:
     """A program apart: its last linear layer, if it ends with one, the operations before it, and their shapes.

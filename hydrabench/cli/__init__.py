@@ -13,6 +13,7 @@ from hydrabench.cli.listing import listing
 from hydrabench.cli.reporting import report
 from hydrabench.cli.training import finetune, pipeline, prune, train
 from hydrabench.cli.verify import verify
+from hydrabench.cli.vnncomp import vnncomp
 from hydrabench.cli.zoo import zoo
 
 
@@ -43,6 +44,7 @@ for command in (
     gate,
     baseline,
     verify,
+    vnncomp,
     pipeline,
     zoo,
     listing,

@@ -106,8 +106,10 @@ def certify(ref: str | None, method: str, **given: Any) -> None:
       hydrabench certify --ckpt runs/final --method smoothing --sigma 0.25 --samples 10000
       hydrabench certify --ckpt runs/final --method smoothing --sigma 0.25 --skip 20
       hydrabench certify --ckpt runs/final --method smoothing --mode adaptive --radii auto --sigma 0.25,0.5
+      hydrabench certify --ckpt runs/final --method smoothing --mode adaptive --tolerance 0.02
+      hydrabench certify --ckpt runs/final --method smoothing --law uniform --radii 0,0.5,1
       hydrabench certify --ckpt runs/final --method smoothing --index 17
-      hydrabench certify --ckpt runs/pruned --method smoothing --reuse runs/smoothing-of-dense --parent runs/dense
+      hydrabench certify --ckpt runs/final --method smoothing --precision bfloat16 --reuse runs/smoothing-in-float32
       hydrabench certify --ckpt runs/final --epsilon 2/255 -n 50 --export-vnnlib vnncomp
 
     A cascade runs each method only on the images that are still undecided, and none on images that the network
@@ -146,7 +148,7 @@ def _evaluate(ref: str | None, choice: str, kind: str, given: dict[str, Any]) ->
 
     described, request = read_network(given, ref)
     if request is not None and given.get("reuse") is not None:
-        raise ConfigError("--reuse takes certificates from the checkpoint that --ckpt was pruned from; leave it out")
+        raise ConfigError("--reuse is for checkpoints, and --model is none; leave it out")
     runs = settings_of(kind, given)
     refusals.refuse_machine(given, "evaluation")
     refusals.refuse_folder(given["out"] if len(runs) == 1 else None, resume=given["resume"])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from math import sqrt
 from time import perf_counter
 from typing import Any
@@ -15,11 +15,20 @@ from hydrabench.data.images import Block
 from hydrabench.errors import DataError
 from hydrabench.evaluators.clean import require_eval_mode
 from hydrabench.evaluators.reuse_settings import ReuseSettings
-from hydrabench.evaluators.smoothed import certify_image
-from hydrabench.evaluators.smoothing_settings import SmoothingSettings
+from hydrabench.laws import radius_of
 from hydrabench.ledger import ABSTAIN, ReuseRecord
-from hydrabench.smoothing import Draws, Plan, Routine, Sampling, are_grey_levels, collect, radius_of, rule_again, slack
-from hydrabench.smoothing.reuse import LostVotes, parent_bound, shares
+from hydrabench.smoothing import (
+    SHARE,
+    Draws,
+    LostVotes,
+    Plan,
+    Routine,
+    Sampling,
+    are_grey_levels,
+    clopper_pearson_lower,
+    collect,
+    slack,
+)
 
 Known = Mapping[str, Any]  # one line of the parent's ledger
 
@@ -57,8 +66,7 @@ def evaluate_reuse(
 
     Both networks vote on the first draws of the parent's estimation stream until the votes that are lost are few
     enough (`smoothing.reuse.LostVotes`). Where the parent's bound does not exceed 1/2 the child abstains
-    without a draw. With `settings.direct`, images that the child certifies at fewer of the radii than the parent's
-    ledger does, and those where it abstains, are certified directly as well, and the better certificate counts.
+    without a draw.
 
     Args:
         network, block, sampling: as for `evaluate_smoothed`. parent: in eval mode, run as for its ledger.
@@ -71,8 +79,7 @@ def evaluate_reuse(
     started = perf_counter()
     sampling = _sampling(block, settings, sampling or Sampling())
     lost = slack(settings.sigma, block.images[0].numel()) if settings.rigor == "discrete" else 0.0
-    split = shares(settings.alpha, direct=settings.direct)
-    rule = LostVotes(Plan(settings.reuse_samples, split.lost, settings.sigma, settings.radii, lost))
+    rule = LostVotes(Plan(settings.reuse_samples, settings.alpha * (1 - SHARE), settings.sigma, settings.radii, lost))
     records = [_abstention(settings, ledger[index], _about(block, row)) for row, index in enumerate(block.indices)]
     comparable = [row for row, record in enumerate(records) if record.parent_p_lower - lost > 0.5]
     routines = [compare(settings, rule, records[row], block.images[row].numel()) for row in comparable]
@@ -80,10 +87,6 @@ def evaluate_reuse(
     found = collect(both, block.images[comparable], routines, sigma=settings.sigma, sampling=sampling)
     for row, (compared, _) in zip(comparable, found, strict=True):
         records[row] = compared
-    if settings.direct:
-        stated = [ledger[record.index]["p_lower"] for record in records]
-        short = [row for row, record in enumerate(records) if rule.falls_short(stated[row], record.p_lower)]
-        _certify_directly(network, block, short, settings=settings, sampling=sampling, records=records)
     share = (perf_counter() - started) / max(1, sum(record.passes for record in records))
     return [replace(record, seconds=record.passes * share) for record in records]
 
@@ -102,9 +105,7 @@ def _about(block: Block, row: int) -> dict[str, Any]:
 
 def _abstention(settings: ReuseSettings, known: Known, about: Mapping[str, Any]) -> ReuseRecord:
     """Return a record that abstains, with the class and the bound of the parent's record."""
-    split = shares(settings.alpha, direct=settings.direct)
-    rule = rule_again(settings.parent_mode, settings.version)(Plan(settings.samples, split.parent, settings.sigma, ()))
-    looks = [] if known.get("skipped") else known.get("looks") or [[known["samples"], known["count"]]]
+    share, count, samples = settings.alpha * SHARE, known["count"], known["samples"]
     return ReuseRecord(
         **about,
         prediction=ABSTAIN,
@@ -116,13 +117,11 @@ def _abstention(settings: ReuseSettings, known: Known, about: Mapping[str, Any])
         abstain=True,
         mode=settings.mode,
         alpha_spent=settings.alpha,
-        skipped=bool(known.get("skipped")),
         radius_linf=0.0,
-        parent_looks=[list(look) for look in looks],
-        parent_p_lower=parent_bound(rule, looks),
-        alpha_parent=split.parent,
-        alpha_lost=split.lost,
-        alpha_direct=split.direct,
+        parent_looks=[[samples, count]],
+        parent_p_lower=clopper_pearson_lower(count, samples, alpha=share),
+        alpha_parent=share,
+        alpha_lost=settings.alpha - share,
     )
 
 
@@ -159,31 +158,3 @@ def compare(settings: ReuseSettings, rule: LostVotes, record: ReuseRecord, coord
         disagreements=sum(parted),
         passes=2 * drawn,
     )
-
-
-def _certify_directly(
-    network: nn.Module,
-    block: Block,
-    rows: Sequence[int],
-    *,
-    settings: ReuseSettings,
-    sampling: Sampling,
-    records: list[ReuseRecord],
-) -> None:
-    """Certify the images at `rows` without the parent, too, and keep the better certificate of each."""
-    names = ("sigma", "n0", "samples", "radii", "seed", "rigor", "label_aware", "version")
-    alone = SmoothingSettings(
-        mode="adaptive",
-        alpha=shares(settings.alpha, direct=True).direct,
-        **{name: getattr(settings, name) for name in names},
-    )
-    images = block.images[list(rows)]
-    routines = [certify_image(alone, block.images[row].numel(), _about(block, row)) for row in rows]
-    found = collect(network, images, routines, sigma=settings.sigma, sampling=sampling)
-    for row, (direct, spent) in zip(rows, found, strict=True):
-        passes = records[row].passes + spent
-        if direct.p_lower > records[row].p_lower:
-            kept = ("mode", "alpha_spent", "seconds")
-            better = {name: value for name, value in asdict(direct).items() if name not in kept}
-            records[row] = replace(records[row], **better, certificate="direct")
-        records[row] = replace(records[row], passes=passes)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import PositiveInt
+from pydantic import PositiveInt, model_validator
 
 from hydrabench.config.protocol import unless
 from hydrabench.evaluators.smoothing_settings import DEFAULT_RADII, SmoothingSettings, radii_text
@@ -14,24 +14,29 @@ from hydrabench.evaluators.smoothing_settings import DEFAULT_RADII, SmoothingSet
 class ReuseSettings(SmoothingSettings):
     """Incremental smoothing, see `smoothing.reuse`; a recipe cannot contain it, because it needs a parent's run.
 
-    sigma, n0, samples (N), seed, rigor, label_aware and version are those of the parent's run, parent_mode its mode;
-    alpha and radii are the child's. reuse_samples: the most draws that both networks vote on. direct: certify the child
-    directly as well where that falls short of the parent, by mode adaptive and with a third of alpha.
+    sigma, n0, samples (N), seed, rigor and version are those of the parent's run of mode cohen; alpha and radii are the
+    child's. reuse_samples: the most draws that both networks vote on.
     """
 
     mode: Literal["reused"] = "reused"  # type: ignore[assignment]  # a mode of its own, which the others do not offer
-    parent_mode: Literal["cohen", "curtailed", "adaptive", "betting"]
+    parent_mode: Literal["cohen"] = "cohen"
     reuse_samples: PositiveInt
-    direct: bool = False
 
     added: ClassVar[tuple[str, ...]] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def withdrawn(cls, values: Any) -> Any:
+        """Refuse ledgers of what release 0.1 could do besides; they say `direct: false` where it is not that."""
+        known = dict(values) if isinstance(values, dict) else {}
+        if known.pop("direct", False) or known.get("parent_mode", "cohen") != "cohen":
+            raise ValueError("reuse is for parents of mode cohen now, without --reuse-direct; certify anew")
+        return known
 
     def conflicts(self) -> Iterator[str]:
         """Yield what does not go together."""
         if not self.radii:
             yield "reuse stops when the radii are settled; give at least one"
-        if self.version > 2 and self.parent_mode != "adaptive":
-            yield f"a parent of mode {self.parent_mode} has no version {self.version}; versions are 1 and 2"
         if self.reuse_samples > self.samples:
             yield (
                 f"reuse_samples {self.reuse_samples} exceeds the parent's {self.samples} draws, where nothing is left "
@@ -44,10 +49,7 @@ class ReuseSettings(SmoothingSettings):
 
         m: the most shared draws; a: the child's alpha; the other letters as in `SmoothingSettings.protocol`.
         """
-        spelt = "-direct" if self.direct else ""
-        spelt += "" if self.parent_mode == "cohen" else f"-of-{self.parent_mode}"
-        spelt += "-discrete" if self.rigor == "discrete" else ""
-        spelt += "-label-aware" if self.label_aware else ""
+        spelt = "-discrete" if self.rigor == "discrete" else ""
         spelt += unless(100, "n0_", self.n0) + unless(100_000, "n", self.samples)
         spelt += unless(default_reuse_samples(self.samples), "m", self.reuse_samples) + unless(0.001, "a", self.alpha)
         spelt += f"-r{radii_text(self.radii)}" if self.radii != DEFAULT_RADII else ""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
-from math import sqrt
 from time import perf_counter
 from typing import Any
 
@@ -15,9 +14,12 @@ from hydrabench.data.images import Block
 from hydrabench.errors import DataError
 from hydrabench.evaluators.clean import require_eval_mode
 from hydrabench.evaluators.smoothing_settings import SmoothingSettings
+from hydrabench.laws import LAWS
 from hydrabench.ledger import ABSTAIN, SmoothedRecord
+from hydrabench.runtime import bits
 from hydrabench.smoothing import (
     Draws,
+    FixedSize,
     Plan,
     Routine,
     Rule,
@@ -25,10 +27,11 @@ from hydrabench.smoothing import (
     are_grey_levels,
     collect,
     prediction_p_value,
-    radius_of,
     rule_of,
     slack,
 )
+
+SMALLEST_UNIFORM = 0.01
 
 
 def evaluate_smoothed(
@@ -52,7 +55,8 @@ def evaluate_smoothed(
     require_eval_mode(network)
     started = perf_counter()
     sampling = sampling or Sampling()
-    sampling = replace(sampling, source=replace(sampling.source, rigor=settings.rigor, version=settings.streams))
+    source = replace(sampling.source, rigor=settings.rigor, version=settings.streams, law=settings.law)
+    sampling = replace(sampling, source=source)
     if settings.rigor == "discrete" and not are_grey_levels(block.images):
         raise DataError("integer noise needs 8-bit images, of whose pixels 255 times is whole; use --rigor standard")
     about = [
@@ -73,8 +77,24 @@ def evaluate_smoothed(
 def rule_for(settings: SmoothingSettings, coordinates: int) -> Rule:
     """The stopping rule of the settings, for images of so many coordinates (C * H * W)."""
     lost = slack(settings.sigma, coordinates) if settings.rigor == "discrete" else 0.0
-    plan = Plan(settings.samples, settings.alpha, settings.sigma, settings.radii, lost)
+    plan = Plan(
+        settings.samples,
+        settings.alpha,
+        settings.sigma,
+        settings.radii,
+        slack=lost,
+        tolerance=settings.tolerance,
+        law=settings.law,
+    )
     return rule_of(settings.mode, settings.version)(plan)
+
+
+def uniform_of(*key: object) -> float:
+    """The number of an image's randomized bound, in [1/100, 1], by 53 bits of a stream that nothing else reads.
+
+    From below 1/100, which would certify any radius where all draws agree, it is raised; larger is always valid.
+    """
+    return max(float(bits(*key, "uniform").random_raw() >> 11) / 2**53, SMALLEST_UNIFORM)
 
 
 def certify_image(settings: SmoothingSettings, coordinates: int, about: Mapping[str, Any]) -> Routine[SmoothedRecord]:
@@ -102,6 +122,8 @@ def certify_image(settings: SmoothingSettings, coordinates: int, about: Mapping[
     if record.skipped:
         return record
     rule = rule_for(settings, coordinates)
+    if settings.randomized:
+        rule = FixedSize(rule.plan, uniform_of(*key, about["index"]))
     n: int | None = rule.first
     best, looks, votes = 0.0, [], selection
     while n is not None:
@@ -109,7 +131,7 @@ def certify_image(settings: SmoothingSettings, coordinates: int, about: Mapping[
         verdict = rule.look(n, votes[selected], best)
         looks.append([n, votes[selected]])
         best, n = verdict.p_lower, verdict.following
-    radius = radius_of(best, sigma=settings.sigma)
+    radius = rule.plan.radius(best)
     return replace(
         record,
         prediction=ABSTAIN if radius is None else selected,
@@ -121,7 +143,7 @@ def certify_image(settings: SmoothingSettings, coordinates: int, about: Mapping[
         counts=votes,
         looks=looks,
         alpha_spent=rule.alpha_spent(sum(votes)),
-        radius_linf=(radius or 0.0) / sqrt(coordinates),
+        radius_linf=0.0 if radius is None else LAWS[settings.law].linf(best, settings.sigma, coordinates),
     )
 
 

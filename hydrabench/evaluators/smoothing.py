@@ -13,7 +13,9 @@ from hydrabench.evaluators.blocks import Blocks
 from hydrabench.evaluators.description import Computing, Evaluator, Line, Metric, Option, Ready, is_correct
 from hydrabench.evaluators.reuse_settings import ReuseSettings
 from hydrabench.evaluators.smoothing_settings import SmoothingSettings
+from hydrabench.laws import LAWS
 from hydrabench.ledger import ReuseRecord, SmoothedRecord
+from hydrabench.threat import NORM_TEXTS
 
 if TYPE_CHECKING:
     import torch
@@ -27,14 +29,13 @@ if TYPE_CHECKING:
 FIXED_SIZE_BLOCK, SEQUENTIAL_BLOCK = 1, 32
 TIMED_SAMPLES = 2000  # all draws cost the same
 NOISE = ("auto", "cpu", "device")
-STOPS_EARLY = ("curtailed", "adaptive", "betting", "reused")
+STOPS_EARLY = ("adaptive", "reused")
 
 _CERTIFIED = "right and certified at L2 radius r by randomized smoothing"
 MEANINGS = {
     "cohen": f"{_CERTIFIED} (Cohen et al. 2019), without abstaining",
-    "curtailed": f"{_CERTIFIED} as smoothing-cohen would be with all draws, which stop once that verdict is settled",
-    "adaptive": f"{_CERTIFIED}, at fixed looks that share α; draws stop once each radius is certified or given up",
-    "betting": f"{_CERTIFIED}, by a betting confidence sequence; draws stop once each radius is certified or given up",
+    "adaptive": f"{_CERTIFIED}, at fixed looks that share α; draws stop once each radius is certified or given up, and "
+    "with a tolerance once the largest radius is known to within that",
     "reused": f"{_CERTIFIED}, derived from the certificate of a parent network and the votes lost since (incremental "
     "smoothing, arXiv:2305.19521); α covers both",
     "imported": f"{_CERTIFIED}, as read from another tool's table",
@@ -44,7 +45,12 @@ MEANINGS = {
 HEADINGS = {"cohen": "smoothing", "imported": "smoothing", "reused": "smoothing reuse"}
 HOW, REUSE = "Smoothing, how it is computed", "Smoothing, from the certificates of a parent network"
 SMOOTHING_OPTIONS = (
-    Option("mode", "cohen, curtailed, adaptive or betting: when to stop.", heading="Smoothing", default="cohen"),
+    Option(
+        "mode",
+        "cohen: all draws, and the radius; adaptive: --radii alone, with a tenth of the draws.",
+        heading="Smoothing",
+        default="cohen",
+    ),
     Option(
         "predict",
         "Predict with abstention; certify no radius.",
@@ -61,11 +67,30 @@ SMOOTHING_OPTIONS = (
         "Smoothing",
         default="the training noise, or 0.25",
     ),
+    Option(
+        "law",
+        "Of the noise: gaussian for L2 radii; uniform or laplace for L1.",
+        heading="Smoothing",
+        default="gaussian",
+    ),
     Option("n0", "Selection samples.", "int", "Smoothing", default="100"),
     Option("samples", "Most estimation samples.", "int", "Smoothing", default="100000"),
-    Option("alpha", "Failure probability for an image, all radii at once.", "float", "Smoothing", default="0.001"),
+    Option(
+        "alpha",
+        "Failure probability of an image in one run, all radii; n images: n alpha expected to fail.",
+        "float",
+        "Smoothing",
+        default="0.001",
+    ),
     Option("radii", "L2 radii, e.g. 0,0.25,0.5, or auto.", "list", "Smoothing", default="0,0.25,0.5,0.75"),
     SEED,
+    Option(
+        "tolerance",
+        "With adaptive: draw on until the radius is known to within this, e.g. 0.02; for mean radii.",
+        "float",
+        "Smoothing",
+    ),
+    Option("randomized", "With cohen: the randomized bound, a little larger, of coverage exactly 1 - alpha.", "flag"),
     Option("rigor", "Smoothing: standard, or discrete: integer noise, sound in floating point.", default="standard"),
     Option("label_aware", "Draw no more if the selection is not the label.", "flag", "Smoothing"),
     Option("batch", "Noisy images in a forward pass.", "int", HOW, "computing", "by their size"),
@@ -73,17 +98,9 @@ SMOOTHING_OPTIONS = (
     Option("compile", "Run the network through torch.compile.", "flag", HOW, "computing"),
     Option("channels_last", "Memory format channels_last.", "flag", HOW, "computing"),
     Option("fold_batch_norm", "Merge batch norms into convolutions.", "flag", HOW, "computing"),
-    Option("reuse", "Derive certificates from this run of the parent network.", "folder", REUSE, "source"),
+    Option("reuse", "Run of mode cohen of nearly the same network, in more bits, say.", "folder", REUSE, "source"),
     Option("parent", "The parent's checkpoint.", "text", REUSE, "source", "the name in its run", needs="reuse"),
     Option("reuse_samples", "Most draws for both networks.", "int", REUSE, default="1/10 of --samples", needs="reuse"),
-    Option(
-        "reuse_direct",
-        "Certify directly too, where that falls short.",
-        "flag",
-        REUSE,
-        setting="direct",
-        needs="reuse",
-    ),
 )
 
 
@@ -138,8 +155,8 @@ def _prepare(network: nn.Module, settings: Any, computing: Computing) -> Ready:
     header: dict[str, Any] = {"noise": sampling.source.describe(computing.device), **forward.describe()}
     if parent is None:
         return Ready(lambda block: evaluate_smoothed(child, block, settings, sampling), header)
-    parent.require_arithmetic({"precision": computing.precision, **header})
-    old, records = forward.apply(parent.network), parent.records
+    parent.require_noise({"precision": computing.precision, **header})
+    old, records = parent.forward().apply(parent.network), parent.records
     return Ready(
         lambda block: evaluate_reuse(child, block, settings, sampling, parent=old, ledger=records),
         {**header, "reused": parent.describe()},
@@ -156,7 +173,8 @@ def metrics(lines: Sequence[Line], settings: Any) -> dict[str, Metric]:
     `certified_accuracy@R` (R written with %g) asks for a correct prediction, no abstention and a radius of at least R;
     whatever is not abstained has a radius above 0, so R = 0 gives the accuracy of the smoothed classifier with
     abstentions counted as wrong (Cohen et al. 2019, section 4). `average_certified_radius` counts 0 for wrong
-    predictions and abstentions (Zhai et al. 2020, arXiv:2001.02378, section 3). Records of mode "predict" certify no
+    predictions and abstentions (Zhai et al. 2020, arXiv:2001.02378, section 3); it is left out where draws stop before
+    the radius is known, in mode adaptive without a tolerance. Records of mode "predict" certify no
     radius: `smoothed_accuracy` asks for a correct prediction and no abstention, `abstained` counts those.
     """
     if lines and all(line.get("mode") == "predict" for line in lines):
@@ -173,11 +191,21 @@ def metrics(lines: Sequence[Line], settings: Any) -> dict[str, Metric]:
         )
         for radius in map(float, settings.radii)
     }
+    if any(line.get("mode") == "adaptive" for line in lines) and settings.version > 3 and settings.tolerance is None:
+        return found
     means = Metric(tuple(r or 0.0 for r in earned), "t", label="mean radius")
     return {**found, "average_certified_radius": means}
 
 
+def _heading(settings: Any) -> str:
+    mode = HEADINGS.get(settings.mode, f"smoothing {settings.mode}")
+    return mode if settings.law == "gaussian" else f"{mode} {settings.law} {NORM_TEXTS[LAWS[settings.law].norm]}"
+
+
 def _meaning(settings: Any) -> str:
+    if settings.law != "gaussian":
+        found = MEANINGS[settings.mode].replace("L2 radius", f"{NORM_TEXTS[LAWS[settings.law].norm]} radius")
+        return f"{found}, under {settings.law} noise (Yang et al. 2020, arXiv:2002.08118)"
     exact = ", under integer noise, which holds in floating point" * (settings.rigor == "discrete")
     return f"{MEANINGS[settings.mode]}{exact}"
 
@@ -203,7 +231,7 @@ def _notes(columns: Sequence[tuple[Any, int]]) -> list[str]:
 
 def _implied(settings: SmoothingSettings, shape: tuple[int, int, int], _lines: Sequence[Line]) -> dict[str, Any]:
     """The L∞ radius that each L2 radius implies."""
-    if settings.mode == "predict":
+    if settings.mode == "predict" or settings.law != "gaussian":
         return {}
     return {"implied_linf": {f"{radius:g}": radius / sqrt(prod(shape)) for radius in settings.radii}}
 
@@ -219,7 +247,7 @@ SMOOTHING = Evaluator(
     metrics=metrics,
     claims="smoothed",
     command="certify",
-    heading=lambda settings: HEADINGS.get(settings.mode, f"smoothing {settings.mode}"),
+    heading=_heading,
     meaning=_meaning,
     passes=lambda settings, _sizes: settings.n0 + settings.samples,
     piece=_piece,

@@ -6,10 +6,11 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import NormalDist
 from typing import Any, ClassVar
 
 from pydantic import ConfigDict
+
+from hydrabench.laws import radius_of
 
 ABSTAIN = -1
 # Sums of floats in another order, on another machine or among other images, move numbers by about this much.
@@ -164,7 +165,8 @@ class SmoothedRecord(Record):
         if not 0 <= self.p_lower <= 1:
             yield f"has p_lower {self.p_lower:g}, which is a probability"
             return
-        implied = settings["sigma"] * NormalDist().inv_cdf(self.p_lower) if 0.5 < self.p_lower < 1 else 0.0
+        known = self.p_lower if self.p_lower < 1 else 0.0
+        implied = radius_of(known, sigma=settings["sigma"], law=settings.get("law", "gaussian")) or 0.0
         if not math.isclose(self.radius, implied, rel_tol=1e-6, abs_tol=1e-9):
             yield f"has radius {self.radius:g}, but p_lower {self.p_lower:g} gives {implied:g} at this sigma"
         elif self.abstain != (implied == 0):
@@ -202,9 +204,8 @@ class ReuseRecord(SmoothedRecord):
     both; counts: the same for all classes. looks: [draws, lost] each time; lost: votes of the parent for `selected`
     that the child did not give; disagreements: all draws on which the two differ.
     parent_looks: [draws, count] of the parent's ledger; parent_p_lower: its bound at level alpha_parent; alpha_lost
-    goes to the lost votes and alpha_direct to certifying directly (0: never done). passes: forward passes spent, the
-    parent's and those of a direct certificate included. certificate: "reused", "direct" if that one is better (the
-    fields of `SmoothedRecord` then mean what they mean there), or "none": the parent abstains, so nothing was drawn.
+    goes to the lost votes, alpha_direct (always 0) is kept for older ledgers. passes: forward passes spent, the
+    parent's included. certificate: "reused", or "none": the parent abstains, so nothing was drawn.
     """
 
     parent_looks: list[list[int]] = field(default_factory=list)
@@ -220,8 +221,8 @@ class ReuseRecord(SmoothedRecord):
     def problems(self, settings: Mapping[str, Any]) -> Iterator[str]:
         """Yield what cannot be."""
         yield from super().problems(settings)
-        if self.certificate not in ("reused", "direct", "none"):
-            yield f"has certificate {self.certificate!r}, which is reused, direct or none"
+        if self.certificate not in ("reused", "none"):
+            yield f"has certificate {self.certificate!r}, which is reused or none"
         if self.certificate == "none" and not self.abstain:
             yield "has no certificate, but does not abstain"
         if self.certificate == "reused" and self.p_lower > self.parent_p_lower:

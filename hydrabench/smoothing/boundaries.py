@@ -19,12 +19,11 @@ import math
 from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrabench.smoothing.confidence import radius_of
+from hydrabench.laws import LAWS
 from hydrabench.smoothing.sequential import Plan, Verdict
 
 FIRST, GROWTH = 16, 1.25  # looks without a reason of their own: 16, 20, 25, ...
@@ -109,17 +108,28 @@ class ExactSequential:
 
     The bound of the probability is known on a grid: the thresholds of the radii that are asked for and of the
     multiples of sigma / 20. Only the former decide when the draws stop. Giving up lowers claims and costs no alpha.
+
+    With a tolerance t the grid has steps of t / 3, and draws go on until every threshold whose radius exceeds the
+    claimed one by more than t / 2 is given up, too. Neighbours on the grid are at most t / 2 apart (a multiple beside
+    a radius that is asked for is left out), so more draws could not raise the radius by more than t, but for the
+    probability of giving up. The claims are the same tests as before, each at the full alpha: coverage does not
+    depend on when the draws stop.
     """
 
     plan: Plan
 
+    @property
+    def step(self) -> float:
+        """The step of the grid of radii, in pixel units."""
+        return STEP * self.plan.sigma if self.plan.tolerance is None else self.plan.tolerance / 3
+
     @cached_property
     def thresholds(self) -> tuple[float, ...]:
         """The probabilities that can be claimed, ascending; each certifies the radius that it belongs to."""
-        plan, step = self.plan, STEP * self.plan.sigma
+        plan, step = self.plan, self.step
         asked = [t for t in (_threshold(r, plan) for r in plan.radii) if t < 1]
-        grid = [k * step for k in range(round(4.2 / STEP))]
         largest = (plan.alpha / UPWARD**2) ** (1 / plan.samples)
+        grid = [k * step for k in range(math.ceil((plan.radius(largest) or 0.0) / step) + 1)]
         between = {
             _threshold(radius, plan) for radius in grid if all(abs(radius - r) > step / 2 for r in plan.radii)
         } | {largest}
@@ -129,6 +139,11 @@ class ExactSequential:
     def lower(self) -> tuple[float, ...]:
         """The bound of the probability that each threshold gives, without what integer noise costs."""
         return tuple(threshold - self.plan.slack for threshold in self.thresholds)
+
+    @cached_property
+    def certifies(self) -> tuple[float, ...]:
+        """The radius that each threshold gives."""
+        return tuple(self.plan.radius(bound) or 0.0 for bound in self.lower)
 
     @cached_property
     def asked(self) -> tuple[int, ...]:
@@ -172,7 +187,7 @@ class ExactSequential:
 
     @cached_property
     def given_up(self) -> dict[int, tuple[int, ...]]:
-        """For the place of each radius the largest counts, at the looks, that give it up.
+        """For the place of each radius that decides the largest counts, at the looks, that give it up.
 
         That is where no later look can claim it, or hardly: `RESIGN` is the probability of that, for all looks
         together, if the class were so likely that N draws claim half of the time.
@@ -180,7 +195,7 @@ class ExactSequential:
         from scipy.stats import binom  # noqa: PLC0415  (takes a second to import)
 
         looks, found = np.array(self.looks), {}
-        for place in self.asked:
+        for place in self.asked if self.plan.tolerance is None else range(len(self.thresholds)):
             if place < len(self.thresholds):
                 counts = np.array(self.claims[place])
                 likely = min(counts[-1] / looks[-1], 1.0)
@@ -209,11 +224,22 @@ class ExactSequential:
         while claimed < len(self.lower) and count >= self.claims[claimed][at]:
             claimed += 1
         best = self.lower[claimed - 1] if claimed else best
-        # The radii come in their order, too: where the next is given up, so are the larger ones.
-        pending = next((place for place in self.asked if claimed <= place < len(self.lower)), None)
-        if n == self.plan.samples or pending is None or count <= self.given_up[pending][at]:
-            return Verdict(best, None)
-        return Verdict(best, self.looks[at + 1])
+        # Thresholds come in their order: where the next is given up, so are the larger ones.
+        pending = (self._next_radius(claimed), self._beyond_tolerance(claimed))
+        settled = all(place is None or count <= self.given_up[place][at] for place in pending)
+        return Verdict(best, None if settled or n == self.plan.samples else self.looks[at + 1])
+
+    def _next_radius(self, claimed: int) -> int | None:
+        """The place of the least radius that is asked for and not among the `claimed` thresholds."""
+        return next((place for place in self.asked if claimed <= place < len(self.lower)), None)
+
+    def _beyond_tolerance(self, claimed: int) -> int | None:
+        """The place of the least threshold whose radius exceeds that of the last claimed by more than half of it."""
+        if self.plan.tolerance is None:
+            return None
+        enough = (self.certifies[claimed - 1] if claimed else 0.0) + self.plan.tolerance / 2
+        place = bisect_right(self.certifies, enough)
+        return place if place < len(self.certifies) else None
 
     def alpha_spent(self, n: int) -> float:
         """The largest share of alpha that a test was given until `n` draws."""
@@ -222,7 +248,7 @@ class ExactSequential:
 
 def _threshold(radius: float, plan: Plan) -> float:
     """The least probability of which, less the slack, rounding leaves the radius certified."""
-    found = NormalDist().cdf(radius / plan.sigma) + plan.slack
-    while found < 1 and ((got := radius_of(found - plan.slack, sigma=plan.sigma)) is None or got < radius):
+    found = LAWS[plan.law].probability(radius, plan.sigma) + plan.slack
+    while found < 1 and ((got := plan.radius(found - plan.slack)) is None or got < radius):
         found = math.nextafter(found, 2)
     return found

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from statistics import NormalDist
+from hydrabench.laws import radius_of
 
 
 def clopper_pearson_lower(count: int, n: int, *, alpha: float) -> float:
@@ -30,6 +29,35 @@ def clopper_pearson_lower(count: int, n: int, *, alpha: float) -> float:
     return float(proportion_confint(count, n, alpha=2 * alpha, method="beta")[0])
 
 
+def randomized_lower(count: int, n: int, *, alpha: float, uniform: float) -> float:
+    """One-sided lower confidence bound whose coverage is exactly 1 - alpha: randomized Clopper-Pearson.
+
+    It solves P_p(X > count) + U P_p(X = count) = alpha for p. The left side has the uniform law on [0, 1] if p is the
+    truth, so it is below alpha with probability alpha. U = 1 gives the bound of Clopper and Pearson, smaller U a larger
+    one, up to that of `count` + 1 for U = 0.
+
+    Args: as `clopper_pearson_lower`; uniform: U, in (0, 1], drawn once for each certificate, independently of the
+        count, and never again.
+    Returns: the bound, in [0, 1), rounded down. Where all draws agree it is (alpha / U)^(1/n), so next to 1 if U <=
+        alpha; callers keep U away from that, because a larger U is valid, too.
+    Raises: ValueError if an argument is outside its range.
+    Source: Voracek (2024), arXiv:2406.17830; Stevens (1950), Biometrika 37(1/2).
+    """
+    if not (0 <= count <= n and n >= 1 and 0 < alpha < 1 and 0 < uniform <= 1):
+        raise ValueError(f"out of range: {count=}, {n=}, {alpha=}, {uniform=}")
+    from scipy.special import betainc  # noqa: PLC0415  (slow to import, see above)
+
+    def below(p: float) -> bool:
+        at_least = betainc(count, n - count + 1, p) if count else 1.0
+        more = betainc(count + 1, n - count, p) if count < n else 0.0
+        return bool(uniform * at_least + (1 - uniform) * more <= alpha)
+
+    low, high = 0.0, 1.0
+    while low < (middle := (low + high) / 2) < high:
+        low, high = (middle, high) if below(middle) else (low, middle)
+    return low
+
+
 def clopper_pearson_upper(count: int, n: int, *, alpha: float) -> float:
     """One-sided upper confidence bound of a probability, the mirror image of `clopper_pearson_lower`.
 
@@ -37,64 +65,6 @@ def clopper_pearson_upper(count: int, n: int, *, alpha: float) -> float:
     Returns: the bound, in [0, 1]; 1 if `count` is `n`.
     """
     return 1.0 - clopper_pearson_lower(n - count, n, alpha=alpha)
-
-
-def log_wealth(count: int, n: int, p: float) -> float:
-    """Log wealth of a gambler who starts with 1 and bets against probability `p`, after `count` of `n` successes.
-
-    The gambler averages over all constant bets with Jeffreys' prior (the Krichevsky-Trofimov mixture):
-    E_n(p) = B(A + 1/2, n - A + 1/2) / (B(1/2, 1/2) p^A (1 - p)^(n - A)). If the probability is `p`, E_n is
-    a non-negative martingale that starts at 1, so it ever reaches 1/alpha with probability at most alpha
-    (Ville's inequality). It is convex in p, with its least value at count / n.
-
-    Args: count and n as in `clopper_pearson_lower`; p in (0, 1).
-    Source: field survey's formula from Voracek (2024), arXiv:2406.17830; Robbins (1970), Ann. Math. Stat. 41(5).
-    """
-    mixture = math.lgamma(count + 0.5) + math.lgamma(n - count + 0.5) - math.lgamma(n + 1)
-    return mixture - math.log(math.pi) - count * math.log(p) - (n - count) * math.log1p(-p)
-
-
-def betting_lower(count: int, n: int, *, alpha: float) -> float:
-    """Lower end, after `n` draws, of the betting confidence sequence at level `alpha`.
-
-    The true probability lies below it at any time with probability at most `alpha`, however often one
-    looks, so the largest value seen so far may be kept: the sequence {p: E_n(p) < 1/alpha} holds the
-    truth at all times at once, and this is its lower end.
-
-    Args, Returns, Raises: as `clopper_pearson_lower`.
-    Source: see `log_wealth`.
-    """
-    if not (0 <= count <= n and n >= 1 and 0 < alpha < 1):
-        raise ValueError(f"out of range: {count=}, {n=}, {alpha=}")
-    if count == 0:
-        return 0.0
-    low, high, level = 0.0, count / n, -math.log(alpha)
-    # Bisection keeps `low` where the gambler has won, so rounding cannot raise the bound beyond the root.
-    for _ in range(60):
-        middle = (low + high) / 2
-        if middle in (low, high):
-            break
-        low, high = (middle, high) if log_wealth(count, n, middle) >= level else (low, middle)
-    return low
-
-
-def betting_upper(count: int, n: int, *, alpha: float) -> float:
-    """Upper end of the confidence sequence, the mirror image of `betting_lower`."""
-    return 1.0 - betting_lower(n - count, n, alpha=alpha)
-
-
-def radius_of(p_lower: float, *, sigma: float) -> float | None:
-    """L2 radius that a lower bound of the selected class's probability certifies, in pixel units.
-
-    Args:
-        p_lower: in [0, 1). sigma: noise standard deviation in pixel units, > 0.
-    Returns: sigma * Phi^-1(p_lower), or None, to abstain, if `p_lower` does not exceed 1/2.
-    Raises: ValueError if `sigma` is not positive.
-    Source: Cohen, Rosenfeld and Kolter (2019), arXiv:1902.02918, theorem 1 with p_B = 1 - p_A.
-    """
-    if not sigma > 0:
-        raise ValueError(f"out of range: {sigma=}")
-    return sigma * NormalDist().inv_cdf(p_lower) if p_lower > 0.5 else None
 
 
 def certified_radius(count: int, n: int, *, alpha: float, sigma: float) -> float | None:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from hydrabench.runtime import stream
-from hydrabench.smoothing.discrete import BITS, LEVELS, largest_noise, thresholds
+from hydrabench.smoothing.discrete import LEVELS
+from hydrabench.smoothing.fills import Fill, integer_fill, real_fill
 
 CHUNK = 1000  # part of the protocol: it fixes which random stream a draw comes from
 DEVICE_CHUNK = 200  # the same for generators on the device
-_GUIDE_BITS = 16
-Fill = Callable[[Tensor, float, torch.Generator], None]
 
 
 @dataclass(frozen=True)
@@ -24,13 +21,15 @@ class NoiseSource:
     """The source of noise: its device and its kind.
 
     generator: "cpu" gives the same noise on every machine; "device" draws where the network is, which is faster on
-    a GPU and depends on its model. rigor: "standard" is Gaussian noise in float32, "discrete" is `smoothing.discrete`.
-    version: how streams are seeded, see `runtime.stream`.
+    a GPU and depends on its model. rigor: "standard" is noise of a `law` of `laws` in float32, "discrete" is Gaussian
+    noise in integers, see `smoothing.discrete`.
+    version: how streams are seeded and numbers drawn from them, see `smoothing.fills`.
     """
 
     generator: Literal["cpu", "device"] = "cpu"
     rigor: Literal["standard", "discrete"] = "standard"
-    version: int = 2
+    version: int = 3
+    law: str = "gaussian"
 
     def describe(self, device: torch.device) -> str:
         """Return the entry in `run.json`: runs of different sources must not be continued by each other."""
@@ -42,9 +41,8 @@ class NoiseSource:
 class NoiseStream:
     """The noise of one image for one purpose, read in order.
 
-    Row i is row i % CHUNK of `runtime.stream(*key, i // CHUNK)` of the source's version, on the CPU in float32.
-    `normal_` fills whole groups of 16 numbers in order, so a chunk may be drawn in pieces if an image has a multiple of
-    16 numbers; otherwise, and on other devices, it is drawn as one and kept until it is used up.
+    Row i is row i % CHUNK of the stream `(*key, i // CHUNK)`, in float32, drawn on the CPU or the source's device. A
+    chunk is drawn in pieces where that gives the same noise, otherwise as one and kept until it is used up.
     """
 
     def __init__(
@@ -54,11 +52,11 @@ class NoiseStream:
         self.device = device if source.generator == "device" else torch.device("cpu")
         on_cpu = self.device.type == "cpu"
         self.chunk = CHUNK if on_cpu else DEVICE_CHUNK
-        self.in_pieces = on_cpu and (source.rigor == "discrete" or shape.numel() % 16 == 0)
-        self.fill: Fill = fill_discrete if source.rigor == "discrete" else fill_gaussian
+        self.in_pieces = on_cpu and shape.numel() % _group(source) == 0
+        self.start = integer_fill if source.rigor == "discrete" else partial(real_fill, source.law)
         self.version = source.version
         self.drawn = 0
-        self.generator = torch.Generator(self.device)
+        self.fill: Fill
         self.kept = torch.empty(0)
 
     def read(self, rows: Tensor) -> None:
@@ -73,46 +71,21 @@ class NoiseStream:
 
     def _read_within_chunk(self, rows: Tensor, at: int) -> None:
         if at == 0:
-            self.generator = stream(*self.key, self.drawn // self.chunk, device=self.device, version=self.version)
+            self.fill = self.start((*self.key, self.drawn // self.chunk), self.sigma, self.device, self.version)
             if not self.in_pieces:
                 self.kept = torch.empty(self.chunk, *self.shape, device=self.device)
-                self.fill(self.kept, self.sigma, self.generator)
+                self.fill(self.kept)
         if self.in_pieces:
-            self.fill(rows, self.sigma, self.generator)
+            self.fill(rows)
         else:
             rows.copy_(self.kept[at : at + len(rows)])
 
 
-def fill_gaussian(rows: Tensor, sigma: float, generator: torch.Generator) -> None:
-    """Gaussian noise of standard deviation `sigma`, pixel units."""
-    rows.normal_(0.0, sigma, generator=generator)
-
-
-def fill_discrete(rows: Tensor, sigma: float, generator: torch.Generator) -> None:
-    """Integer noise in grey levels, exact in float32, by the thresholds of `smoothing.discrete`.
-
-    A table over the leading 16 bits answers for all of them that no threshold divides; only the others are searched.
-    """
-    cuts, guide, divided = _tables(sigma, rows.device)
-    bits = torch.empty(rows.shape, dtype=torch.int64, device=rows.device).random_(0, 2**BITS, generator=generator)
-    leading = (bits >> (BITS - _GUIDE_BITS)).to(torch.int32)
-    rows.copy_(guide.take(leading.long()))
-    searched = divided.take(leading.long()).nonzero(as_tuple=True)
-    found = torch.searchsorted(cuts, bits[searched], right=True) - largest_noise(sigma)
-    rows[searched] = found.to(rows.dtype)
-
-
-@lru_cache(maxsize=8)
-def _tables(sigma: float, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """The thresholds, and for each value of the leading bits the noise without the other bits, and whether they
-    matter."""
-    # A threshold of 2^62 is never reached by 62 bits and fits into an int64.
-    cuts = torch.tensor(thresholds(sigma), dtype=torch.int64)
-    lowest = torch.arange(2**_GUIDE_BITS, dtype=torch.int64) << (BITS - _GUIDE_BITS)
-    highest = lowest + (2 ** (BITS - _GUIDE_BITS) - 1)
-    first, last = (torch.searchsorted(cuts, ends, right=True) for ends in (lowest, highest))
-    guide = (first - largest_noise(sigma)).to(torch.float32)
-    return cuts.to(device), guide.to(device), (first != last).to(device)
+def _group(source: NoiseSource) -> int:
+    """How many numbers are drawn at once on the CPU: torch's `normal_` fills 16, a word has 4 times 16 bits."""
+    if source.rigor == "discrete":
+        return 4 if source.version > 2 else 1
+    return 1 if source.version > 2 else 16
 
 
 def noisy(rows: Tensor, images: Tensor, source: NoiseSource) -> Tensor:

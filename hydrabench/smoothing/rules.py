@@ -5,26 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hydrabench.smoothing.boundaries import ExactSequential
-from hydrabench.smoothing.sequential import Betting, Curtailed, FixedSize, GroupSequential, Plan, Rule
+from hydrabench.smoothing.sequential import FixedSize, GroupSequential, Plan, Rule
 
-RULES: dict[str, Callable[[Plan], Rule]] = {
-    "cohen": FixedSize,
-    "curtailed": Curtailed,
-    "adaptive": ExactSequential,
-    "betting": Betting,
-}
+RULES: dict[str, Callable[[Plan], Rule]] = {"cohen": FixedSize, "adaptive": ExactSequential}
 EXACT_SINCE = 3  # version of the protocol
 
 
 def rule_of(mode: str, version: int) -> Callable[[Plan], Rule]:
     """Return the rule that a mode has in a version of its protocol; ledgers of older ones keep their meaning."""
     return GroupSequential if mode == "adaptive" and version < EXACT_SINCE else RULES[mode]
-
-
-def rule_again(mode: str, version: int) -> Callable[[Plan], Rule]:
-    """Return the rule that judges the looks of a finished run again, at another alpha than it stopped by.
-
-    The looks of `ExactSequential` depend on its alpha and radii, so its runs get the bound that holds at any time.
-    """
-    rule = rule_of(mode, version)
-    return Betting if rule is ExactSequential else rule

@@ -15,7 +15,7 @@ from hydrabench.smoothing.noise import NoiseSource, NoiseStream, noisy
 Result = TypeVar("Result")
 # Numbers in one batch of noisy images, if nobody says how many images: more only leave the caches.
 BATCH_NUMBERS = {"cpu": 400_000, "cuda": 12_000_000}
-SMALLEST_BATCH, LARGEST_BATCH = 32, {"cpu": 1000, "cuda": 10_000}
+SMALLEST_BATCH, LARGEST_BATCH = 32, {"cpu": 400, "cuda": 10_000}
 
 
 class Draws(NamedTuple):

@@ -250,7 +250,7 @@ def test_radii_are_printed_with_the_linf_radius_that_they_imply(succeed, dense):
 
 def test_prediction_reports_accuracy_and_abstentions(succeed, here, dense):
     lines = succeed("certify", "--ckpt", dense, *FEW, "--predict", "-n", 3, "--out", "runs/predict").splitlines()
-    assert lines[0].startswith("smoothing-predict-n0_5-n300@2 of")
+    assert lines[0].startswith("smoothing-predict-n0_5-n300@4 of")
     assert [line.split()[0] for line in lines[1:]] == ["smoothed_accuracy", "abstained"]
     succeed("report", "runs", "--out", "report")
     page = (here / "report" / "leaderboard.md").read_text()

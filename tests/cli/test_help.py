@@ -33,7 +33,8 @@ COMMANDS = all_commands(main)
 
 def test_the_commands_are_those_of_the_design():
     assert {words[0] for words in COMMANDS if len(words) == 1} == {
-        "train", "prune", "finetune", "attack", "certify", "report", "gate", "baseline", "verify", "pipeline", "zoo",
+        "train", "prune", "finetune", "attack", "certify", "report", "gate", "baseline", "verify", "vnncomp",
+        "pipeline", "zoo",
         "list",
         "completion",
     }  # fmt: skip

@@ -61,7 +61,7 @@ def test_a_cascade_that_ends_with_a_search_has_smaller_blocks():
         (VerifiedSettings(kind="cascade", methods=("ibp", "crown-ibp"), epsilon="2/255"), 100),
         (VerifiedSettings(kind="crown", engine="auto_lirpa", epsilon="2/255"), 10),
         (SmoothingSettings(sigma=0.25), 1),
-        (SmoothingSettings(sigma=0.25, mode="curtailed"), 32),
+        (SmoothingSettings(sigma=0.25, mode="adaptive"), 32),
     ],
     ids=lambda value: str(getattr(value, "protocol", value)),
 )

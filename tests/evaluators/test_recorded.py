@@ -21,7 +21,7 @@ SETTINGS = [
     AutoAttackSettings(epsilon="1/255"),
     VerifiedSettings(kind="cascade", epsilon="8/255", methods=("ibp", "crown")),
     SmoothingSettings(mode="adaptive", samples=500),
-    ReuseSettings(parent_mode="cohen", reuse_samples=10, samples=100, radii=(0.0,)),
+    ReuseSettings(reuse_samples=10, samples=100, radii=(0.0,)),
 ]
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from hydrabench.data.images import Block
@@ -14,7 +15,7 @@ from hydrabench.errors import DataError, NonFiniteError
 from hydrabench.evaluators import ReuseSettings, SmoothingSettings
 from hydrabench.evaluators.reuse import Paired, evaluate_reuse
 from hydrabench.evaluators.smoothed import evaluate_smoothed
-from hydrabench.smoothing import LostVotes, NoiseSource, Plan, Sampling, shares, slack
+from hydrabench.smoothing import LostVotes, NoiseSource, Plan, Sampling, slack
 from hydrabench.smoothing.noise import NoiseStream
 
 SIGMA, N, M, ALPHA = 0.25, 2000, 800, 0.02
@@ -47,7 +48,7 @@ def ledger_of(network, block, chosen=SETTINGS):
 
 
 def reusing(chosen=SETTINGS, **changes):
-    values = {**chosen.model_dump(), "parent_mode": chosen.mode, "mode": "reused", "reuse_samples": M}
+    values = {**chosen.model_dump(), "mode": "reused", "reuse_samples": M}
     return ReuseSettings.model_validate(values | changes)
 
 
@@ -105,31 +106,15 @@ def test_where_the_parent_abstains_the_child_abstains_without_a_draw():
     assert (record.certificate, record.abstain, record.passes, record.samples) == ("none", True, 0, 0)
 
 
-@pytest.mark.parametrize("direct", [False, True])
-@pytest.mark.parametrize("mode", ["cohen", "curtailed", "adaptive", "betting"])
-def test_no_radius_exceeds_the_childs_distance_to_its_boundary(mode, direct):
+def test_no_radius_exceeds_the_childs_distance_to_its_boundary():
     """60 images with alpha = 0.02; 7 or more false ones have probability below 1e-4."""
-    chosen = SmoothingSettings(samples=N, n0=30, alpha=ALPHA, radii=RADII, mode=mode)
     block = block_of(tuple(np.linspace(110, 146, 60)))
     parent, child = Mean().eval(), Mean(0.506).eval()
-    records = run(child, parent, block, reusing(chosen, direct=direct), ledger_of(parent, block, chosen))
+    records = run(child, parent, block, reusing())
     distances = [4 * abs(float(image.mean()) - 0.506) for image in block.images]
     assert sum(record.radius > far for record, far in zip(records, distances, strict=True)) <= 6
     assert sum(not record.abstain for record in records) > 20
     assert any(record.radius > 0.1 for record in records)
-
-
-def test_direct_certificates_are_taken_where_they_are_better():
-    """The parent's boundary is at grey level 127.5, the child's at 119.9: at 127 only the child can be certified."""
-    parent, block = Mean().eval(), block_of((90, 127, 160))
-    reused, direct = (run(Mean(0.47), parent, block, reusing(direct=direct)) for direct in (False, True))
-    assert [record.certificate for record in reused] == ["reused", "none", "reused"]
-    assert (reused[1].abstain, direct[1].certificate, direct[1].prediction) == (True, "direct", 0)
-    assert (direct[1].passes, len(direct[1].selection)) == (30 + direct[1].samples, 3)
-    assert direct[1].alpha_direct == shares(ALPHA, direct=True).direct
-    for a, b in zip(reused, direct, strict=True):
-        assert b.p_lower >= a.p_lower or b.certificate == "reused"
-        assert b.passes >= a.passes
 
 
 def timeless(records):
@@ -141,7 +126,7 @@ def test_records_depend_neither_on_the_batch_nor_on_who_shares_it(rigor):
     chosen = SmoothingSettings(samples=N, n0=30, alpha=ALPHA, radii=RADII, rigor=rigor)
     parent, child, block = Mean().eval(), Mean(0.502).eval(), block_of()
     ledger = ledger_of(parent, block, chosen)
-    wanted = reusing(chosen, direct=True)
+    wanted = reusing(chosen)
     together = timeless(run(child, parent, block, wanted, ledger))
     assert together == timeless(run(child, parent, block, wanted, ledger, sampling=Sampling(batch=7)))
     for row, index in enumerate(block.indices):
@@ -159,17 +144,6 @@ def test_integer_noise_costs_its_slack_once_and_needs_8_bit_images():
     assert best > record.p_lower
     with pytest.raises(DataError, match="needs 8-bit images"):
         run(Mean(), parent, block_of((160.3,)), reusing(chosen), ledger_of(parent, block, chosen))
-
-
-def test_ledgers_without_looks_are_read_and_skipped_images_are_not_reused():
-    parent, block = Mean().eval(), block_of((100, 160))
-    ledger = ledger_of(parent, block)
-    old = {index: {**record, "looks": []} for index, record in ledger.items()}
-    assert timeless(run(Mean(), parent, block, reusing(), old)) == timeless(
-        run(Mean(), parent, block, reusing(), ledger)
-    )
-    skipped = {index: {**record, "looks": [], "skipped": True} for index, record in ledger.items()}
-    assert {record.certificate for record in run(Mean(), parent, block, reusing(), skipped)} == {"none"}
 
 
 def test_a_pair_of_networks_says_what_both_voted():
@@ -198,29 +172,8 @@ def test_train_mode_of_either_network_is_refused():
             evaluate_reuse(child, block, reusing(), parent=parent, ledger=ledger_of(good, block))
 
 
-def test_a_radius_that_the_parents_early_stop_cannot_spare_is_certified_directly():
-    """All of 200 agree: 0.0025^(1/200) is worth 0.472 at the first look, with a third of alpha 0.4536 < 0.46."""
-    chosen = SmoothingSettings(samples=N, n0=30, alpha=ALPHA, radii=(0.46,), mode="adaptive", version=2)
-    parent, block = Mean().eval(), block_of((255,))
-    ledger = ledger_of(parent, block, chosen)
-    assert ledger[40]["samples"] == 200
-    assert ledger[40]["radius"] == pytest.approx(0.472, abs=5e-4)
-    (reused,), (direct,) = (
-        run(Mean(), parent, block, reusing(chosen, direct=direct), ledger) for direct in (False, True)
-    )
-    assert SIGMA < reused.radius < 0.46 <= direct.radius
-    assert (direct.certificate, direct.samples, direct.passes) == ("direct", 400, 2 * 200 + 30 + 400)
-
-
-def test_the_better_of_two_certificates_counts():
-    """p is 0.9998 for the parent, 0.95 for the child; certifying directly gives 0.7 up early, with a looser bound.
-
-    Two thirds of alpha without direct certificates leave the same shares as all of it with them.
-    """
-    chosen = SmoothingSettings(samples=N, n0=30, alpha=ALPHA, radii=(0.3, 0.7))
-    parent, block = Mean().eval(), block_of((184,) * 12)
-    ledger = ledger_of(parent, block, chosen)
-    reused = run(Mean(0.62), parent, block, reusing(chosen, alpha=ALPHA * 2 / 3), ledger)
-    direct = run(Mean(0.62), parent, block, reusing(chosen, direct=True), ledger)
-    assert all(b.p_lower >= a.p_lower - 1e-12 for a, b in zip(reused, direct, strict=True))
-    assert sum(b.passes > a.passes and b.certificate == "reused" for a, b in zip(reused, direct, strict=True)) > 3
+@pytest.mark.parametrize("gone", [{"direct": True}, {"parent_mode": "adaptive"}])
+def test_ledgers_of_what_did_not_pay_are_refused_in_one_line(gone):
+    assert reusing(direct=False, parent_mode="cohen").protocol.startswith("smoothing-reuse-")
+    with pytest.raises(ValidationError, match=r"reuse is for parents of mode cohen now, .*; certify anew"):
+        reusing(**gone)

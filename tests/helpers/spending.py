@@ -7,13 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import binom
 
-from hydrabench.smoothing.sequential import Betting, GroupSequential, Plan
+from hydrabench.smoothing.sequential import GroupSequential, Plan
 
 DEVIATIONS = 14.0  # the binomial mass further out is below 1e-38
-Looks = GroupSequential | Betting
 
 
-def critical_counts(rule: Looks, radius: float) -> tuple[int, ...]:
+def critical_counts(rule: GroupSequential, radius: float) -> tuple[int, ...]:
     """For each look, the least count whose bound certifies `radius`; one more than its draws if none does."""
     single = Plan(rule.plan.samples, rule.plan.alpha, rule.plan.sigma, (radius,), rule.plan.slack)
     found = []
@@ -26,7 +25,7 @@ def critical_counts(rule: Looks, radius: float) -> tuple[int, ...]:
     return tuple(found)
 
 
-def false_certificate_probability(rule: Looks, radius: float, p: float) -> float:
+def false_certificate_probability(rule: GroupSequential, radius: float, p: float) -> float:
     """Probability that `radius` is ever certified, if the selected class has probability `p`."""
     return crossing_probability(rule.looks, critical_counts(rule, radius), p)
 

@@ -125,7 +125,7 @@ EDITS = [
     (CERTIFIED, COHEN, {"mode": "adaptive"}, "has mode adaptive, the run cohen"),
     (CHILD, REUSED, {"p_lower": 0.9}, "has p_lower 0.9, above that of its parent, 0.85"),
     (CHILD, REUSED, {"certificate": "none"}, "has no certificate, but does not abstain"),
-    (CHILD, REUSED, {"certificate": "own"}, "has certificate 'own', which is reused, direct or none"),
+    (CHILD, REUSED, {"certificate": "own"}, "has certificate 'own', which is reused or none"),
     (CHILD, REUSED, {"lost": 3}, "lost 3 votes in 2 disagreements"),
 ]  # fmt: skip
 

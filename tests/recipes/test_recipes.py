@@ -191,8 +191,8 @@ def test_protocol_ids_name_exactly_how_a_number_is_made():
     values = {"slopes": "all", "iterations": 50, "learning_rate": 0.5, "time_limit": 2.5}
     limited = VerifiedSettings(kind="cascade", epsilon="8/255", methods=("ibp", "alpha-crown"), **values)
     assert limited.protocol == "cascade-ibp+alpha-crown-all-i50-lr0.5-t2.5@2"
-    assert SmoothingSettings().protocol == "smoothing-cohen@2"
-    assert SmoothingSettings(samples=10_000, alpha=0.01).protocol == "smoothing-cohen-n10000-a0.01@2"
+    assert SmoothingSettings().protocol == "smoothing-cohen@4"
+    assert SmoothingSettings(samples=10_000, alpha=0.01).protocol == "smoothing-cohen-n10000-a0.01@4"
 
 
 def test_the_engine_is_written_down_only_where_it_is_not_ours():

@@ -97,7 +97,7 @@ def smoothed_record(asked: dict[str, Any], base: tuple[Any, ...], radius: float)
     votes: dict[str, Any] = {"selected": prediction, "count": 9, "samples": 10, "mode": asked.get("mode", "cohen")}
     certificate: dict[str, Any] = {"p_lower": p_lower, "radius": radius, "abstain": abstain}
     if asked.get("mode") == "reused":
-        return ReuseRecord(*base, **votes, **certificate, certificate="direct")
+        return ReuseRecord(*base, **votes, **certificate, certificate="reused", parent_p_lower=1.0)
     return SmoothedRecord(*base, **votes, **certificate)
 
 

@@ -236,11 +236,11 @@ def test_the_legend_names_the_methods_of_a_cascade_and_no_limit_that_was_not_set
 
 
 def test_headings_name_the_mode_of_smoothing_and_leave_the_rest_of_the_protocol_to_the_legend(tmp_path, write_run):
-    modes = {"": "cohen", "adaptive": "adaptive-label-aware-n5000", "reuse": "reuse-of-betting"}
+    modes = {"": "cohen", "adaptive": "adaptive-label-aware-n5000", "reuse": "reuse"}
     asked: dict[str, dict[str, Any]] = {
         "": {},
         "adaptive": {"mode": "adaptive", "label_aware": True, "samples": 5000},
-        "reuse": {"mode": "reused", "parent_mode": "betting", "reuse_samples": 10_000},
+        "reuse": {"mode": "reused", "reuse_samples": 10_000},
     }
     radii = [0.0, 0.25, 0.5, 0.75]
     runs = [write_run(tmp_path / f"run-{mode}", "smoothing", radii=radii, **asked[mode]) for mode in modes]
@@ -250,7 +250,7 @@ def test_headings_name_the_mode_of_smoothing_and_leave_the_rest_of_the_protocol_
     assert found == {
         "smoothing-cohen@1": "smoothing σ=0.25 r=0.25",
         "smoothing-adaptive-label-aware-n5000@1": "smoothing adaptive σ=0.25 r=0.25",
-        "smoothing-reuse-of-betting@1": "smoothing reuse σ=0.25 r=0.25",
+        "smoothing-reuse@1": "smoothing reuse σ=0.25 r=0.25",
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 from itertools import product
 from statistics import NormalDist
@@ -13,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
+from hydrabench.laws import LAWS, radius_of
 from hydrabench.smoothing.boundaries import ExactSequential, boundary
-from hydrabench.smoothing.confidence import clopper_pearson_lower, radius_of
+from hydrabench.smoothing.confidence import clopper_pearson_lower
 from hydrabench.smoothing.sequential import Plan
 from tests.helpers.spending import crossing_probability
 
@@ -95,6 +97,8 @@ plans = st.builds(
     sigma=st.just(SIGMA),
     radii=radii_of,
     slack=st.sampled_from([0.0, 0.003]),
+    tolerance=st.sampled_from([None, 0.05]),
+    law=st.sampled_from(list(LAWS)),
 )
 
 
@@ -118,8 +122,9 @@ def test_a_claimed_radius_is_certified_by_the_bound_that_claims_it(plan):
     rule = ExactSequential(plan)
     for radius, place in zip(plan.radii, rule.asked, strict=True):
         if place < len(rule.lower):
-            assert radius_of(rule.lower[place], sigma=SIGMA) >= radius
-            assert PHI(radius / SIGMA) + plan.slack <= rule.thresholds[place] < PHI(radius / SIGMA) + plan.slack + 1e-12
+            asked = LAWS[plan.law].probability(radius, SIGMA) + plan.slack
+            assert plan.radius(rule.lower[place]) >= radius
+            assert asked <= rule.thresholds[place] < asked + 1e-12
     best = rule.look(plan.samples, plan.samples, 0.0).p_lower
     assert best <= clopper_pearson_lower(plan.samples, plan.samples, alpha=plan.alpha) - plan.slack or best == 0
 
@@ -197,6 +202,40 @@ def test_certified_accuracy_is_cohens_within_three_tenths_of_a_point_with_half_t
         drawn.append(draws)
     assert np.abs(found - full).max() / 4000 <= 0.003
     assert np.mean(drawn) < 10_000 / 2
+
+
+@pytest.mark.parametrize("tolerance", [0.04, 0.1])
+def test_more_draws_would_not_have_raised_the_radius_by_more_than_the_tolerance(tolerance):
+    """1,000 images of any probability: the bound when draws stop, beside that of all N on the same draws.
+
+    The rule gives a radius up where N draws hardly claim it, so one image in a hundred may lose more.
+    """
+    plan = Plan(10_000, 0.001, SIGMA, (0.0, 0.25), tolerance=tolerance)
+    rule, rng = ExactSequential(plan), np.random.default_rng(5)
+    lost, drawn = [], []
+    for _ in range(1000):
+        votes = np.zeros(10_000, dtype=int)
+        increments = rng.binomial(np.diff((0, *rule.looks)), 1 - 10 ** rng.uniform(-4, 0))
+        votes[np.array(rule.looks) - 1] = np.cumsum(increments)
+        draws, bound = counted(rule, votes)
+        best = 0.0
+        for n in rule.looks:
+            best = max(best, rule.look(n, int(votes[n - 1]), best).p_lower)
+        full, stopped = ((radius_of(p, sigma=SIGMA) or 0.0) for p in (best, bound))
+        lost.append(full - stopped)
+        drawn.append(draws)
+    assert min(lost) >= 0
+    assert max(lost) > tolerance / 3
+    assert np.mean(np.array(lost) > tolerance) < 0.01
+    assert np.mean(drawn) < 10_000 * 0.95
+
+
+def test_a_finer_tolerance_takes_more_draws_and_no_tolerance_the_fewest():
+    votes = np.cumsum(np.random.default_rng(1).random(10_000) < 0.97)
+    plan = Plan(10_000, 0.001, SIGMA, (0.25,))
+    drawn = [counted(ExactSequential(replace(plan, tolerance=t)), votes)[0] for t in (None, 0.2, 0.05, 0.02)]
+    assert drawn == sorted(drawn)
+    assert drawn[0] < drawn[-1]
 
 
 def claims(plan, count, radius):

@@ -10,17 +10,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.special import betaln
 from scipy.stats import binom, binomtest, norm
 
 import hydrabench.smoothing.confidence as module
 from hydrabench.smoothing import certified_radius, clopper_pearson_lower
 from hydrabench.smoothing.confidence import (
-    betting_lower,
-    betting_upper,
     clopper_pearson_upper,
-    log_wealth,
     prediction_p_value,
+    randomized_lower,
 )
 
 
@@ -136,45 +133,48 @@ def test_the_upper_bound_mirrors_the_lower_one():
     assert clopper_pearson_upper(30, 100, alpha=0.05) == pytest.approx(interval.high)
 
 
-def test_the_wealth_after_one_draw_worked_by_hand():
-    """B(3/2, 1/2) / B(1/2, 1/2) = 1/2, so one success is worth 1 / (2p) and one failure 1 / (2 (1 - p))."""
-    assert math.exp(log_wealth(1, 1, 0.25)) == pytest.approx(2.0)
-    assert math.exp(log_wealth(0, 1, 0.25)) == pytest.approx(1 / 1.5)
-    assert betting_lower(1, 1, alpha=0.8) == pytest.approx(0.4)  # 1 / (2p) = 1 / 0.8 ... p = 0.4
+@pytest.mark.parametrize(
+    ("count", "n", "uniform", "bound"),
+    [
+        (95, 100, 0.5, 0.8501328046),
+        (95, 100, 1e-12, 0.8598346231),
+        (95, 100, 1, 0.8446326942),
+        (100, 100, 0.5, 0.9397455978),
+        (100, 100, 1, 0.9332543008),
+        (99_000, 100_000, 0.5, 0.9889944544),
+        (99_000, 100_000, 1, 0.9889893404),
+        (0, 100, 1e-4, 1 - (0.999 / (1 - 1e-4)) ** 0.01),
+        (0, 100, 0.5, 0.0),
+    ],
+)
+def test_randomized_bounds_are_those_of_the_methods_survey(count, n, uniform, bound):
+    """Reference on smoothing, section 3.2, at alpha 0.001: scipy's; closed forms where no draw or every draw agrees."""
+    found = randomized_lower(count, n, alpha=0.001, uniform=uniform)
+    assert found == pytest.approx(bound, abs=2e-10)
+    assert found >= clopper_pearson_lower(count, n, alpha=0.001) - 1e-12
 
 
-@given(p=st.floats(0.01, 0.99), n=st.integers(1, 60))
-@settings(deadline=None, max_examples=40)
-def test_the_wealth_is_a_fair_game(p, n):
-    """Its mean over all outcomes of n draws is 1, whatever the probability."""
-    counts = np.arange(n + 1)
-    wealth = np.exp([log_wealth(int(count), n, p) for count in counts])
-    assert (binom.pmf(counts, n, p) * wealth).sum() == pytest.approx(1.0)
+@pytest.mark.parametrize("p", [0.5, 0.7, 0.93, 0.999])
+@pytest.mark.parametrize("n", [1, 7, 30])
+def test_randomized_bounds_exceed_the_truth_exactly_as_often_as_alpha_says(n, p):
+    """Summed over all counts and 2,000 values of U; the bound of Clopper and Pearson does so at most as often."""
+    alpha, values = 0.05, (np.arange(2000) + 0.5) / 2000
+    exceeding = 0.0
+    for count in range(n + 1):
+        low, high = (randomized_lower(count, n, alpha=alpha, uniform=u) for u in (1, 1e-12))
+        share = (
+            float(low > p)
+            if (low > p) == (high > p)
+            else np.mean([randomized_lower(count, n, alpha=alpha, uniform=u) > p for u in values])
+        )
+        exceeding += share * binom.pmf(count, n, p)
+    assert exceeding == pytest.approx(alpha, abs=1 / 2000)
 
 
-@given(n=st.integers(1, 100_000), share=st.floats(0, 1), alpha=st.sampled_from([1e-4, 0.001, 0.05]))
-@settings(deadline=None, max_examples=40)
-def test_the_betting_bound_is_where_the_wealth_reaches_one_over_alpha(n, share, alpha):
-    count = round(share * n)
-    bound = betting_lower(count, n, alpha=alpha)
-    assert 0 <= bound <= clopper_pearson_lower(count, n, alpha=alpha) + 1e-9, "valid at all times, so never tighter"
-    if count and bound:
-        assert log_wealth(count, n, bound) == pytest.approx(-math.log(alpha), abs=1e-5)
-    assert betting_upper(n - count, n, alpha=alpha) == pytest.approx(1 - bound)
-
-
-def test_the_largest_radius_of_the_betting_rule():
-    """All of N agree: B(N + 1/2, 1/2) / (pi p^N) = 1 / alpha."""
-    n, alpha = 1000, 0.001
-    expected = math.exp((betaln(n + 0.5, 0.5) - math.log(math.pi) + math.log(alpha)) / n)
-    assert betting_lower(n, n, alpha=alpha) == pytest.approx(expected, rel=1e-12)
-
-
-@pytest.mark.parametrize("arguments", [(-1, 10, 0.1), (11, 10, 0.1), (0, 0, 0.1), (1, 10, 1.0)])
-def test_betting_arguments_out_of_range_are_refused(arguments):
-    count, n, alpha = arguments
-    with pytest.raises(ValueError, match="out of range: count="):
-        betting_lower(count, n, alpha=alpha)
+@pytest.mark.parametrize("uniform", [0, -0.1, 1.1])
+def test_numbers_outside_the_unit_interval_are_refused(uniform):
+    with pytest.raises(ValueError, match=r"out of range: .*uniform="):
+        randomized_lower(5, 10, alpha=0.1, uniform=uniform)
 
 
 def test_prediction_p_values_worked_by_hand():

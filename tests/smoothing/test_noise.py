@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2, kstest, norm
 
-from hydrabench.runtime import stream
+from hydrabench.runtime import bits, stream
 from hydrabench.smoothing import CHUNK, NoiseSource, are_grey_levels
 from hydrabench.smoothing.discrete import BITS, largest_noise, thresholds
-from hydrabench.smoothing.noise import DEVICE_CHUNK, NoiseStream, fill_discrete, noisy
+from hydrabench.smoothing.fills import REST, fill_discrete, fill_lazily
+from hydrabench.smoothing.noise import DEVICE_CHUNK, NoiseStream, noisy
 
 GAUSSIAN, DISCRETE = NoiseSource(), NoiseSource(rigor="discrete")
 CPU = torch.device("cpu")
@@ -28,9 +31,11 @@ def read(source, shape, pieces, key=(0, "estimate", 3), sigma=0.25):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("version", [2, 3])
 @pytest.mark.parametrize("source", [GAUSSIAN, DISCRETE, NoiseSource(generator="device")], ids=str)
-def test_noise_read_in_pieces_is_the_noise_read_at_once(source, shape):
-    """Across chunks, too. For Gaussian noise on the CPU this is a property of PyTorch that everything rests on."""
+def test_noise_read_in_pieces_is_the_noise_read_at_once(source, shape, version):
+    """Across chunks, too. For Gaussian noise this is a property of the libraries that everything rests on."""
+    source = replace(source, version=version)
     whole = read(source, shape, [2 * CHUNK + 300])
     for pieces in ([200, 200, 1, 7, 592, 1000, 300], [1] * 5 + [2295], [999, 2, 1299]):
         assert torch.equal(read(source, shape, pieces), whole)
@@ -87,9 +92,57 @@ def test_bits_next_to_a_threshold_fall_on_the_right_side(monkeypatch):
     assert abs(rows.flatten()[4].item()) <= top
 
 
-def test_integer_noise_follows_the_rounded_gaussian():
+class Words:
+    """Bits as chosen, in the place of a bit generator."""
+
+    def __init__(self, words):
+        self.words, self.used = np.array(words, dtype=np.uint64), 0
+
+    def random_raw(self, count):
+        self.used += count
+        return self.words[self.used - count : self.used]
+
+
+@given(sigma=st.sampled_from([0.005, 0.12, 0.25, 1.0]), seed=st.integers(0, 10**6))
+@settings(deadline=None, max_examples=12)
+def test_bits_that_no_threshold_needs_may_be_left_out(sigma, seed):
+    """Python integers: 16 bits, completed by any 46, must fall where the noise says; and only those are drawn."""
+    rng = np.random.default_rng(seed)
+    cuts, rows = thresholds(sigma), torch.empty(20, 1, 4, 5)
+    leading = rng.integers(0, 2**16, rows.numel(), dtype=np.uint16)
+    near = [cut >> REST for cut in cuts if cut < 2**BITS][:: max(1, len(cuts) // 40)][:40]
+    leading[: len(near)] = near
+    others = Words(rng.integers(0, 2**64, rows.numel(), dtype=np.uint64))
+    fill_lazily(rows, sigma, Words(leading.astype("<u2").view("<u8")), others)
+    used = 0
+    for found, first in zip(rows.flatten().tolist(), leading.tolist(), strict=True):
+        low, high = first << REST, (first << REST) + 2**REST - 1
+        if divided := any(low < cut <= high for cut in cuts):
+            low = high = low | int(others.words[used]) >> 64 - REST
+        used += divided
+        assert {sum(cut <= u for cut in cuts) - largest_noise(sigma) for u in (low, high)} == {found}
+    assert others.used == used >= len(near) // 2
+
+
+def test_gaussian_noise_has_the_tails_of_the_normal_law():
+    """Eight million numbers: as many beyond 4.5 deviations as there should be, within five standard errors."""
+    drawn = read(GAUSSIAN, (1, 100, 80), [1000], sigma=1.0).abs()
+    expected = drawn.numel() * 2 * norm.sf(4.5)
+    assert abs(int((drawn > 4.5).sum()) - expected) < 5 * expected**0.5
+    rows = read(GAUSSIAN, (1, 100, 100), [200], sigma=0.5)
+    assert kstest(rows.flatten().numpy(), "norm", args=(0, 0.5)).pvalue > 1e-6
+
+
+def test_keyed_bits_depend_on_every_part_of_the_key():
+    words = {tuple(bits(*key).random_raw(2).tolist()) for key in ((0, 1), (0, 2), (1, 1), (0, "1", 1), (2**40, 1))}
+    assert len(words) == 5
+    assert (bits(0, 1).random_raw(3) == bits(0, 1).random_raw(3)).all()
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_integer_noise_follows_the_rounded_gaussian(version):
     """Chi-squared over cells of Phi((k + 1/2) / s) - Phi((k - 1/2) / s), s = 255 * 0.02 = 5.1."""
-    noise = read(DISCRETE, (1, 10, 10), [3000], sigma=0.02).flatten().numpy()
+    noise = read(replace(DISCRETE, version=version), (1, 10, 10), [3000], sigma=0.02).flatten().numpy()
     assert (noise == np.round(noise)).all()
     edges = np.arange(-12, 13)
     inner = norm.cdf((edges + 0.5) / 5.1)

@@ -12,14 +12,12 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from hydrabench.smoothing import sequential
-from hydrabench.smoothing.confidence import clopper_pearson_lower
 from hydrabench.smoothing.rules import RULES
-from hydrabench.smoothing.sequential import Betting, Curtailed, FixedSize, GroupSequential, Plan
+from hydrabench.smoothing.sequential import FixedSize, GroupSequential, Plan
 
 SIGMA = 0.25
 GRID = (0.0, 0.25, 0.5)
 SMALL = Plan(samples=1000, alpha=0.05, sigma=SIGMA, radii=GRID)
-SEQUENTIAL = ["curtailed", "adaptive", "betting"]
 
 
 def threshold(radius):
@@ -31,7 +29,7 @@ def threshold(radius):
 def _remembered_bounds():
     """Thousands of images share few counts: each bound, a function of its arguments, is worked out once."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("clopper_pearson_lower", "clopper_pearson_upper", "betting_lower", "betting_upper"):
+        for name in ("clopper_pearson_lower", "clopper_pearson_upper"):
             patch.setattr(sequential, name, lru_cache(maxsize=None)(getattr(sequential, name)))
         yield
 
@@ -60,9 +58,8 @@ def test_looks_and_shares_of_the_union_bound_at_cohens_setting():
 
 
 @pytest.mark.parametrize("samples", [1, 100, 199, 200, 201, 400, 1000])
-@pytest.mark.parametrize("kind", [GroupSequential, Betting])
-def test_looks_rise_and_end_at_all_draws(kind, samples):
-    rule = kind(Plan(samples, 0.001, SIGMA, GRID))
+def test_looks_rise_and_end_at_all_draws(samples):
+    rule = GroupSequential(Plan(samples, 0.001, SIGMA, GRID))
     assert list(rule.looks) == sorted(set(rule.looks))
     assert rule.looks[-1] == samples
     assert rule.alpha_spent(samples) == pytest.approx(0.001)
@@ -80,58 +77,9 @@ def test_the_first_look_of_the_union_bound_worked_by_hand():
 
 def test_a_hopeless_image_is_given_up_at_the_first_look_and_claims_nothing():
     """100 of 200: one half is far below Phi(0.25 / 0.25) = 0.84."""
-    for kind in (GroupSequential, Betting):
-        verdict = kind(Plan(100_000, 0.001, SIGMA, (0.25,))).look(200, 100, 0.0)
-        assert verdict.following is None
-        assert verdict.p_lower < 0.5
-
-
-@given(seed=st.integers(0, 10**6), p=st.floats(0.3, 1), samples=st.sampled_from([150, 777, 2000]))
-@settings(deadline=None, max_examples=60)
-def test_curtailed_certifies_what_cohen_certifies_on_the_same_draws(seed, p, samples):
-    plan = Plan(samples, 0.05, SIGMA, GRID)
-    votes = np.random.default_rng(seed).random(samples) < p
-    stopped, _, bound = run(Curtailed(plan), votes)
-    _, _, full = run(FixedSize(plan), votes)
-    assert bound <= full
-    assert plan.certified(bound) == plan.certified(full)
-    assert stopped <= samples
-
-
-def test_curtailed_equals_cohen_for_thousands_of_images_and_draws_less():
-    """4,000 images: half at the thresholds, where the verdict hangs on the last draws, half anywhere."""
-    rng = np.random.default_rng(0)
-    rule, cohen = Curtailed(SMALL), FixedSize(SMALL)
-    near = [threshold(radius) + 0.03 for radius in GRID]
-    verdicts, drawn = [], []
-    for image in range(4000):
-        p = near[image % 3] if image % 2 else rng.uniform(0.4, 1)
-        votes = rng.random(1000) < p
-        stopped, _, bound = run(rule, votes)
-        full = run(cohen, votes)[2]
-        assert SMALL.certified(bound) == SMALL.certified(full)
-        verdicts.append(SMALL.certified(full))
-        drawn.append(stopped)
-    assert set(verdicts) == {0, 1, 2, 3}
-    assert max(drawn) == 1000
-    assert np.mean(drawn) < 950
-
-
-def test_curtailed_stops_as_soon_as_it_can():
-    """Radius 0 alone, N = 1000, alpha = 0.05: `needed` votes certify it, 1001 - needed others rule it out."""
-    rule = Curtailed(Plan(1000, 0.05, SIGMA, (0.0,)))
-    (needed,) = rule.needed
-    assert clopper_pearson_lower(needed, 1000, alpha=0.05) > 0.5 >= clopper_pearson_lower(needed - 1, 1000, alpha=0.05)
-    assert rule.first == min(needed, 1001 - needed)
-    assert rule.look(needed, needed, 0.0).following is None
-    assert rule.look(1001 - needed, 0, 0.0).following is None
-    assert rule.look(1000 - needed, 0, 0.0).following is not None
-
-
-def test_a_radius_that_no_count_certifies_is_settled_at_once():
-    rule = Curtailed(Plan(1000, 0.05, SIGMA, (9.0,)))
-    assert rule.needed == (1001,)
-    assert (rule.first, rule.look(1, 1, 0.0).following) == (1, None)
+    verdict = GroupSequential(Plan(100_000, 0.001, SIGMA, (0.25,))).look(200, 100, 0.0)
+    assert verdict.following is None
+    assert verdict.p_lower < 0.5
 
 
 @pytest.mark.parametrize("radius", GRID)
@@ -139,7 +87,7 @@ def test_a_radius_that_no_count_certifies_is_settled_at_once():
 def test_false_certificates_at_the_threshold_are_as_rare_as_alpha_promises(mode, radius):
     """3,000 images whose probability is exactly Phi(radius / sigma); at most alpha may be certified at the radius.
 
-    The bound on the count fails by chance once in a million. Betting is cautious, so its lower check is weaker.
+    The bound on the count fails by chance once in a million.
     """
     p = max(threshold(radius), 0.5)
     rng = np.random.default_rng(int(1000 * radius))
@@ -147,13 +95,13 @@ def test_false_certificates_at_the_threshold_are_as_rare_as_alpha_promises(mode,
     place = GRID.index(radius)
     false = sum(SMALL.certified(run(rule, rng.random(1000) < p)[2]) > place for _ in range(3000))
     assert false <= binom.ppf(1 - 1e-6, 3000, 0.05)
-    assert false > (0 if mode == "betting" else 3000 * 0.05 / 4), "far rarer than alpha: the rule wastes its budget"
+    assert false > 3000 * 0.05 / 4, "far rarer than alpha: the rule wastes its budget"
 
 
-@pytest.mark.parametrize("mode", SEQUENTIAL)
-def test_fewer_draws_are_spent_than_all_where_the_verdict_is_clear(mode):
+@pytest.mark.parametrize("kind", [GroupSequential, RULES["adaptive"]])
+def test_fewer_draws_are_spent_than_all_where_the_verdict_is_clear(kind):
     rng = np.random.default_rng(1)
-    rule = RULES[mode](SMALL)
+    rule = kind(SMALL)
     drawn = [run(rule, rng.random(1000) < p)[0] for p in (0.2, 0.3, 0.45, 0.9, 0.99999) for _ in range(20)]
     assert np.mean(drawn) < 0.9 * 1000
 
@@ -172,14 +120,9 @@ def test_the_union_bound_never_exceeds_the_largest_radius_of_its_look(samples):
 @given(n=st.integers(0, 9), share=st.floats(0, 1), slack=st.floats(0, 0.01))
 @settings(deadline=None, max_examples=40)
 def test_slack_is_taken_off_every_bound(n, share, slack):
-    for kind in (FixedSize, GroupSequential, Betting):
+    for kind in (FixedSize, GroupSequential):
         exact, careful = (kind(Plan(100_000, 0.001, SIGMA, GRID, off)) for off in (0.0, slack))
         draws = 100_000 if kind is FixedSize else exact.looks[n]
         count = round(share * draws)
         bounds = [rule.look(draws, count, 0.0).p_lower for rule in (exact, careful)]
         assert bounds[1] == pytest.approx(max(bounds[0] - slack, 0.0))
-
-
-def test_slack_changes_the_counts_that_curtailed_needs():
-    exact, careful = (Curtailed(Plan(1000, 0.05, SIGMA, GRID, off)) for off in (0.0, 0.01))
-    assert all(more > less for less, more in zip(exact.needed, careful.needed, strict=True))

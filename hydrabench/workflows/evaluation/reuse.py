@@ -64,19 +64,24 @@ class Parent:
                     "needs the run of its own parent"
                 )
 
-    def require_arithmetic(self, header: Mapping[str, Any]) -> None:
-        """Refuse to run the parent in another way than its ledger was made, by what `run.json` of the child says.
+    def forward(self) -> Forward:
+        """How its ledger was computed, and how it votes again."""
+        header = self.run.header
+        switches = {one.name: bool(header.get(one.name, False)) for one in fields(Forward) if one.name != "precision"}
+        return Forward(header["precision"], **switches)
 
-        Raises: LedgerError naming the first difference.
+    def require_noise(self, header: Mapping[str, Any]) -> None:
+        """Refuse other noise, or images of another precision, than those of its ledger.
+
+        Args: header: what `run.json` of the child says; bfloat16 adds noise in float32.
+        Raises: LedgerError naming the difference.
         """
-        names = ("precision", "noise", *(field.name for field in fields(Forward)))
-        for name in dict.fromkeys(names):
-            old, new = (one.get(name, "cpu" if name == "noise" else False) for one in (self.run.header, header))
-            if old != new:
+        for name in ("noise", "precision"):
+            old, new = self.run.header.get(name, "cpu"), header[name]
+            if old != new and (name == "noise" or "float64" in (old, new)):
                 raise LedgerError(
-                    f"{self.run.path} was made with {name} {old}, this run would have {new}, and only equal draws of "
-                    f"the same network can be reused; choose --{name.replace('_', '-')} as there, or certify the "
-                    "parent again"
+                    f"{self.run.path} was made with {name} {old}, this run would have {new}, and only equal draws can "
+                    f"be reused; choose --{name} as there, or certify the parent again"
                 )
 
     def require_images(self, images: ImageSource, chosen: Sequence[int]) -> None:
@@ -143,13 +148,12 @@ def _parent_settings(run: RunFolder) -> SmoothingSettings:
             f"{run.path} is not complete (status {run.header.get('status')!r}); continue it with --resume first"
         )
     mode = run.header["settings"].get("mode", "cohen")
-    if mode in ("predict", "reused"):
-        raise LedgerError(
-            f"{run.path} has mode {mode}, whose ledger holds no bound of its own; reuse a run of mode cohen, "
-            "curtailed, adaptive or betting"
-        )
+    if mode != "cohen":
+        raise LedgerError(f"{run.path} has mode {mode}; reuse takes the certificates of a run of mode cohen")
     settings = recorded_settings(run.header["settings"], run.header["protocol"], str(run.path / "run.json"))
     assert isinstance(settings, SmoothingSettings)
+    if settings.law != "gaussian" or settings.randomized:
+        raise LedgerError(f"{run.path} has protocol {settings.protocol}; reuse takes plain Gaussian certificates")
     return settings
 
 
@@ -157,7 +161,7 @@ def reuse_settings(parent: Parent, values: Mapping[str, Any]) -> ReuseSettings:
     """Complete the options of the child with the settings of its parent's run, and check them.
 
     Args:
-        values: what was given of alpha, radii, reuse_samples, direct, and of what must be as in the parent's run.
+        values: what was given of alpha, radii, reuse_samples, and of what must be as in the parent's run.
     Raises: ConfigError naming an option that is wrong or contradicts the parent's run.
     """
     of_parent = parent.settings.model_dump(mode="json")
@@ -175,8 +179,7 @@ def reuse_settings(parent: Parent, values: Mapping[str, Any]) -> ReuseSettings:
             )
     own = {name: value for name, value in values.items() if name not in (*SHARED, "kind")}
     complete = {
-        **{name: value for name, value in of_parent.items() if name != "mode"},
-        "parent_mode": parent.settings.mode,
+        **{name: value for name, value in of_parent.items() if name not in ("mode", "label_aware")},
         "reuse_samples": default_reuse_samples(parent.settings.samples),
         **own,
     }

@@ -69,7 +69,7 @@ def test_a_pruned_network_is_certified_on_its_parents_images_with_fewer_passes(p
     assert summary["n"] == 12
     assert summary["metrics"]["certified_accuracy@0"]["count"] >= 10
     header = json.loads((out / "run.json").read_text())
-    assert header["protocol"] == "smoothing-reuse-n0_20-n1500-m400-r0+0.1-s3@2"
+    assert header["protocol"] == "smoothing-reuse-n0_20-n1500-m400-r0+0.1-s3@4"
     assert header["settings"]["mode"] == "reused"
     assert header["settings"]["parent_mode"] == "cohen"
     assert header["checkpoint"]["name"] == "digits-trades-90"
@@ -92,13 +92,26 @@ def test_a_network_loses_no_vote_against_itself(parent, tmp_path):
     assert {record["lost"] + record["disagreements"] for record in lines(tmp_path / "same")} == {0}
 
 
+def test_the_same_network_in_16_bits_loses_few_votes(parent, tmp_path):
+    """The case in which reuse pays; the parent votes in the precision of its ledger."""
+    words = ("--reuse", parent, "--precision", "bfloat16", "--reuse-samples", 1500, "--radii", "0,0.3")
+    certify("--ckpt", "digits-trades", *words, "--out", tmp_path / "half")
+    records, known = lines(tmp_path / "half"), lines(parent)
+    counted = [
+        (a["count"] + a["lost"], b["count"]) for a, b in zip(records, known, strict=True) if a["samples"] == 1500
+    ]
+    assert counted
+    assert all(both == alone for both, alone in counted)
+    assert sum(record["lost"] for record in records) < 0.01 * sum(record["samples"] for record in records)
+
+
 def test_reports_keep_reused_certificates_in_columns_of_their_own(parent, tmp_path):
-    certify("--ckpt", "digits-trades-90", "--reuse", parent, "--reuse-direct", "--out", tmp_path / "child")
+    certify("--ckpt", "digits-trades-90", "--reuse", parent, "--out", tmp_path / "child")
     result = hydrabench("report", parent, tmp_path / "child", "--out", tmp_path / "report", "--json")
     assert result.exit_code == 0, result.output
     board = json.loads(result.stdout)
     protocols = {column["protocol"] for column in board["columns"]}
-    assert protocols == {"smoothing-cohen-n0_20-n1500-s3@2", "smoothing-reuse-direct-n0_20-n1500-r0+0.1-s3@2"}
+    assert protocols == {"smoothing-cohen-n0_20-n1500-s3@4", "smoothing-reuse-n0_20-n1500-r0+0.1-s3@4"}
     assert "derived from the certificate of a parent network" in (tmp_path / "report/leaderboard.md").read_text()
 
 
@@ -139,7 +152,6 @@ def test_the_parents_checkpoint_is_found_by_name_or_named(parent, tmp_path):
         (("--parent", "digits-crown-ibp"), r"digits-crown-ibp has SHA-256 [0-9a-f]{16}….*was made with .*--parent REF"),
         (("--parent", "nowhere.safetensors"), r"no checkpoint at nowhere\.safetensors"),
         (("--precision", "float64"), r"made with precision float32, this run would have float64.*choose --precision"),
-        (("--fold-batch-norm",), r"made with fold_batch_norm False, this run would have True.*--fold-batch-norm"),
     ],
 )
 def test_what_does_not_go_with_the_parents_run_is_refused_before_anything_runs(parent, tmp_path, words, message):
@@ -157,8 +169,8 @@ def test_what_does_not_go_with_the_parents_run_is_refused_before_anything_runs(p
         (lambda r: r[5].update(input_sha="f" * 64), None, r"image 5 has another content in .*\(ffffffffffff\)"),
         (lambda r: r[5].update(label=11), None, r"image 5 has another label in .*\(11\) than here"),
         (None, lambda h: h.update(status="running"), r"is not complete \(status 'running'\)"),
-        (None, lambda h: h["settings"].update(mode="predict"), r"has mode predict, whose ledger holds no bound"),
-        (None, lambda h: h["settings"].update(mode="reused"), r"has mode reused, whose ledger holds no bound"),
+        (None, lambda h: h["settings"].update(mode="predict"), r"has mode predict; reuse takes "),
+        (None, lambda h: h["settings"].update(mode="reused"), r"has mode reused; reuse takes"),
         (None, lambda h: h["settings"].update(kind="ibp"), r"is no run of certify --method smoothing"),
         (None, lambda h: h.update(noise="Some GPU"), r"made with noise Some GPU, this run would have cpu"),
     ],
@@ -173,7 +185,7 @@ def test_a_parent_that_cannot_be_reused_is_refused(parent, tmp_path, edit, heade
 
 def test_options_of_reuse_alone_and_folders_that_are_no_run_are_refused(tmp_path):
     few = (*COMMON, "--ckpt", "digits-trades-90")
-    assert "--reuse-direct is for --reuse; without it leave" in hydrabench(*few, "--reuse-direct").stderr
+    assert "--reuse-samples is for --reuse; without it leave" in hydrabench(*few, "--reuse-samples", 9).stderr
     assert "is not a run folder" in hydrabench(*few, "--reuse", tmp_path).stderr
     other = hydrabench("certify", "--ckpt", "digits-trades-90", "--method", "ibp", "--reuse", tmp_path)
     assert "--reuse is for --method smoothing" in other.stderr
