@@ -162,8 +162,8 @@ def test_a_bisection_that_forgets_failures_is_caught(monkeypatch):
     network, block = two_pixels()
     real = radius_search._Search._learn
 
-    def forgets(one, row, place, record):
-        real(one, row, place, replace(record, verified=True))
+    def forgets(one, row, place, record, point):
+        real(one, row, place, replace(record, verified=True), point)
 
     monkeypatch.setattr(radius_search._Search, "_learn", forgets)
     monkeypatch.setattr(radius_search._Search, "attack_nearby", lambda _search: None)
