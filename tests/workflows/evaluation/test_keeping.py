@@ -420,7 +420,7 @@ def certified(run, path, indices):
             for line, holds in told
         ]
     )
-    forged.finish(summarize("ibp", list(forged.records()), None))
+    forged.finish(summarize("ibp", list(forged.records()), EVALUATORS["ibp"].read(settings)))
 
 
 def test_a_contradiction_comes_with_the_image_its_adversarial_image_and_the_perturbation(runs, tmp_path):
