@@ -169,14 +169,7 @@ def _receive(
         raise
     with response:
         resumes = start > 0 and _goes_on(response, start, etag)
-        if not resumes and response.status_code != 200:
-            partial.drop()
-            said = f"{response.status_code} {shown(response.reason or '')}"
-            raise transfer.Broken(f"the server answered {said} to a request for the whole file")
-        total = _content_range(response)[1] if resumes else _length(response)
-        if total and (total > expected.most or expected.bytes not in (None, total)):
-            right = f"right is {expected.bytes} bytes, says {expected.origin}" if expected.bytes else "that is too much"
-            raise transfer.Refused(f"offers {total} bytes; {right}")
+        total = _total(response, partial, expected, resumes=resumes)
         done = start if resumes else 0
         pieces = transfer.blocks(response, most=expected.most - done, timeout=timeout, deadline=deadline)
         first = next(pieces, b"")
@@ -194,6 +187,21 @@ def _receive(
         raise transfer.Broken(f"the connection closed after {done} of {total} bytes")
     if done == 0:
         raise transfer.Refused("gave an empty file")
+
+
+def _total(response: Response, partial: _Partial, expected: Expected, *, resumes: bool) -> int | None:
+    """Return the size of the whole file as the server says it, None if it does not. Raises: Refused or Broken."""
+    from hydrabench.checkpoints import transfer  # noqa: PLC0415
+
+    if not resumes and response.status_code != 200:
+        partial.drop()
+        said = f"{response.status_code} {shown(response.reason or '')}"
+        raise transfer.Broken(f"the server answered {said} to a request for the whole file")
+    total = _content_range(response)[1] if resumes else _length(response)
+    if total and (total > expected.most or expected.bytes not in (None, total)):
+        right = f"right is {expected.bytes} bytes, says {expected.origin}" if expected.bytes else "that is too much"
+        raise transfer.Refused(f"offers {total} bytes; {right}")
+    return total
 
 
 def _length(response: Response) -> int | None:

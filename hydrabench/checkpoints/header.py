@@ -12,6 +12,7 @@ from hydrabench.errors import CheckpointError
 
 Layout = Literal["dense", "masked", "compact"]
 PhaseLabel = Literal["train", "prune", "finetune", "lwm"]
+CHECKPOINT_SCHEMA: Literal["hydrabench.checkpoint/2"] = "hydrabench.checkpoint/2"  # 1 left out what had its default
 
 
 # Sizes beyond any image or number of classes overflow before they could be compared with those of the tensors.
@@ -61,8 +62,7 @@ class Header(Section):
     objective: the settings that it was trained with, as plain values.
     density: fraction of the weights kept in every layer, 1 for an unpruned network; where the layers have
     other budgets, the fraction that was asked for overall.
-    kept: these budgets, as the number of weights that each layer keeps; None: n - floor((1 - density) n). It
-    is written only where it is needed, so that other files do not change.
+    kept: these budgets, as the number of weights that each layer keeps; None: n - floor((1 - density) n).
     layout: "dense" holds the plain torch.nn keys, pruned weights being zero; "masked" also holds
     `NAME.scores` and `NAME.mask` beside each `NAME.weight`, whose pruned entries keep their values; "compact" holds the
     dense tensors without their zeros (see compact.py).
@@ -74,7 +74,9 @@ class Header(Section):
     seed and selection are None.
     """
 
-    schema_: Literal["hydrabench.checkpoint/1"] = Field("hydrabench.checkpoint/1", alias="schema")
+    schema_: Literal["hydrabench.checkpoint/1", "hydrabench.checkpoint/2"] = Field(
+        default=CHECKPOINT_SCHEMA, alias="schema"
+    )
     layout: Layout
     phase: PhaseLabel | Literal["imported"]
     arch: str
@@ -104,9 +106,7 @@ class Header(Section):
 
     def to_json(self) -> str:
         """Return the header as canonical JSON."""
-        return self.model_dump_json(
-            by_alias=True, exclude={key for key in ("kept", "plugins", "code", "held_out") if not getattr(self, key)}
-        )
+        return self.model_dump_json(by_alias=True)
 
     def default_threat(self) -> dict[str, Any]:
         """The norm and radius, or noise, that the network was trained for; empty if for none, or if it is unknown."""

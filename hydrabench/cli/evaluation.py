@@ -102,6 +102,7 @@ def certify(ref: str | None, method: str, **given: Any) -> None:
       hydrabench certify --ckpt runs/final --method alpha-crown --iterations 50 --time-limit 30
       hydrabench certify --ckpt runs/final --method exact --max-subproblems 5000
       hydrabench certify --ckpt runs/final --method exact --engine milp --time-limit 60
+      hydrabench certify --ckpt runs/final --method cascade --methods ibp,crown,exact --engine milp
       hydrabench certify --ckpt runs/final --method crown --search-radius --epsilon 16/255 --tolerance 1/2550
       hydrabench certify --ckpt runs/final --method smoothing --sigma 0.25 --samples 10000
       hydrabench certify --ckpt runs/final --method smoothing --sigma 0.25 --skip 20

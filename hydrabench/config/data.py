@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from pydantic import Field
 
 from hydrabench.config.fields import Section
@@ -18,8 +16,6 @@ class PseudoLabelRecipe(Section):
 
 class DataRecipe(Section):
     """The `data:` section: which images, how they are augmented, how many are held out for selection."""
-
-    added: ClassVar[tuple[str, ...]] = ("fraction", "pseudo_labels")
 
     name: str
     crop_padding: int = Field(0, ge=0, le=64)  # random crops of the zero-padded image

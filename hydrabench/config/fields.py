@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
@@ -97,13 +97,9 @@ class Section(BaseModel):
     """Base of everything that is read from YAML: immutable, finite, and a misspelt key is an error.
 
     No number is larger than `LARGEST`, and no seed than `LARGEST_SEED`.
-
-    Keys in `added` came after the first checkpoints and ledgers. Where they have their defaults, `plain` leaves them
-    out, so that hashes and runs from before them still agree.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    added: ClassVar[tuple[str, ...]] = ()
 
     def conflicts(self) -> Iterator[str]:
         """Yield what is wrong with values that are right one by one; each text names the keys that it is about."""
@@ -132,14 +128,9 @@ class Section(BaseModel):
             if isinstance(value, int | float) and value > largest:
                 yield f"{name}: is at most {largest:,}, got {shortened(value)}"
 
-    def left_out(self) -> set[str]:
-        """The keys of `added` that have their defaults."""
-        fields = type(self).model_fields
-        return {key for key in self.added if getattr(self, key) == fields[key].get_default(call_default_factory=True)}
-
     def plain(self) -> dict[str, Any]:
-        """The values as JSON has them, without `left_out`."""
-        return self.model_dump(mode="json", exclude=self.left_out())
+        """Return all values as JSON has them, defaults included."""
+        return self.model_dump(mode="json")
 
 
 def _is_number(field: FieldInfo | None) -> bool:

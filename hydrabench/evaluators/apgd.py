@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, NonNegativeInt
 
@@ -28,7 +28,6 @@ class ApgdSettings(BallSettings):
     losses: tuple[Literal["ce", "dlr"], ...] = Field(("ce", "dlr"), min_length=1)
     targets: Literal[0, 9] = 0
     seed: NonNegativeInt = 0
-    added: ClassVar[tuple[str, ...]] = BallSettings.added
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -61,7 +61,7 @@ def attacked_records(
             break
         if settings.epsilons and radius == 0:
             continue  # there is nothing to search
-        found = attack(network, rows_of(block, rows), settings.at(radius))
+        found = attack(network, block.rows(rows), settings.at(radius))
         for place, row in enumerate(rows):
             margins[row] = _least(margins[row], found.margins[place])
             if found.breaks[place] is not None:
@@ -76,19 +76,6 @@ def attacked_records(
 def _least(before: float | None, now: float | None) -> float | None:
     """Return the smaller margin; None if the attack tells none, as robust images of some have it."""
     return None if now is None else now if before is None else min(before, now)
-
-
-def rows_of(block: Block, rows: Sequence[int]) -> Block:
-    """Return some rows of a block."""
-    import torch
-
-    from hydrabench.data.images import Block
-
-    if len(rows) == len(block.indices):
-        return block
-    chosen = torch.tensor(rows, device=block.images.device)
-    indices, shas = tuple(block.indices[row] for row in rows), tuple(block.shas[row] for row in rows)
-    return Block(block.number, indices, block.images[chosen], block.labels[chosen], shas)
 
 
 def curve_metrics(lines: Sequence[Line], settings: Any) -> dict[str, Metric]:

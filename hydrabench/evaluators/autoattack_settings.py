@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import NonNegativeInt
 
@@ -34,8 +34,6 @@ class AutoAttackSettings(KeepingSettings):
     version: of the protocol. 1: all images of a block of 100 draw from one stream, keyed by the block.
     """
 
-    added: ClassVar[tuple[str, ...]] = ("ensemble", "attacks", "cascade")
-
     kind: Literal["autoattack"] = "autoattack"
     norm: Norm = "linf"
     epsilon: Radius
@@ -57,10 +55,6 @@ class AutoAttackSettings(KeepingSettings):
             yield "cascade: starts with PGD, which averages no gradients; leave it out with ensemble: rand"
         if self.version == 1 and (self.attacks or self.cascade or self.ensemble != "standard"):
             yield "version: 1 of the protocol is the standard ensemble alone; leave it out for anything else"
-
-    def left_out(self) -> set[str]:
-        """The keys that ledgers of the first version of the protocol do not have either."""
-        return super().left_out() | ({"version"} if self.version == 1 else set())
 
     @property
     def order(self) -> tuple[str, ...]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from hydrabench.config import Radius
 from hydrabench.evaluators.description import EvaluationSettings, Option
@@ -33,13 +33,12 @@ SEED = Option("seed", "Key of all random streams.", "int", default="0")
 
 
 class KeepingSettings(EvaluationSettings):
-    """Base of the settings of an attack. keep: what is stored beside the records; it changes no number."""
+    """Base of the settings of an attack.
 
-    keep: Literal["adversarial"] | None = None
+    keep: what is stored beside the records. It changes no number: `run.json` names it beside the settings.
+    """
 
-    def left_out(self) -> set[str]:
-        """What is not part of the protocol: `run.json` names it beside the settings."""
-        return super().left_out() | {"keep"}
+    keep: Literal["adversarial"] | None = Field(None, exclude=True)
 
 
 class BallSettings(KeepingSettings):
@@ -52,7 +51,6 @@ class BallSettings(KeepingSettings):
     norm: AttackNorm = "linf"
     epsilon: Radius
     epsilons: tuple[Radius, ...] = ()
-    added: ClassVar[tuple[str, ...]] = ("epsilons",)
 
     @model_validator(mode="before")
     @classmethod

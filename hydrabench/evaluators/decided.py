@@ -14,7 +14,6 @@ from hydrabench.bounds import Prepared, prepared
 from hydrabench.bounds.exact import Decision, Limits, decide, decide_by_milp, pose_as_stored
 from hydrabench.bounds.specification import Problem, pose
 from hydrabench.data.images import Block
-from hydrabench.evaluators.attacking import rows_of
 from hydrabench.evaluators.clean import clean_logits
 from hydrabench.evaluators.exact import ExactSettings
 from hydrabench.evaluators.pgd import PgdSettings, pgd_points
@@ -107,7 +106,7 @@ class _Replay:
             settings = self.settings
             pgd = {"norm": settings.norm, "epsilon": settings.epsilon, "restarts": RESTARTS}
             pgd["seed"] = getattr(settings, "seed", 0)
-            records, points = pgd_points(self.network, rows_of(self.block, rows), PgdSettings.model_validate(pgd))
+            records, points = pgd_points(self.network, self.block.rows(rows), PgdSettings.model_validate(pgd))
             hits = [place for place, record in enumerate(records) if not record.robust]
             if hits:
                 self.check(torch.tensor(rows, device=points.device)[hits], points[hits], "pgd")

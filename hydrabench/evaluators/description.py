@@ -5,7 +5,7 @@ modules must not import torch at the top: torch, bounds, attacks and smoothing a
 
 Settings with these names mean the same to every evaluator: `norm` and `epsilon` a ball, `epsilons` all radii of a
 security curve, whose largest is `epsilon`, `sigma` the noise of smoothing,
-`radii` the L2 radii at which certificates are counted, `samples` the most draws for an image.
+`radii` the radii at which certificates are counted, `samples` the most draws for an image.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 # Settings that tell columns of one protocol apart; all others are fixed by the protocol id.
 CONDITIONS = ("norm", "epsilon", "epsilons", "sigma", "radii")
+ALWAYS_NAMED = ("norm", "epsilon", "sigma", "radii", "alpha")  # what no report may fill in
 FULL_PRECISIONS = ("float32", "float64")
 Line = Mapping[str, Any]  # one record, as its ledger has it
 
@@ -59,7 +60,7 @@ class Metric:
 
     values: one for each record, in order: truth values, or numbers >= 0 of which the mean is taken.
     interval: "wilson" of a fraction, "clopper-pearson" of one that claims a guarantee, "t" of a mean.
-    radius: the certified L2 radius that it is about, in pixel units.
+    radius: the certified radius that it is about, in pixel units.
     label: what its heading adds.
     column_of: the evaluator whose column it belongs to, if that is another one.
     epsilon: the radius of the ball that it is about, if that is not the run's.
@@ -261,9 +262,8 @@ class Evaluator:
         return tuple(name for name in CONDITIONS if name in self.settings.model_fields)
 
     def needed(self) -> tuple[str, ...]:
-        """The settings that a report cannot do without."""
-        known = self.settings.model_fields
-        return tuple(name for name in (*CONDITIONS, "alpha") if name in known and name not in self.settings.added)
+        """Return the settings that a ledger must name; all others have their defaults where it does not."""
+        return tuple(name for name in ALWAYS_NAMED if name in self.settings.model_fields)
 
 
 def said(text: str | Callable[[Any], str], settings: Any) -> str:

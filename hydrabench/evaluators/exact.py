@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -45,6 +45,14 @@ TIME_LIMIT = Option(
 )
 
 
+DECIDING_ENGINE = Option(
+    "engine",
+    "exact: branch-and-bound, or milp: mixed-integer programming, for small networks in L∞.",
+    heading="exact",
+    default="branch-and-bound",
+)
+
+
 class ExactSettings(BoundSettings):
     """Branch and bound until every image is verified, broken, or at its limit.
 
@@ -61,7 +69,6 @@ class ExactSettings(BoundSettings):
     engine: Literal["branch-and-bound", "milp"] = "branch-and-bound"
     rigor: Literal["standard", "sound"] = "standard"
     seed: NonNegativeInt = 0
-    added: ClassVar[tuple[str, ...]] = (*BoundSettings.added, "engine")
 
     def conflicts(self) -> Iterator[str]:
         """Yield what mixed-integer programming cannot do."""
@@ -102,7 +109,7 @@ def _prepare(network: nn.Module, settings: ExactSettings, _computing: Computing)
     return Ready(lambda block: evaluate(read, block, settings), points=lambda block: points(read, block, settings))
 
 
-def _require(network: nn.Module, settings: ExactSettings) -> None:
+def require_engine(network: nn.Module, settings: Any) -> None:
     """Raise for a layer without a rule, or without one in the settings' engine."""
     from hydrabench.bounds import program_of, read
 
@@ -147,19 +154,14 @@ EXACT = Evaluator(
         *radii.OPTIONS,
         MAX_SUBPROBLEMS,
         TIME_LIMIT,
-        Option(
-            "engine",
-            "exact: branch-and-bound, or milp: mixed-integer programming, for small networks in L∞.",
-            heading="exact",
-            default="branch-and-bound",
-        ),
+        DECIDING_ENGINE,
         Option("rigor", "standard or sound.", heading="exact", default="standard"),
         SEED,
     ),
     blocks=lambda settings, _network, _shape: Blocks(1 if settings.search_radius else DECIDED_BLOCK),
     variant=lambda values: (ExactSettings, RadiusRecord) if values.get("search_radius") else None,
     more=radii.more,
-    require=_require,
+    require=require_engine,
     prepare=_prepare,
     frugal="choose cascade",
     repeatable=lambda settings: settings.time_limit is None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from hydrabench.config.passes import INPUT_GRADIENT
 from hydrabench.config.protocol import unless
@@ -24,7 +24,6 @@ class FabSettings(BallSettings):
 
     kind: Literal["fab"] = "fab"
     targets: Literal[0, 9] = 0
-    added: ClassVar[tuple[str, ...]] = BallSettings.added
 
     @property
     def name(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import product
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
@@ -13,7 +13,7 @@ from hydrabench.config import Radius
 from hydrabench.config.passes import INPUT_GRADIENT
 from hydrabench.config.protocol import unless
 from hydrabench.errors import ConfigError
-from hydrabench.evaluators.attacking import Attacked, attacked_records, curve_metrics, curve_variant, rows_of
+from hydrabench.evaluators.attacking import Attacked, attacked_records, curve_metrics, curve_variant
 from hydrabench.evaluators.ball_settings import CURVE, KEEP, NORMS, SEED, SKIP_CERTIFIED, BallSettings
 from hydrabench.evaluators.blocks import BLOCK_SIZE
 from hydrabench.evaluators.clean import clean_logits, require_finite
@@ -60,7 +60,6 @@ class PgdSettings(BallSettings):
     step_size: Radius | None = None
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     targets: NonNegativeInt = 0
-    added: ClassVar[tuple[str, ...]] = (*BallSettings.added, "step_size", "momentum", "targets")
 
     def conflicts(self) -> Iterator[str]:
         """Yield what does not go together."""
@@ -121,7 +120,7 @@ def attack_by_pgd(network: nn.Module, block: Block, settings: PgdSettings) -> At
             break
         aims = None if ranked is None or target is None else ranked[rows, target]
         key = (loss, restart) if target is None else (loss, restart, f"target {target}")
-        found = _search(network, rows_of(block, rows), settings, key=key, aims=aims)
+        found = _search(network, block.rows(rows), settings, key=key, aims=aims)
         smallest[rows] = torch.minimum(smallest[rows], found.smallest)
         for place, done in enumerate(found.broke_at.tolist()):
             if done >= 0:

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from hydrabench.bounds import Prepared
 from hydrabench.data.images import Block
 from hydrabench.errors import GateError
-from hydrabench.evaluators.attacking import rows_of
 from hydrabench.evaluators.clean import clean_logits
 from hydrabench.evaluators.fmn import FmnSettings, fmn_points
 from hydrabench.evaluators.pgd import PgdSettings, pgd_points
@@ -116,7 +115,7 @@ class _Search:
     def attack_nearby(self) -> None:
         """Start with the perturbations that fast minimum norm finds."""
         fmn = FmnSettings(norm=self.settings.norm, epsilon=self.settings.epsilon)
-        records, points = fmn_points(self.network, rows_of(self.block, self.right), fmn)
+        records, points = fmn_points(self.network, self.block.rows(self.right), fmn)
         for row, record, point in zip(self.right, records, points, strict=True):
             if record.distance is not None:
                 self.keep(row, point, "fmn")
@@ -125,7 +124,7 @@ class _Search:
         """Halve what lies between the largest radius that is proved and the smallest that is not."""
         while groups := self._groups(self.proved, [min(self.open[row], self.broken_place(row)) for row in self._rows]):
             for place, rows in groups.items():
-                records, points = self.bound(rows_of(self.block, rows), self.settings.at(self.radius(place)))
+                records, points = self.bound(self.block.rows(rows), self.settings.at(self.radius(place)))
                 for row, record, point in zip(rows, records, points, strict=True):
                     self._learn(row, place, record, point)
 
@@ -147,7 +146,7 @@ class _Search:
                 radius, seed = self.radius(place), getattr(self.settings, "seed", 0)
                 values = {"norm": self.settings.norm, "epsilon": radius, "seed": seed, "steps": STEPS}
                 pgd = PgdSettings.model_validate(values)
-                records, points = pgd_points(self.network, rows_of(self.block, rows), pgd)
+                records, points = pgd_points(self.network, self.block.rows(rows), pgd)
                 for row, record, point in zip(rows, records, points, strict=True):
                     if not record.robust:
                         self.keep(row, point, "pgd")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import PositiveInt, model_validator
 
@@ -21,8 +21,6 @@ class ReuseSettings(SmoothingSettings):
     mode: Literal["reused"] = "reused"  # type: ignore[assignment]  # a mode of its own, which the others do not offer
     parent_mode: Literal["cohen"] = "cohen"
     reuse_samples: PositiveInt
-
-    added: ClassVar[tuple[str, ...]] = ()
 
     @model_validator(mode="before")
     @classmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import NonNegativeInt, PositiveInt
 
@@ -26,7 +26,6 @@ class SquareSettings(BallSettings):
     kind: Literal["square"] = "square"
     queries: PositiveInt = 5000
     seed: NonNegativeInt = 0
-    added: ClassVar[tuple[str, ...]] = BallSettings.added
 
     @property
     def protocol(self) -> str:

@@ -89,6 +89,8 @@ def _require(network: nn.Module, settings: Settings) -> None:
         require_auto_lirpa()
     if settings.uses_our_bounds:
         read(program_of(network))
+    if settings.engine == "milp":
+        exact.require_engine(network, settings)
 
 
 def _require_readable(network: nn.Module, block: Block, settings: Settings) -> None:
@@ -226,8 +228,11 @@ CROWN_IBP = _evaluator(
 CROWN = _evaluator("CROWN", "CROWN for every neuron", options=(ENGINE, RIGOR), frugal="choose crown-ibp")
 CASCADE = _evaluator(
     "cascade",
-    lambda settings: f"the first of {', '.join(settings.methods)} that proves it",
-    options=(IN_TURN, RIGOR, *SEARCH_OPTIONS, exact.MAX_SUBPROBLEMS),
+    lambda settings: (
+        f"the first of {', '.join(settings.methods)} that proves it"
+        + ", exact by mixed-integer programming in floating point" * (settings.engine == "milp")
+    ),
+    options=(IN_TURN, RIGOR, *SEARCH_OPTIONS, exact.MAX_SUBPROBLEMS, exact.DECIDING_ENGINE),
     frugal="choose crown-ibp",
 )
 ALPHA_CROWN = _evaluator(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from fractions import Fraction
 from math import ceil
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt
 
@@ -34,7 +34,6 @@ class BoundSettings(EvaluationSettings):
     epsilon: Radius
     search_radius: bool = False
     tolerance: Radius | None = None
-    added: ClassVar[tuple[str, ...]] = ("search_radius", "tolerance")
 
     def conflicts(self) -> Iterator[str]:
         """Yield what is wrong with a search for radii."""
@@ -64,29 +63,42 @@ class BoundSettings(EvaluationSettings):
         return f"-radii{step}" if self.search_radius else ""
 
 
-class VerifiedSettings(BoundSettings):
+class MarginSettings(BoundSettings):
+    """Base of the settings of a bound of margins over a ball. engine: whose bounds they are."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+    engine: str = "hydrabench"
+
+    @property
+    def uses_our_bounds(self) -> bool:
+        """True if our own bounds pass the network."""
+        return self.engine != "auto_lirpa"
+
+    @property
+    def needs_auto_lirpa(self) -> bool:
+        """True if auto_LiRPA computes the bounds."""
+        return self.engine == "auto_lirpa"
+
+
+class VerifiedSettings(MarginSettings):
     """A sound lower bound of every margin over a ball; `cascade` tries `methods` until one proves it.
 
     slopes, iterations, learning_rate, time_limit: of alpha-crown, the last one of `methods` or before exact.
-    max_subproblems, time_limit: of exact, see `exact.ExactSettings`.
+    max_subproblems, time_limit: of exact, see `exact.ExactSettings`. engine: "milp" decides what is left to exact.
     rigor: "standard" computes in the precision of the run, and again in float64 where rounding could turn a verdict;
     "sound" rounds outwards in float64 and claims what survives; "deployed" claims what survives the network's own
     rounding, too; see `bounds.sound`.
     """
 
-    model_config = ConfigDict(allow_inf_nan=False)
     kind: Literal["ibp", "symbolic", "crown-ibp", "crown", "cascade"]
     methods: tuple[Method, ...] = Field(CASCADE_METHODS, min_length=1)
-    engine: Literal["hydrabench", "auto_lirpa"] = "hydrabench"
+    engine: Literal["hydrabench", "auto_lirpa", "milp"] = "hydrabench"
     rigor: Literal["standard", "sound", "deployed"] = "standard"
     slopes: Literal["output", "all"] = "output"
     iterations: PositiveInt = 100
     learning_rate: PositiveFloat = 0.1
     time_limit: PositiveFloat | None = None
     max_subproblems: PositiveInt = SUBPROBLEMS
-    added: ClassVar[tuple[str, ...]] = (
-        *BoundSettings.added, "methods", "engine", "rigor", *SEARCH, "max_subproblems",
-    )  # fmt: skip
 
     def conflicts(self) -> Iterator[str]:
         """Yield what does not fit: methods out of place, and what an engine or a rigor is not for."""
@@ -102,6 +114,11 @@ class VerifiedSettings(BoundSettings):
                 f"engine: auto_lirpa bounds linf balls by {', '.join(AUTO_LIRPA)}, got {self.norm} and {self.kind}; "
                 "leave the engine at hydrabench"
             )
+        if self.engine == "milp" and (not self.decides or self.norm != "linf"):
+            yield (
+                f"engine: milp is for exact, as the last of methods, in linf balls, got {self.norm} and {methods}; "
+                "write for example ibp,crown-ibp,crown,exact, or leave the engine out"
+            )
         rigorous = self.rigor != "standard"
         if rigorous and (self.kind not in SOUND or self.norm != "linf" or self.engine != "hydrabench"):
             yield (
@@ -116,11 +133,11 @@ class VerifiedSettings(BoundSettings):
                 f"methods: exact, which decides what all others leave open, comes last and after another one, got "
                 f"{methods}; write for example ibp,crown-ibp,crown,exact"
             )
-        if not self.decides and "max_subproblems" not in self.left_out():
+        if not self.decides and self._differs("max_subproblems"):
             yield f"max_subproblems: is an option of exact, which is none of methods {methods}; add it"
         if not self.searches:
             for key in SEARCH:
-                if key not in self.left_out() and not (key == "time_limit" and self.decides):
+                if self._differs(key) and not (key == "time_limit" and self.decides):
                     yield f"{key}: is an option of alpha-crown, which is none of methods {methods}; add it"
             return
         before = self.methods[:-1] if self.decides else self.methods
@@ -129,6 +146,9 @@ class VerifiedSettings(BoundSettings):
                 f"methods: alpha-crown, by far the slowest, comes last and after a cheaper one, got {methods}; "
                 "write for example ibp,crown-ibp,crown,alpha-crown"
             )
+
+    def _differs(self, key: str) -> bool:
+        return bool(getattr(self, key) != type(self).model_fields[key].default)
 
     @property
     def searches(self) -> bool:
@@ -139,16 +159,6 @@ class VerifiedSettings(BoundSettings):
     def decides(self) -> bool:
         """True if exact is one of the methods."""
         return "exact" in self.methods
-
-    @property
-    def uses_our_bounds(self) -> bool:
-        """True if our own bounds pass the network."""
-        return self.engine == "hydrabench"
-
-    @property
-    def needs_auto_lirpa(self) -> bool:
-        """True if auto_LiRPA computes the bounds."""
-        return self.engine == "auto_lirpa"
 
     @property
     def protocol(self) -> str:
@@ -164,33 +174,21 @@ class VerifiedSettings(BoundSettings):
         return f"{self.kind}{methods}{more}@{2 if self.searches else 1}"
 
 
-class AlphaCrownSettings(BoundSettings):
+class AlphaCrownSettings(MarginSettings):
     """CROWN with optimised slopes; `bounds.Search` says what the options mean."""
 
-    model_config = ConfigDict(allow_inf_nan=False)
     kind: Literal["alpha-crown"] = "alpha-crown"
     engine: Literal["hydrabench", "auto_lirpa"] = "hydrabench"
     slopes: Literal["output", "all"] = "output"
     iterations: PositiveInt = 100
     learning_rate: PositiveFloat = 0.1
     time_limit: PositiveFloat | None = None  # seconds for each image; with it, a run cannot be reproduced
-    added: ClassVar[tuple[str, ...]] = (*BoundSettings.added, "engine")
 
     def conflicts(self) -> Iterator[str]:
         """Yield what auto_LiRPA is not asked for."""
         yield from super().conflicts()
         if self.engine == "auto_lirpa" and self.norm != "linf":
             yield f"engine: auto_lirpa bounds linf balls, got {self.norm}; leave the engine at hydrabench"
-
-    @property
-    def uses_our_bounds(self) -> bool:
-        """True if our own bounds pass the network."""
-        return self.engine == "hydrabench"
-
-    @property
-    def needs_auto_lirpa(self) -> bool:
-        """True if auto_LiRPA computes the bounds."""
-        return self.engine == "auto_lirpa"
 
     @property
     def protocol(self) -> str:

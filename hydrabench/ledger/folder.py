@@ -22,13 +22,13 @@ from hydrabench.ledger.examples import ADVERSARIAL, LIST, ExampleStore
 from hydrabench.ledger.records import Record
 from hydrabench.plugins import loaded, require
 
-RUN_SCHEMA = "hydrabench.run/1"
+RUN_SCHEMA = "hydrabench.run/2"
+READABLE = ("hydrabench.run/1", RUN_SCHEMA)  # 1 left out settings that have their defaults
 LEDGER_BYTES = 1 << 34
 SUMMARY_SCHEMA = "hydrabench.summary/1"
 # What may differ between the first start of a run and its continuation.
 VOLATILE = frozenset(
-    {"started", "ended", "status", "environment", "environments", "world_size", "micro_batch", "origin", "peak_memory"}
-    | {"adversarial"}
+    {"started", "ended", "status", "environments", "world_size", "micro_batch", "origin", "peak_memory", "adversarial"}
 )
 RECORDS = "records.jsonl"
 # What a finished run holds besides its summary, by the key under which the summary has its SHA-256.
@@ -72,6 +72,12 @@ class RunFolder:
             return ["summary.json"]
         summary = self.summary()
         return [name for key, name in HASHED_FILES.items() if key in summary and not (self.path / name).is_file()]
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Versions and hardware of what was made last; empty if nothing was."""
+        known = self.header.get("environments") or [{}]
+        return {key: value for key, value in known[-1].items() if not key.startswith("first_")}
 
     def require_intact(self) -> None:
         """Compare what a finished run left with the hashes in its summary.
@@ -151,8 +157,7 @@ class RunFolder:
             environment: versions and hardware. first: what it makes first, such as first_record=300.
         Returns: what differs from before, such as "torch 2.8.0 instead of 2.7.1".
         """
-        of_old = [self.header["environment"]] if "environment" in self.header else []
-        known = self.header.setdefault("environments", [dict.fromkeys(first, 0) | old for old in of_old])
+        known = self.header.setdefault("environments", [])
         before = {key: value for key, value in known[-1].items() if key not in first} if known else {}
         if before == environment:
             return []
@@ -194,8 +199,7 @@ def open_run(path: Path, header: Mapping[str, Any], *, resume: bool) -> RunFolde
 
     Args:
         path: the run folder; made if it does not exist.
-        header: everything that `run.json` says; all but `VOLATILE` must be unchanged on resume, and fingerprints
-            where the run has none, as runs from before there were some.
+        header: everything that `run.json` says; all but `VOLATILE` must be unchanged on resume.
         resume: continue what `path` holds; a folder that holds nothing yet is simply started.
     Raises: LedgerError if `path` holds a run and `resume` is false, or holds a different run.
     """
@@ -241,9 +245,10 @@ def read_run(path: Path) -> RunFolder:
     if not (path / "run.json").is_file():
         raise LedgerError(f"{path} is not a run folder: it holds no run.json")
     header = _read_json(path / "run.json")
-    if header.get("schema") != RUN_SCHEMA:
+    if header.get("schema") not in READABLE:
         raise LedgerError(
-            f"{path / 'run.json'} has schema {shortened(header.get('schema'))}; this version reads {RUN_SCHEMA!r}"
+            f"{path / 'run.json'} has schema {shortened(header.get('schema'))}; this version reads "
+            f"{' and '.join(READABLE)}"
         )
     require(header.get("plugins", ()), str(path))
     return RunFolder(path, header)
@@ -260,7 +265,7 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "
             found += _differences(before, after, f"{prefix}{key}.")
         elif before != after:
             found.append(f"{prefix}{key} was {_short(before)} and is now {_short(after)}")
-    if not found and old.get("fingerprint") not in (None, new.get("fingerprint")):
+    if not found and old.get("fingerprint") != new.get("fingerprint"):
         found.append(f"{prefix}images are not those it was started with")
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from hydrabench.errors import ConfigError, lookup
 from hydrabench.models.cnn import CNN7, LARGE, SMALL, VGG4, sequential_cnn
@@ -36,25 +36,14 @@ class Architecture:
         return f"is for {' and '.join(found)}" if found else None
 
 
-def _cifar_resnet(depth: int, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    """Build a ResNet for small images; see `resnet.cifar_resnet`."""
+def _resnet(
+    kind: Literal["cifar", "imagenet", "thin"], depth: int, shape: tuple[int, int, int], num_classes: int
+) -> nn.Module:
+    """Build a ResNet for small images, for ImageNet, or one of few channels; see `resnet`."""
     from hydrabench.models import resnet
 
-    return resnet.cifar_resnet(depth, shape, num_classes)
-
-
-def _imagenet_resnet(depth: int, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    """Build a ResNet for ImageNet; see `resnet.imagenet_resnet`."""
-    from hydrabench.models import resnet
-
-    return resnet.imagenet_resnet(depth, shape, num_classes)
-
-
-def _thin_resnet(depth: int, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    """Build a ResNet of few channels; see `resnet.thin_resnet`."""
-    from hydrabench.models import resnet
-
-    return resnet.thin_resnet(depth, shape, num_classes)
+    build = {"cifar": resnet.cifar_resnet, "imagenet": resnet.imagenet_resnet, "thin": resnet.thin_resnet}[kind]
+    return build(depth, shape, num_classes)
 
 
 def _wide_resnet(depth: int, width: int, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
@@ -87,23 +76,23 @@ MODELS: dict[str, Architecture] = {
     "vgg13_bn": Architecture(partial(vgg, LAYOUTS[13], batch_norm=True)),
     "vgg16": Architecture(partial(vgg, LAYOUTS[16])),
     "vgg16_bn": Architecture(partial(vgg, LAYOUTS[16], batch_norm=True)),
-    "resnet18": Architecture(partial(_cifar_resnet, 18)),
-    "resnet34": Architecture(partial(_cifar_resnet, 34)),
-    "resnet50": Architecture(partial(_cifar_resnet, 50)),
-    "resnet101": Architecture(partial(_cifar_resnet, 101)),
-    "resnet152": Architecture(partial(_cifar_resnet, 152)),
-    "resnet110": Architecture(partial(_thin_resnet, 110)),
+    "resnet18": Architecture(partial(_resnet, "cifar", 18)),
+    "resnet34": Architecture(partial(_resnet, "cifar", 34)),
+    "resnet50": Architecture(partial(_resnet, "cifar", 50)),
+    "resnet101": Architecture(partial(_resnet, "cifar", 101)),
+    "resnet152": Architecture(partial(_resnet, "cifar", 152)),
+    "resnet110": Architecture(partial(_resnet, "thin", 110)),
     "wrn_10_1": Architecture(partial(_wide_resnet, 10, 1)),
     "wrn_28_1": Architecture(partial(_wide_resnet, 28, 1)),
     "wrn_28_4": Architecture(partial(_wide_resnet, 28, 4)),
     "wrn_28_10": Architecture(partial(_wide_resnet, 28, 10)),
     "wrn_34_10": Architecture(partial(_wide_resnet, 34, 10)),
     "wrn_40_2": Architecture(partial(_wide_resnet, 40, 2)),
-    "ResNet18": Architecture(partial(_imagenet_resnet, 18)),
-    "ResNet34": Architecture(partial(_imagenet_resnet, 34)),
-    "ResNet50": Architecture(partial(_imagenet_resnet, 50)),
-    "ResNet101": Architecture(partial(_imagenet_resnet, 101)),
-    "ResNet152": Architecture(partial(_imagenet_resnet, 152)),
+    "ResNet18": Architecture(partial(_resnet, "imagenet", 18)),
+    "ResNet34": Architecture(partial(_resnet, "imagenet", 34)),
+    "ResNet50": Architecture(partial(_resnet, "imagenet", 50)),
+    "ResNet101": Architecture(partial(_resnet, "imagenet", 101)),
+    "ResNet152": Architecture(partial(_resnet, "imagenet", 152)),
 }
 
 

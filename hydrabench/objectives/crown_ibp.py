@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -22,8 +22,6 @@ class CrownIbpSettings(ObjectiveSettings):
     `beta_end` 0 ends in plain IBP, 1 stays with CROWN-IBP. The share of the clean cross entropy moves from
     `kappa_start` to `kappa_end`; HYDRA uses none.
     """
-
-    added: ClassVar[tuple[str, ...]] = ("kappa_start", "kappa_end")
 
     name: Literal["crown-ibp"]
     epsilon: Radius

@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from hydrabench.objectives.description import Objective
-from hydrabench.objectives.expressive import (
-    ExpressiveSettings,
-    box_verdicts,
-    expressive_loss,
-    expressive_passes,
-)
+from hydrabench.objectives.expressive import ExpressiveSettings, expressive, expressive_loss
 from hydrabench.objectives.step import StepLoss, TrainingStep
 
 if TYPE_CHECKING:
@@ -40,6 +34,4 @@ def exp_ibp_loss(network: nn.Module, x: Tensor, y: Tensor, settings: ExpIbpSetti
     return expressive_loss(network, x, y, settings, step, combined=product)
 
 
-EXP_IBP = Objective(
-    ExpIbpSettings, exp_ibp_loss, box_verdicts, "verified_accuracy", expressive_passes, uses_bounds=True
-)
+EXP_IBP = expressive(ExpIbpSettings, exp_ibp_loss)

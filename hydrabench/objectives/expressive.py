@@ -14,7 +14,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from hydrabench.config import Radius
 from hydrabench.config.passes import BOXES, INPUT_GRADIENT, TRAINING
 from hydrabench.objectives.certified import certified
-from hydrabench.objectives.description import ObjectiveSettings, Workload
+from hydrabench.objectives.description import Objective, ObjectiveSettings, Workload
 from hydrabench.objectives.step import StepLoss, TrainingStep
 
 if TYPE_CHECKING:
@@ -126,3 +126,8 @@ def expressive_passes(settings: BoxSettings, work: Workload) -> float:  # noqa: 
     """Return the passes of the attack, of the clean images, of the examples, and of the boxes."""
     visited = settings.steps > 1  # the last point is compared with those before it
     return INPUT_GRADIENT * settings.steps + visited + 1 + TRAINING + TRAINING * BOXES
+
+
+def expressive(settings: type[ExpressiveSettings], loss: Callable[..., StepLoss]) -> Objective:
+    """Return the description of an objective that combines the two losses as `loss` does."""
+    return Objective(settings, loss, box_verdicts, "verified_accuracy", expressive_passes, uses_bounds=True)

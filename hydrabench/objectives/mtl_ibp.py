@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from hydrabench.objectives.description import Objective
-from hydrabench.objectives.expressive import (
-    ExpressiveSettings,
-    box_loss,
-    box_verdicts,
-    expressive_loss,
-    expressive_passes,
-)
+from hydrabench.objectives.expressive import ExpressiveSettings, box_loss, expressive, expressive_loss
 from hydrabench.objectives.step import StepLoss, TrainingStep
 
 if TYPE_CHECKING:
@@ -38,6 +31,4 @@ def mtl_ibp_loss(network: nn.Module, x: Tensor, y: Tensor, settings: MtlIbpSetti
     return expressive_loss(network, x, y, settings, step, combined=mean)
 
 
-MTL_IBP = Objective(
-    MtlIbpSettings, mtl_ibp_loss, box_verdicts, "verified_accuracy", expressive_passes, uses_bounds=True
-)
+MTL_IBP = expressive(MtlIbpSettings, mtl_ibp_loss)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -17,17 +17,6 @@ Scores = Literal["scaled", "kaiming_normal", "kaiming_uniform", "xavier_normal",
 
 class PhaseRecipe(Section):
     """Settings that the three phases have in common."""
-
-    added: ClassVar[tuple[str, ...]] = (
-        "objective",
-        "nesterov",
-        "warmup_epochs",
-        "ema_decay",
-        "epsilon_schedule",
-        "sync_batch_norm",
-        "milestones",
-        "gradient_norm",
-    )
 
     objective: ObjectiveSection | None = None  # None: the recipe's own
     epochs: PositiveInt  # passes over the training images
@@ -75,8 +64,6 @@ class BudgetRecipe(PhaseRecipe):
     `scope: global` gives all layers one budget together.
     """
 
-    added: ClassVar[tuple[str, ...]] = (*PhaseRecipe.added, "scope")
-
     density: Densities | None = None  # k: fraction of weights kept
     scope: Literal["layer", "global"] = "layer"
 
@@ -89,8 +76,6 @@ class BudgetRecipe(PhaseRecipe):
 
 class TrainRecipe(BudgetRecipe):
     """The `train:` section. Below density 1 a sparse network is trained from scratch, with a mask that stays."""
-
-    added: ClassVar[tuple[str, ...]] = (*BudgetRecipe.added, "density", "scores", "rescale_weights", "initialization")
 
     density: Densities = 1.0
     scores: Scores = "snip"  # what chooses the mask; snip looks at one batch, random scores give a random mask
@@ -113,8 +98,6 @@ class PruneRecipe(BudgetRecipe):
     `scope: learned` gives all layers one budget together, which they share by keep rates that are learned with the
     scores (HARP, arXiv:2412.14714).
     """
-
-    added: ClassVar[tuple[str, ...]] = (*BudgetRecipe.added, "scores", "initial_density", "budget_weight")
 
     scope: Literal["layer", "global", "learned"] = "layer"  # type: ignore[assignment]
     scores: Scores = "scaled"

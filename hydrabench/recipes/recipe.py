@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
@@ -28,8 +28,6 @@ class ModelRecipe(Section):
 
     `arch` may name code of the user's own, "mynet.py:build" (a file relative to the recipe), which gets `args`.
     """
-
-    added: ClassVar[tuple[str, ...]] = ("args",)
 
     arch: ArchitectureName
     normalization: Normalization | None = None

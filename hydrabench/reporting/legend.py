@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from hydrabench.evaluators import EVALUATORS
@@ -28,50 +28,62 @@ def caption(board: Leaderboard) -> str:
 
 def notes(board: Leaderboard) -> list[str]:
     """Return how to read the table, as far as it concerns columns that are in it."""
-    found = []
-    claims = {column.claims for column in board.columns}
-    if claims & {"upper", "lower"}:
-        found.append(
+    called = headings(board)
+    ranked = "; ".join(f"{name} by {called[column]}" for name, column in board.score.items())
+    return [
+        *_of_claims({column.claims for column in board.columns}),
+        *_of_evaluators(board),
+        *_of_networks(board),
+        "A rank is a range within the networks of one group: a network is ranked below those that are better on the "
+        f"same images by more than chance, and above those that are worse ({ranked}).",
+        "Density is the fraction of weights kept; nonzero counts the weights that are not 0.",
+    ]
+
+
+def _of_claims(claims: Collection[str]) -> Iterator[str]:
+    """Yield what numbers say about the truth."""
+    if "upper" in claims or "lower" in claims:
+        yield (
             "At one radius, verified ≤ true ≤ attacked: accuracy under attack is an upper bound on the true robust "
             "accuracy (a stronger attack can only lower it), verified accuracy a lower bound (a tighter bound can only "
             "raise it)."
         )
-    found.append(
+    yield (
         "Intervals cover the sampling of images only: Wilson for clean and attacked accuracy, Clopper–Pearson for "
         "verified and certified accuracy, Student's t for mean radii (pixel units, L2; wrong or abstained counts 0)."
     )
     if "gap" in claims:
-        found.append(
+        yield (
             "Open: neither verified by any bound nor broken by any attack here, image by image. The true robust "
             "accuracy lies between the images that are verified and those that are verified or open."
         )
+
+
+def _of_evaluators(board: Leaderboard) -> Iterator[str]:
+    """Yield what evaluators say of their settings."""
     for kind in dict.fromkeys(column.kind for column in board.columns if column.kind not in (OPEN, PUBLISHED)):
         of_kind = [column for column in board.columns if column.kind == kind]
         read = [(protocol_of(board, column).read(), column.images.n) for column in of_kind]
-        found += EVALUATORS[kind].notes(read)
+        yield from EVALUATORS[kind].notes(read)
+
+
+def _of_networks(board: Leaderboard) -> Iterator[str]:
+    """Yield what sets some networks apart: flags, imports, and an epoch that the test images chose."""
     if flagged := _flagged(board):
-        found.append(
+        yield (
             f"Flagged, by checks of the attacks and of the network on its first images: {flagged}. Accuracy under "
             "attack may then be far above the truth; try an attack that is made for such networks."
         )
     if any(column.precision == IMPORTED for column in board.columns):
         names = shortened_names([r.label for r in board.rows if any(c.precision == IMPORTED for c in r.cells)])
-        found.append(
+        yield (
             f"Imported: {names}. Such tables hold no hashes of the pixels, so only labels were compared with the other "
             "ledgers; data set, σ and all else come from the options of the import, and a radius that is printed with "
             "few digits counts as the least that rounds to it."
         )
-    found += published_notes(board.external)
+    yield from published_notes(board.external)
     if any(row.checkpoint.selection == "test" for row in board.rows):
-        found.append("† The test images chose the epoch of this network, which makes its numbers too good.")
-    called = headings(board)
-    ranked = "; ".join(f"{name} by {called[column]}" for name, column in board.score.items())
-    found.append(
-        "A rank is a range within the networks of one group: a network is ranked below those that are better on the "
-        f"same images by more than chance, and above those that are worse ({ranked})."
-    )
-    found.append("Density is the fraction of weights kept; nonzero counts the weights that are not 0.")
-    return found
+        yield "† The test images chose the epoch of this network, which makes its numbers too good."
 
 
 def _flagged(board: Leaderboard) -> str:

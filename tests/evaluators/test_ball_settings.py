@@ -12,7 +12,7 @@ from torch import nn
 from hydrabench.attacks import lengths
 from hydrabench.data.images import Block
 from hydrabench.errors import ConfigError
-from hydrabench.evaluators import EVALUATORS, PgdSettings, parse_settings, recorded_settings
+from hydrabench.evaluators import PgdSettings, parse_settings, recorded_settings
 from hydrabench.evaluators.attacking import curve_metrics
 from hydrabench.evaluators.pgd import evaluate_pgd, pgd_points
 from hydrabench.ledger import CurveRecord, read_record
@@ -60,11 +60,6 @@ def test_several_radii_are_read_exactly_and_stand_in_the_protocol(text, radii, p
 def test_what_is_no_list_of_radii_is_explained(text, message):
     with pytest.raises(ConfigError, match=message):
         parse_settings({"kind": "pgd", "epsilon": text})
-
-
-def test_a_single_radius_is_written_as_before():
-    assert "epsilons" not in PgdSettings(epsilon="8/255").plain()
-    assert EVALUATORS["pgd"].models(PgdSettings(epsilon="8/255").plain())[1] is not CurveRecord
 
 
 def test_a_curve_holds_the_smallest_radius_that_broke_each_image_and_never_rises():

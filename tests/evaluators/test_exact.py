@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import pytest
 
+from hydrabench.bounds.exact import decide_by_milp as milp
 from hydrabench.checkpoints import open_ref
 from hydrabench.data import load_block, load_images
 from hydrabench.errors import ConfigError
@@ -122,6 +123,23 @@ def test_mixed_integer_programming_agrees_and_finds_its_own_adversarial_examples
         parse_settings({"kind": "exact", "epsilon": "0.1", "norm": "l2", "engine": "milp"})
     with pytest.raises(ConfigError, match="engine: milp rests on floating point, got rigor sound"):
         parse_settings({"kind": "exact", "epsilon": EPSILON, "rigor": "sound", "engine": "milp"})
+
+
+def test_a_cascade_may_end_with_mixed_integer_programming(network, block, monkeypatch):
+    values = {"kind": "cascade", "epsilon": EPSILON, "methods": ["ibp", "exact"], "engine": "milp"}
+    settings = parse_settings(values)
+    assert settings.protocol == "cascade-ibp+exact-milp@1"
+    assert parse_settings({**values, "time_limit": 9}).protocol == "cascade-ibp+exact-t9-milp@1"
+    few, seen = some(block, [0, 8]), []
+    monkeypatch.setattr(decided, "decide_by_milp", lambda problem, *rest: seen.append(problem) or milp(problem, *rest))
+    records = EVALUATORS["cascade"].evaluate(network, few, settings)
+    alone = evaluate_exact(network, few, ExactSettings(epsilon=EPSILON))
+    assert [record.verdict for record in records] == [record.verdict for record in alone]
+    assert len(seen) == 1
+    for changed in ({"methods": ["ibp", "crown"]}, {"norm": "l2", "epsilon": "0.1"}, {"kind": "ibp", "methods": None}):
+        wrong = {key: value for key, value in {**values, **changed}.items() if value is not None}
+        with pytest.raises(ConfigError, match="engine: milp is for exact, as the last of methods, in linf balls"):
+            parse_settings(wrong)
 
 
 def test_an_image_is_unknown_at_its_limit():

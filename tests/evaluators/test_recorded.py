@@ -6,12 +6,14 @@ import pytest
 
 from hydrabench.errors import ConfigError
 from hydrabench.evaluators import (
+    EVALUATORS,
     AutoAttackSettings,
     CleanSettings,
     PgdSettings,
     ReuseSettings,
     SmoothingSettings,
     VerifiedSettings,
+    parse_settings,
     recorded_settings,
 )
 
@@ -38,9 +40,14 @@ def test_settings_of_ledgers_that_name_no_version_are_those_of_the_first(setting
     assert recorded_settings(values, settings.protocol) == settings
 
 
-def test_the_first_version_of_autoattack_is_written_as_it_was():
-    plain = AutoAttackSettings(epsilon="1/255", version=1).plain()
-    assert plain == {"kind": "autoattack", "norm": "linf", "epsilon": "1/255", "seed": 0}
+@pytest.mark.parametrize("kind", EVALUATORS)
+def test_settings_that_a_ledger_leaves_out_have_their_defaults(kind):
+    """`hydrabench.run/1` left out many of them."""
+    model = EVALUATORS[kind].settings
+    given = {"kind": kind} | ({"epsilon": "8/255"} if "epsilon" in model.model_fields else {})
+    settings = parse_settings(given)
+    few = {key: value for key, value in settings.plain().items() if key in {*given, "version"}}
+    assert recorded_settings(few, settings.protocol) == settings
 
 
 @pytest.mark.parametrize("protocol", ["pgd-50@2", "pgd-20@1", "pgd-20@3", "pgd", "crown@1"])

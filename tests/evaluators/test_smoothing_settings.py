@@ -56,12 +56,12 @@ def test_radii_are_written_shortly(radii, text):
     assert radii_text(radii) == text
 
 
-def test_old_settings_keep_their_plain_form():
+def test_plain_settings_spell_out_the_defaults():
     assert SmoothingSettings(samples=10).plain() == {
-        "kind": "smoothing", "sigma": 0.25, "n0": 100, "samples": 10, "alpha": 0.001,
-        "radii": [0.0, 0.25, 0.5, 0.75], "seed": 0, "version": 4,
+        "kind": "smoothing", "mode": "cohen", "sigma": 0.25, "law": "gaussian", "n0": 100, "samples": 10,
+        "alpha": 0.001, "radii": [0.0, 0.25, 0.5, 0.75], "seed": 0, "rigor": "standard", "label_aware": False,
+        "tolerance": None, "randomized": False, "version": 4,
     }  # fmt: skip
-    assert SmoothingSettings(mode="adaptive").plain()["mode"] == "adaptive"
 
 
 @pytest.mark.parametrize("samples", [1, 50, 200, 1000, 100_000])

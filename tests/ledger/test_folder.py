@@ -126,7 +126,7 @@ def test_a_folder_without_a_run_and_an_unknown_schema_are_refused(tmp_path):
     with pytest.raises(LedgerError, match=r"is not a run folder: it holds no run\.json"):
         read_run(tmp_path)
     (tmp_path / "run.json").write_text(json.dumps({"schema": "hydrabench.run/99"}))
-    with pytest.raises(LedgerError, match=r"has schema 'hydrabench\.run/99'; this version reads 'hydrabench\.run/1'"):
+    with pytest.raises(LedgerError, match=r"has schema 'hydrabench\.run/99'; this version reads hydrabench\.run/1 and"):
         read_run(tmp_path)
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(LedgerError, match=r"run\.json is not readable as JSON"):
@@ -205,18 +205,25 @@ def test_the_environments_say_which_records_each_made(tmp_path):
     assert read_run(tmp_path).header["environments"] == [{"first_record": 0, **first}, {"first_record": 7, **later}]
 
 
-def test_the_environment_of_an_older_run_is_its_first(tmp_path):
-    run = open_run(tmp_path, HEADER | {"environment": {"torch": "2.7"}}, resume=False)
-    assert run.note_environment({"torch": "2.8"}, first_epoch=3) == ["torch 2.8 instead of 2.7"]
-    assert run.header["environments"] == [{"first_epoch": 0, "torch": "2.7"}, {"first_epoch": 3, "torch": "2.8"}]
+def test_the_environment_of_a_run_is_that_of_its_last_records(tmp_path):
+    run = open_run(tmp_path, HEADER, resume=False)
+    assert run.environment == {}
+    run.note_environment({"torch": "2.7"}, first_record=0)
+    run.note_environment({"torch": "2.8"}, first_record=3)
+    assert run.environment == {"torch": "2.8"}
 
 
-def test_a_run_about_other_images_is_not_continued_but_one_that_does_not_say_is(tmp_path):
+def test_a_run_of_an_earlier_schema_is_read_and_not_continued(tmp_path):
+    open_run(tmp_path, HEADER | {"schema": "hydrabench.run/1"}, resume=False)
+    assert read_run(tmp_path).header["command"] == HEADER["command"]
+    with pytest.raises(LedgerError, match=r"schema was \"hydrabench\.run/1\" and is now .*; .* choose a new --out"):
+        open_run(tmp_path, HEADER, resume=True)
+
+
+def test_a_run_about_other_images_is_not_continued(tmp_path):
     open_run(tmp_path / "a", HEADER | {"dataset": {"n": 1, "fingerprint": "f"}}, resume=False)
     with pytest.raises(LedgerError, match=r"cannot resume .*: dataset\.images are not those it was started with"):
         open_run(tmp_path / "a", HEADER | {"dataset": {"n": 1, "fingerprint": "g"}}, resume=True)
-    open_run(tmp_path / "b", HEADER | {"dataset": {"n": 1}}, resume=False)
-    open_run(tmp_path / "b", HEADER | {"dataset": {"n": 1, "fingerprint": "g"}}, resume=True)
 
 
 def test_a_ledger_with_records_beyond_the_selection_is_not_continued(tmp_path):

@@ -19,6 +19,7 @@ from hydrabench.evaluators import (
     at,
     with_default_threat,
 )
+from hydrabench.evaluators.verified_settings import CASCADE_METHODS
 from hydrabench.files import shipped
 from hydrabench.models import MODELS, Architecture
 from hydrabench.objectives import OBJECTIVES, ObjectiveSettings
@@ -113,7 +114,7 @@ def test_all_values_that_do_not_go_together_are_named_at_once_section_by_section
 
 def test_a_key_that_belongs_elsewhere_gets_the_list_of_those_allowed_here(tmp_path):
     with pytest.raises(
-        ConfigError, match=r"evaluate\.0\.sigma: unknown key, allowed are kind, norm, epsilon, methods, engine"
+        ConfigError, match=r"evaluate\.0\.sigma: unknown key, allowed are kind, norm, epsilon, search_radius"
     ):
         load_recipe(write(tmp_path), ["evaluate=[{kind: ibp, sigma: 0.5}]"])
     with pytest.raises(ConfigError, match=r"objective\.beta_endd: unknown key, did you mean 'beta_end'\?"):
@@ -195,21 +196,11 @@ def test_protocol_ids_name_exactly_how_a_number_is_made():
     assert SmoothingSettings(samples=10_000, alpha=0.01).protocol == "smoothing-cohen-n10000-a0.01@4"
 
 
-def test_the_engine_is_written_down_only_where_it_is_not_ours():
-    """Runs from before there was a choice have no such key."""
-    plain = {"kind": "ibp", "norm": "linf", "epsilon": "8/255"}
-    assert VerifiedSettings(kind="ibp", epsilon="8/255").plain() == plain
-    lirpa = VerifiedSettings(kind="ibp", epsilon="8/255", engine="auto_lirpa")
-    assert lirpa.plain() == plain | {"engine": "auto_lirpa"}
-    assert "engine" not in AlphaCrownSettings(epsilon="8/255").plain()
-    assert AlphaCrownSettings(epsilon="8/255", engine="auto_lirpa").plain()["engine"] == "auto_lirpa"
-
-
 @pytest.mark.parametrize("rigor", ["sound", "deployed"])
 @pytest.mark.parametrize("change", [{"kind": "crown"}, {"kind": "cascade"}, {"norm": "l2"}, {"engine": "auto_lirpa"}])
 def test_rigor_is_refused_where_it_has_no_rules(change, rigor):
     values = {"kind": "ibp", "epsilon": "8/255"} | change
-    assert "rigor" not in VerifiedSettings.model_validate(values).plain()
+    assert VerifiedSettings.model_validate(values).rigor == "standard"
     with pytest.raises(ValueError, match=rf"rigor: {rigor} is for ibp and crown-ibp in linf, .*; got .*; change"):
         VerifiedSettings.model_validate({"rigor": rigor, **values})
 
@@ -295,7 +286,9 @@ def test_methods_belong_to_a_cascade_and_are_named_once():
         VerifiedSettings(kind="ibp", epsilon="8/255", methods=("ibp", "crown"))
     with pytest.raises(ValueError, match=r"methods: names one twice, got ibp,ibp; name each once"):
         VerifiedSettings(kind="cascade", epsilon="8/255", methods=("ibp", "ibp"))
-    assert "methods" not in VerifiedSettings(kind="ibp", epsilon="8/255").plain()
+    plain = VerifiedSettings(kind="ibp", epsilon="8/255").plain()
+    assert plain["methods"] == list(CASCADE_METHODS), "the default, which is allowed"
+    assert VerifiedSettings.model_validate(plain).plain() == plain
 
 
 @pytest.mark.parametrize("methods", [("alpha-crown",), ("alpha-crown", "crown"), ("ibp", "alpha-crown", "crown")])
@@ -304,12 +297,9 @@ def test_alpha_crown_comes_last_in_a_cascade_and_not_alone(methods):
         VerifiedSettings(kind="cascade", epsilon="8/255", methods=methods)
 
 
-def test_options_of_the_search_are_written_down_only_where_there_is_one_and_they_differ():
-    """So that the hashes of recipes and the headers of runs from before them stay as they are."""
-    plain = VerifiedSettings(kind="cascade", epsilon="8/255").plain()
-    assert plain == {"kind": "cascade", "norm": "linf", "epsilon": "8/255"}
+def test_options_of_the_search_are_refused_where_there_is_none():
     searched = VerifiedSettings(kind="cascade", epsilon="8/255", methods=("ibp", "alpha-crown"), iterations=7)
-    assert searched.plain() == plain | {"methods": ["ibp", "alpha-crown"], "iterations": 7}
+    assert (searched.plain()["methods"], searched.plain()["iterations"]) == (["ibp", "alpha-crown"], 7)
     for key, value in {"slopes": "all", "iterations": 3, "learning_rate": 1.0, "time_limit": 1.0}.items():
         with pytest.raises(ValueError, match=rf"{key}: is an option of alpha-crown, which is none of methods"):
             VerifiedSettings(kind="cascade", epsilon="8/255", **{key: value})

@@ -15,6 +15,7 @@ from hydrabench.cli import main
 from hydrabench.errors import ConfigError, LedgerError
 from hydrabench.ledger import VerifiedRecord, open_run
 from hydrabench.reporting import summarize
+from hydrabench.reporting.baseline import CONTENTS_FILE
 from hydrabench.workflows.gating import gate_runs, parse_drop, write_baseline
 
 CHECKPOINT = {
@@ -32,7 +33,7 @@ def make_run(path, fails=(), *, n=20, epsilon="0.1", finish=True):
         "checkpoint": CHECKPOINT,
         "dataset": {"name": "digits", "split": "test", "n": n},
         "precision": "float32",
-        "environment": {"torch": "2.8"},
+        "environments": [{"first_record": 0, "torch": "2.8"}],
     }
     run = open_run(path, header, resume=False)
     run.append(
@@ -53,6 +54,11 @@ def old(tmp_path):
     """A baseline in which image 3 is not verified."""
     write_baseline([make_run(tmp_path / "old", [3])], tmp_path / "baseline")
     return tmp_path / "baseline"
+
+
+def test_a_baseline_says_with_what_its_runs_were_made(old):
+    (entry,) = json.loads((old / CONTENTS_FILE).read_text())["ledgers"]
+    assert entry["environment"] == {"torch": "2.8"}
 
 
 def command(*arguments):

@@ -32,6 +32,14 @@ class _Run:
         file.seek(0)
         return cls(file, len(entries) - 1, pickle.load(file))
 
+    def rest(self) -> list[Entry]:
+        """Return the entries that are left, taking none."""
+        place = self.file.tell() if self.left else 0
+        found = [self.first, *(pickle.load(self.file) for _ in range(self.left))]
+        if self.left:
+            self.file.seek(place)
+        return found
+
     def taken(self) -> Entry:
         """Return the first entry and read the next one; `left` is -1 after the last."""
         entry, self.left = self.first, self.left - 1
@@ -61,6 +69,10 @@ class Queue:
             half = self.most // 2
             self.far.append(_Run.of(self.near[half:]))
             del self.near[half:]
+
+    def all(self) -> list[Subproblem]:
+        """Return all subproblems, taking none."""
+        return [entry[2] for entry in self.near] + [entry[2] for run in self.far for entry in run.rest()]
 
     def lowest(self) -> float:
         """Return the lowest bound; infinity if there is none left."""

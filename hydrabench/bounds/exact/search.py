@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from hydrabench.bounds.exact.branching import CutScores
 from hydrabench.bounds.exact.points import descended, lowest_points
 from hydrabench.bounds.exact.queue import Queue
 from hydrabench.bounds.exact.root import Root, root_of
+from hydrabench.bounds.exact.saved import current_store, key_of
 from hydrabench.bounds.exact.splits import Constraints, Subproblem
 from hydrabench.bounds.exact.walk import Steps, Walk
 from hydrabench.bounds.progress import Branching, tell
@@ -102,6 +103,12 @@ class _Tree:
         late = limits.seconds is not None and self.seconds >= limits.seconds
         return self.point is None and len(self.queue) > 0 and self.count < limits.subproblems and not late
 
+    def numbers(self) -> dict[str, Any]:
+        """What JSON can hold, all but the open subproblems."""
+        point = None if self.point is None else self.point.flatten().tolist()
+        done = None if self.done == float("inf") else self.done
+        return {"done": done, "count": self.count, "serial": self.serial, "seconds": self.seconds, "point": point}
+
     def decision(self) -> Decision:
         verdict: Verdict = "broken" if self.point is not None else "unknown" if len(self.queue) else "verified"
         return Decision(verdict, self.lower(), self.point, self.count)
@@ -118,10 +125,13 @@ class _Search:
         places = self.root.places
         entries = ENTRIES[0] * sum(shape.numel() for shape in places.shapes) + ENTRIES[1] * places.size
         self.together = max(1, min(BATCH, MEMORY // (8 * entries)))
+        self.store = current_store()
+        self.key = key_of(self.root) if self.store else ""
 
     def run(self) -> list[Decision]:
-        """Search until every image is decided or given up."""
-        self._begin()
+        """Search until every image is decided or given up, from where a killed search has left off if there is one."""
+        if not self._resumed():
+            self._begin()
         while active := [image for image, tree in enumerate(self.trees) if tree.is_open(self.limits)]:
             taken: list[Subproblem] = []
             for image in active:
@@ -129,7 +139,28 @@ class _Search:
                     taken += self.trees[image].queue.pop(ROUND)
             self._timed(taken, self._advance)
             self._tell()
+            if self.store and self.store.is_due():
+                open_ = [each for tree in self.trees for each in tree.queue.all()]
+                self.store.save(self.key, open_, [tree.numbers() for tree in self.trees])
         return [tree.decision() for tree in self.trees]
+
+    def _resumed(self) -> bool:
+        """Take the state of a killed search of the same problem."""
+        state = self.store.load(self.key) if self.store else None
+        if state is None:
+            return False
+        subproblems, numbers = state
+        for image, (tree, known) in enumerate(zip(self.trees, numbers, strict=True)):
+            tree.done = float("inf") if known["done"] is None else known["done"]
+            tree.count, tree.serial, tree.seconds = known["count"], known["serial"], known["seconds"]
+            if known["point"] is not None:
+                x = self.root.ball.x[image : image + 1]
+                (tree.point,) = self.confirm(
+                    torch.tensor([image], device=x.device), x.new_tensor(known["point"]).view_as(x)
+                )
+        for each in subproblems:
+            self._tree(each).queue.push(each)
+        return True
 
     def _tell(self) -> None:
         """Say how far the search has come."""

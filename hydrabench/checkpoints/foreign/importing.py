@@ -147,7 +147,6 @@ def _new_header(source: _Source, arch: str | None, dataset: str | None, normaliz
         raise CheckpointError(f"{source.path} names no architecture; give it, for example --arch wrn_28_10")
     dataset, shape, num_classes = _find_dataset(source, dataset)
     return Header(
-        schema="hydrabench.checkpoint/1",
         layout=_layout(source),
         phase="imported",
         arch=arch,

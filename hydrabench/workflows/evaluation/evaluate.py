@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hydrabench.bounds import watched
+from hydrabench.bounds.exact.saved import kept_in
 from hydrabench.data import Choice
 from hydrabench.evaluators import EVALUATORS, EvaluationSettings, at, record_of
 from hydrabench.evaluators.description import require_precision
@@ -114,6 +115,7 @@ def _fill(run: RunFolder, judge: Judge, world: World, blocks: Sequence[tuple[int
         exact_arithmetic(),
         tracking(title, total=total, done=done, visible=world.is_main) as advance,
         watched(lambda moment: advance(0, f"{moment} · {judge.current()}  {totals}")),
+        kept_in(run.path, f"rank{world.rank}"),
     ):
         left = list(enumerate(blocks))[whole:]
         if judge.evaluator.in_turn is not None:

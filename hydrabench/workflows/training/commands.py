@@ -24,7 +24,8 @@ from hydrabench.workflows.evaluation.request import ModelRequest
 from hydrabench.workflows.opening import NOTHING, open_expected
 from hydrabench.workflows.progress import say
 from hydrabench.workflows.run_options import RunOptions
-from hydrabench.workflows.training.phase import Masks, Start, run_phase
+from hydrabench.workflows.training.phase import run_phase
+from hydrabench.workflows.training.start import Masks, Start
 
 Source: TypeAlias = str | ModelRequest | Checkpoint  # a path or zoo id, what --model names, or a network in memory
 

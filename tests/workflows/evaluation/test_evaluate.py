@@ -155,7 +155,7 @@ def test_the_summary_of_smoothing_counts_right_predictions_certified_at_each_rad
 def test_run_json_says_how_the_number_was_made(runs, line, comparable, kind):
     settings, n, _, _ = CASES[kind]
     run = read(runs / kind)
-    assert (run["schema"], run["status"], run["world_size"]) == ("hydrabench.run/1", "complete", 1)
+    assert (run["schema"], run["status"], run["world_size"]) == ("hydrabench.run/2", "complete", 1)
     assert run["command"] == ("certify" if EVALUATORS[kind].claims in ("lower", "smoothed") else "attack")
     assert (run["protocol"], run["settings"]) == (settings.protocol, settings.plain())
     lines = [f"{entry['input_sha']} {entry['label']}\n" for entry in comparable(runs / kind)]
