@@ -38,7 +38,7 @@ class KeepingSettings(EvaluationSettings):
     keep: what is stored beside the records. It changes no number: `run.json` names it beside the settings.
     """
 
-    keep: Literal["adversarial"] | None = Field(None, exclude=True)
+    keep: Literal["adversarial"] | None = Field(default=None, exclude=True)
 
 
 class BallSettings(KeepingSettings):
