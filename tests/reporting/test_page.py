@@ -180,7 +180,7 @@ def test_a_command_says_what_differs_from_the_defaults(tmp_path, write_run):
 # What a phone of 400 pixels and a sheet of paper show: the page inside frames of these widths, whose origin is ours.
 FRAMES = """<!DOCTYPE html><title></title>
 <iframe id="phone" style="width: 400px; height: 900px; border: 0" srcdoc="{page}"></iframe>
-<iframe id="paper" style="width: 750px; height: 900px; border: 0" srcdoc="{page}"></iframe>
+<iframe id="paper" style="width: 1040px; height: 900px; border: 0" srcdoc="{page}"></iframe>
 <script>
 onload = () => {{
   const found = {{}};
@@ -216,4 +216,4 @@ def test_a_phone_scrolls_the_tables_alone_and_paper_shows_them_whole_without_con
     assert phone["wide"] == paper["wide"] == []
     assert (phone["font"], phone["nav"], phone["overflow"]) == ("14px", "flex", "auto")
     assert (paper["nav"], paper["filter"], paper["overflow"]) == ("none", "none", "visible")
-    assert paper["table"] <= paper["width"] <= 750
+    assert paper["table"] <= paper["width"] <= 1040
