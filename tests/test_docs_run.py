@@ -189,7 +189,8 @@ def test_every_command_and_python_block_of_a_page_runs(page, fully, trained, tmp
     for kind, text in wanted:
         if kind == "python":
             exec(compile(text, page, "exec"), {"__name__": page})
-            sys.modules.pop("mynet", None)
+            for module in ("mynet", "network"):  # of this folder alone
+                sys.modules.pop(module, None)
         elif kind == "yaml":
             values = yaml.safe_load(text)
             if isinstance(values, dict) and "objective" in values:  # a recipe
