@@ -11,7 +11,7 @@ from hydrabench.config import Radius
 from hydrabench.config.passes import INPUT_GRADIENT
 from hydrabench.config.protocol import unless
 from hydrabench.errors import ConfigError
-from hydrabench.evaluators.description import EvaluationSettings
+from hydrabench.evaluators.ball_settings import KeepingSettings
 from hydrabench.threat import AttackNorm
 
 AttackName = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"]
@@ -26,7 +26,7 @@ SHORT_PGD = "pgd-10"
 PASSES_OF_VERDICT = 20  # of a randomised network, whose class is the one that wins most of them
 
 
-class AutoAttackSettings(EvaluationSettings):
+class AutoAttackSettings(KeepingSettings):
     """Croce and Hein's ensemble of attacks, the authors' own code: each attack on the images that none has broken yet.
 
     ensemble: the authors' version. "standard" is APGD-CE, APGD-T, FAB-T, Square; "plus" has more attacks and five
@@ -64,6 +64,8 @@ class AutoAttackSettings(EvaluationSettings):
             yield "version: 1 of the protocol is the standard ensemble alone; leave it out for anything else"
         if self.norm == "l1" and self.ensemble != "standard":
             yield f"norm: l1 is none that the authors made {self.ensemble} for; leave out ensemble, or take linf or l2"
+        if self.keep and self.ensemble == "rand":
+            yield "keep: one pass judges stored examples, which says little of randomised networks; leave it out"
         if self.mixed and self.order == ("square",):
             yield "mixed: changes gradients, which square does not follow; leave it out"
 

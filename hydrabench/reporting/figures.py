@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from hydrabench.reporting.frames import numbers
 from hydrabench.reporting.leaderboard import Leaderboard
 from hydrabench.reporting.rows import Row
 from hydrabench.reporting.statistics import clopper_pearson
-from hydrabench.reporting.weights import Material, kept_weights, layer_densities, training_curves
+from hydrabench.reporting.weights import Material, example_lengths, kept_weights, layer_densities, training_curves
 from hydrabench.threat import NORM_TEXTS
 
 if TYPE_CHECKING:
@@ -282,6 +282,15 @@ def _training(_board: Leaderboard, material: Material) -> Figure | None:
     return Figure("training", "Training", text, training_curves(material), drawing.training)
 
 
+def _examples(_board: Leaderboard, material: Material) -> Figure | None:
+    text = (
+        "Images that an attack broke, with the class that is right and the one that the network gives the adversarial "
+        "image below. The perturbation is scaled so that its largest pixel spans the range; grey is no change."
+    )
+    draw = partial(drawing.examples, examples=material.examples)
+    return Figure("adversarial", "Adversarial images", text, example_lengths(material), draw)
+
+
 def _cells(board: Leaderboard, wanted: Callable[[Column], bool]) -> Iterator[tuple[Row, Column]]:
     for row in board.rows:
         for column in row.cells:
@@ -299,4 +308,5 @@ FIGURES: dict[str, Callable[[Leaderboard, Material], Figure | None]] = {
     "kept-weights": _kept,
     "layers": _layers,
     "training": _training,
+    "adversarial": _examples,
 }

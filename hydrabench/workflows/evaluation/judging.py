@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
 
+import torch
+from torch import Tensor
+
 from hydrabench.data import Block, ImageSource, load_block
-from hydrabench.errors import MemoryShortageError, is_out_of_memory
+from hydrabench.errors import ConfigError, LedgerError, MemoryShortageError, is_out_of_memory
 from hydrabench.evaluators import EVALUATORS, Computing, EvaluationSettings
 from hydrabench.evaluators.flags import has_flags, network_flags
-from hydrabench.ledger import AttackRecord, Attempt, Record
+from hydrabench.evaluators.replaying import Replayed, replay
+from hydrabench.ledger import ADVERSARIAL, AttackRecord, Attempt, Examples, Record
 from hydrabench.runtime import World
 from hydrabench.workflows.evaluation.certificates import Certificates
 from hydrabench.workflows.evaluation.loading import STORED_IN, Subject
 from hydrabench.workflows.run_options import RunOptions
+
+Numbered = Sequence[tuple[int, tuple[int, ...]]]  # blocks: their numbers and images
+Points = dict[int, Tensor]  # by image, (C, H, W)
 
 
 class Judge:
@@ -29,6 +36,9 @@ class Judge:
         self.blocks = self.evaluator.blocks(settings, subject.network, images.shape)
         computing = Computing(subject.device, subject.precision, options.computing, subject.parent)
         self.ready = self.evaluator.ready(subject.network, settings, computing)
+        self.keeps = self.evaluator.keeps(settings)  # whether adversarial examples are stored
+        if self.keeps and self.ready.points is None:
+            raise ConfigError(f"{settings.kind} returns no adversarial images, so none can be kept; leave out --keep")
         self.indices: tuple[int, ...] = ()  # what is evaluated right now
         self.certificates: Certificates | None = None  # of images that need no attack
 
@@ -44,6 +54,7 @@ class Judge:
             "block_size": self.blocks.size,
             "world_size": world.size,
             **self.ready.header,
+            **({"keep": ADVERSARIAL} if self.keeps else {}),
             **({"skipped": self.certificates.describe()} if self.certificates else {}),
         }
 
@@ -61,48 +72,92 @@ class Judge:
         with self._memory():
             return network_flags(self.subject.network, self._block(0, indices), self.settings)
 
-    def records(self, blocks: Sequence[tuple[int, tuple[int, ...]]]) -> list[Record]:
-        """The records of this process's share of a round: one block, or none in the last round."""
+    def records(self, blocks: Numbered) -> list[Record]:
+        """The records of some blocks."""
+        return self.judged(blocks)[0]
+
+    def judged(self, blocks: Numbered) -> tuple[list[Record], Points]:
+        """Judge this process's share of a round: one block, or none in the last round.
+
+        Returns: the records, and the adversarial examples by image, of a run that keeps them.
+        """
         records: list[Record] = []
+        examples: Points = {}
         for number, indices in blocks:
             held, certified = self.certificates, self.certified(indices)
             parts = held.in_part(indices) if held else {}
             apart = {*certified, *(index for part in parts.values() for index in part)}
-            found = [*certified.values(), *self._judged(number, tuple(i for i in indices if i not in apart))]
-            for settings, part in parts.items():
-                found += self._judged_beyond(number, part, settings)
-            records += sorted(found, key=lambda record: record.index)
-        return records
+            mine = list(certified.values())
+            rest = tuple(index for index in indices if index not in apart)
+            for settings, part in [(None, rest), *parts.items()]:
+                found, points = self._evaluated(number, part, settings) if part else ([], None)
+                if points is not None:
+                    plain = self.settings.plain()
+                    broken = [row for row, one in enumerate(found) if one.example_within(plain) is not None]
+                    examples |= {found[row].index: points[row].cpu() for row in broken}
+                mine += found
+            records += sorted(mine, key=lambda record: record.index)
+        return records, examples
+
+    def _evaluated(
+        self, number: int, indices: tuple[int, ...], beyond: EvaluationSettings | None
+    ) -> tuple[Sequence[Record], Tensor | None]:
+        """The records of images of one block, and the points that broke them, of a run that keeps them.
+
+        Args: beyond: settings of the radii that a certificate of these images does not cover; None: it covers none.
+        """
+        self.indices = indices
+        with self._memory():
+            block = self._block(number, indices)
+            if beyond is not None:
+                return self._evaluated_beyond(block, beyond)
+            if self.keeps and self.ready.points is not None:
+                return self.ready.points(block)
+            return self.ready.evaluate(block), None
+
+    def _evaluated_beyond(self, block: Block, beyond: EvaluationSettings) -> tuple[Sequence[Record], Tensor | None]:
+        points: Tensor | None = None
+        if self.keeps and self.evaluator.points is not None:
+            found, points = self.evaluator.points(self.subject.network, block, beyond)
+        else:
+            found = self.evaluator.evaluate(self.subject.network, block, beyond)
+        assert self.certificates is not None
+        name = self.certificates.name
+        return [replace(cast("AttackRecord", record), certified_by=name) for record in found], points
+
+    def replay(self, examples: Examples, within: Mapping[int, float]) -> list[Replayed]:
+        """Judge stored examples afresh. within: how far each may lie from its image; see `replaying.replay`."""
+        if examples.pixels.shape[1:] != tuple(self.images.shape):
+            raise LedgerError(f"the stored examples are images of {examples.pixels.shape[1:]}, not {self.images.shape}")
+        self.indices = examples.indices
+        with self._memory():
+            block = self._block(0, examples.indices)
+            points = torch.from_numpy(examples.pixels).to(block.images)
+            most = [within[index] for index in examples.indices]
+            return replay(self.subject.network, block, points, most, self.evaluator, self.settings)
 
     def certified(self, indices: Sequence[int]) -> dict[int, Record]:
         """The records of the images that a certificate spares the attack."""
         held = self.certificates
         return {index: held.record(index, self.settings) for index in held.among(indices)} if held else {}
 
-    def _judged(self, number: int, indices: tuple[int, ...]) -> list[Record]:
-        """Judge images of one block."""
-        self.indices = indices
-        with self._memory():
-            return list(self.ready.evaluate(self._block(number, indices))) if indices else []
-
-    def _judged_beyond(self, number: int, indices: tuple[int, ...], settings: EvaluationSettings) -> list[Record]:
-        """Judge images of one block at the radii that their certificate does not cover, those of `settings`."""
-        self.indices = indices
-        assert self.certificates is not None
-        with self._memory():
-            found = self.evaluator.evaluate(self.subject.network, self._block(number, indices), settings)
-        return [replace(cast("AttackRecord", record), certified_by=self.certificates.name) for record in found]
-
-    def attempts(self, name: str, number: int, indices: tuple[int, ...], heard: Callable[[], None]) -> list[Attempt]:
+    def attempts(
+        self, name: str, number: int, indices: tuple[int, ...], heard: Callable[[], None]
+    ) -> tuple[list[Attempt], Points]:
         """Run one attack of an evaluator that attacks in turn. number: of the block that the images belong to.
 
+        Returns: the attempts, and the points of those that broke an image, of a run that keeps them.
         Raises: MemoryShortageError if they are too many at once.
         """
         assert self.evaluator.in_turn is not None
         self.indices = indices
         with self._memory():
             block = self._block(number, indices)
-            return self.evaluator.in_turn.attempt(self.subject.network, block, name, self.settings, heard=heard)
+            found, points = self.evaluator.in_turn.attempt(
+                self.subject.network, block, name, self.settings, heard=heard
+            )
+        broken = [row for row, one in enumerate(found) if one.broken] if self.keeps else []
+        return found, {found[row].image: points[row].cpu() for row in broken}
 
     @contextmanager
     def _memory(self) -> Iterator[None]:

@@ -71,7 +71,7 @@ def test_verified_images_are_robust_without_an_attack_and_the_others_get_the_sam
             json.loads(line)["image"] for line in (tmp_path / "rest" / "attacks.jsonl").read_text().splitlines()
         }
         assert attacked == set(range(N)) - spared
-    assert not [one for one in verify_run(tmp_path / "rest", options=cpu, sample=N) if one.differences]
+    assert not verify_run(tmp_path / "rest", options=cpu, sample=N).differing
 
 
 def test_a_security_curve_inherits_certificates_downwards_and_breaks_upwards(
