@@ -105,7 +105,7 @@ def test_a_security_curve_inherits_certificates_downwards_and_breaks_upwards(
         f"0 of {N} images need no attack, and {len(spared)} none at the smaller radii: verified by ibp@1 at L∞ 40/255"
     )
     assert said in capsys.readouterr().err
-    assert not [one for one in verify_run(tmp_path / "rest", options=cpu, sample=N) if one.differences]
+    assert not verify_run(tmp_path / "rest", options=cpu, sample=N).differing
 
 
 def test_each_image_is_spared_the_radii_that_a_search_verifies_for_it(subject, cpu, tmp_path, monkeypatch):
