@@ -2,8 +2,8 @@
 
 Usage: python benchmarks/exact.py [--images N] [NETWORK ...]
 
-Checkpoints of the zoo, or files, at the radius that they were trained for; all digits checkpoints by default. Time is
-that of the processor, in one thread, reading the network included.
+Checkpoints of the zoo, files or run folders, at the radius that they were trained for; all digits checkpoints by
+default. Time is that of the processor, in one thread, reading the network included.
 """
 
 from __future__ import annotations

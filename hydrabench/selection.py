@@ -21,9 +21,10 @@ def selection_name(indices: Sequence[int]) -> str:
 
     Args: indices: in ascending order, at least one.
     """
-    n, steps = len(indices), {after - before for before, after in pairwise(indices)}
-    if indices[0] == 0 and steps <= {1}:
+    n = len(indices)
+    if indices[0] == 0 and indices[-1] == n - 1:
         return ""
+    steps = {after - before for before, after in pairwise(indices)}
     if len(steps) == 1:
         return f"1 in {steps.pop()} from {indices[0]}"
     digest = hashlib.sha256(",".join(map(str, indices)).encode()).hexdigest()[:8]

@@ -171,13 +171,14 @@ def verify(
     data_dir: str | Path | None = None,
     download: bool = False,
 ) -> pd.DataFrame:
-    """Compute a random sample of a run's records again and say what is different.
+    """Compute a random sample of a run's records again, judge its stored adversarial images, say what is different.
 
     Args:
         run: of `attack` or `certify`. network: what it was made with; None: the checkpoint that it names, found by its
             hash. data: the images that it was made with, if they have no registered name.
         sample: how many records, >= 1. seed: of the sample. device, data_dir, download: as for `attack`.
-    Returns: one row for each of these images, indexed by position: `differences`, an empty text where there are none.
+    Returns: one row for each of these images, and for each whose stored adversarial image is none, indexed by position:
+        `differences`, an empty text where there are none.
     Raises: LedgerError if the run was altered, CheckpointError if the network is not to be found or another.
     """
     folder = run.path if isinstance(run, Run) else Path(run)
@@ -195,5 +196,9 @@ def verify(
     elif data is not None:
         raise ConfigError("data alone does not say what was judged on it; give network, too")
     found = verify_run(folder, options=options, sample=sample, seed=seed, subject=subject)
-    rows = [{"index": one.index, "differences": "; ".join(one.differences)} for one in found]
-    return pd.DataFrame(rows).set_index("index")
+    rows = {one.index: one.differences for one in found.records}
+    for one in found.examples:
+        if one.differences:
+            rows[one.index] = (*rows.get(one.index, ()), *one.differences)
+    texts = pd.DataFrame({"differences": ["; ".join(rows[index]) for index in sorted(rows)]}, index=sorted(rows))
+    return texts.rename_axis("index")

@@ -9,7 +9,8 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
 
 import pandas as pd
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from hydrabench.checkpoints import load_checkpoint
 from hydrabench.errors import LedgerError
@@ -72,6 +73,21 @@ class Run(_FinishedRun):
         and more. seconds: the image's share of the time of its block.
         """
         return pd.DataFrame(list(self._run.records())).set_index("index")
+
+    def adversarial(self) -> tuple[Tensor, Tensor]:
+        """Return the adversarial images of a run with `keep="adversarial"`, or of method exact.
+
+        Returns: the positions of their images in the data set, ascending, int64 (N,), and the pixels, (N, C, H, W), as
+            the network saw them.
+        Raises: LedgerError if the run keeps none.
+        """
+        if not self._run.keeps_examples:
+            raise LedgerError(f"{self.path} keeps no adversarial images; attack again with keep='adversarial'")
+        shards = [examples for _, examples in self._run.examples]
+        indices = torch.tensor([index for one in shards for index in one.indices], dtype=torch.int64)
+        pixels = [torch.from_numpy(one.pixels) for one in shards]
+        order = indices.argsort()
+        return indices[order], torch.cat(pixels)[order] if pixels else torch.empty(0)
 
     def __getitem__(self, metric: str) -> float:
         """The value of one metric of the summary, such as "robust_accuracy": a fraction in [0, 1], or a mean radius."""

@@ -64,6 +64,7 @@ def attack(ref: str | None, attack: str, **given: Any) -> None:
       hydrabench attack --ckpt runs/final --attack autoattack --epsilon 8/255 -n 200
       hydrabench attack --ckpt model_best.pth.tar --dataset svhn --source-density 0.1 --epsilon 8/255
       hydrabench attack --model mynet.py:build --weights mynet.pt --dataset cifar10 --epsilon 8/255
+      hydrabench attack --ckpt runs/final --epsilon 8/255 --keep adversarial
       hydrabench attack --ckpt runs/imagenet --ids imagenet_test_image_ids.txt
       torchrun --nproc-per-node 2 -m hydrabench attack --ckpt runs/final --out runs/pgd
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,14 @@ from hydrabench.errors import GateError
 @foreign_options
 @machine_options
 def verify(run: Path, as_json: bool, **given: Any) -> None:
-    """Compute a random sample of RUN's records again and say what is different; for reviewers.
+    """Compute a sample of RUN's records again, judge its adversarial images, and say what is different; for reviewers.
 
     First the whole ledger is checked, as by `report`: hashes, every image once, every record on its own terms. Then
     the sample is computed with the same settings, images and random streams. Verdicts must be the same, numbers within
     1e-4, margins of attacks within 1e-2, votes of smoothing within a thousandth of the draws; a verdict may turn where
-    its margin is within 1e-5 of 0. Exits with status 1 if a record differs.
+    its margin is within 1e-5 of 0. Of a run that stores adversarial images (--keep adversarial, or method exact) every
+    one is judged again: its distance from the image, measured in float64, its pixel range, and its class. Exits with
+    status 1 if a record differs or an image is not what its record says.
 
     \b
     Examples
@@ -51,14 +54,22 @@ def verify(run: Path, as_json: bool, **given: Any) -> None:
     network = NetworkSource(given["ref"], described, given["reuse"], given["parent"], request)
     options, sample, seed = read_run_options(given), given["sample"], given["seed"]
     found = verify_run(run, options=options, sample=sample, seed=seed, network=network)
-    differing = [one for one in found if one.differences]
+    records, examples = found.records, found.examples
+    wrong, strange = ([one for one in part if one.differences] for part in (records, examples))
     if as_json:
-        records = [{"index": one.index, "differences": one.differences} for one in found]
-        click.echo(json.dumps({"compared": len(found), "differing": len(differing), "records": records}, indent=2))
+        told = {"records": [asdict(one) for one in records], "examples": [asdict(one) for one in strange]}
+        counts = {"compared": len(records), "differing": len(wrong), "replayed": len(examples), "failing": len(strange)}
+        click.echo(json.dumps({**counts, **told}, indent=2))
     else:
-        for one in found:
+        for one in (*records, *strange):
             click.echo(str(one))
-    if differing:
-        raise GateError(f"{len(differing)} of {len(found)} records of {run} are not what computing them again gives")
+    problems = []
+    if wrong:
+        problems.append(f"{len(wrong)} of {len(records)} records of {run} are not what computing them again gives")
+    if strange:
+        problems.append(f"{len(strange)} of {len(examples)} stored adversarial images are not what their records say")
+    if problems:
+        raise GateError(", and ".join(problems))
     if not as_json:
-        click.echo(f"{len(found)} records of {run} are what computing them again gives")
+        stored = f", and {len(examples)} stored adversarial images what their records say" if examples else ""
+        click.echo(f"{len(records)} records of {run} are what computing them again gives{stored}")

@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeInt
 from hydrabench.config.passes import INPUT_GRADIENT
 from hydrabench.config.protocol import unless
 from hydrabench.evaluators.attacking import Attacked, attacked_records, curve_metrics, curve_variant
-from hydrabench.evaluators.ball_settings import CURVE, NORMS, SEED, SKIP_CERTIFIED, BallSettings
+from hydrabench.evaluators.ball_settings import CURVE, KEEP, NORMS, SEED, SKIP_CERTIFIED, BallSettings
 from hydrabench.evaluators.description import Evaluator
 from hydrabench.evaluators.pgd import LOSS, TARGETED, short_pgd
 from hydrabench.evaluators.upstream_attacks import attack_in_turn, require_logits, require_upstream
@@ -73,7 +73,7 @@ APGD = Evaluator(
     meaning="right on the clean image and after Auto-PGD of 100 iterations from every loss, the authors' code",
     passes=_passes,
     piece=short_pgd,
-    options=(CURVE, NORMS, LOSS, TARGETED, SEED, SKIP_CERTIFIED),
+    options=(CURVE, NORMS, LOSS, TARGETED, SEED, SKIP_CERTIFIED, KEEP),
     require=require_upstream,
     suits=lambda network, block, settings: require_logits(network, block, settings.names),
 )

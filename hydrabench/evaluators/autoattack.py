@@ -17,11 +17,11 @@ from hydrabench.evaluators.autoattack_settings import (
     fitted_to_classes,
     passes_of,
 )
-from hydrabench.evaluators.ball_settings import EPSILON, NORM, SEED, SKIP_CERTIFIED
+from hydrabench.evaluators.ball_settings import EPSILON, KEEP, NORM, SEED, SKIP_CERTIFIED
 from hydrabench.evaluators.blocks import duration
 from hydrabench.evaluators.clean import clean_logits, require_finite
 from hydrabench.evaluators.description import Evaluator, InTurn, Option, robust_metrics
-from hydrabench.evaluators.pgd import PgdSettings, evaluate_pgd, short_pgd
+from hydrabench.evaluators.pgd import PgdSettings, pgd_points, short_pgd
 from hydrabench.ledger import AS_IT_IS, AttackRecord, Attempt
 
 if TYPE_CHECKING:
@@ -48,18 +48,24 @@ def evaluate_autoattack(network: nn.Module, block: Block, settings: AutoAttackSe
         or the network is not one that these attacks can judge (see `require_suitable`).
     Source: Croce and Hein (2020), arXiv:2003.01690, section 5.
     """
+    return autoattack_points(network, block, settings)[0]
+
+
+def autoattack_points(
+    network: nn.Module, block: Block, settings: AutoAttackSettings
+) -> tuple[list[AttackRecord], Tensor]:
+    """Return the records, and the points that broke the images, of the others those of the last attack."""
     require_suitable(network, block, settings)
     found: list[list[Attempt]] = [[] for _ in block.indices]
+    points = block.images.clone()
     for name in (AS_IT_IS, *settings.order):
         rows = [row for row, attempts in enumerate(found) if not any(one.broken for one in attempts)]
         if rows:
-            for row, one in zip(rows, attempt(network, block.rows(rows), name, settings), strict=True):
+            attempts, points[rows] = attempt(network, block.rows(rows), name, settings)
+            for row, one in zip(rows, attempts, strict=True):
                 found[row].append(one)
-    labels = block.labels.tolist()
-    return [
-        conclude(index, sha, label, attempts)
-        for index, sha, label, attempts in zip(block.indices, block.shas, labels, found, strict=True)
-    ]
+    about = zip(block.indices, block.shas, block.labels.tolist(), found, strict=True)
+    return [conclude(index, sha, label, attempts) for index, sha, label, attempts in about], points
 
 
 def attempt(
@@ -69,14 +75,14 @@ def attempt(
     settings: AutoAttackSettings,
     *,
     heard: Callable[[], None] = lambda: None,
-) -> list[Attempt]:
+) -> tuple[list[Attempt], Tensor]:
     """Run one attack on images that none has broken yet.
 
     Args:
         block: the images; its number decides the random draws where a verdict depends on the whole block.
         name: "clean", which classifies the images as they are, or one of `settings.order`.
         heard: called after every forward pass of the attack.
-    Returns: one attempt for each image, in order. Raises: as `evaluate_autoattack`.
+    Returns: one attempt for each image, in order, and the points, (B, C, H, W). Raises: as `evaluate_autoattack`.
     """
     import torch
 
@@ -92,12 +98,11 @@ def attempt(
     require_finite(logits, block.indices, "a logit of an adversarial image")
     margins, predictions = margin(logits, block.labels).tolist(), logits.argmax(1).tolist()
     seconds = (perf_counter() - started) / len(block.indices)
+    about = zip(block.indices, block.labels.tolist(), margins, predictions, strict=True)
     return [
         Attempt(index, name, prediction != label, -lowest, prediction, seconds)
-        for index, label, lowest, prediction in zip(
-            block.indices, block.labels.tolist(), margins, predictions, strict=True
-        )
-    ]
+        for index, label, lowest, prediction in about
+    ], points
 
 
 def _points(
@@ -127,14 +132,14 @@ def _points(
     return project(points.to(block.images), block.images, float(settings.epsilon), norm=settings.norm)
 
 
-def _short_pgd(network: nn.Module, block: Block, settings: AutoAttackSettings) -> list[Attempt]:
+def _short_pgd(network: nn.Module, block: Block, settings: AutoAttackSettings) -> tuple[list[Attempt], Tensor]:
     """Ten steps of PGD on the cross entropy, whose every point is classified."""
     short = PgdSettings(norm=settings.norm, epsilon=settings.epsilon, steps=10, losses=("ce",), seed=settings.seed)
-    records = evaluate_pgd(network, block, short)
+    records, points = pgd_points(network, block, short)
     return [
         Attempt(record.index, SHORT_PGD, not record.robust, -(record.margin or 0.0), None, record.seconds)
         for record in records
-    ]
+    ], points
 
 
 def conclude(index: int, sha: str, label: int, attempts: Sequence[Attempt]) -> AttackRecord:
@@ -235,6 +240,7 @@ def _meaning(settings: Any) -> str:
 AUTOATTACK = Evaluator(
     settings=AutoAttackSettings,
     evaluate=evaluate_autoattack,
+    points=autoattack_points,
     record=AttackRecord,
     metrics=robust_metrics,
     claims="upper",
@@ -248,6 +254,7 @@ AUTOATTACK = Evaluator(
         NORM,
         SEED,
         SKIP_CERTIFIED,
+        KEEP,
         Option("ensemble", "standard, plus or rand: the AutoAttack authors' versions.", default="standard"),
         Option("attacks", "Only these attacks of AutoAttack, e.g. apgd-ce,square.", "list"),
         Option("cascade", "Ten steps of PGD first, AutoAttack on what they leave.", "flag"),

@@ -11,7 +11,7 @@ from hydrabench.config import Radius
 from hydrabench.config.passes import INPUT_GRADIENT
 from hydrabench.config.protocol import unless
 from hydrabench.errors import ConfigError
-from hydrabench.evaluators.description import EvaluationSettings
+from hydrabench.evaluators.ball_settings import KeepingSettings
 from hydrabench.threat import Norm
 
 AttackName = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"]
@@ -24,7 +24,7 @@ LOGITS_COMPARED = {"apgd-dlr": 3, "apgd-t": 4}  # a DLR loss compares three logi
 SHORT_PGD = "pgd-10"
 
 
-class AutoAttackSettings(EvaluationSettings):
+class AutoAttackSettings(KeepingSettings):
     """Croce and Hein's ensemble of attacks, the authors' own code: each attack on the images that none has broken yet.
 
     ensemble: the authors' version. "standard" is APGD-CE, APGD-T, FAB-T, Square; "plus" has more attacks and five

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from hydrabench.config import Radius
 from hydrabench.evaluators.description import EvaluationSettings, Option
@@ -28,10 +28,20 @@ SKIP_CERTIFIED = Option(
     "folder",
     role="computing",
 )
+KEEP = Option("keep", "adversarial: store the adversarial image of every image that breaks, in RUN/adversarial.")
 SEED = Option("seed", "Key of all random streams.", "int", default="0")
 
 
-class BallSettings(EvaluationSettings):
+class KeepingSettings(EvaluationSettings):
+    """Base of the settings of an attack.
+
+    keep: what is stored beside the records. It changes no number: `run.json` names it beside the settings.
+    """
+
+    keep: Literal["adversarial"] | None = Field(default=None, exclude=True)
+
+
+class BallSettings(KeepingSettings):
     """Base of the settings of an attack on a ball.
 
     epsilon: the radius, of a security curve the largest. epsilons: all radii of a security curve, in ascending order;

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from time import perf_counter
@@ -43,6 +42,13 @@ def evaluate_exact(
             are several blocks.
     Raises: what `evaluate_verified` raises.
     """
+    return exact_points(network, block, settings)[0]
+
+
+def exact_points(
+    network: nn.Module | Prepared, block: Block, settings: ExactSettings | VerifiedSettings
+) -> tuple[list[ExactRecord], Tensor]:
+    """Return the records, and the adversarial examples, of the other images themselves, (B, C, H, W)."""
     require_exact_arithmetic(block.images.device)
     started = perf_counter()
     logits = clean_logits(network.network if isinstance(network, Prepared) else network, block)
@@ -55,7 +61,12 @@ def evaluate_exact(
     left = [row for row in open_ if row not in replay.found]
     decisions = dict(zip(left, _decided(read, block, settings, left, replay), strict=True))
     seconds = (perf_counter() - started) / len(block.indices)
-    return [_record(record, decisions.get(row), replay.found.get(row), seconds) for row, record in enumerate(bounded)]
+    points = block.images.clone()
+    for row, found in replay.found.items():
+        points[row] = found.pixels.to(points)
+    return [
+        _record(record, decisions.get(row), replay.found.get(row), seconds) for row, record in enumerate(bounded)
+    ], points
 
 
 @dataclass(frozen=True)
@@ -144,14 +155,8 @@ def _record(bounded: VerifiedRecord, decision: Decision | None, found: _Found | 
     if found is not None:
         count = decision.subproblems if decision else 0
         values["lower"] = min(_lower(bounded, decision), 0.0)
-        pixels = base64.b64encode(found.pixels.cpu().numpy().astype("<f4").tobytes()).decode()
         return ExactRecord(
-            **values,
-            verdict="broken",
-            subproblems=count,
-            found_by=found.by,
-            adversarial=found.prediction,
-            counterexample=pixels,
+            **values, verdict="broken", subproblems=count, found_by=found.by, adversarial=found.prediction
         )
     if decision is None:
         return ExactRecord(**values, verdict="verified")

@@ -5,7 +5,7 @@ modules must not import torch at the top: torch, bounds, attacks and smoothing a
 
 Settings with these names mean the same to every evaluator: `norm` and `epsilon` a ball, `epsilons` all radii of a
 security curve, whose largest is `epsilon`, `sigma` the noise of smoothing,
-`radii` the L2 radii at which certificates are counted, `samples` the most draws for an image.
+`radii` the radii at which certificates are counted, `samples` the most draws for an image.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from hydrabench.config.fields import Section
 from hydrabench.errors import ConfigError
 from hydrabench.evaluators.blocks import Blocks, fixed_blocks
+from hydrabench.evaluators.replaying import fresh_classes
 from hydrabench.ledger import Attempt, Record
 from hydrabench.threat import Threat
 
@@ -59,7 +60,7 @@ class Metric:
 
     values: one for each record, in order: truth values, or numbers >= 0 of which the mean is taken.
     interval: "wilson" of a fraction, "clopper-pearson" of one that claims a guarantee, "t" of a mean.
-    radius: the certified L2 radius that it is about, in pixel units.
+    radius: the certified radius that it is about, in pixel units.
     label: what its heading adds.
     column_of: the evaluator whose column it belongs to, if that is another one.
     epsilon: the radius of the ball that it is about, if that is not the run's.
@@ -137,10 +138,15 @@ class Computing:
 
 @dataclass(frozen=True)
 class Ready:
-    """An evaluator ready to run. evaluate: judges a block. header: further entries of `run.json`."""
+    """An evaluator ready to run.
+
+    evaluate: judges a block. header: further entries of `run.json`. points: judges a block, too, and returns the points
+    as well, see `Evaluator.points`.
+    """
 
     evaluate: Callable[[Block], Sequence[Record]]
     header: Mapping[str, Any] = field(default_factory=dict)
+    points: Callable[[Block], tuple[Sequence[Record], Tensor]] | None = None
 
 
 @dataclass(frozen=True)
@@ -148,15 +154,15 @@ class InTurn:
     """Several attacks in turn, each on the images that none before it has broken.
 
     attacks: (settings) -> their names, in order; "clean" first, which classifies the images as they are.
-    attempt: (network, block, name, settings, heard) -> one attempt for each image of the block. `heard` is called
-        after every forward pass.
+    attempt: (network, block, name, settings, heard) -> one attempt for each image of the block, and its points,
+        (B, C, H, W). `heard` is called after every forward pass.
     conclude: (index, SHA-256, label, attempts) -> the record of an image, from its attempts in order.
     passes: (settings, name, classes) -> forward passes of an attack for an image that it does not break.
     closing: (attempts on all images) -> what to tell the user at the end; None: nothing.
     """
 
     attacks: Callable[[Any], tuple[str, ...]]
-    attempt: Callable[..., list[Attempt]]
+    attempt: Callable[..., tuple[list[Attempt], Tensor]]
     conclude: Callable[[int, str, int, Sequence[Attempt]], Record]
     passes: Callable[[Any, str, float], float]
     closing: Callable[[Sequence[Attempt]], str | None] = lambda _attempts: None
@@ -173,7 +179,10 @@ class Evaluator:
     settings: its model.
     evaluate: (network, block, settings) -> one record for each image, in order. The network is in eval mode, on the
         device and in the precision of the images; a record's `seconds` is its share of the block's time.
-    points: the same, and with the records the point that broke each image, (B, C, H, W), which `--keep` stores.
+    points: the same, and with the records the point that broke each image, (B, C, H, W), which `--keep` stores; of
+        images that nothing broke any point.
+    classes: (network, block with points in place of its images, settings) -> the class of each point, judged afresh.
+    keeps: (settings) -> whether a run stores the points that broke images.
     record: what every line of a ledger has.
     variant: (settings as JSON) -> model and record of a variant that has its own, None if it has not.
     metrics: (lines of a ledger, settings) -> metric by name.
@@ -212,6 +221,8 @@ class Evaluator:
     passes: Callable[[Any, Sizes], float] | None
     options: tuple[Option, ...] = ()
     points: Callable[..., tuple[Sequence[Record], Tensor]] | None = None
+    classes: Callable[[nn.Module, Block, Any], list[int]] = fresh_classes
+    keeps: Callable[[Any], bool] = lambda settings: getattr(settings, "keep", None) is not None
     variant: Callable[[Line], tuple[type[EvaluationSettings], type[Record]] | None] = lambda _values: None
     piece: Callable[[Any], tuple[Any, int]] | None = None
     blocks: Callable[[Any, nn.Module, tuple[int, int, int]], Blocks] = fixed_blocks
@@ -232,7 +243,11 @@ class Evaluator:
         """Return the function that judges one block after another, prepared once."""
         if self.prepare is not None:
             return self.prepare(network, settings, computing)
-        return Ready(lambda block: self.evaluate(network, block, settings))
+        points = self.points
+        return Ready(
+            lambda block: self.evaluate(network, block, settings),
+            points=None if points is None else lambda block: points(network, block, settings),
+        )
 
     def read(self, values: Mapping[str, Any]) -> Any:
         """The settings of a ledger, as JSON has them and not checked again; what it leaves out has its default."""

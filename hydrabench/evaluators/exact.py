@@ -23,11 +23,11 @@ from hydrabench.evaluators.description import (
     is_correct,
     verified_metrics,
 )
-from hydrabench.evaluators.verified_settings import SUBPROBLEMS, BoundSettings, VerifiedSettings
+from hydrabench.evaluators.verified_settings import SUBPROBLEMS, BoundSettings
 from hydrabench.ledger import ExactRecord, RadiusRecord
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from hydrabench.data.images import Block
 
@@ -88,25 +88,28 @@ class ExactSettings(BoundSettings):
         return f"exact{limit}{engine}{rigor}{unless(0, 's', self.seed)}{self.radii_text}@1"
 
 
-def evaluate(
-    network: Any, block: Block, settings: ExactSettings | VerifiedSettings
-) -> Sequence[ExactRecord] | Sequence[RadiusRecord]:
-    """See `decided.evaluate_exact`; with `search_radius`, see `radius_search.search_radii`."""
-    from hydrabench.evaluators.decided import evaluate_exact
+def points(network: Any, block: Block, settings: Any) -> tuple[Sequence[ExactRecord] | Sequence[RadiusRecord], Tensor]:
+    """See `decided.exact_points`; with `search_radius`, see `radius_search.search_radii`."""
+    from hydrabench.evaluators.decided import exact_points
 
     if settings.search_radius:
-        return radii.searched(network, block, settings, partial(evaluate_exact, network))
-    return evaluate_exact(network, block, settings)
+        return radii.searched(network, block, settings, partial(exact_points, network))
+    return exact_points(network, block, settings)
+
+
+def evaluate(network: Any, block: Block, settings: Any) -> Sequence[ExactRecord] | Sequence[RadiusRecord]:
+    """Return the records alone."""
+    return points(network, block, settings)[0]
 
 
 def _prepare(network: nn.Module, settings: ExactSettings, _computing: Computing) -> Ready:
     from hydrabench.bounds import prepared
 
     read = prepared(network)
-    return Ready(lambda block: evaluate(read, block, settings))
+    return Ready(lambda block: evaluate(read, block, settings), points=lambda block: points(read, block, settings))
 
 
-def require_engine(network: nn.Module, settings: ExactSettings | VerifiedSettings) -> None:
+def require_engine(network: nn.Module, settings: Any) -> None:
     """Raise for a layer without a rule, or without one in the settings' engine."""
     from hydrabench.bounds import program_of, read
 
@@ -132,6 +135,8 @@ def exact_metrics(lines: Sequence[Line], settings: Any) -> dict[str, Metric]:
 EXACT = Evaluator(
     settings=ExactSettings,
     evaluate=evaluate,
+    points=points,
+    keeps=lambda _settings: True,
     record=ExactRecord,
     metrics=exact_metrics,
     claims="lower",

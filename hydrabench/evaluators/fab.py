@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from hydrabench.config.passes import INPUT_GRADIENT
 from hydrabench.config.protocol import unless
 from hydrabench.evaluators.attacking import Attacked, attacked_records, curve_metrics, curve_variant
-from hydrabench.evaluators.ball_settings import CURVE, NORMS, SKIP_CERTIFIED, BallSettings
+from hydrabench.evaluators.ball_settings import CURVE, KEEP, NORMS, SKIP_CERTIFIED, BallSettings
 from hydrabench.evaluators.description import Evaluator
 from hydrabench.evaluators.pgd import TARGETED, short_pgd
 from hydrabench.evaluators.upstream_attacks import attack_in_turn, require_logits, require_upstream
@@ -67,7 +67,7 @@ FAB = Evaluator(
     meaning="right on the clean image and after the fast adaptive boundary attack of 100 iterations, the authors' code",
     passes=_passes,
     piece=short_pgd,
-    options=(CURVE, NORMS, TARGETED, SKIP_CERTIFIED),
+    options=(CURVE, NORMS, TARGETED, SKIP_CERTIFIED, KEEP),
     require=require_upstream,
     suits=lambda network, block, settings: require_logits(network, block, (settings.name,)),
 )

@@ -10,7 +10,7 @@ from pydantic import PositiveInt
 
 from hydrabench.config.passes import INPUT_GRADIENT
 from hydrabench.evaluators.attacking import curve_metrics
-from hydrabench.evaluators.ball_settings import CURVE, NORMS, BallSettings
+from hydrabench.evaluators.ball_settings import CURVE, KEEP, NORMS, BallSettings
 from hydrabench.evaluators.clean import Break, attack_records, clean_breaks, clean_logits, require_finite
 from hydrabench.evaluators.description import Evaluator, Option
 from hydrabench.evaluators.pgd import short_pgd
@@ -87,5 +87,5 @@ FMN = Evaluator(
     meaning="right on the clean image, and the smallest perturbation that fast minimum norm finds exceeds the radius",
     passes=lambda settings, _sizes: 2 + INPUT_GRADIENT * settings.steps,
     piece=short_pgd,
-    options=(CURVE, NORMS, Option("steps", "FMN steps.", "int", default="100")),
+    options=(CURVE, NORMS, Option("steps", "FMN steps.", "int", default="100"), KEEP),
 )

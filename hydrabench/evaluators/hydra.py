@@ -11,7 +11,7 @@ from hydrabench.config import Radius
 from hydrabench.config.passes import INPUT_GRADIENT
 from hydrabench.config.protocol import unless
 from hydrabench.evaluators.attacking import Attacked, attacked_records, curve_metrics, curve_variant
-from hydrabench.evaluators.ball_settings import CURVE, SEED, BallSettings
+from hydrabench.evaluators.ball_settings import CURVE, KEEP, SEED, BallSettings
 from hydrabench.evaluators.clean import require_finite
 from hydrabench.evaluators.description import Evaluator, Option
 from hydrabench.evaluators.pgd import short_pgd
@@ -107,5 +107,6 @@ HYDRA = Evaluator(
             "step_size", "Length of a PGD step in pixel units; of hydra 0.0078.", default="2.5 radii over the steps"
         ),
         SEED,
+        KEEP,
     ),
 )

@@ -14,7 +14,7 @@ from hydrabench.config.passes import INPUT_GRADIENT
 from hydrabench.config.protocol import unless
 from hydrabench.errors import ConfigError
 from hydrabench.evaluators.attacking import Attacked, attacked_records, curve_metrics, curve_variant
-from hydrabench.evaluators.ball_settings import CURVE, NORMS, SEED, SKIP_CERTIFIED, BallSettings
+from hydrabench.evaluators.ball_settings import CURVE, KEEP, NORMS, SEED, SKIP_CERTIFIED, BallSettings
 from hydrabench.evaluators.blocks import BLOCK_SIZE
 from hydrabench.evaluators.clean import clean_logits, require_finite
 from hydrabench.evaluators.description import Evaluator, Option
@@ -221,5 +221,6 @@ PGD = Evaluator(
         TARGETED,
         SEED,
         SKIP_CERTIFIED,
+        KEEP,
     ),
 )

@@ -11,6 +11,8 @@ from hydrabench.evaluators.verified_settings import BoundSettings
 from hydrabench.ledger import RadiusRecord
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from hydrabench.data.images import Block
     from hydrabench.evaluators.radius_search import Bound
 
@@ -23,7 +25,9 @@ STEP_OF_RADII = Option("tolerance", "Largest step between radii.", heading="Radi
 OPTIONS = (SEARCH_RADIUS, STEP_OF_RADII)
 
 
-def searched(network: Any, block: Block, settings: BoundSettings, bound: Bound) -> Sequence[RadiusRecord]:
+def searched(
+    network: Any, block: Block, settings: BoundSettings, bound: Bound
+) -> tuple[Sequence[RadiusRecord], Tensor]:
     """See `radius_search.search_radii`."""
     from hydrabench.evaluators.radius_search import search_radii
 

@@ -6,7 +6,6 @@ adversarial example breaks all radii that are at least its distance, so no verdi
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -14,7 +13,6 @@ from math import ceil
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -30,12 +28,13 @@ from hydrabench.threat import Norm, float_below
 
 STEPS = 50  # of projected gradient descent at each radius
 ABOVE = 1 + 2.0**-40  # more than float64 loses in the length of an image
-Bound = Callable[[Block, Any], Sequence[VerifiedRecord]]  # (block, settings of one radius) -> records
+# (block, settings of one radius) -> records, and for those that are broken the point that does it, (B, C, H, W)
+Bound = Callable[[Block, Any], tuple[Sequence[VerifiedRecord], Tensor]]
 
 
 def search_radii(
     network: nn.Module | Prepared, block: Block, settings: BoundSettings, bound: Bound
-) -> list[RadiusRecord]:
+) -> tuple[list[RadiusRecord], Tensor]:
     """Find for each image the largest radius that a bound verifies, and the smallest that is known to be broken.
 
     Fast minimum norm comes first. Then the bound is bisected between 0 and what is broken, or `settings.epsilon`; last,
@@ -46,6 +45,7 @@ def search_radii(
     Args:
         network: classifier in eval mode, on the device and in the precision of `block.images`.
         bound: of a block, at the radius of its settings.
+    Returns: the records, and the nearest adversarial examples, of the other images themselves, (B, C, H, W).
     Raises: what the bound raises; GateError if a radius is both proved and broken.
     """
     started = perf_counter()
@@ -58,7 +58,10 @@ def search_radii(
         search.bisect_bound()
         search.bisect_attack()
     seconds = (perf_counter() - started) / len(block.indices)
-    return [search.record(row, prediction, seconds) for row, prediction in enumerate(logits.argmax(1).tolist())]
+    points = block.images.clone()
+    for row, broken in search.broken.items():
+        points[row] = broken.pixels.to(points)
+    return [search.record(row, prediction, seconds) for row, prediction in enumerate(logits.argmax(1).tolist())], points
 
 
 @dataclass(frozen=True)
@@ -121,21 +124,19 @@ class _Search:
         """Halve what lies between the largest radius that is proved and the smallest that is not."""
         while groups := self._groups(self.proved, [min(self.open[row], self.broken_place(row)) for row in self._rows]):
             for place, rows in groups.items():
-                some = self.block.rows(rows)
-                for row, record in zip(rows, self.bound(some, self.settings.at(self.radius(place))), strict=True):
-                    self._learn(row, place, record)
+                records, points = self.bound(self.block.rows(rows), self.settings.at(self.radius(place)))
+                for row, record, point in zip(rows, records, points, strict=True):
+                    self._learn(row, place, record, point)
 
-    def _learn(self, row: int, place: int, record: VerifiedRecord) -> None:
+    def _learn(self, row: int, place: int, record: VerifiedRecord, point: Tensor) -> None:
         self.trials[row] += 1
         self.subproblems[row] += record.subproblems if isinstance(record, ExactRecord) else 0
         if record.verified:
             self.proved[row] = place
             return
         self.open[row] = place
-        if isinstance(record, ExactRecord) and record.counterexample is not None:
-            pixels = np.frombuffer(base64.b64decode(record.counterexample), "<f4").copy()
-            x = self.block.images[row]
-            self.keep(row, torch.from_numpy(pixels).view_as(x).to(x.device), str(record.found_by))
+        if isinstance(record, ExactRecord) and record.verdict == "broken":
+            self.keep(row, point, str(record.found_by))
 
     def bisect_attack(self) -> None:
         """Halve what lies between the largest radius where the attack fails and the smallest that is broken."""
@@ -173,9 +174,7 @@ class _Search:
         if row not in self.right:
             about = {"broken_radius": 0.0, "found_by": "clean", "adversarial": prediction}
         elif broken is not None:
-            pixels = base64.b64encode(broken.pixels.numpy().astype("<f4").tobytes()).decode()
             about = {"broken_radius": broken.distance, "found_by": broken.by, "adversarial": broken.prediction}
-            about["counterexample"] = pixels
             if broken.distance <= verified_radius:
                 raise GateError(
                     f"image {block.indices[row]}: {self.settings.kind} proves radius {verified_radius:.9g}, but "

@@ -13,9 +13,9 @@ from hydrabench.config.fields import Noise
 from hydrabench.config.passes import INPUT_GRADIENT
 from hydrabench.config.protocol import unless
 from hydrabench.errors import NonFiniteError
-from hydrabench.evaluators.ball_settings import EPSILON, SEED
+from hydrabench.evaluators.ball_settings import EPSILON, KEEP, SEED, KeepingSettings
 from hydrabench.evaluators.clean import require_eval_mode
-from hydrabench.evaluators.description import EvaluationSettings, Evaluator, Line, Metric, Option, is_correct
+from hydrabench.evaluators.description import Evaluator, Line, Metric, Option, is_correct
 from hydrabench.evaluators.pgd import short_pgd
 from hydrabench.ledger import SmoothAttackRecord
 
@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 
 GROUP = 8  # images whose noisy copies share a forward pass
 CHUNK_OF_VOTES = 500
+SMOOTH_PGD = "smooth-pgd"
 
 
-class SmoothAttackSettings(EvaluationSettings):
+class SmoothAttackSettings(KeepingSettings):
     """PGD on the soft smoothed classifier; a break is what a fresh majority vote shows with confidence.
 
     copies: noisy copies over which a gradient is averaged. draws: of fresh noise for each verdict. alpha: probability,
@@ -67,8 +68,17 @@ def evaluate_smooth_attack(
     Raises: NonFiniteError naming the image if a logit is NaN or infinite.
     Source: Salman et al. (2019), arXiv:1906.04584, section 2.2; the test is that of Cohen et al.'s PREDICT.
     """
+    return smooth_attack_points(network, block, settings)[0]
+
+
+def smooth_attack_points(
+    network: nn.Module, block: Block, settings: SmoothAttackSettings
+) -> tuple[list[SmoothAttackRecord], Tensor]:
+    """Return the records, and where PGD ended, (B, C, H, W)."""
+    import torch
+
     require_eval_mode(network)
-    records = []
+    records, ends = [], []
     for start in range(0, len(block.indices), GROUP):
         rows = list(range(start, min(start + GROUP, len(block.indices))))
         started, part = perf_counter(), block.rows(rows)
@@ -76,7 +86,8 @@ def evaluate_smooth_attack(
         found = [_judge(network, part, points, row, settings) for row in range(len(rows))]
         share = (perf_counter() - started) / len(rows)
         records += [SmoothAttackRecord(**one, seconds=share) for one in found]
-    return records
+        ends.append(points)
+    return records, torch.cat(ends)
 
 
 def _attacked(network: nn.Module, block: Block, settings: SmoothAttackSettings) -> Tensor:
@@ -108,22 +119,44 @@ def _judge(
     network: nn.Module, block: Block, points: Tensor, row: int, settings: SmoothAttackSettings
 ) -> dict[str, Any]:
     """Return the fields of an image's record, but for the seconds."""
-    from hydrabench.attacks.smoothed import noisy_votes
-
     index, label = block.indices[row], int(block.labels[row])
     about = {"index": index, "input_sha": block.shas[row], "label": label}
     prediction = -1
-    for broken_by, images in (("clean", block.images), ("smooth-pgd", points)):
-        noise = _noise(block, index, f"verdict {broken_by}", settings.draws, settings)
-        try:
-            votes = noisy_votes(network, images[row], noise, chunk=CHUNK_OF_VOTES).tolist()
-        except ValueError as error:
-            raise NonFiniteError(f"image {index}: {error}; check the checkpoint") from error
+    for broken_by, images in (("clean", block.images), (SMOOTH_PGD, points)):
+        votes = _votes(network, block, images[row], row, broken_by, settings)
         prediction = votes.index(max(votes)) if broken_by == "clean" else prediction
-        rival = max(count for name, count in enumerate(votes) if name != label)
-        if leads(rival, votes[label], settings.alpha):
+        if _rival(votes, label, settings) is not None:
             return {**about, "prediction": prediction, "robust": False, "broken_by": broken_by, "votes": votes}
     return {**about, "prediction": prediction, "robust": True, "broken_by": None, "votes": votes}
+
+
+def _votes(
+    network: nn.Module, block: Block, image: Tensor, row: int, use: str, settings: SmoothAttackSettings
+) -> list[int]:
+    """Count the classes of an image, (C, H, W), under fresh noise. use: what is judged, which has its own stream."""
+    from hydrabench.attacks.smoothed import noisy_votes
+
+    noise = _noise(block, block.indices[row], f"verdict {use}", settings.draws, settings)
+    try:
+        votes: list[int] = noisy_votes(network, image, noise, chunk=CHUNK_OF_VOTES).tolist()
+    except ValueError as error:
+        raise NonFiniteError(f"image {block.indices[row]}: {error}; check the checkpoint") from error
+    return votes
+
+
+def _rival(votes: Sequence[int], label: int, settings: SmoothAttackSettings) -> int | None:
+    """Return the class that beats the label with confidence, None if none does."""
+    count, rival = max((count, -name) for name, count in enumerate(votes) if name != label)
+    return -rival if leads(count, votes[label], settings.alpha) else None
+
+
+def majorities(network: nn.Module, block: Block, settings: SmoothAttackSettings) -> list[int]:
+    """Return for each point of a block the class that beats the label at it, as when it was found; else the label."""
+    found = []
+    for row, label in enumerate(block.labels.tolist()):
+        rival = _rival(_votes(network, block, block.images[row], row, SMOOTH_PGD, settings), label, settings)
+        found.append(label if rival is None else rival)
+    return found
 
 
 def leads(rival: int, label: int, alpha: float) -> bool:
@@ -143,6 +176,8 @@ def _metrics(lines: Sequence[Line], _settings: Any) -> dict[str, Metric]:
 SMOOTHED_ATTACK = Evaluator(
     settings=SmoothAttackSettings,
     evaluate=evaluate_smooth_attack,
+    points=smooth_attack_points,
+    classes=majorities,
     record=SmoothAttackRecord,
     metrics=_metrics,
     claims="smoothed-upper",
@@ -157,5 +192,6 @@ SMOOTHED_ATTACK = Evaluator(
         Option("steps", "PGD steps.", "int", default="50"),
         Option("alpha", "Probability that a break is none.", "float", default="0.001"),
         SEED,
+        KEEP,
     ),
 )

@@ -82,15 +82,12 @@ SMOOTHING_OPTIONS = (
         "Smoothing",
         default="0.001",
     ),
-    Option("radii", "L2 radii, e.g. 0,0.25,0.5, or auto.", "list", "Smoothing", default="0,0.25,0.5,0.75"),
+    Option("radii", "Radii, e.g. 0,0.25,0.5, or auto.", "list", "Smoothing", default="0,0.25,0.5,0.75"),
     SEED,
     Option(
-        "tolerance",
-        "With adaptive: draw on until the radius is known to within this, e.g. 0.02; for mean radii.",
-        "float",
-        "Smoothing",
+        "tolerance", "With adaptive: draw on until the radius is known to within this, e.g. 0.02.", heading="Smoothing"
     ),
-    Option("randomized", "With cohen: the randomized bound, a little larger, of coverage exactly 1 - alpha.", "flag"),
+    Option("randomized", "With cohen: a larger bound, of coverage exactly 1 - alpha.", "flag", "Smoothing"),
     Option("rigor", "Smoothing: standard, or discrete: integer noise, sound in floating point.", default="standard"),
     Option("label_aware", "Draw no more if the selection is not the label.", "flag", "Smoothing"),
     Option("batch", "Noisy images in a forward pass.", "int", HOW, "computing", "by their size"),

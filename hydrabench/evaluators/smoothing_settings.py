@@ -52,7 +52,7 @@ class SmoothingSettings(EvaluationSettings):
     seed: NonNegativeInt = 0
     rigor: Literal["standard", "discrete"] = "standard"
     label_aware: bool = False
-    tolerance: float | None = Field(None, gt=0)
+    tolerance: Length | None = None
     randomized: bool = False
     version: Literal[1, 2, 3, 4] = 4
 
@@ -99,7 +99,7 @@ class SmoothingSettings(EvaluationSettings):
             yield f"{self.law} noise is real noise; rigor discrete has Gaussian noise only"
         if self.tolerance is not None and (self.mode != "adaptive" or self.version < 4):
             yield "tolerance is for mode adaptive; without it all samples are drawn"
-        elif self.tolerance is not None and self.tolerance < FINEST * self.sigma:
+        elif self.tolerance is not None and not self.tolerance >= FINEST * self.sigma:
             yield f"tolerance {self.tolerance:g} is below {FINEST * self.sigma:g}, {FINEST:g} of sigma; give more"
         if self.randomized and (self.mode != "cohen" or self.version < 4):
             yield f"randomized is for mode cohen, whose bound has one look; mode {self.mode} has others"

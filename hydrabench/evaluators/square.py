@@ -8,7 +8,7 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from hydrabench.config.protocol import unless
 from hydrabench.evaluators.attacking import Attacked, attacked_records, curve_metrics, curve_variant
-from hydrabench.evaluators.ball_settings import CURVE, NORMS, SEED, SKIP_CERTIFIED, BallSettings
+from hydrabench.evaluators.ball_settings import CURVE, KEEP, NORMS, SEED, SKIP_CERTIFIED, BallSettings
 from hydrabench.evaluators.description import Evaluator, Option
 from hydrabench.evaluators.pgd import short_pgd
 from hydrabench.evaluators.upstream_attacks import attack_in_turn, require_logits, require_upstream
@@ -59,7 +59,14 @@ SQUARE = Evaluator(
     meaning="right on the clean image and after the queries of the Square attack, the authors' code",
     passes=lambda settings, _sizes: 1 + (settings.queries + 1) * len(settings.radii_in_turn),
     piece=short_pgd,
-    options=(CURVE, NORMS, Option("queries", "Forward passes of Square.", "int", default="5000"), SEED, SKIP_CERTIFIED),
+    options=(
+        CURVE,
+        NORMS,
+        Option("queries", "Forward passes of Square.", "int", default="5000"),
+        SEED,
+        SKIP_CERTIFIED,
+        KEEP,
+    ),
     require=require_upstream,
     suits=lambda network, block, settings: require_logits(network, block, (), windows=settings.norm != "linf"),
 )

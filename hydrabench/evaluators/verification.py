@@ -15,7 +15,7 @@ from hydrabench.evaluators.verified_settings import AlphaCrownSettings, Settings
 from hydrabench.ledger import ExactRecord, RadiusRecord, Record, VerifiedRecord
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from hydrabench.data.images import Block
 
@@ -49,13 +49,28 @@ def evaluate(
     network: Any, block: Block, settings: Settings
 ) -> Sequence[VerifiedRecord] | Sequence[ExactRecord] | Sequence[RadiusRecord]:
     """See `verified.evaluate_verified`; with `search_radius`, see `radius_search.search_radii`."""
+    return points(network, block, settings)[0]
+
+
+def points(
+    network: Any, block: Block, settings: Settings
+) -> tuple[Sequence[VerifiedRecord] | Sequence[ExactRecord] | Sequence[RadiusRecord], Tensor]:
+    """Return the records, and the adversarial examples of images that are broken, of others any point, (B, C, H, W)."""
     if isinstance(settings, VerifiedSettings) and settings.decides:
-        return exact.evaluate(network, block, settings)
+        return exact.points(network, block, settings)
     from hydrabench.evaluators.verified import evaluate_verified
 
+    def bound(some: Block, at: Settings) -> tuple[Sequence[VerifiedRecord], Tensor]:
+        return evaluate_verified(network, some, at), some.images
+
     if settings.search_radius:
-        return radii.searched(network, block, settings, partial(evaluate_verified, network))
-    return evaluate_verified(network, block, settings)
+        return radii.searched(network, block, settings, bound)
+    return bound(block, settings)
+
+
+def _keeps(settings: Any) -> bool:
+    """Whether images may be broken, not only left open."""
+    return bool(settings.search_radius) or "exact" in getattr(settings, "methods", ())
 
 
 def _prepare(network: nn.Module, settings: Settings, _computing: Computing) -> Ready:
@@ -63,7 +78,7 @@ def _prepare(network: nn.Module, settings: Settings, _computing: Computing) -> R
     from hydrabench.bounds import prepared
 
     read = prepared(network) if settings.uses_our_bounds else network
-    return Ready(lambda block: evaluate(read, block, settings))
+    return Ready(lambda block: evaluate(read, block, settings), points=lambda block: points(read, block, settings))
 
 
 def _require(network: nn.Module, settings: Settings) -> None:
@@ -168,6 +183,7 @@ def _evaluator(
     return Evaluator(
         settings=settings,
         evaluate=evaluate,
+        points=points,
         record=VerifiedRecord,
         claims="lower",
         command="certify",
@@ -184,6 +200,7 @@ def _evaluator(
         metrics=_metrics,
         variant=partial(_variant, settings),
         more=radii.more,
+        keeps=_keeps,
     )
 
 

@@ -13,6 +13,7 @@ from hydrabench.ledger.checking import (
 )
 from hydrabench.ledger.corruption import CORRUPTIONS, SEVERITIES, CorruptionRecord
 from hydrabench.ledger.exact import ExactRecord
+from hydrabench.ledger.examples import ADVERSARIAL, Examples, ExampleStore
 from hydrabench.ledger.folder import (
     RUN_SCHEMA,
     SUMMARY_SCHEMA,
@@ -29,6 +30,7 @@ from hydrabench.ledger.writer import interrupted, writing, writing_file
 
 __all__ = [
     "ABSTAIN",
+    "ADVERSARIAL",
     "AS_IT_IS",
     "ATTEMPTS_FILE",
     "CORRUPTIONS",
@@ -42,6 +44,8 @@ __all__ = [
     "CorruptionRecord",
     "CurveRecord",
     "ExactRecord",
+    "ExampleStore",
+    "Examples",
     "RadiusRecord",
     "Record",
     "ReuseRecord",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from hydrabench.ledger.records import Record, moved_far, turned
@@ -12,6 +12,11 @@ from hydrabench.threat import read_number
 
 # An attack repeats rounding in every step, so that where it ends may move further.
 ATTACK_TOLERANCE = 1e-2
+
+
+def radius_of(settings: Mapping[str, Any]) -> float:
+    """Return the radius of the ball that settings as `run.json` has them are about, in pixel units."""
+    return float(read_number(settings.get("epsilon", "")) or 0)
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,14 @@ class AttackRecord(Record):
         if self.margin is not None and (self.margin < 0 if self.robust else self.margin > 0):
             yield f"says robust {self.robust} with a smallest margin of {self.margin:g}"
 
+    def example_within(self, settings: Mapping[str, Any]) -> float | None:
+        """Return the radius of the ball if an attack broke the image, None if it is robust or wrong as it is."""
+        return None if self.robust or self.broken_by == "clean" else radius_of(settings)
+
+    def without_example(self) -> AttackRecord:
+        """Return the record of a robust image, of whose smallest margin nothing is known."""
+        return replace(self, robust=True, broken_by=None, step=None, restart=None, margin=None)
+
     def differences(self, again: Record) -> Iterator[str]:
         """Yield what differs; a verdict at a margin next to 0 may turn, and the end of an attack moves a little."""
         assert isinstance(again, AttackRecord)
@@ -75,13 +88,21 @@ class CurveRecord(AttackRecord):
     def problems(self, settings: Mapping[str, Any]) -> Iterator[str]:
         """Yield what cannot be."""
         yield from super().problems(settings)
-        epsilon = read_number(settings.get("epsilon", "")) or 0
+        epsilon = radius_of(settings)
         if self.distance is not None and self.distance < 0:
             yield f"has distance {self.distance:g}, which is at least 0"
-        if self.robust != (self.distance is None or self.distance > float(epsilon)):
-            yield f"says robust {self.robust} with distance {self.distance} at the radius {float(epsilon):g}"
+        if self.robust != (self.distance is None or self.distance > epsilon):
+            yield f"says robust {self.robust} with distance {self.distance} at the radius {epsilon:g}"
         if (self.distance == 0) == self.is_right:
             yield f"has distance {self.distance}, but predicts {self.prediction} for label {self.label}"
+
+    def example_within(self, settings: Mapping[str, Any]) -> float | None:  # noqa: ARG002
+        """Return the distance, which may be larger than the run's radius; None if nothing was found or needed."""
+        return self.distance or None
+
+    def without_example(self) -> CurveRecord:
+        """Return the record of an image of which no perturbation is known."""
+        return replace(self, robust=True, broken_by=None, step=None, restart=None, margin=None, distance=None)
 
     def differences(self, again: Record) -> Iterator[str]:
         """Yield what differs; the smallest perturbation moves with the end of an attack."""

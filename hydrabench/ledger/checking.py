@@ -117,10 +117,10 @@ def _all_checked(run: RunFolder, kind: type[Record]) -> list[dict[str, Any]] | N
     found = []
     try:
         for line in read_text(run.records_path, LEDGER_BYTES).splitlines():
-            if line.count('": ') != count or any(name not in line for name in optional):
+            if line.count('": ') != count or not all(map(line.__contains__, optional)):
                 return None
             record = reader.validate_json(line)
-            if any(record.problems(settings)):
+            if next(record.problems(settings), None) is not None:
                 return None
             found.append(vars(record))
     except (OSError, ConfigError, ValidationError):

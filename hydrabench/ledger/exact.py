@@ -1,11 +1,12 @@
-"""The record of complete verification: a verdict, and the adversarial example that goes with it."""
+"""The record of complete verification: a verdict, and of what class the adversarial example is that goes with it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from hydrabench.ledger.attack_records import radius_of
 from hydrabench.ledger.records import Record, VerifiedRecord
 
 VERDICTS = ("verified", "broken", "unknown")
@@ -18,8 +19,7 @@ class ExactRecord(VerifiedRecord):
 
     lower: of the margin over the whole ball; of a broken image what was known when it broke. subproblems: that were
     bounded. found_by: what found the adversarial example: the image itself, an attack, or the engine.
-    adversarial: its class. counterexample: its pixels, float32 in little-endian order, in base64; None where it is the
-    image itself.
+    adversarial: its class; its pixels are among the run's stored examples, see `examples`.
     """
 
     exact: ClassVar[tuple[str, ...]] = ("prediction", "verdict")
@@ -28,7 +28,6 @@ class ExactRecord(VerifiedRecord):
     subproblems: int = 0
     found_by: str | None = None
     adversarial: int | None = None
-    counterexample: str | None = None
 
     def problems(self, settings: Mapping[str, Any]) -> Iterator[str]:
         """Yield what cannot be."""
@@ -44,8 +43,14 @@ class ExactRecord(VerifiedRecord):
             yield f"has verdict {self.verdict}, found by {by}, with class {self.adversarial} for label {self.label}"
         if broken and (by == "clean") == self.is_right:
             yield f"was found by {by}, but predicts {self.prediction} for label {self.label}"
-        if (self.counterexample is not None) != (broken and by != "clean"):
-            yield f"has verdict {self.verdict}, found by {by}, which does not go with its counterexample"
+
+    def example_within(self, settings: Mapping[str, Any]) -> float | None:
+        """Return the radius of the ball if the image is broken, but not as it is."""
+        return None if self.verdict != "broken" or self.found_by == "clean" else radius_of(settings)
+
+    def without_example(self) -> ExactRecord:
+        """Return the record of an image of which nothing is known."""
+        return replace(self, verdict="unknown", found_by=None, adversarial=None)
 
     def differences(self, again: Record) -> Iterator[str]:
         """Yield what differs but for bounds and adversarial examples, which rounding may lead elsewhere."""

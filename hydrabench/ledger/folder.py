@@ -18,6 +18,7 @@ from typing import Any
 from hydrabench.documents import parse_json, read_json, read_text
 from hydrabench.errors import ConfigError, LedgerError, shortened
 from hydrabench.files import now, sha256_of, write_json
+from hydrabench.ledger.examples import ADVERSARIAL, LIST, ExampleStore
 from hydrabench.ledger.records import Record
 from hydrabench.plugins import loaded, require
 
@@ -27,10 +28,15 @@ LEDGER_BYTES = 1 << 34
 SUMMARY_SCHEMA = "hydrabench.summary/1"
 # What may differ between the first start of a run and its continuation.
 VOLATILE = frozenset(
-    {"started", "ended", "status", "environments", "world_size", "micro_batch", "origin", "peak_memory"}
+    {"started", "ended", "status", "environments", "world_size", "micro_batch", "origin", "peak_memory", "adversarial"}
 )
+RECORDS = "records.jsonl"
 # What a finished run holds besides its summary, by the key under which the summary has its SHA-256.
-HASHED_FILES = {"records_sha256": "records.jsonl", "checkpoint_sha256": "checkpoint.safetensors"}
+HASHED_FILES = {
+    "records_sha256": RECORDS,
+    "adversarial_sha256": LIST,
+    "checkpoint_sha256": "checkpoint.safetensors",
+}
 
 
 class RunFolder:
@@ -43,7 +49,17 @@ class RunFolder:
     @property
     def records_path(self) -> Path:
         """The ledger of this run."""
-        return self.path / "records.jsonl"
+        return self.path / RECORDS
+
+    @property
+    def examples(self) -> ExampleStore:
+        """The adversarial examples of this run, if its header says that it keeps them."""
+        return ExampleStore(self.path)
+
+    @property
+    def keeps_examples(self) -> bool:
+        """Whether it keeps adversarial examples."""
+        return self.header.get("keep") == ADVERSARIAL
 
     @property
     def is_complete(self) -> bool:
@@ -77,6 +93,12 @@ class RunFolder:
                     f"{self.path / name} has SHA-256 {found[:16]}…, its summary.json says {str(summary[key])[:16]}…; "
                     "one was altered, run the same command again into a new --out"
                 )
+        if self.keeps_examples != ("adversarial_sha256" in summary):
+            raise LedgerError(
+                f"{self.path / 'summary.json'} was altered: it does not go with the run's stored examples"
+            )
+        if self.keeps_examples:
+            self.examples.require_intact()
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Yield the records in file order. Raises: LedgerError if a line is not a record."""
@@ -156,12 +178,13 @@ class RunFolder:
         (self.path / "summary.json").unlink(missing_ok=True)
 
     def finish(self, summary: Mapping[str, Any], **ended: Any) -> None:
-        """Write `summary.json`, with the hash of the ledger if there is one, and mark the run complete.
+        """Write `summary.json`, with the hashes of what the run wrote line by line, and mark the run complete.
 
         Args: ended: what else `run.json` says of how it ended.
         """
-        if self.records_path.exists():
-            summary = {**summary, "records_sha256": sha256_of(self.records_path)}
+        for key, name in HASHED_FILES.items():
+            if name in (RECORDS, LIST) and (self.path / name).exists():
+                summary = {**summary, key: sha256_of(self.path / name)}
         write_json(self.path / "summary.json", {"schema": SUMMARY_SCHEMA, **summary})
         self.header |= {"status": "complete", "ended": now(), **ended}
         write_json(self.path / "run.json", self.header)

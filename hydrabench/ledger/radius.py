@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from hydrabench.ledger.attack_records import ATTACK_TOLERANCE
@@ -18,8 +18,8 @@ class RadiusRecord(Record):
     verified: whether the whole ball of the largest radius that is searched is proved. verified_radius: the largest
     that was proved, rounded down; 0 if none was. broken_radius: the length of the smallest perturbation that is known
     to change the prediction, rounded up; 0 for a misclassified image, None if nothing breaks it at the largest radius.
-    trials: radii at which the method was run. subproblems: of exact, at all of them. found_by, adversarial,
-    counterexample: what breaks it at `broken_radius`, as in `ExactRecord`.
+    trials: radii at which the method was run. subproblems: of exact, at all of them. found_by, adversarial: what breaks
+    it at `broken_radius`, as in `ExactRecord`.
     """
 
     exact: ClassVar[tuple[str, ...]] = ("prediction", "verified")
@@ -31,7 +31,6 @@ class RadiusRecord(Record):
     subproblems: int = 0
     found_by: str | None = None
     adversarial: int | None = None
-    counterexample: str | None = None
 
     def problems(self, settings: Mapping[str, Any]) -> Iterator[str]:
         """Yield what cannot be."""
@@ -51,8 +50,14 @@ class RadiusRecord(Record):
         found = (self.found_by, self.adversarial)
         if any((part is None) != (broken is None) for part in found) or self.adversarial == self.label:
             yield f"has broken_radius {broken}, found by {self.found_by}, with class {self.adversarial}"
-        if (self.counterexample is not None) != (self.is_right and broken is not None):
-            yield f"has broken_radius {broken}, which does not go with its counterexample"
+
+    def example_within(self, settings: Mapping[str, Any]) -> float | None:  # noqa: ARG002
+        """Return the radius at which it is broken, None if it is not, or wrong as it is."""
+        return self.broken_radius or None
+
+    def without_example(self) -> RadiusRecord:
+        """Return the record of an image that nothing is known to break."""
+        return replace(self, broken_radius=None, found_by=None, adversarial=None)
 
     def differences(self, again: Record) -> Iterator[str]:
         """Yield what differs; rounding may move radii a little."""

@@ -50,12 +50,21 @@ class Record:
 
     def problems(self, settings: Mapping[str, Any]) -> Iterator[str]:  # noqa: ARG002
         """Yield what cannot be, going by the record alone and the run's settings; "the record" is the subject."""
-        lowest = {"index": 0, "label": 0, "prediction": self.lowest_prediction, "seconds": 0}
-        for name, least in lowest.items():
-            if getattr(self, name) < least:
-                yield f"has {name} {getattr(self, name)}, which is at least {least}"
+        if min(self.index, self.label, self.seconds) < 0 or self.prediction < self.lowest_prediction:
+            lowest = {"index": 0, "label": 0, "prediction": self.lowest_prediction, "seconds": 0}
+            for name, least in lowest.items():
+                if getattr(self, name) < least:
+                    yield f"has {name} {getattr(self, name)}, which is at least {least}"
         if not SHA256.fullmatch(self.input_sha):
             yield f"has input_sha {self.input_sha[:20]!r}, which is no SHA-256 in hexadecimal"
+
+    def example_within(self, settings: Mapping[str, Any]) -> float | None:  # noqa: ARG002
+        """Return how far from the image its adversarial example may lie, in pixel units; None if it has none."""
+        return None
+
+    def without_example(self) -> Record:
+        """Return the record that says that no adversarial example was found."""
+        return self
 
     def differences(self, again: Record) -> Iterator[str]:
         """Yield the differences of a recomputed record, beyond rounding; verdicts first."""

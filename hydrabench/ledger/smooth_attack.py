@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from hydrabench.ledger.attack_records import radius_of
 from hydrabench.ledger.records import FEWEST_VOTES, VOTES_TOLERANCE, Record
 
 
@@ -32,6 +33,14 @@ class SmoothAttackRecord(Record):
             yield f"has {sum(self.votes)} votes, the run {settings.get('draws')} draws"
         elif not self.robust and self.votes[self.label : self.label + 1] == [max(self.votes)]:
             yield f"is not robust, but class {self.label} has the most votes"
+
+    def example_within(self, settings: Mapping[str, Any]) -> float | None:
+        """Return the radius of the ball if the attack broke the image."""
+        return None if self.robust or self.broken_by == "clean" else radius_of(settings)
+
+    def without_example(self) -> SmoothAttackRecord:
+        """Return the record of an image that nothing is shown of."""
+        return replace(self, robust=True, broken_by=None)
 
     def differences(self, again: Record) -> Iterator[str]:
         """Yield what differs; rounding may turn a few votes, and a verdict that rests on them."""

@@ -35,6 +35,8 @@ class PhaseRecipe(Section):
     epsilon_schedule: Literal["linear", "smoothed", "epoch"] = "linear"  # how it grows
     sync_batch_norm: bool = False  # batch statistics over the images of all processes; GPUs only
 
+    population_statistics: bool = False  # batch norm: after an epoch, the average over its batches, as in CTBench
+
     def conflicts(self) -> Iterator[str]:
         """Yield what does not fit: ramp and warm-up take place within the epochs; Nesterov momentum needs SGD."""
         if self.epsilon_ramp_epochs > self.epochs:

@@ -29,7 +29,7 @@ GROUPS = {
 class Column:
     """One way of making a number; numbers share a column only if all of this is equal.
 
-    threat: of an attack or a bound. sigma: of smoothing; radius: certified L2 radius, both in pixel
+    threat: of an attack or a bound. sigma: of smoothing; radius: certified radius, both in pixel
     units. metric: as in `summary.json`, "certified_accuracy@0.5" for instance. label: what its heading says of it.
     interval: key of `INTERVALS`.
     """

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
 from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from hydrabench.reporting.weights import ShownExample
 
 # Okabe and Ito (2008), "Color Universal Design": told apart in every common kind of colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -191,6 +193,29 @@ def kept_weights(canvas: Any, data: pd.DataFrame) -> None:
     panels[0].legend()
     for axes in panels[len(places) :]:
         axes.set_axis_off()
+
+
+def examples(canvas: Any, data: pd.DataFrame, *, examples: Sequence[ShownExample]) -> None:
+    """Draw images, their adversarial images and the perturbations below each other, a band a network."""
+    bands = [list(part.index) for _, part in data.groupby(["network", "attack"], sort=False)]
+    most = max(map(len, bands))
+    canvas.set_size_inches(7.2, 0.35 + len(bands) * (0.35 + 2.7 * 6.6 / max(most, 5)))
+    for band, places in zip(canvas.subfigures(len(bands), 1, squeeze=False)[:, 0], bands, strict=True):
+        first = data.loc[places[0]]
+        band.suptitle(f"{first['network']}, {first['attack']}", fontsize=9)
+        panels = band.subplots(3, most, squeeze=False)
+        for axes in panels.ravel():
+            axes.set_axis_off()
+        for column, place in zip(panels.T, places, strict=False):
+            one, scale = examples[place], data.loc[place, "scale"]
+            for axes, pixels in zip(column, (one.image, one.adversarial, 0.5 + scale * one.perturbation), strict=True):
+                shown = pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
+                axes.imshow(shown.clip(0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            column[0].set_title(f"{one.label}", fontsize=8, pad=2)
+            column[1].set_title(f"{one.prediction}", fontsize=8, pad=2)
+            column[2].set_title(f"× {scale:.3g}", fontsize=7, pad=2)
+        for axes, text in zip(panels[:, 0], ("image", "adversarial", "perturbation"), strict=True):
+            axes.text(-0.12, 0.5, text, transform=axes.transAxes, rotation=90, ha="right", va="center", fontsize=8)
 
 
 def layers(canvas: Any, data: pd.DataFrame) -> None:

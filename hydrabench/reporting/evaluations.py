@@ -14,7 +14,7 @@ from pydantic import PositiveInt
 from hydrabench.config import parse
 from hydrabench.errors import ConfigError, LedgerError, shortened
 from hydrabench.evaluators import EVALUATORS, Evaluator, Metric, record_of, recorded_settings
-from hydrabench.ledger import RUN_AGAIN, RunFolder, whole_ledger
+from hydrabench.ledger import RUN_AGAIN, RunFolder, parse_record, whole_ledger
 from hydrabench.reporting.inputs import refuse_mixed_inputs
 from hydrabench.reporting.statistics import estimates
 from hydrabench.selection import selected_indices
@@ -234,7 +234,12 @@ def read_evaluation(run: RunFolder) -> Evaluation:
     header = _checked_header(run)
     run.require_intact()
     settings = recorded_settings(header.settings, header.protocol)
-    records = whole_ledger(run, _indices(run), record_of(settings))
+    kind = record_of(settings)
+    records = whole_ledger(run, _indices(run), kind)
+    if run.keeps_examples:
+        parsed = [parse_record(record, kind) for record in records]
+        plain = settings.plain()
+        run.examples.require_images([one.index for one in parsed if one.example_within(plain) is not None])
     found = as_evaluation(run.path, header, records, checkpoint=_with_origin(header))
     _refuse_other_summary(run, found)
     return replace(found, flags=_flags(run))

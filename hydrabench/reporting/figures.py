@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from hydrabench.reporting.frames import numbers
 from hydrabench.reporting.leaderboard import Leaderboard
 from hydrabench.reporting.rows import Row
 from hydrabench.reporting.statistics import clopper_pearson
-from hydrabench.reporting.weights import Material, kept_weights, layer_densities, training_curves
+from hydrabench.reporting.weights import Material, example_lengths, kept_weights, layer_densities, training_curves
 from hydrabench.threat import NORM_TEXTS
 
 if TYPE_CHECKING:
@@ -72,10 +72,19 @@ def figures(board: Leaderboard, material: Material) -> list[Figure]:
 def _certified(board: Leaderboard, _material: Material) -> Figure | None:
     import pandas as pd
 
-    parts = []
+    parts, known = [], set()
     for row, column in _cells(board, lambda column: column.metric == "average_certified_radius"):
         cell = board.cells[row.checkpoint.sha256, column]
         parts.append(_curve(cell.values).assign(network=row.label, sigma=column.sigma, protocol=column.protocol))
+        known.add((row.label, column.sigma, column.protocol))
+    # Where draws stop before the radius is known, only the radii that were asked for.
+    for row, column in _cells(board, lambda column: column.radius is not None):
+        about = (row.label, column.sigma, column.protocol)
+        if about not in known:
+            values = board.cells[row.checkpoint.sha256, column].values
+            at = clopper_pearson(int(values.sum()), len(values))
+            point = {"radius": column.radius, "value": at.value, "low": at.low, "high": at.high}
+            parts.append(pd.DataFrame([dict(zip(("network", "sigma", "protocol"), about, strict=True), **point)]))
     if not parts:
         return None
     data = pd.concat(parts, ignore_index=True)
@@ -84,8 +93,9 @@ def _certified(board: Leaderboard, _material: Material) -> Figure | None:
         part = data[(data["network"] == network) & (data["protocol"] == protocol)]
         data = pd.concat([data, _envelope(part)], ignore_index=True)
     text = (
-        "Fraction of images that are right and certified at each L2 radius (pixel units), with Clopper–Pearson 95 % "
-        "bands at each radius. Where draws stop early, a curve is what had been certified until then. An envelope "
+        "Fraction of images that are right and certified at each radius (pixel units; L1 for uniform and Laplace "
+        "noise, else L2), with Clopper–Pearson 95 % bands at each radius. Where draws stop early, a curve joins the "
+        "radii that were asked for, or is what had been certified until then. An envelope "
         "takes the best σ at each radius for all images together, and is no certificate of one classifier."
     )
     return Figure("certified", "Certified accuracy and radius", text, data, drawing.certified)
@@ -272,6 +282,15 @@ def _training(_board: Leaderboard, material: Material) -> Figure | None:
     return Figure("training", "Training", text, training_curves(material), drawing.training)
 
 
+def _examples(_board: Leaderboard, material: Material) -> Figure | None:
+    text = (
+        "Images that an attack broke, with the class that is right and the one that the network gives the adversarial "
+        "image below. The perturbation is scaled so that its largest pixel spans the range; grey is no change."
+    )
+    draw = partial(drawing.examples, examples=material.examples)
+    return Figure("adversarial", "Adversarial images", text, example_lengths(material), draw)
+
+
 def _cells(board: Leaderboard, wanted: Callable[[Column], bool]) -> Iterator[tuple[Row, Column]]:
     for row in board.rows:
         for column in row.cells:
@@ -289,4 +308,5 @@ FIGURES: dict[str, Callable[[Leaderboard, Material], Figure | None]] = {
     "kept-weights": _kept,
     "layers": _layers,
     "training": _training,
+    "adversarial": _examples,
 }

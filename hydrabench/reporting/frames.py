@@ -72,7 +72,7 @@ def numbers(board: Leaderboard) -> pd.DataFrame:
     """Return one row a number, in the order of rows and columns.
 
     network: its label. images: which ones, "first" or the name of a selection. norm, epsilon: the threat ("linf",
-    "8/255"); sigma: noise; radius: certified L2 radius (pixel units). value, low, high: fractions in [0, 1] or mean
+    "8/255"); sigma: noise; radius: certified radius (pixel units). value, low, high: fractions in [0, 1] or mean
     radii, with the 95 % interval; count: of the n images. seconds: time of these images; peak_memory: bytes of the
     whole run. column: key of the column.
     """

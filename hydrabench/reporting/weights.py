@@ -1,4 +1,4 @@
-"""Data for figures beside ledgers: the weights of networks, and the epochs of training runs. No torch here."""
+"""Data for figures beside ledgers: weights of networks, epochs of training runs, adversarial images. No torch here."""
 
 from __future__ import annotations
 
@@ -21,12 +21,32 @@ LARGEST_CHECKPOINT = 1 << 28  # bytes of a checkpoint that is read for a figure
 Layers = dict[str, np.ndarray[Any, Any]]
 
 
+@dataclass(frozen=True, eq=False)
+class ShownExample:
+    """An adversarial image and its image. network: its label. threat: protocol and radius. prediction: its class."""
+
+    network: str
+    threat: str
+    index: int
+    label: int
+    prediction: int
+    image: np.ndarray[Any, Any]
+    adversarial: np.ndarray[Any, Any]
+
+    @property
+    def perturbation(self) -> np.ndarray[Any, Any]:
+        """Their difference, (C, H, W), in float64."""
+        found: np.ndarray[Any, Any] = self.adversarial.astype(np.float64) - self.image
+        return found
+
+
 @dataclass(frozen=True)
 class Material:
-    """checkpoints: files of networks by their SHA-256; training: runs with a history of epochs."""
+    """checkpoints: files of networks by SHA-256. training: runs with a history of epochs. examples: to be shown."""
 
     checkpoints: Mapping[str, Path] = field(default_factory=dict)
     training: Sequence[RunFolder] = ()
+    examples: Sequence[ShownExample] = ()
 
 
 def layers_of(path: Path) -> Layers:
@@ -118,6 +138,22 @@ def layer_densities(board: Leaderboard, material: Material) -> pd.DataFrame:
                 about = {"network": row.label, "layer": name, "place": place, "weights": values.size}
                 rows.append({**about, "density": float(np.count_nonzero(values) / values.size)})
     return pd.DataFrame(rows, columns=["network", "layer", "place", "weights", "density"])
+
+
+def example_lengths(material: Material) -> pd.DataFrame:
+    """Return one row an adversarial image that is shown: of what, its class, and how far it lies from its image.
+
+    linf, l2: lengths of the perturbation in pixel units. scale: by what the figure multiplies it.
+    """
+    import pandas as pd
+
+    rows = []
+    for one in material.examples:
+        size = np.abs(one.perturbation).max()
+        about: dict[str, Any] = {"network": one.network, "attack": one.threat, "image": one.index, "label": one.label}
+        lengths = {"linf": float(size), "l2": float(np.sqrt((one.perturbation**2).sum()))}
+        rows.append({**about, "class": one.prediction, **lengths, "scale": float(0.5 / size) if size else 1.0})
+    return pd.DataFrame(rows)
 
 
 def training_curves(material: Material) -> pd.DataFrame:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
 
-import numpy as np
-
 from hydrabench.checkpoints import read_manifest
-from hydrabench.errors import GateError, HydrabenchError, LedgerError, lookup
+from hydrabench.errors import GateError, LedgerError, lookup
 from hydrabench.files import json_text, shipped, write_together
 from hydrabench.ledger import RunFolder, read_run, writing
 from hydrabench.reporting import (
@@ -29,6 +26,7 @@ from hydrabench.reporting.cells import Meeting
 from hydrabench.reporting.contradictions import Contradiction, ContradictionError
 from hydrabench.reporting.evaluations import COMMANDS, Evaluation
 from hydrabench.reporting.weights import Material
+from hydrabench.workflows.pictures import contradiction_files, shown_examples
 from hydrabench.workflows.progress import say
 
 _FILES: dict[str, tuple[str, Callable[[Leaderboard], str | bytes]]] = {
@@ -99,27 +97,10 @@ def write_report(
 
 
 def _write_reproducer(folder: Path, found: Contradiction) -> Path:
-    """Write what shows a contradiction again: records and commands, and the image if its data set is at hand."""
+    """Write what shows a contradiction again: records, commands, and the images that are at hand."""
     with writing(folder):
-        write_together(folder, {**found.reproducer(), **_image(found)})
+        write_together(folder, {**found.reproducer(), **contradiction_files(found)})
     return folder
-
-
-def _image(found: Contradiction) -> dict[str, bytes]:
-    """Return the image as an array of numpy, [0, 1], if the data set is at hand and its pixels are those judged."""
-    from hydrabench.data import load_block, load_images  # noqa: PLC0415  (needs torch, which a report does not)
-
-    images, index = found.verifier.images, found.images[0]
-    try:
-        block = load_block(load_images(images.name, images.split), 0, (index,))
-    except HydrabenchError:
-        return {}
-    known = found.verifier.fields["input_sha"][found.verifier.fields["index"] == index]
-    if block.shas[0] not in known.tolist():
-        return {}
-    buffer = BytesIO()
-    np.save(buffer, block.images[0].numpy())
-    return {"image.npy": buffer.getvalue()}
 
 
 def _contents(board: Leaderboard, runs: Sequence[RunFolder], formats: Sequence[str]) -> dict[str, str | bytes]:
@@ -146,7 +127,7 @@ def _page(board: Leaderboard, runs: Sequence[RunFolder]) -> dict[str, str | byte
     from hydrabench.reporting.page import html_page  # noqa: PLC0415
 
     training = [run for run in runs if run.header.get("command") not in COMMANDS]
-    pictures = figures(board, Material(_checkpoints(training), training))
+    pictures = figures(board, Material(_checkpoints(training), training, shown_examples(board)))
     files = {f"{FOLDER}/{name}": content for one in pictures for name, content in one.files().items()}
     return {**files, PAGE: html_page(board, pictures)}
 

@@ -1,4 +1,4 @@
-"""The command `verify`: compute a sample of a run's records again and compare."""
+"""The command `verify`: compute a sample of a run's records again, and judge its stored adversarial examples afresh."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hydrabench.data import ImageSource, load_images
 from hydrabench.errors import CheckpointError, ConfigError, LedgerError
 from hydrabench.evaluators import EvaluationSettings, record_of, recorded_settings
 from hydrabench.files import sha256_of
-from hydrabench.ledger import Record, RunFolder, check_record, read_run, whole_ledger
+from hydrabench.ledger import Examples, Record, RunFolder, check_record, read_run, whole_ledger
 from hydrabench.runtime import exact_arithmetic
 from hydrabench.selection import selected_indices
 from hydrabench.workflows.evaluation.continuing import ChosenImages
@@ -30,13 +30,26 @@ SEARCHED = 4  # how many folders above a run may hold its checkpoint
 
 @dataclass(frozen=True)
 class Finding:
-    """One record that was computed again; no `differences` if it says the same."""
+    """One record that was computed again, or one example that was judged again, and what is not as it was."""
 
     index: int
     differences: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"image {self.index}: {'; '.join(self.differences) or 'as recorded'}"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found about a run. records: of the sample. examples: all that the run has stored."""
+
+    records: tuple[Finding, ...]
+    examples: tuple[Finding, ...] = ()
+
+    @property
+    def differing(self) -> list[Finding]:
+        """What is not as it was."""
+        return [one for one in (*self.records, *self.examples) if one.differences]
 
 
 @dataclass(frozen=True)
@@ -63,11 +76,11 @@ def verify_run(
     seed: int = 0,
     network: NetworkSource | None = None,
     subject: Subject | None = None,
-) -> list[Finding]:
+) -> Verification:
     """Compute a random sample of a run's records again, with the same settings, images and random streams.
 
     Verdicts are compared exactly, numbers up to the tolerances of `ledger.records`. The whole ledger is checked first,
-    as `report` does.
+    as `report` does. All adversarial examples that it stores are judged afresh.
 
     Args:
         path: a finished run of `attack` or `certify`.
@@ -100,7 +113,34 @@ def verify_run(
         images = subject.test_images(options)
     judge = Judge(subject, settings, images, options)
     _require_same_noise(run, judge)
-    return recompute(judge, sorted(picked, key=lambda record: record.index), chosen)
+    found = recompute(judge, sorted(picked, key=lambda record: record.index), chosen)
+    return Verification(tuple(found), tuple(replay_examples(judge, run, records)) if run.keeps_examples else ())
+
+
+def replay_examples(judge: Judge, run: RunFolder, records: Sequence[Record]) -> Iterator[Finding]:
+    """Judge all stored examples of a run, and yield what was found about each.
+
+    Args: records: all of the run.
+    """
+    plain = judge.settings.plain()
+    within = {one.index: most for one in records if (most := one.example_within(plain)) is not None}
+    left = set(within)
+    for shard, examples in run.examples:
+        rows = [row for row, image in enumerate(shard.images) if image in left]
+        for image in [image for image in shard.images if image not in left]:
+            told = "is there twice" if image in within else "is there, but its record has none"
+            yield Finding(image, (f"a stored adversarial image {told}",))
+        left -= set(shard.images)
+        if not rows:
+            continue
+        part = Examples(tuple(shard.images[row] for row in rows), examples.pixels[rows])
+        for row, image, again in zip(rows, part.indices, judge.replay(part, within), strict=True):
+            problem, said = again.problem, shard.predictions[row]
+            if problem is None and again.prediction != said:
+                problem = f"is classified as {again.prediction}, the list says {said}"
+            yield Finding(image, (f"its stored adversarial image {problem}",) if problem else ())
+    for image in sorted(left):
+        yield Finding(image, ("its record says broken, but no adversarial image of it is stored",))
 
 
 def recompute(judge: Judge, records: Sequence[Record], chosen: Sequence[int]) -> list[Finding]:

@@ -40,7 +40,7 @@ SIGNATURES = {
     "pipeline": "recipe, *, out=None, resume=False, device='auto', data_dir=None, download=False, **computing",
 }
 CLASSES = {
-    "Run": {"path", "header", "summary", "records"},
+    "Run": {"path", "header", "summary", "records", "adversarial"},
     "TrainingRun": {"path", "header", "summary", "epochs", "module"},
     "Report": {"leaderboard", "numbers", "significance", "table", "to_html", "to_latex", "to_markdown"},
     "Gate": {"verdict", "outcome", "passed", "table", "changes", "refused", "to_markdown", "to_junit"},

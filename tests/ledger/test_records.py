@@ -65,7 +65,7 @@ RADII = {"kind": "ibp", "epsilon": "8/255", "search_radius": True}
 REACHED = RadiusRecord(3, SHA, 5, 5, 0.1, verified=True, verified_radius=8 / 255, broken_radius=None, trials=1)
 BETWEEN = RadiusRecord(
     3, SHA, 5, 5, 0.1, verified=False, verified_radius=0.01, broken_radius=0.02, trials=6, found_by="fmn",
-    adversarial=4, counterexample="AAAA",
+    adversarial=4,
 )  # fmt: skip
 SOUND = [
     (REACHED, RADII), (BETWEEN, RADII),
@@ -88,7 +88,6 @@ EDITS = [
     (BETWEEN, RADII, {"broken_radius": 0.01}, "is verified at 0.01, but broken at 0.01"),
     (BETWEEN, RADII, {"verified_radius": 0.1}, "has verified_radius 0.1, which lies in [0, 0.0313725]"),
     (BETWEEN, RADII, {"found_by": None}, "has broken_radius 0.02, found by None, with class 4"),
-    (BETWEEN, RADII, {"counterexample": None}, "which does not go with its counterexample"),
     (BROKEN, PGD, {"robust": True}, "says robust True, broken_by 'pgd-ce', step 7, which does not fit"),
     (WRONG, PGD, {"robust": True, "broken_by": None, "step": None, "margin": 0.1}, "is robust, which needs a right"),
     (ROBUST, PGD, {"prediction": 4}, "is robust, which needs a right prediction, but predicts 4 for label 5"),

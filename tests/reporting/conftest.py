@@ -82,7 +82,6 @@ def record_of(asked: dict[str, Any], index: int, *, right: bool, holds: bool, ra
         found |= (
             {"found_by": None, "adversarial": None} if holds else {"found_by": "fmn", "adversarial": (index + 1) % 3}
         )
-        found |= {"counterexample": "AAAA"} if right and not holds else {}
         largest = float(Fraction(asked["epsilon"]))
         return RadiusRecord(*base, holds, largest if holds else 0.004 if right else 0.0, **found)
     if EVALUATORS[kind].claims == "lower":

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
 from hydrabench.errors import GateError, LedgerError
+from hydrabench.ledger import CurveRecord
 from hydrabench.reporting.contradictions import refuse_contradictions
 from hydrabench.reporting.evaluations import read_evaluations
 
@@ -140,3 +141,38 @@ def test_the_attack_may_have_seen_fewer_images(tmp_path, write_run):
     certify = write_run(tmp_path / "v", "ibp")
     gate(certify, write_run(tmp_path / "a", "pgd", header=five))
     assert "image 4" in contradiction(certify, write_run(tmp_path / "b", "pgd", header=five, fails=[4]))
+
+
+def test_a_distance_inside_the_verified_ball_is_a_contradiction_whatever_the_radius_of_the_attack(tmp_path, write_run):
+    """Fast minimum norm at 8/255 finds image 4 at distance 0.01 and the others at 0.1, so that they count as robust."""
+    attack = write_run(tmp_path / "a", "fmn", fails=[4])
+    message = contradiction(write_run(tmp_path / "v", "crown-ibp", epsilon="0.02"), attack)
+    assert "verified at L∞ 0.02" in message
+    assert "broken at L∞ distance 0.01 in" in message
+    assert ": image 4;" in message
+    assert "10 of 10 images" in contradiction(write_run(tmp_path / "w", "crown-ibp", epsilon="0.2"), attack)
+    gate(write_run(tmp_path / "x", "crown-ibp", epsilon="0.0099"), attack)
+
+
+def test_a_radius_of_a_security_curve_counts_for_the_images_that_broke_there(tmp_path, write_run):
+    """Image 2 broke at 4/255, image 4 at 16/255; the certificate covers 4/255, to the last digit."""
+
+    def distances(records):
+        far = {2: 4 / 255, 4: 16 / 255}
+        kept = [asdict(one) | {"distance": far.get(one.index)} for one in records]
+        return [CurveRecord(**one) for one in kept]
+
+    radii = {"epsilons": ["4/255", "16/255"], "epsilon": "16/255", "version": 2}
+    attack = write_run(tmp_path / "a", "pgd", fails=[2, 4], edit=distances, **radii)
+    message = contradiction(write_run(tmp_path / "v", "crown-ibp", epsilon="4/255"), attack)
+    assert ": image 2;" in message
+
+
+def test_what_complete_verification_breaks_is_not_verified_by_another_method(tmp_path, write_run):
+    def broken(records):
+        found = {"verified": False, "lower": -0.1, "verdict": "broken", "found_by": "pgd", "adversarial": 0}
+        return [replace(one, **found) if one.index == 5 else one for one in records]
+
+    exact = write_run(tmp_path / "e", "exact", edit=broken)
+    assert "broken at L∞ 8/255" in contradiction(exact, write_run(tmp_path / "v", "crown-ibp"))
+    gate(exact, write_run(tmp_path / "w", "crown-ibp", fails=[5]))

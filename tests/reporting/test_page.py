@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shlex
@@ -115,6 +116,18 @@ def test_an_envelope_over_noise_levels_is_called_one(tmp_path, write_run):
     assert envelope.is_monotonic_decreasing
 
 
+def test_a_run_that_stops_early_shows_the_radii_that_it_was_asked_for(tmp_path, write_run):
+    """Without a tolerance it has no mean radius, and between the radii nothing is known."""
+    asked = {"mode": "adaptive", "version": 4, "radii": [0.0, 0.25, 0.5], "radius": 0.3, "fails": [1, 2]}
+    board = build_leaderboard([write_run(tmp_path / "a", "smoothing", **asked)])
+    (curve,) = (one.data for one in figures(board, Material()) if one.name == "certified")
+    assert curve["radius"].tolist() == [0.0, 0.25, 0.5]
+    assert curve["value"].tolist() == [0.8, 0.8, 0.0]
+    known = build_leaderboard([write_run(tmp_path / "b", "smoothing", **asked, tolerance=0.02)])
+    (curve,) = (one.data for one in figures(known, Material()) if one.name == "certified")
+    assert len(curve) > 10
+
+
 def test_a_search_for_radii_shows_a_curve_and_a_distribution(tmp_path, write_run):
     run = write_run(tmp_path / "radii", "ibp", search_radius=True, wrong=[0], fails=[1, 2])
     (radii,) = (one for one in figures(build_leaderboard([run]), Material()) if one.name == "radii")
@@ -162,3 +175,45 @@ def test_a_command_says_what_differs_from_the_defaults(tmp_path, write_run):
     assert told["ibp"][-2:] == ["-n", "10"]
     ibp = next(one for one in board.evaluations if one.kind == "ibp")
     assert command_of(ibp, 3).endswith("--index 3")
+
+
+# What a phone of 400 pixels and a sheet of paper show: the page inside frames of these widths, whose origin is ours.
+FRAMES = """<!DOCTYPE html><title></title>
+<iframe id="phone" style="width: 400px; height: 900px; border: 0" srcdoc="{page}"></iframe>
+<iframe id="paper" style="width: 1040px; height: 900px; border: 0" srcdoc="{page}"></iframe>
+<script>
+onload = () => {{
+  const found = {{}};
+  for (const name of ["phone", "paper"]) {{
+    const inner = document.getElementById(name).contentDocument;
+    if (name === "paper")
+      for (const rule of inner.styleSheets[0].cssRules)
+        if (rule.media && rule.media.mediaText === "print") rule.media.mediaText = "all";
+    const style = (query) => inner.defaultView.getComputedStyle(inner.querySelector(query));
+    const width = inner.documentElement.clientWidth;
+    const wide = [...inner.querySelectorAll("h1, h2, p, figure, img, select, input, dd, .scroll")]
+      .filter((one) => one.getClientRects().length && one.getBoundingClientRect().right > width + 1);
+    found[name] = {{ width, whole: inner.documentElement.scrollWidth,
+      wide: wide.map((one) => one.outerHTML.slice(0, 60)),
+      font: style("body").fontSize, nav: style("nav").display, filter: style(".controls").display,
+      overflow: style(".scroll").overflowX, table: inner.getElementById("board").getBoundingClientRect().right }};
+  }}
+  document.title = JSON.stringify(found);
+}};
+</script>
+"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs chromium")
+def test_a_phone_scrolls_the_tables_alone_and_paper_shows_them_whole_without_controls(page, tmp_path):
+    path = tmp_path / "frames.html"
+    path.write_text(FRAMES.format(page=html.escape(page)))
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--dump-dom"]
+    done = subprocess.run([BROWSER, *options, path.as_uri()], capture_output=True, text=True, timeout=240, check=True)
+    found = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)[1]))
+    phone, paper = found["phone"], found["paper"]
+    assert phone["whole"] <= phone["width"] <= 400
+    assert phone["wide"] == paper["wide"] == []
+    assert (phone["font"], phone["nav"], phone["overflow"]) == ("14px", "flex", "auto")
+    assert (paper["nav"], paper["filter"], paper["overflow"]) == ("none", "none", "visible")
+    assert paper["table"] <= paper["width"] <= 1040

@@ -152,7 +152,7 @@ def test_a_contradiction_writes_only_what_shows_it_again(runs, tmp_path):
     assert not told["records"]["contradicted"]["robust"]
     assert (folder / "reproduce.sh").read_text().splitlines()[1:] == [
         "hydrabench certify --ckpt tiny --method crown-ibp --norm linf --epsilon 0.1 --index 2",
-        "hydrabench attack --ckpt tiny --attack pgd --norm linf --epsilon 0.1 -n 3",
+        "hydrabench attack --ckpt tiny --attack pgd --norm linf --epsilon 0.1 -n 3 --keep adversarial",
     ]
 
 

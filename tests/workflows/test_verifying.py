@@ -56,7 +56,7 @@ def alter(run, index, **fields):
 @pytest.mark.parametrize("name", CASES)
 def test_every_kind_of_record_is_computed_again_as_it_was(runs, cpu, name):
     n = CASES[name][1]
-    found = verify_run(runs / "evaluations" / name, options=cpu, sample=10)
+    found = verify_run(runs / "evaluations" / name, options=cpu, sample=10).records
     assert not [one for one in found if one.differences]
     indices = [one.index for one in found]
     assert len(indices) == min(10, n)
@@ -66,7 +66,9 @@ def test_every_kind_of_record_is_computed_again_as_it_was(runs, cpu, name):
 
 def test_the_sample_depends_on_its_seed_alone(runs, cpu):
     run = runs / "evaluations" / "clean"
-    first, again, other = ([one.index for one in verify_run(run, options=cpu, sample=9, seed=s)] for s in (0, 0, 1))
+    first, again, other = (
+        [one.index for one in verify_run(run, options=cpu, sample=9, seed=s).records] for s in (0, 0, 1)
+    )
     assert first == again != other
 
 
@@ -78,7 +80,7 @@ def test_certificates_that_were_reused_are_computed_again_from_the_run_of_the_pa
     ref = str(runs / "pruned")
     found = verify_run(
         tmp_path / "reused", options=cpu, network=NetworkSource(ref, reuse=parent, parent=str(runs / "net"))
-    )
+    ).records
     assert [one.differences for one in found] == [()] * 6
     with pytest.raises(LedgerError, match=r"reuses the certificates of .*; name that run with --reuse"):
         verify_run(tmp_path / "reused", options=cpu, network=NetworkSource(ref))
@@ -123,7 +125,7 @@ def test_a_turned_verdict_is_found_in_an_attack_by_blocks(runs, cpu, tmp_path):
     if records[index]["robust"]:
         turned = {"robust": False, "broken_by": "square", "margin": -1.0}
     alter(run, index, **turned)
-    found = verify_run(run, options=cpu, network=NetworkSource(str(runs / "net")))
+    found = verify_run(run, options=cpu, network=NetworkSource(str(runs / "net"))).records
     assert [one.index for one in found if one.differences] == [index]
     assert "robust was" in str(found[index])
 

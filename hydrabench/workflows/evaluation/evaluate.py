@@ -25,7 +25,8 @@ from hydrabench.threat import doubt
 from hydrabench.workflows.evaluation.certificates import open_certificates
 from hydrabench.workflows.evaluation.continuing import ChosenImages, chosen_images, open_evaluation
 from hydrabench.workflows.evaluation.in_turn import Turns
-from hydrabench.workflows.evaluation.judging import Judge
+from hydrabench.workflows.evaluation.judging import Judge, Numbered, Points
+from hydrabench.workflows.evaluation.keeping import Keeper
 from hydrabench.workflows.evaluation.loading import Subject, doubt_of_normalization
 from hydrabench.workflows.evaluation.run_folders import ALL
 from hydrabench.workflows.evaluation.running_totals import RunningTotals
@@ -120,18 +121,23 @@ def _fill(run: RunFolder, judge: Judge, world: World, blocks: Sequence[tuple[int
         if judge.evaluator.in_turn is not None:
             Turns(run, judge, world, left, advance, totals).finish()
             return
-        for records in _rounds(world, judge, left):
+        keeper = Keeper(run, judge) if judge.keeps else None
+        if keeper is not None:
+            world.on_main(keeper.settle)
+        for parts in _rounds(world, judge, left):
+            kept = [one[0] if keeper is None else world.on_main(partial(keeper.records, *one)) for one in parts]
+            records = [record for part in kept for record in part]
             if world.is_main:
                 run.append(records)
                 totals.add([asdict(record) for record in records])
                 advance(len(records), str(totals))
 
 
-def _rounds(world: World, judge: Judge, blocks: list[tuple[int, tuple[int, ...]]]) -> Iterator[list[Record]]:
-    """Yield the records of `world.size` blocks at a time, in block order, on every process."""
+def _rounds(world: World, judge: Judge, blocks: Numbered) -> Iterator[list[tuple[list[Record], Points]]]:
+    """Yield the records and examples of `world.size` blocks at a time, block by block, in order, on every process."""
     for start in range(0, len(blocks), world.size):
-        work = partial(judge.records, blocks[start + world.rank : start + world.rank + 1])
-        yield [record for records in world.share(work) for record in records]
+        work = partial(judge.judged, blocks[start + world.rank : start + world.rank + 1])
+        yield [part for part in world.share(work) if part[0]]
 
 
 def _conclude(run: RunFolder, judge: Judge, selection: ChosenImages, flags: Mapping[str, float]) -> dict[str, Any]:
@@ -148,5 +154,8 @@ def _conclude(run: RunFolder, judge: Judge, selection: ChosenImages, flags: Mapp
         more = {**more, "flags": found}
         for text in flag_texts(found):
             say(f"flagged: {text}")
-    run.finish({**summarize(settings.kind, records, settings), **more}, peak_memory=peak_memory(device))
+    ended: dict[str, Any] = {"peak_memory": peak_memory(device)}
+    if judge.keeps:
+        ended["adversarial"] = Keeper(run, judge).describe()
+    run.finish({**summarize(settings.kind, records, settings), **more}, **ended)
     return run.summary()

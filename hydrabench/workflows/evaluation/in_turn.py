@@ -16,16 +16,16 @@ import torch
 
 from hydrabench.data.identity import identities
 from hydrabench.errors import LedgerError, MemoryShortageError
-from hydrabench.ledger import Attempt, AttemptLog, Record, RunFolder
+from hydrabench.ledger import AS_IT_IS, Attempt, AttemptLog, Record, RunFolder
 from hydrabench.runtime import World
-from hydrabench.workflows.evaluation.judging import Judge
+from hydrabench.workflows.evaluation.judging import Judge, Numbered, Points
+from hydrabench.workflows.evaluation.keeping import Keeper
 from hydrabench.workflows.evaluation.running_totals import RunningTotals
 from hydrabench.workflows.progress import LOG_SECONDS, Advance, say
 
 SHARE_SECONDS = 60.0  # that a share is meant to take: what a killed run loses
 FEWEST, FIRST, MOST = 16, 64, 4096  # images of a share, where time or memory do not ask for fewer
 GROWTH = 4  # times the largest share so far that the device held
-Numbered = Sequence[tuple[int, tuple[int, ...]]]
 
 
 class Standing:
@@ -114,6 +114,7 @@ class Turns:
         assert in_turn is not None
         self.in_turn, settings = in_turn, self.judge.settings
         self.log, self.attacks = AttemptLog(self.run.path), in_turn.attacks(settings)
+        self.keeper = Keeper(self.run, self.judge) if self.judge.keeps else None
         images = [index for _, block in self.blocks for index in block]
         self.spared = self.judge.certified(images)
         self.standing = Standing(self.attacks, [index for index in images if index not in self.spared])
@@ -140,12 +141,14 @@ class Turns:
     def _kept(self) -> list[Attempt]:
         """Read the attempts of an earlier start; of blocks that are judged as a whole, those of whole blocks."""
         attempts = self.log.read(self.attacks)
-        if self.judge.evaluator.by_image(self.judge.settings):
-            return attempts
-        whole = [one for _, block in self.blocks for one in whole_turns(attempts, block, self.attacks)]
-        if len(whole) < len(attempts):
-            self.log.replace(whole)
-        return whole
+        if not self.judge.evaluator.by_image(self.judge.settings):
+            whole = [one for _, block in self.blocks for one in whole_turns(attempts, block, self.attacks)]
+            if len(whole) < len(attempts):
+                self.log.replace(whole)
+            attempts = whole
+        if self.keeper is not None:
+            self.keeper.settle(attempts)
+        return attempts
 
     def _round(self, attack: str, waiting: Sequence[int]) -> None:
         """Have every process attack one share, and keep what they found."""
@@ -161,9 +164,10 @@ class Turns:
             self.size.was_too_much(max(map(len, shares)))
         else:
             self.size.took(max(map(len, shares)), seconds, self.passes[attack])
-        for attempts in found:
-            if attempts:
-                self._keep(attack, attempts)
+        attempts = [attempt for part in found if part is not None for attempt in part[0]]
+        points = {image: point for part in found if part is not None for image, point in part[1].items()}
+        if attempts:
+            self._keep(attack, attempts, points)
         self._write_settled()
 
     def _shares(self, waiting: Sequence[int], size: int) -> list[tuple[int, ...]]:
@@ -177,10 +181,10 @@ class Turns:
         starts = range(0, len(waiting), size)[: self.world.size]
         return [tuple(waiting[start : start + size]) for start in starts]
 
-    def _attempts(self, attack: str, share: tuple[int, ...]) -> list[Attempt] | None:
+    def _attempts(self, attack: str, share: tuple[int, ...]) -> tuple[list[Attempt], Points] | None:
         """Attack one share; None if it does not fit into memory and a smaller one may."""
         if not share:
-            return []
+            return [], {}
         may_shrink = len(share) > 1 and self.judge.evaluator.by_image(self.judge.settings)
         try:
             return self.judge.attempts(attack, self.number[share[0]], share, self._heard)
@@ -189,7 +193,11 @@ class Turns:
                 raise
             return None
 
-    def _keep(self, attack: str, attempts: Sequence[Attempt]) -> None:
+    def _keep(self, attack: str, attempts: Sequence[Attempt], points: Points) -> None:
+        """Write down what was done, after the examples that it rests on if they are kept."""
+        keeper = self.keeper
+        if keeper is not None and attack != AS_IT_IS:
+            attempts = self.world.on_main(lambda: keeper.attempts(attempts, points))
         if self.world.is_main:
             self.log.append(attempts)
         self.standing.add(attempts)

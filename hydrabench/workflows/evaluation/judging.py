@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from hydrabench.data import Block, ImageSource, load_block
-from hydrabench.errors import MemoryShortageError, is_out_of_memory
+from hydrabench.errors import ConfigError, LedgerError, MemoryShortageError, is_out_of_memory
 from hydrabench.evaluators import EVALUATORS, Computing, EvaluationSettings
 from hydrabench.evaluators.flags import has_flags, network_flags
-from hydrabench.ledger import Attempt, Record
+from hydrabench.evaluators.replaying import Replayed, replay
+from hydrabench.ledger import ADVERSARIAL, Attempt, Examples, Record
 from hydrabench.runtime import World
 from hydrabench.workflows.evaluation.certificates import Certificates
 from hydrabench.workflows.evaluation.loading import STORED_IN, Subject
 from hydrabench.workflows.run_options import RunOptions
+
+Numbered = Sequence[tuple[int, tuple[int, ...]]]  # blocks: their numbers and images
+Points = dict[int, Tensor]  # by image, (C, H, W)
 
 
 class Judge:
@@ -29,6 +36,9 @@ class Judge:
         self.blocks = self.evaluator.blocks(settings, subject.network, images.shape)
         computing = Computing(subject.device, subject.precision, options.computing, subject.parent)
         self.ready = self.evaluator.ready(subject.network, settings, computing)
+        self.keeps = self.evaluator.keeps(settings)  # whether adversarial examples are stored
+        if self.keeps and self.ready.points is None:
+            raise ConfigError(f"{settings.kind} returns no adversarial images, so none can be kept; leave out --keep")
         self.indices: tuple[int, ...] = ()  # what is evaluated right now
         self.certificates: Certificates | None = None  # of images that need no attack
 
@@ -44,6 +54,7 @@ class Judge:
             "block_size": self.blocks.size,
             "world_size": world.size,
             **self.ready.header,
+            **({"keep": ADVERSARIAL} if self.keeps else {}),
             **({"skipped": self.certificates.describe()} if self.certificates else {}),
         }
 
@@ -61,32 +72,69 @@ class Judge:
         with self._memory():
             return network_flags(self.subject.network, self._block(0, indices), self.settings)
 
-    def records(self, blocks: Sequence[tuple[int, tuple[int, ...]]]) -> list[Record]:
-        """The records of this process's share of a round: one block, or none in the last round."""
+    def records(self, blocks: Numbered) -> list[Record]:
+        """The records of some blocks."""
+        return self.judged(blocks)[0]
+
+    def judged(self, blocks: Numbered) -> tuple[list[Record], Points]:
+        """Judge this process's share of a round: one block, or none in the last round.
+
+        Returns: the records, and the adversarial examples by image, of a run that keeps them.
+        """
         records: list[Record] = []
+        examples: Points = {}
         for number, indices in blocks:
             certified = self.certified(indices)
             self.indices = tuple(index for index in indices if index not in certified)
-            with self._memory():
-                found = list(self.ready.evaluate(self._block(number, self.indices))) if self.indices else []
+            found, points = self._evaluated(number) if self.indices else ([], None)
+            if points is not None:
+                plain = self.settings.plain()
+                broken = [row for row, one in enumerate(found) if one.example_within(plain) is not None]
+                examples |= {found[row].index: points[row].cpu() for row in broken}
             records += sorted([*found, *certified.values()], key=lambda record: record.index)
-        return records
+        return records, examples
+
+    def _evaluated(self, number: int) -> tuple[Sequence[Record], Tensor | None]:
+        """The records of the present images, and the points that broke them, of a run that keeps them."""
+        with self._memory():
+            block = self._block(number, self.indices)
+            if self.keeps and self.ready.points is not None:
+                return self.ready.points(block)
+            return self.ready.evaluate(block), None
+
+    def replay(self, examples: Examples, within: Mapping[int, float]) -> list[Replayed]:
+        """Judge stored examples afresh. within: how far each may lie from its image; see `replaying.replay`."""
+        if examples.pixels.shape[1:] != tuple(self.images.shape):
+            raise LedgerError(f"the stored examples are images of {examples.pixels.shape[1:]}, not {self.images.shape}")
+        self.indices = examples.indices
+        with self._memory():
+            block = self._block(0, examples.indices)
+            points = torch.from_numpy(examples.pixels).to(block.images)
+            most = [within[index] for index in examples.indices]
+            return replay(self.subject.network, block, points, most, self.evaluator, self.settings)
 
     def certified(self, indices: Sequence[int]) -> dict[int, Record]:
         """The records of the images that a certificate spares the attack."""
         held = self.certificates
         return {index: held.record(index, self.settings) for index in held.among(indices)} if held else {}
 
-    def attempts(self, name: str, number: int, indices: tuple[int, ...], heard: Callable[[], None]) -> list[Attempt]:
+    def attempts(
+        self, name: str, number: int, indices: tuple[int, ...], heard: Callable[[], None]
+    ) -> tuple[list[Attempt], Points]:
         """Run one attack of an evaluator that attacks in turn. number: of the block that the images belong to.
 
+        Returns: the attempts, and the points of those that broke an image, of a run that keeps them.
         Raises: MemoryShortageError if they are too many at once.
         """
         assert self.evaluator.in_turn is not None
         self.indices = indices
         with self._memory():
             block = self._block(number, indices)
-            return self.evaluator.in_turn.attempt(self.subject.network, block, name, self.settings, heard=heard)
+            found, points = self.evaluator.in_turn.attempt(
+                self.subject.network, block, name, self.settings, heard=heard
+            )
+        broken = [row for row, one in enumerate(found) if one.broken] if self.keeps else []
+        return found, {found[row].image: points[row].cpu() for row in broken}
 
     @contextmanager
     def _memory(self) -> Iterator[None]:

@@ -8,7 +8,7 @@ over the processes after every step.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -62,8 +62,8 @@ class Gradients:
         self.micro_batch = options.micro_batch
         self.computation = ForwardPass(network, options, device, talks=world.is_main)
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "float16")
-        norms = [module for _, module in used_modules(network) if isinstance(module, _BatchNorm)]
-        self.statistics = [buffer for module in norms for buffer in module.buffers()]
+        self.norms = [module for _, module in used_modules(network) if isinstance(module, _BatchNorm)]
+        self.statistics = [buffer for module in self.norms for buffer in module.buffers()]
         self.module: nn.Module = _Loss(network, objective)
         if world.size > 1:
             self.module = _distributed(self.module, device)
@@ -158,6 +158,27 @@ class Gradients:
             torch.cuda.empty_cache()
         if self.world.is_main:
             say(f"out of memory: going on with micro-batches of {smaller} images; batches stay as large as they are")
+
+    @torch.no_grad()
+    def take_population_statistics(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Replace the running statistics of batch norm by the plain average of those of batches, clean images.
+
+        Source: the reference code of CTBench (arXiv:2406.04848), which does so after every epoch.
+        """
+        momenta = [norm.momentum for norm in self.norms]
+        self.network.eval()
+        for norm in self.norms:
+            norm.reset_running_stats()
+            norm.train()
+            norm.momentum = None  # an average in which all batches count the same
+        with shared_masks(self.network):
+            for x, y in batches:
+                for part in cut(len(y), self.world, self.micro_batch):
+                    if part.images:
+                        self.network(x[part.rows])
+        for norm, momentum in zip(self.norms, momenta, strict=True):
+            norm.momentum = momentum
+        self._share_statistics()
 
     def _share_statistics(self) -> None:
         """Average the running statistics of batch norm over the processes."""

@@ -130,6 +130,8 @@ class Loop:
         self._train_epoch(epoch, advance, write)
         started = time.monotonic()
         with self.average.applied() if self.average else nullcontext():
+            if job.recipe.population_statistics:
+                self.gradients.take_population_statistics(minibatches(job.batches, job.world, epoch=epoch, first=0))
             accuracies = validate(
                 job.network, job.validation, job.objective, seed=job.seed, device=job.device, world=job.world
             )

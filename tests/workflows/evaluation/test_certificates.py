@@ -69,7 +69,7 @@ def test_verified_images_are_robust_without_an_attack_and_the_others_get_the_sam
             json.loads(line)["image"] for line in (tmp_path / "rest" / "attacks.jsonl").read_text().splitlines()
         }
         assert attacked == set(range(N)) - spared
-    assert not [one for one in verify_run(tmp_path / "rest", options=cpu, sample=N) if one.differences]
+    assert not verify_run(tmp_path / "rest", options=cpu, sample=N).differing
 
 
 def test_a_run_that_skips_is_continued_with_the_same_certificates_only(subject, cpu, certified, tmp_path, monkeypatch):

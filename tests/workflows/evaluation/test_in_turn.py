@@ -40,7 +40,7 @@ def calls(monkeypatch):
         return [
             Attempt(index, name, broken[index], 0.5 if broken[index] else -0.5, (label + broken[index]) % 10, 0.01)
             for index, label in zip(block.indices, labels, strict=True)
-        ]
+        ], block.images
 
     original = EVALUATORS["autoattack"]
     fake = replace(original, in_turn=replace(original.in_turn, attempt=attempt))

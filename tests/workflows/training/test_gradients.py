@@ -164,6 +164,60 @@ def test_what_an_objective_wants_called_sees_its_gradients_and_waits_for_the_who
     assert all((leaf.grad >= 0).all() for leaf in leaves)
 
 
+def written_out(network, batches):
+    """Mean and variance that the first two batch norms see, averaged over batches; all layers before them by hand."""
+    found = []
+    for x in batches:
+        value, seen = x, []
+        for layer in network.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                axes = (0, 2, 3)
+                mean, var = value.mean(axes), value.var(axes, unbiased=True)
+                seen += [mean, var]
+                plain = value.var(axes, unbiased=False)
+                shape = (1, -1, 1, 1)
+                value = (value - mean.view(shape)) / (plain.view(shape) + layer.eps).sqrt()
+                value = value * layer.weight.view(shape) + layer.bias.view(shape)
+            elif isinstance(layer, nn.Conv2d | nn.ReLU):
+                value = layer(value)
+            if len(seen) == 4:
+                break
+        found.append(seen)
+    return [torch.stack(parts).mean(0) for parts in zip(*found, strict=True)]
+
+
+def momentum_stays(monkeypatch):
+    monkeypatch.setattr(nn.BatchNorm2d, "momentum", property(lambda _norm: 0.1, lambda *_: None), raising=False)
+
+
+def statistics_stay(monkeypatch):
+    monkeypatch.setattr(nn.BatchNorm2d, "reset_running_stats", lambda _norm: None)
+
+
+@pytest.mark.parametrize("planted", [None, momentum_stays, statistics_stay])
+@pytest.mark.parametrize("micro_batch", [None, 5])
+def test_population_statistics_are_the_plain_average_over_batches(monkeypatch, planted, micro_batch):
+    network, x, y = problem("cifar_model_bn")
+    gradients = Gradients(
+        network, settings_of("natural"), options=RunOptions("cpu", micro_batch=micro_batch), device=CPU, world=World()
+    )
+    network.train()
+    network(x)  # leaves other statistics behind
+    norms = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    if planted:
+        planted(monkeypatch)
+    batches = [x, 0.5 * x]
+    gradients.take_population_statistics((part, y) for part in batches)
+    pieces = [piece for part in batches for piece in ((part[:3], part[3:]) if micro_batch else (part,))]
+    with torch.no_grad():
+        expected = written_out(network, pieces)
+    found = [buffer for norm in norms[:2] for buffer in (norm.running_mean, norm.running_var)]
+    same = [torch.allclose(one, other, rtol=1e-4, atol=1e-6) for one, other in zip(found, expected, strict=True)]
+    assert all(same) == (planted is None)
+    assert [norm.momentum for norm in norms] == momenta
+
+
 def test_running_statistics_are_averaged_over_the_processes(monkeypatch):
     """The other process has statistics that are larger by 2: the average is larger by 1. Counters stay."""
     network, *_ = problem("cifar_model_bn")

@@ -85,10 +85,11 @@ def free(monkeypatch):
         ({}, {}),
         ({"ema_decay": 0.9, "optimizer": "rmsprop", "lr": 0.001}, {}),
         ({"nesterov": True, "optimizer": "sgd", "warmup_epochs": 1}, {"micro_batch": 100}),
+        ({"population_statistics": True}, {}),
         ({"epsilon_schedule": "smoothed"}, {"precision": "bfloat16", "channels_last": True}),
         ({"gradient_norm": 0.1, "schedule": "milestones", "milestones": {1: 0.1}}, {"precision": "float16"}),
     ],
-    ids=["adam", "average", "warm-up", "bfloat16", "float16"],
+    ids=["adam", "average", "warm-up", "population", "bfloat16", "float16"],
 )
 def test_a_run_goes_on_in_the_middle_of_an_epoch_to_the_same_bytes(
     make_recipe, tmp_path, monkeypatch, changes, options
