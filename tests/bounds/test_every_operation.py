@@ -342,7 +342,7 @@ def every_example():
 def test_no_attack_finds_a_margin_below_a_bound(kind, middle):
     network, _, _, _ = network_of(middle, 0)
     assert kind in {type(node.operation) for node in read(program_of(network), fold=False)}
-    assert sum(check(middle, seed) for seed in range(3)) > 0
+    assert sum(check(middle, seed) for seed in range(2)) > 0
 
 
 def without_example(classes):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,23 @@ def code(here):
     return here
 
 
+@pytest.fixture(scope="module")
+def of_mine(tmp_path_factory):
+    """A run of `train` with the recipe of `code`, its data and network."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "mynet.py").write_text(CODE)
+    (folder / "mine.yml").write_text(RECIPE)
+    hb.train(folder / "mine.yml", out=folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture
+def trained(code, of_mine):
+    """The folder of `code`, with a copy of that run."""
+    shutil.copytree(of_mine, code / "run")
+    return code
+
+
 def header(folder):
     return load_checkpoint(Path(folder) / "checkpoint.safetensors").header
 
@@ -82,10 +100,9 @@ def test_a_pipeline_of_an_own_network_whose_checkpoints_open_again(code, hydrabe
     assert hydrabench("pipeline", "--config", "lab/mine.yml", "--out", "run", "--resume").exit_code == 0
 
 
-def test_what_a_checkpoint_of_own_code_needs_to_open(code, hydrabench):
-    assert hydrabench("train", "--config", "lab/mine.yml", "--out", "run").exit_code == 0
+def test_what_a_checkpoint_of_own_code_needs_to_open(trained, hydrabench):
     tensors = hb.load("run").state_dict()
-    file = code / "run" / "mynet.py"
+    file = trained / "run" / "mynet.py"
     file.write_text(CODE + "# changed\n")
     with pytest.raises(CheckpointError, match=r"is not the file that run/checkpoint\.safetensors was made with"):
         hb.load("run")
@@ -95,7 +112,7 @@ def test_what_a_checkpoint_of_own_code_needs_to_open(code, hydrabench):
     ):
         hb.load("run")
     assert hydrabench("attack", "--ckpt", "run", "--attack", "clean", "--model", "lab/mynet.py:build").exit_code == 0
-    (code / "lab" / "mynet.py").write_text(CODE + "# changed\n")
+    (trained / "lab" / "mynet.py").write_text(CODE + "# changed\n")
     result = hydrabench("attack", "--ckpt", "run", "--attack", "clean", "--model", "lab/mynet.py:build", "-n", 5)
     assert "warning: run/checkpoint.safetensors was made with another version of mynet.py:build" in result.stderr
     result = hydrabench("attack", "--ckpt", "run", "--model", "lab/mynet.py:nine")
@@ -104,10 +121,9 @@ def test_what_a_checkpoint_of_own_code_needs_to_open(code, hydrabench):
     assert all(torch.equal(again[key], tensors[key]) for key in tensors)
 
 
-def test_a_checkpoint_never_names_other_code_that_is_run(code, hydrabench):
+def test_a_checkpoint_never_names_other_code_that_is_run(trained, hydrabench):
     """Neither a package, nor a library with arguments that are no numbers, nor a file elsewhere."""
-    assert hydrabench("train", "--config", "lab/mine.yml", "--out", "run").exit_code == 0
-    path = code / "run" / "checkpoint.safetensors"
+    path = trained / "run" / "checkpoint.safetensors"
     known = load_checkpoint(path).header
     for arch, arguments, message in (
         ("os:system", {"command": "touch ran"}, "was made with code that it does not hold, os:system; name it with"),
@@ -115,10 +131,12 @@ def test_a_checkpoint_never_names_other_code_that_is_run(code, hydrabench):
         ("../lab/mynet.py:build", {"width": 6}, "is not the file|needs mynet.py"),
     ):
         bad = known.code.model_copy(update={"arguments": arguments, "file_sha256": "0" * 64})
-        save_checkpoint(code / "bad.safetensors", load_file(path), known.model_copy(update={"arch": arch, "code": bad}))
+        save_checkpoint(
+            trained / "bad.safetensors", load_file(path), known.model_copy(update={"arch": arch, "code": bad})
+        )
         with pytest.raises(CheckpointError, match=message):
-            load_checkpoint(code / "bad.safetensors")
-    assert not (code / "ran").exists()
+            load_checkpoint(trained / "bad.safetensors")
+    assert not (trained / "ran").exists()
 
 
 @pytest.mark.parametrize(
@@ -140,9 +158,8 @@ def test_each_mistake_in_training_an_own_network_is_one_line(code, hydrabench, a
     assert not (code / "runs").exists()
 
 
-def test_resuming_with_another_version_of_the_code_is_refused(code, hydrabench):
-    assert hydrabench("train", "--config", "lab/mine.yml", "--out", "run").exit_code == 0
-    (code / "lab" / "mynet.py").write_text(CODE + "# changed\n")
+def test_resuming_with_another_version_of_the_code_is_refused(trained, hydrabench):
+    (trained / "lab" / "mynet.py").write_text(CODE + "# changed\n")
     result = hydrabench("train", "--config", "lab/mine.yml", "--out", "run", "--resume")
     assert result.exit_code == 1
     assert "code" in result.output

@@ -88,8 +88,7 @@ def kill_in_the_middle(arguments: Arguments, out: Path, done: Callable[[Path], l
 EVALUATIONS: dict[str, tuple[str, Arguments, int]] = {
     "pgd": ("trained", ("attack", "--epsilon", "1/255"), 400),
     "ibp": ("large.safetensors", ("certify", "--method", "ibp", "--precision", "float64"), 500),
-    "smoothing": ("trained", ("certify", "--method", "smoothing", "--sigma", 0.1, "--samples", 8000), 16),
-}
+}  # smoothing is killed below
 
 
 @pytest.mark.parametrize("kind", EVALUATIONS)

@@ -34,7 +34,7 @@ def test_a_narrow_terminal_gets_the_nearest_letters(encoding, tmp_path, monkeypa
         result = CliRunner(charset=encoding).invoke(main, arguments)
         assert result.exit_code == 0, result.exception
         assert shown in result.stdout_bytes.decode(encoding)
-    result = CliRunner(charset=encoding).invoke(main, ["report", ".", "--out", "report"])
+    result = CliRunner(charset=encoding).invoke(main, ["report", ".", "--out", "report", "--format", "md"])
     assert result.exit_code == 0, result.exception
     assert "L∞ 16/255" in (tmp_path / "report" / "leaderboard.md").read_text(encoding="utf-8")
 
