@@ -148,9 +148,9 @@ def zoo_verify(names: tuple[str, ...], **given: Any) -> None:
     "--format",
     "layout",
     required=True,
-    type=click.Choice(["dense", "masked", "compact", "hydra", "state-dict", "onnx", "hf"]),
+    type=click.Choice(["dense", "masked", "compact", "hydra", "state-dict", "onnx", "onnx-narrow", "hf"]),
     help="dense, masked, compact: .safetensors. hydra: the original code's .pth.tar. state-dict: .pt. onnx: .onnx. "
-    "hf: a folder for the Hugging Face hub.",
+    "onnx-narrow: .onnx without the channels that pruning disconnected. hf: a folder for the Hugging Face hub.",
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="File, or folder of --format hf, to write.")
 @foreign_options
@@ -163,8 +163,9 @@ def zoo_export(ref: str | None, layout: str, out: Path, **given: Any) -> None:
     With --format hydra, the file is masked if REF is, else dense; its entry `k` is the --k that the original needs.
     hydra and state-dict files hold the input normalisation for us to read back, not for other code to use; an onnx
     file has it in its graph, from `images` in [0, 1], in batches of any size, to `logits`. --format onnx needs
-    `pip install 'hydrabench[onnx]'`. An hf folder holds model.safetensors, config.json and a model card with
-    the numbers of the zoo; `--ckpt FOLDER`, and `--ckpt hf:ORG/REPO` once it is on the hub, open it.
+    `pip install 'hydrabench[onnx]'`. onnx-narrow computes the same logits up to rounding with smaller tensors: at 99 %
+    most channels are gone, and the file is faster in any runtime. An hf folder holds model.safetensors, config.json and
+    a model card with the numbers of the zoo; `--ckpt FOLDER`, and `--ckpt hf:ORG/REPO` once it is on the hub, open it.
 
     \b
     Examples
@@ -173,6 +174,7 @@ def zoo_export(ref: str | None, layout: str, out: Path, **given: Any) -> None:
       hydrabench zoo export w.pt --arch wrn_28_10 --dataset cifar10 --normalization none --format dense --out b
       hydrabench zoo export runs/pruned --format hydra --out model_best.pth.tar
       hydrabench zoo export digits-crown-ibp-95 --format onnx --out digits-crown-ibp-95.onnx
+      hydrabench zoo export cifar10-crown-ibp-99 --format onnx-narrow --out phone.onnx
       hydrabench zoo export --model mynet.py:build --weights w.pt --dataset cifar10 --format compact --out mynet
     """
     from hydrabench.workflows import refusals

@@ -1,4 +1,7 @@
-"""Data for figures beside ledgers: weights of networks, epochs of training runs, adversarial images. No torch here."""
+"""Data for figures beside ledgers: weights of networks, epochs of training runs, adversarial images.
+
+No torch here, but for files in the compact layout.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hydrabench.errors import CheckpointError
 from hydrabench.ledger import RunFolder
 from hydrabench.reporting.leaderboard import Leaderboard
 from hydrabench.reporting.rows import Row
@@ -17,6 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 BINS = 40
+COMPACT = {"values", "unary", "remainders", "table"}  # the tensors of a file in the compact layout
 LARGEST_CHECKPOINT = 1 << 28  # bytes of a checkpoint that is read for a figure
 Layers = dict[str, np.ndarray[Any, Any]]
 
@@ -50,7 +55,7 @@ class Material:
 
 
 def layers_of(path: Path) -> Layers:
-    """Return the weights of the layers that can be pruned, by name; nothing of a file in another layout or too large.
+    """Return the weights of the layers that can be pruned, by name; nothing of a file of others or too large.
 
     Weights of convolutions and linear layers have two dimensions or more; those of a masked file are masked.
     """
@@ -61,13 +66,25 @@ def layers_of(path: Path) -> Layers:
         if path.stat().st_size > LARGEST_CHECKPOINT:
             return {}
         tensors = load_file(path)
-    except (OSError, SafetensorError, TypeError):  # gone, no such file, or a type that numpy has not
+        if set(tensors) == COMPACT:
+            tensors = _unpacked(tensors)
+    except (OSError, SafetensorError, TypeError, CheckpointError):  # gone, no such file, or a type that numpy has not
         return {}
     found = {}
     for name, values in tensors.items():
         if name.endswith(".weight") and values.ndim > 1:
             found[name.removesuffix(".weight")] = values * tensors.get(name.removesuffix("weight") + "mask", 1)
     return found
+
+
+def _unpacked(streams: Layers) -> Layers:
+    """Return the tensors of a compact file. Raises: CheckpointError if it is damaged."""
+    import torch
+
+    from hydrabench.checkpoints.compact import unpack
+
+    state = unpack({name: torch.from_numpy(stream) for name, stream in streams.items()})
+    return {name: tensor.numpy() for name, tensor in state.items()}
 
 
 def kept_weights(board: Leaderboard, material: Material) -> pd.DataFrame:

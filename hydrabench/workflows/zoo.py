@@ -9,11 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from hydrabench.bounds.program.dead_channels import NarrowNetwork
 from hydrabench.checkpoints import (
     EXPORTS,
+    Checkpoint,
     Layout,
     ProtocolResult,
     ZooEntry,
+    export_onnx,
     fetch,
     find_entry,
     load_checkpoint,
@@ -35,7 +38,7 @@ from hydrabench.workflows.progress import say
 from hydrabench.workflows.run_options import RunOptions
 from hydrabench.workflows.verifying import Finding, open_judge, recompute
 
-REPOSITORY = "hf"
+REPOSITORY, NARROW = "hf", "onnx-narrow"
 
 
 def fetch_entry(name: str, *, offline: bool = False) -> Path:
@@ -58,11 +61,12 @@ def export_entry(ref: str | ModelRequest, out: Path, layout: str, *, described: 
 
     The file of code that a checkpoint needs is written beside `out`, which then opens by itself.
     Args:
-        layout: a key of `EXPORTS`, or `REPOSITORY` for a folder with a model card.
+        layout: a key of `EXPORTS`, `NARROW` for ONNX without dead channels, or `REPOSITORY` for a folder with a card.
         described: what a file of others does not say of itself, see `open_checkpoint`.
     Raises: LedgerError if `out` exists; ConfigError or CheckpointError if `ref` cannot be read or written so.
     """
-    export = None if layout == REPOSITORY else lookup("format", EXPORTS, layout)
+    exports = {**EXPORTS, NARROW: _export_narrow}
+    export = None if layout == REPOSITORY else lookup("format", exports, layout)
     _require_free(out)
     checkpoint = own_checkpoint(ref) if isinstance(ref, ModelRequest) else open_checkpoint(ref, **described)
     if layout in get_args(Layout):
@@ -75,6 +79,10 @@ def export_entry(ref: str | ModelRequest, out: Path, layout: str, *, described: 
     with writing_file(out):
         _require_free(out)  # again: now no other process writes it
         return export(checkpoint, out)
+
+
+def _export_narrow(checkpoint: Checkpoint, path: Path) -> str:
+    return export_onnx(checkpoint, path, network=NarrowNetwork(checkpoint.baked().eval()))
 
 
 def _require_free(out: Path) -> None:

@@ -10,10 +10,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hydrabench.bounds.program.operations import Operation
-from hydrabench.bounds.program.program import Node, vectors
+from hydrabench.bounds.program.program import Node, program_of, read, vectors
+
+
+class NarrowNetwork(nn.Module):
+    """A network in eval mode without its dead channels: the same function up to rounding, in smaller dense tensors.
+
+    Masks are baked in, and batch norm is folded where it can be.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        """Raises: UnsupportedLayerError naming the first layer or function that is not known."""
+        super().__init__()
+        self.nodes = compacted(read(program_of(network)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits of images (B, C, H, W) in [0, 1]."""
+        values = [x]
+        for node in self.nodes:
+            values.append(node.operation.apply(*(values[source] for source in node.inputs)))
+        return values[-1]
 
 
 @torch.no_grad()

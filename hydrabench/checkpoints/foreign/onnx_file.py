@@ -26,18 +26,20 @@ from hydrabench.files import replacing, sha256_of
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
+    from torch import nn
 
 OPSET = 18  # the oldest that torch's exporter writes without converting
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"
 
 
-def export_onnx(checkpoint: Checkpoint, path: Path) -> str:
+def export_onnx(checkpoint: Checkpoint, path: Path, *, network: nn.Module | None = None) -> str:
     """Write the network as one ONNX file, whole or not at all, and return its SHA-256.
 
     Its input `images` is float32, (batch, C, H, W), in [0, 1], with any batch size; its output is `logits`,
     (batch, K). Masks are baked in, and the normalisation is part of the graph, so that a radius in pixel units
     is one for any program. Our header, as JSON, is the entry "hydrabench" of `metadata_props`. The same
     checkpoint gives the same bytes, with the same versions of torch and onnxscript.
+    Args: network: to be written in its place, of the same shapes, in eval mode.
     Raises: HydrabenchError if onnx or onnxscript is not installed.
     """
     try:  # here and not above, because they take seconds and may be missing
@@ -47,7 +49,7 @@ def export_onnx(checkpoint: Checkpoint, path: Path) -> str:
         raise HydrabenchError(
             f"writing ONNX needs onnx and onnxscript ({error}); install them with `pip install 'hydrabench[onnx]'`"
         ) from error
-    model = _traced(checkpoint)
+    model = _traced(network or checkpoint.baked().eval(), checkpoint.header.shape)
     _forget_sources(model)
     _use_plain_operators(model.graph)
     header = checkpoint.header.model_copy(update={"layout": "dense"})
@@ -58,10 +60,9 @@ def export_onnx(checkpoint: Checkpoint, path: Path) -> str:
     return sha256_of(path)
 
 
-def _traced(checkpoint: Checkpoint) -> ModelProto:
-    """Return what torch's exporter makes of the network."""
-    network = checkpoint.baked().eval()
-    example = torch.zeros(2, *checkpoint.header.shape)
+def _traced(network: nn.Module, shape: tuple[int, int, int]) -> ModelProto:
+    """Return what torch's exporter makes of a network for images of a shape."""
+    example = torch.zeros(2, *shape)
     with _quiet():
         program = torch.onnx.export(
             network,

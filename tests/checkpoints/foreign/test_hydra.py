@@ -765,7 +765,7 @@ def test_export_converts_a_masked_file_to_every_format_that_is_read_again(tmp_pa
 def test_export_offers_every_format_and_says_in_one_line_what_is_missing(tmp_path):
     path = write(tmp_path / "model_best.pth.tar", masked_state("vgg2_bn"), "vgg2_bn")
     (choice,) = (option for option in zoo_export.params if option.name == "layout")
-    assert set(choice.type.choices) == {*EXPORTS, "hf"}
+    assert set(choice.type.choices) == {*EXPORTS, "onnx-narrow", "hf"}
     result = run(path, "--format", "dense", "--out", tmp_path / "x", "--dataset", "svhn")
     assert result.exit_code == 1
     assert result.output.startswith("error: ")

@@ -17,9 +17,11 @@ import hydrabench
 from hydrabench.checkpoints import Checkpoint, Header, export_onnx, load_checkpoint, open_ref, save_checkpoint, state_of
 from hydrabench.checkpoints.header import read_header
 from hydrabench.cli import main
+from hydrabench.data import load_images, pixels
 from hydrabench.errors import HydrabenchError
 from hydrabench.masking import attach_masks, kept_count, prunable_layers, score_masks
 from hydrabench.models import MODELS, build_model, inner_network
+from hydrabench.workflows.zoo import export_entry
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install 'hydrabench[onnx]'")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install 'hydrabench[onnx]'")
@@ -301,3 +303,20 @@ def test_the_command_exports_a_masked_file_and_prints_one_line(tmp_path, capfd):
     images = torch.rand(3, *before.header.shape, generator=torch.Generator().manual_seed(8))
     with torch.no_grad():
         assert_same_logits(run(out, images), network(images))
+
+
+@pytest.mark.parametrize("name", ["digits-trades-99", "cifar10-crown-ibp-99"])
+def test_a_narrow_file_gives_the_same_logits_with_fewer_weights(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    checkpoint = open_ref(name)
+    for layout in ("onnx", "onnx-narrow"):
+        export_entry(name, tmp_path / f"{layout}.onnx", layout)
+    x = pixels(load_images(checkpoint.header.dataset, "test").take(torch.arange(64)))
+    whole, narrow = (run(tmp_path / f"{layout}.onnx", x) for layout in ("onnx", "onnx-narrow"))
+    assert_same_logits(narrow, whole)
+    sizes = [
+        sum(tensor.numel() for tensor in initializers(tmp_path / f"{layout}.onnx").values())
+        for layout in ("onnx", "onnx-narrow")
+    ]
+    assert sizes[1] < 0.6 * sizes[0]
+    assert_plain(onnx.load(tmp_path / "onnx-narrow.onnx"), checkpoint.header.shape)
