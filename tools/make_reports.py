@@ -1,46 +1,76 @@
-"""Make the report of the zoo that is kept in the repository: leaderboard, page and figures of the shipped networks.
+"""Make the reports that are kept in the repository, from the networks of the zoo.
 
-    python tools/make_reports.py [RUNS]     # RUNS: where the ledgers lie (default runs/reports); they are resumed
+    python tools/make_reports.py                    # reports/zoo: the digits, in minutes
+    python tools/make_reports.py cifar10            # reports/cifar10-*: needs CIFAR-10 in HYDRABENCH_DATA, and an hour
+    python tools/make_reports.py --runs RUNS NAME   # RUNS: where the ledgers lie (default runs/reports), resumed
 
-Every network is attacked, bounded and smoothed on the digits test images, on a CPU; then reports/zoo is written anew.
+On a CPU. Each report is written anew; after all of them reports/hydra-reproduction.md.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see hydrabench/process.py
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 
+from reproduction import write_up
+
 from hydrabench.checkpoints import read_manifest
 from hydrabench.evaluators import EvaluationSettings, PgdSettings, SmoothingSettings, VerifiedSettings
+from hydrabench.reporting import Leaderboard
 from hydrabench.workflows.evaluation.evaluate import evaluate
 from hydrabench.workflows.evaluation.loading import open_subject
 from hydrabench.workflows.evaluation.run_folders import run_name
 from hydrabench.workflows.reporting import REPORT_FORMATS, write_report
 from hydrabench.workflows.run_options import RunOptions
 
-REPORT = Path(__file__).resolve().parents[1] / "reports" / "zoo"
-EPSILON = "16/255"
-EVALUATIONS: tuple[tuple[EvaluationSettings, int], ...] = (  # settings, and how many images
-    (PgdSettings(epsilon=EPSILON), 500),
-    (VerifiedSettings(kind="ibp", epsilon=EPSILON), 500),
-    (VerifiedSettings(kind="crown-ibp", epsilon=EPSILON), 500),
+REPORTS = Path(__file__).resolve().parents[1] / "reports"
+Evaluations = tuple[tuple[EvaluationSettings, int], ...]  # settings, and how many images
+DIGITS: Evaluations = (
+    (PgdSettings(epsilon="16/255"), 500),
+    (VerifiedSettings(kind="ibp", epsilon="16/255"), 500),
+    (VerifiedSettings(kind="crown-ibp", epsilon="16/255"), 500),
     (SmoothingSettings(sigma=0.12, samples=1000, radii=(0.0, 0.1, 0.2)), 100),
 )
+CIFAR10: Evaluations = (
+    (PgdSettings(epsilon="2/255"), 1000),
+    (PgdSettings(epsilon="8/255"), 1000),
+    (VerifiedSettings(kind="cascade", epsilon="2/255"), 1000),
+)
+# By report: the data set it belongs to, how the ids of its networks begin, evaluations, and the column that ranks.
+KEPT: Mapping[str, tuple[str, str, Evaluations, str]] = {
+    "zoo": ("digits", "digits-", DIGITS, "CROWN-IBP"),
+    "cifar10-crown-ibp": ("cifar10", "cifar10-crown-ibp", CIFAR10, "cascade"),
+    "cifar10-trades": ("cifar10", "cifar10-trades", CIFAR10, "PGD-50 L∞ 8/255"),
+}
 
 
-def main(runs: Path) -> None:
-    """Evaluate what is missing, and write the report."""
+def main(runs: Path, datasets: list[str]) -> None:
+    """Evaluate what is missing, and write the reports."""
+    boards = {name: report(name, runs) for name, (dataset, *_) in KEPT.items() if dataset in datasets}
+    if len(boards) == len(KEPT):
+        write_up(boards, REPORTS)
+
+
+def report(name: str, runs: Path) -> Leaderboard:
+    """Evaluate the networks of one report, and write it."""
+    _, prefix, evaluations, sort = KEPT[name]
     options = RunOptions(device="cpu")
-    for name in read_manifest():
-        for settings, n in EVALUATIONS:
-            folder = runs / name / run_name(settings)
-            evaluate(open_subject(name, options=options), settings, folder, options=options, n=n, resume=True)
-    write_report([runs], REPORT, REPORT_FORMATS, sort="CROWN-IBP")
+    networks = [network for network in read_manifest() if network.startswith(prefix)]
+    for network in networks:
+        for settings, n in evaluations:
+            folder = runs / network / run_name(settings)
+            evaluate(open_subject(network, options=options), settings, folder, options=options, n=n, resume=True)
+    return write_report([runs / network for network in networks], REPORTS / name, REPORT_FORMATS, sort=sort)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path("runs/reports"))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("datasets", nargs="*", default=["digits"], metavar="NAME", help="digits, cifar10")
+    parser.add_argument("--runs", type=Path, default=Path("runs/reports"))
+    given = parser.parse_args()
+    main(given.runs, given.datasets)
