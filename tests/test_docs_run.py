@@ -48,6 +48,9 @@ NOT_RUN = {
     "pipeline --config NAME": "the name of a recipe",
     "certify --ckpt ID": "the name of a checkpoint",
     "verify RUN": "the name of a run",
+    "vnncomp vnncomp2021/": "files of the competition; tests/workflows/test_vnncomp.py",
+    "certify --method smoothing --dataset digits --model hydrabench.checkpoints.composed:denoised": "a denoiser of "
+    "somebody's own; tests/checkpoints/test_composed.py",
     "zoo fetch hydra/": "a download; tests/checkpoints/test_download.py",
     "train --config hydra-cifar10-crown-ibp-cifar_model": "CIFAR-10",
 }

@@ -109,7 +109,7 @@ def prune(
     Examples
       hydrabench prune --config digits-trades --ckpt runs/dense --density 0.05 --out runs/pruned
       hydrabench prune --config digits-trades --model mynet.py:build --weights mynet.pt --density 0.05
-      hydrabench prune --config mine.yml --model net.onnx --density 0.1 --out runs/pruned
+      hydrabench prune --config digits-trades --model net.onnx --density 0.1 --out runs/pruned
     """
     recipe = read_recipe(config, (*overrides, *density_override("prune", density)))
     described, request = _refuse(given, ref, out, resume=resume)

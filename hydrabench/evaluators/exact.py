@@ -92,7 +92,7 @@ def points(network: Any, block: Block, settings: Any) -> tuple[Sequence[ExactRec
     """See `decided.exact_points`; with `search_radius`, see `radius_search.search_radii`."""
     from hydrabench.evaluators.decided import exact_points
 
-    if settings.search_radius:
+    if getattr(settings, "search_radius", False):
         return radii.searched(network, block, settings, partial(exact_points, network))
     return exact_points(network, block, settings)
 
@@ -122,7 +122,7 @@ def require_engine(network: nn.Module, settings: Any) -> None:
 
 def exact_metrics(lines: Sequence[Line], settings: Any) -> dict[str, Metric]:
     """Return clean accuracy and both sides of the robust one: what is verified, and what is not broken."""
-    if settings.search_radius:
+    if getattr(settings, "search_radius", False):
         return radii.radii_metrics(lines, settings)
     unbroken = tuple(is_correct(line) and line.get("verdict") != "broken" for line in lines)
     return {

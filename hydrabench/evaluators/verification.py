@@ -155,7 +155,7 @@ def _passes(passes: Callable[[Any, Sizes], float], settings: Any, sizes: Sizes) 
 
 def _metrics(lines: Sequence[Line], settings: Any) -> dict[str, Metric]:
     """Return the metrics of radii or margins, those of a cascade that ends with exact as there."""
-    if settings.search_radius:
+    if getattr(settings, "search_radius", False):
         return radii.radii_metrics(lines, settings)
     return (exact.exact_metrics if "exact" in getattr(settings, "methods", ()) else verified_metrics)(lines, settings)
 

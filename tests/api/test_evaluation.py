@@ -202,7 +202,7 @@ MISTAKES = {
     ),
     "method": (ZOO, "few", {"attack": "crown"}, ConfigError, r"unknown attack 'crown'; .*choose one of: .*pgd"),
     "resume": (ZOO, "few", {"resume": True}, ConfigError, r"resume continues the run in a folder; name it with out"),
-    "network": (3, "few", {}, ConfigError, r"network is a int; give a checkpoint's path, a run folder"),
+    "network": (3, "few", {}, ConfigError, r"network is a int; give a module, a checkpoint's path, a run folder"),
     "zoo": ("digits-trades-96", "few", {}, ConfigError, r"unknown checkpoint 'digits-trades-96'; did you mean"),
     "softmax": (
         nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Softmax(1)),

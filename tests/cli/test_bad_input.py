@@ -271,7 +271,7 @@ def test_options_that_attack_and_certify_share_are_checked(refused, dense, optio
         ("attack", "--precision", "float16", "'float32', 'float64', 'bfloat16', 'mixed'"),
         ("attack", "--norm", "lx", "'linf', 'l2', 'l1'"),
         ("certify", "--precision", "float16", "'float32', 'float64', 'bfloat16', 'mixed'"),
-        ("certify", "--engine", "lirpa", "'hydrabench', 'auto_lirpa', 'branch-and-bound', 'milp'"),
+        ("certify", "--engine", "lirpa", "'hydrabench', 'auto_lirpa', 'milp', 'branch-and-bound'"),
         ("certify", "--slopes", "some", "'output', 'all'"),
         ("certify", "--mode", "fast", "'cohen', 'adaptive', 'predict'"),
         ("certify", "--rigor", "exact", "'standard', 'sound', 'deployed', 'discrete'"),
@@ -345,7 +345,7 @@ def test_a_value_that_is_none_of_a_closed_list_is_a_usage_error(hydrabench, dens
         (("certify", "--method", "alpha-crown", "--time-limit", "inf"), r"time_limit: input should be a finite number"),
         (
             ("certify", "--method", "symbolic", "--engine", "auto_lirpa"),
-            r"--engine is for --method ibp, crown-ibp, crown, alpha-crown, exact; with symbolic leave it out",
+            r"--engine is for --method ibp, crown-ibp, crown, cascade, alpha-crown, exact; with symbolic leave it out",
         ),
         (("certify", "--method", "alpha-crown", "--iterations", "0"), r"iterations: input should be greater than 0"),
         (("certify", "--vnnlib-timeout", "10"), r"--vnnlib-timeout says something about .* --export-vnnlib; give that"),

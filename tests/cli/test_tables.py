@@ -18,7 +18,7 @@ def test_a_table_is_written_and_comes_back_beside_the_run_it_was_made_from(here,
     result = hydrabench("report", run, "--out", "tables", "--format", "tsv")
     assert result.exit_code == 0, result.stderr
     (table,) = (here / "tables").iterdir()
-    assert table.name.endswith("smoothing-cohen-n0_5-n100-2-sigma0.25.tsv")
+    assert table.name.endswith("smoothing-cohen-n0_5-n100-4-sigma0.25.tsv")
     imported = f"{table},name=theirs,dataset=digits,sigma=0.25,radii=0+0.1"
     result = hydrabench("report", run, "--import", "cohen", imported, "--out", "both")
     assert result.exit_code == 0, result.stderr

@@ -533,7 +533,7 @@ def test_a_cascade_breaks_first_what_ten_steps_of_pgd_break():
     settings = AutoAttackSettings(epsilon="0.5", cascade=True)
     records = evaluate_autoattack(network, block, settings)
     assert {record.broken_by for record in records} == {"clean", "pgd-10"}
-    short = attempt(network, block.rows(range(1, 10)), "pgd-10", settings)
+    short, _ = attempt(network, block.rows(range(1, 10)), "pgd-10", settings)
     assert [-one.loss for one in short] == [record.margin for record in records[1:]]
 
 

@@ -102,8 +102,9 @@ def test_a_bad_instance_is_one_line_and_the_next_one_follows(benchmark, tmp_path
 def test_an_instance_stops_at_its_time_limit(benchmark, tmp_path):
     done = invoke("vnncomp", benchmark / "instances.csv", "--out", tmp_path, "--timeout", "1e-9", "--json")
     assert done.exit_code == 0
-    assert {row[4] for row in rows_of(tmp_path)} <= {"timeout", "violated"}
-    assert "timeout" in done.stdout
+    rows = rows_of(tmp_path)
+    assert {row[4] for row in rows} <= {"timeout", "holds", "violated"}  # what the first bound decides is an answer
+    assert all(float(row[5]) < 2 for row in rows)
 
 
 def test_what_is_no_benchmark_is_refused(tmp_path):
