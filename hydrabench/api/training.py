@@ -146,7 +146,7 @@ def pipeline(
 
 @dataclass(frozen=True)
 class _Work:
-    """What a phase is to do.
+    """The work of a phase.
 
     source: where it starts, as the workflows take it. described: with what a source that is a checkpoint opens.
     like: a module like the network's, for a network that came as a module.

@@ -17,5 +17,5 @@ def is_own(name: str) -> bool:
 
 
 def is_given(name: str) -> bool:
-    """Whether images were handed over by a caller and not found by a name."""
+    """Return whether images were handed over by a caller and not found by a name."""
     return name.startswith(GIVEN)

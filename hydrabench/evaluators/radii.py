@@ -62,7 +62,7 @@ def more(settings: Any, _shape: tuple[int, int, int], lines: Sequence[Line]) -> 
 
 
 def trials_of(settings: BoundSettings) -> int:
-    """How many radii are tried at most."""
+    """Return how many radii are tried at most."""
     return settings.halvings + 1 if settings.search_radius else 1
 
 

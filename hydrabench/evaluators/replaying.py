@@ -21,7 +21,7 @@ ORDER_ROUNDING = 2.0**-38  # by which a sum of squares in float64 may depend on 
 
 @dataclass(frozen=True)
 class Replayed:
-    """What a fresh look at an example gave: its class, and what is wrong with it, None if nothing is."""
+    """The result of a fresh look at an example: its class, and what is wrong with it, None if nothing is."""
 
     prediction: int
     problem: str | None
@@ -74,5 +74,5 @@ def fresh_classes(network: nn.Module, block: Block, _settings: Any) -> list[int]
 
 
 def _is_within(distance: float, most: float, given: set[float]) -> bool:
-    """Whether a distance is at most a radius of the settings, or is what was measured, up to rounding."""
+    """Return whether a distance is at most a radius of the settings, or is what was measured, up to rounding."""
     return distance <= most if most in given else math.isclose(distance, most, rel_tol=ORDER_ROUNDING)

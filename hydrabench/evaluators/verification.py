@@ -69,7 +69,7 @@ def points(
 
 
 def _keeps(settings: Any) -> bool:
-    """Whether images may be broken, not only left open."""
+    """Return whether images may be broken, not only left open."""
     return bool(settings.search_radius) or "exact" in getattr(settings, "methods", ())
 
 

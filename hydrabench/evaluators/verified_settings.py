@@ -49,7 +49,7 @@ class BoundSettings(EvaluationSettings):
 
     @property
     def halvings(self) -> int:
-        """How often the largest radius is halved: neighbouring radii are epsilon / 2**halvings apart."""
+        """Return how often the largest radius is halved: neighbouring radii are epsilon / 2**halvings apart."""
         return HALVINGS if self.tolerance is None else ceil(self.epsilon / self.tolerance - 1).bit_length()
 
     def at(self, radius: Fraction) -> Any:

@@ -19,14 +19,14 @@ class KeepRate(nn.Module):
     Args:
         weights: of the layer.
         density: k, what all layers together are to keep, in (0, 1).
-        initial: a(r) at the start, in (m, 1).
+        initial: a(r) at the start, in (m, 1]; above about 0.99 it is cut, as the original does.
     Source: arXiv:2412.14714; reference/methods-smoothing-attacks.md section 6.1.
     """
 
     def __init__(self, weights: int, density: float, initial: float) -> None:
         super().__init__()
         self.weights, self.least = weights, LEAST_SHARE * density
-        self.logit = nn.Parameter(torch.logit(torch.tensor((initial - self.least) / (1 - self.least))))
+        self.logit = nn.Parameter(torch.logit(torch.tensor(min(0.99, (initial - self.least) / (1 - self.least)))))
 
     def forward(self) -> Tensor:
         """Return a(r), a scalar with a gradient."""

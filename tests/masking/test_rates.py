@@ -118,6 +118,13 @@ def test_a_learned_budget_starts_no_lower_than_the_density_and_keeps_a_weight_a_
     assert [one().item() for one in learned_budget(network).rates()] == pytest.approx([0.4, 0.4])
 
 
+def test_a_budget_of_all_weights_keeps_all(network):
+    attach_masks(network, 1.0, scope="learned")
+    set_phase(network, "prune")
+    freeze_masks(network)
+    assert [int(mask.mask.sum()) for mask in score_masks(network).values()] == [600, 300]
+
+
 def test_a_budget_of_fewer_weights_than_layers_is_refused(network):
     with pytest.raises(ConfigError, match="keeps 1 of 900 weights, fewer than the 2 layers"):
         attach_masks(network, 0.001, scope="learned")

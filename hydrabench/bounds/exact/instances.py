@@ -41,7 +41,7 @@ class Stretched(nn.Module):
 
 @dataclass(frozen=True)
 class PropertyVerdict:
-    """What is known of a property. point: an input, (N,), float32, that violates it. subproblems: that were bounded."""
+    """The verdict on a property. point: an input, (N,), float32, that violates it. subproblems: that were bounded."""
 
     verdict: Verdict
     point: Tensor | None = None

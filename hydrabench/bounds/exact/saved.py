@@ -40,7 +40,7 @@ NUMBERS = ("task", "lower", "serial")
 
 @dataclass(eq=False)
 class Store:
-    """Where searches keep their states. folder: of the run. name: of this process's file."""
+    """The place where searches keep their states. folder: of the run. name: of this process's file."""
 
     folder: Path
     name: str
@@ -52,7 +52,7 @@ class Store:
         return self.folder / f"{self.name}{SUFFIX}"
 
     def is_due(self) -> bool:
-        """Whether the last state is old."""
+        """Return whether the last state is old."""
         return perf_counter() - self.saved_at >= EVERY
 
     def load(self, key: str) -> tuple[list[Subproblem], list[dict[str, Any]]] | None:
@@ -93,7 +93,7 @@ def kept_in(folder: Path, name: str) -> Iterator[None]:
 
 
 def current_store() -> Store | None:
-    """Where searches keep their states now; None: nowhere."""
+    """Return the place where searches keep their states now; None: nowhere."""
     return _STORE.get()
 
 

@@ -104,7 +104,7 @@ class _Tree:
         return self.point is None and len(self.queue) > 0 and self.count < limits.subproblems and not late
 
     def numbers(self) -> dict[str, Any]:
-        """What JSON can hold, all but the open subproblems."""
+        """Return what JSON can hold: all but the open subproblems."""
         point = None if self.point is None else self.point.flatten().tolist()
         done = None if self.done == float("inf") else self.done
         return {"done": done, "count": self.count, "serial": self.serial, "seconds": self.seconds, "point": point}
