@@ -8,6 +8,7 @@
 
 The checkpoints are those that `hydrabench pipeline --config RECIPE` writes, in the compact layout but for the digits',
 which are copied byte for byte; the ledgers are those of the same runs, without times. Entries of other recipes stay.
+The TRADES networks for digits that ship were made before attacks kept to the exact ball; made anew, they differ.
 """
 
 from __future__ import annotations
