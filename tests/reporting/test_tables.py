@@ -235,6 +235,22 @@ def test_the_legend_names_the_methods_of_a_cascade_and_no_limit_that_was_not_set
     assert lines["alpha-crown-i3@2"].endswith("; iterations 3")
 
 
+def test_the_legend_leaves_out_what_a_method_does_not_use(tmp_path, write_run):
+    """`run.json` names every setting, and bounds without slopes to optimise have no iterations."""
+    slopes = {"slopes": "output", "iterations": 100, "learning_rate": 0.1}
+    plain = {"search_radius": False, "engine": "hydrabench", "rigor": "standard"}
+    every = {
+        "ibp": {**plain, **slopes, "methods": ["ibp", "crown-ibp", "crown"], "max_subproblems": 20_000},
+        "pgd": {"steps": 50, "momentum": 0.0, "targets": 0, "mixed": False, "losses": ["ce", "margin"]},
+    }
+    runs = [write_run(tmp_path / kind, kind, **settings) for kind, settings in every.items()]
+    lines = dict(protocol_lines(build_leaderboard(runs)))
+    assert lines["ibp@1"].endswith("by interval bound propagation; engine hydrabench, rigor standard")
+    assert next(text for name, text in lines.items() if name.startswith("pgd")).endswith(
+        "; steps 50, losses ce + margin"
+    )
+
+
 def test_headings_name_the_mode_of_smoothing_and_leave_the_rest_of_the_protocol_to_the_legend(tmp_path, write_run):
     modes = {"": "cohen", "adaptive": "adaptive-label-aware-n5000", "reuse": "reuse"}
     asked: dict[str, dict[str, Any]] = {
