@@ -246,9 +246,8 @@ def test_the_legend_leaves_out_what_a_method_does_not_use(tmp_path, write_run):
     runs = [write_run(tmp_path / kind, kind, **settings) for kind, settings in every.items()]
     lines = dict(protocol_lines(build_leaderboard(runs)))
     assert lines["ibp@1"].endswith("by interval bound propagation; engine hydrabench, rigor standard")
-    assert next(text for name, text in lines.items() if name.startswith("pgd")).endswith(
-        "; steps 50, losses ce + margin"
-    )
+    (pgd,) = (text for name, text in lines.items() if name.startswith("pgd"))
+    assert pgd.endswith("; steps 50, restarts 1, losses ce + margin, seed 0")
 
 
 def test_headings_name_the_mode_of_smoothing_and_leave_the_rest_of_the_protocol_to_the_legend(tmp_path, write_run):
