@@ -51,6 +51,11 @@ class EvaluationSettings(Section):
         """
         raise NotImplementedError(f"{type(self).__name__} needs a property `protocol`")
 
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """The settings that change nothing beside the others, which no report needs to name."""
+        return ()
+
 
 @dataclass(frozen=True)
 class Metric:

@@ -110,6 +110,11 @@ class SmoothingSettings(EvaluationSettings):
         return {1: 1, 2: 2, 3: 2, 4: 3}[self.version]
 
     @property
+    def unused(self) -> tuple[str, ...]:
+        """The selection's draws, where a vote alone predicts."""
+        return ("n0",) if self.mode == "predict" else ()
+
+    @property
     def protocol(self) -> str:
         """`smoothing-cohen@2` is N0 = 100, N = 100,000, alpha = 0.001, seed 0; whatever differs is spelt out.
 

@@ -161,6 +161,14 @@ class VerifiedSettings(MarginSettings):
         return "exact" in self.methods
 
     @property
+    def unused(self) -> tuple[str, ...]:
+        """The settings of methods that do not run."""
+        found: tuple[str, ...] = () if self.kind == "cascade" else ("methods",)
+        found += () if self.kind in SOUND else ("rigor",)
+        found += () if self.searches else ("slopes", "iterations", "learning_rate")
+        return found if self.decides else (*found, "max_subproblems")
+
+    @property
     def protocol(self) -> str:
         """The protocol id names the bound; `cascade@1` is ibp, crown-ibp, crown, whatever differs is spelt out.
 
