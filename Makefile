@@ -33,7 +33,7 @@ test: lint
 	$(TEST) -m "not slow"
 
 test-all: lint
-	$(TEST)
+	$(TEST) --hypothesis-profile random
 
 bench: $(STAMP)
 	for study in benchmarks/*.py; do echo "== $$study"; $(BIN)/python $$study || exit 1; done

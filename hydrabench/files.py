@@ -90,6 +90,8 @@ def finish_together(folder: Path) -> None:
     if not pending.is_file():
         return
     for name in json.loads(pending.read_text(encoding="utf-8")):
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ConfigError(f"{pending} names {name!r}, which lies outside of its folder; remove it")
         with suppress(FileNotFoundError):  # that one was in its place
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             _scratch(folder, name).replace(folder / name)

@@ -1,6 +1,8 @@
 """What all tests need: threads as the command line sets them (see hydrabench/process.py), and no caches of the user's.
 
-And what tests of two rooms need: a reader of VNN-LIB, auto_LiRPA.
+Properties are tried on the same examples in every run, so that `make test` says the same to everybody; `make test-all`
+draws new ones (`--hypothesis-profile random`). And what tests of two rooms need: a reader of
+VNN-LIB, auto_LiRPA.
 """
 
 from __future__ import annotations
@@ -13,6 +15,11 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("fixed", derandomize=True, deadline=None)
+settings.register_profile("random", derandomize=False, deadline=None)
+settings.load_profile("fixed")
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("MKL_NUM_THREADS", "1")

@@ -98,6 +98,17 @@ def test_reporting_knows_nothing_of_torch():
             assert not any("torch" in ast.unparse(node) or "runtime" in ast.unparse(node) for node in tops), path
 
 
+READS_OWN_FILES = {"page", "download", "writer", "files"}  # what hydrabench itself wrote, or ships
+
+
+def test_files_of_the_users_are_read_by_documents():
+    """`documents` refuses what is too large, no regular file or no text, each in one line."""
+    for path in MODULES:
+        found = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        direct = [ast.unparse(node) for node in found if ast.unparse(node.func).endswith(".read_text")]
+        assert not direct or path.stem in READS_OWN_FILES, (path, direct)
+
+
 MORE_THAN_ONCE = {
     "Result": "a type variable",
     "IBP": "the objective and the evaluator of one method, each for its own registry",

@@ -53,6 +53,7 @@ NOT_RUN = {
     "somebody's own; tests/checkpoints/test_composed.py",
     "zoo fetch hydra/": "a download; tests/checkpoints/test_download.py",
     "train --config hydra-cifar10-crown-ibp-cifar_model": "CIFAR-10",
+    "train --config cifar10-cat-rs-resnet110": "CIFAR-10, and days of a GPU; tests/objectives/test_smoothing.py",
 }
 SLOW = (
     "pipeline --config digits",

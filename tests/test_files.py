@@ -6,7 +6,18 @@ import hashlib
 
 import pytest
 
-from hydrabench.files import replacing, sha256_of, shipped, write_json, write_text, write_together
+from hydrabench.errors import ConfigError
+from hydrabench.files import (
+    PENDING,
+    SCRATCH,
+    finish_together,
+    replacing,
+    sha256_of,
+    shipped,
+    write_json,
+    write_text,
+    write_together,
+)
 
 
 def test_a_file_that_fails_halfway_leaves_the_old_one_and_no_scratch(tmp_path):
@@ -44,3 +55,14 @@ def test_files_of_folders_inside_are_written_together_with_the_others(tmp_path):
     write_together(tmp_path, {"a.txt": "a", "deep/er/b.bin": b"\x00b"})
     assert (tmp_path / "deep" / "er" / "b.bin").read_bytes() == b"\x00b"
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.txt", "b.bin", "deep", "er"]
+
+
+@pytest.mark.parametrize("name", ["../stolen.txt", "/tmp/stolen.txt"])
+def test_a_folder_from_elsewhere_moves_no_file_out_of_itself(name, tmp_path):
+    folder = tmp_path / "report"
+    folder.mkdir()
+    (folder / PENDING).write_text(f'["{name}"]')
+    (folder / f".{name.replace('/', '+')}{SCRATCH}").write_text("moved")
+    with pytest.raises(ConfigError, match="lies outside of its folder; remove it"):
+        finish_together(folder)
+    assert not (tmp_path / "stolen.txt").exists()

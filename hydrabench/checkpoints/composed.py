@@ -4,7 +4,7 @@
     --model hydrabench.checkpoints.composed:denoised --model-args network=digits-trades --model-args denoiser=d.py:build
 
 Each is a base classifier like any other, so that what smoothing certifies of it is certified. A network or a denoiser
-is a checkpoint, a zoo id, or code as for --model.
+is a checkpoint, a zoo id, or code as for --model; networks of libraries get ten classes unless num_classes says more.
 """
 
 from __future__ import annotations
@@ -47,32 +47,34 @@ class Ensemble(nn.Module):
         return total
 
 
-def ensemble(networks: str, consensus: int = 0) -> nn.Module:
+def ensemble(networks: str, consensus: int = 0, num_classes: int = 10) -> nn.Module:
     """Build an ensemble by soft vote.
 
-    Args: networks: at least two, separated by commas. consensus: see `Ensemble`.
+    Args: networks: at least two, separated by commas. consensus: see `Ensemble`. num_classes: of networks of libraries.
     Raises: ConfigError or CheckpointError naming what does not fit.
     """
     names = [name for name in networks.split(",") if name]
     if len(names) < 2:
         raise ConfigError(f"networks={networks} is no ensemble; name at least two, separated by commas")
-    return Ensemble([_network(name) for name in names], consensus)
+    return Ensemble([_network(name, num_classes) for name in names], consensus)
 
 
-def denoised(network: str, denoiser: str, weights: str = "") -> nn.Module:
+def denoised(network: str, denoiser: str, weights: str = "", num_classes: int = 10) -> nn.Module:
     """Build a classifier behind a denoiser: any module that maps noisy images to images of the same shape.
 
-    Args: network: the classifier. denoiser: code, which is called without arguments. weights: its file of tensors.
+    Args:
+        network: the classifier. denoiser: code, which is called without arguments. weights: its file of tensors.
+        num_classes: of a classifier of a library.
     Raises: ConfigError or CheckpointError naming what does not fit.
     Source: Salman et al. (2020), arXiv:2003.01908; Carlini et al. (2023), arXiv:2206.10550.
     """
-    front = _network(denoiser)
+    front = _network(denoiser, num_classes)
     if weights:
         load_weights(front, Path(weights))
-    return nn.Sequential(front, _network(network))
+    return nn.Sequential(front, _network(network, num_classes))
 
 
-def _network(name: str) -> nn.Module:
+def _network(name: str, num_classes: int) -> nn.Module:
     """A module in eval mode: code, or a checkpoint with its masks baked in."""
-    made = build_code(name, {}, num_classes=10).module if is_code(name) else open_ref(name).baked()
+    made = build_code(name, {}, num_classes).module if is_code(name) else open_ref(name).baked()
     return made.eval()

@@ -55,10 +55,11 @@ def _architectures() -> dict[str, str]:
 
 
 def _recipes() -> dict[str, str]:
+    from hydrabench.documents import read_text
     from hydrabench.files import shipped
 
     files = sorted(shipped("configs").glob("*.yml"))
-    return {file.stem: file.read_text().partition("\n")[0].removeprefix("#").strip() for file in files}
+    return {file.stem: read_text(file).partition("\n")[0].removeprefix("#").strip() for file in files}
 
 
 def _first_line(described: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hydrabench.config.passes import BOXES, INPUT_GRADIENT, TRAINING
+from hydrabench.objectives.cat_rs import CAT_RS
 from hydrabench.objectives.cc_ibp import CC_IBP
 from hydrabench.objectives.consistency import CONSISTENCY
 from hydrabench.objectives.crown_ibp import CROWN_IBP
@@ -33,6 +34,7 @@ OBJECTIVES: dict[str, Objective] = {
     "consistency": CONSISTENCY,
     "macer": MACER,
     "smoothmix": SMOOTHMIX,
+    "cat-rs": CAT_RS,
     "ibp": IBP,
     "crown-ibp": CROWN_IBP,
     "mixtrain": MIXTRAIN,

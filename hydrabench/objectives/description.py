@@ -48,6 +48,10 @@ def once(settings: Any) -> int:  # noqa: ARG001 - every objective has the same s
     return 1
 
 
+def nothing(settings: Any) -> None:
+    """Do nothing: most objectives need no files."""
+
+
 @dataclass(frozen=True)
 class Objective:
     """A training objective; an entry of `OBJECTIVES`. Its functions are given its settings.
@@ -59,6 +63,7 @@ class Objective:
     passes: forward passes for each image that a step is given.
     uses_bounds: whether bounds go through the network, so that every operation must have rules.
     repeats: how often in a row its settings train on each minibatch.
+    prepare: opens the files that its settings name; called before a run folder is made.
     """
 
     settings: type[ObjectiveSettings]
@@ -68,3 +73,4 @@ class Objective:
     passes: Callable[[Any, Workload], float]
     uses_bounds: bool = False
     repeats: Callable[[Any], int] = once
+    prepare: Callable[[Any], None] = nothing

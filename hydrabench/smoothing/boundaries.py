@@ -26,13 +26,32 @@ from numpy.typing import NDArray
 from hydrabench.laws import LAWS
 from hydrabench.smoothing.sequential import Plan, Verdict
 
-FIRST, GROWTH = 16, 1.25  # looks without a reason of their own: 16, 20, 25, ...
-AGREEING = 1 / 4  # of alpha: for the look at which all draws agreeing first claims a radius
+FIRST = 16  # draws at the first of the looks without a reason of their own
 NEAR = 0.08  # such a look is left out if one with a reason is so near, relatively
 STEP = 0.05  # the bound of the probability is known on a grid of radii, in units of sigma
 RESIGN = 1e-3  # probability of giving up a radius that all draws would certify half of the time
 NEGLECTED = 1e-12  # of alpha: cut off at each end of a distribution, and counted as false claims
 UPWARD = 1 + 1e-9  # sums of probabilities are taken for larger by this than float64 gives them
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Where the looks are, and how they share alpha.
+
+    growth: the draws at a look over those at the look before, for looks without a reason of their own.
+    agreeing: share of alpha of the look at which all draws agreeing first claims a radius. last: of the last look.
+    exact: whether the counts that give a radius up are computed, too, or their probabilities added up over the looks.
+    """
+
+    growth: float
+    agreeing: float
+    last: float
+    exact: bool
+
+
+# By benchmarks/replay.py: at most 1.14 of the bound of the draws, where SPARSE takes up to 1.23.
+DENSE = Schedule(growth=1.1, agreeing=0.2, last=0.4, exact=True)
+SPARSE = Schedule(growth=1.25, agreeing=0.25, last=0.5, exact=False)  # of protocols 3 and 4
 
 
 @dataclass(frozen=True)
@@ -85,12 +104,25 @@ def boundary(p: float, looks: tuple[int, ...], shares: tuple[float, ...]) -> Bou
 
 
 def _binomial(draws: int, p: float, neglected: float) -> tuple[int, NDArray[np.float64], float]:
-    """Return the first count, the probabilities from there on, and the probability of all others."""
-    from scipy.stats import binom  # noqa: PLC0415  (takes a second to import)
+    """Return the first count, the probabilities from there on, and a bound of the probability of all others.
 
-    low, high = int(binom.ppf(neglected, draws, p)), int(binom.isf(neglected, draws, p))
-    outside = float(binom.cdf(low - 1, draws, p) + binom.sf(high, draws, p)) * UPWARD
-    return low, binom.pmf(np.arange(low, high + 1), draws, p), outside
+    By Bernstein's inequality a count is beyond mean + t with a probability of at most
+
+        exp(-t^2 / (2 (variance + t / 3))),
+
+    and below mean - t likewise; t makes that `neglected`. The ratios of neighbours give the probabilities: rounding
+    errors stay below 1e-12, where those of logarithms of factorials reach 1e-9.
+    """
+    mean, depth = draws * p, -math.log(neglected)
+    reach = depth / 3 + math.sqrt(depth**2 / 9 + 2 * depth * mean * (1 - p))
+    low, high = max(0, math.ceil(mean - reach)), min(draws, math.floor(mean + reach))
+    middle = min(max(int(mean), low), high) - low
+    below = np.arange(low, high, dtype=np.float64)
+    ratios = (draws - below) / (below + 1) * (p / (1 - p))
+    mass = np.ones(high - low + 1)
+    np.cumprod(ratios[middle:], out=mass[middle + 1 :])
+    mass[:middle] = np.cumprod(1 / ratios[:middle][::-1])[::-1]
+    return low, mass / mass.sum(), neglected * ((low > 0) + (high < draws))
 
 
 def _trimmed(mass: NDArray[np.float64], first: int, neglected: float) -> tuple[NDArray[np.float64], int, float]:
@@ -106,6 +138,8 @@ def _trimmed(mass: NDArray[np.float64], first: int, neglected: float) -> tuple[N
 class ExactSequential:
     """Mode adaptive: claim each radius at the exact boundary, give it up when that is out of reach.
 
+    schedule: where the looks are, and how they share alpha.
+
     The bound of the probability is known on a grid: the thresholds of the radii that are asked for and of the
     multiples of sigma / 20. Only the former decide when the draws stop. Giving up lowers claims and costs no alpha.
 
@@ -117,6 +151,7 @@ class ExactSequential:
     """
 
     plan: Plan
+    schedule: Schedule = DENSE
 
     @property
     def step(self) -> float:
@@ -153,31 +188,33 @@ class ExactSequential:
 
     @cached_property
     def looks(self) -> tuple[int, ...]:
-        """Draws at each look: where all draws agreeing first claims a radius, about a quarter apart, and N."""
-        samples, alpha = self.plan.samples, self.plan.alpha
+        """Draws at each look: where all draws agreeing first claims a radius, `growth` apart, and N."""
+        samples, share = self.plan.samples, self.plan.alpha * self.schedule.agreeing
         spaced = []
         size = float(FIRST)
         while round(size) < samples:
             spaced.append(round(size))
-            size *= GROWTH
+            size *= self.schedule.growth
         known = [self.thresholds[place] for place in self.asked if place < len(self.thresholds)]
-        reasons = {math.ceil(math.log(alpha * AGREEING / UPWARD**2) / math.log(t)) for t in known}
+        reasons = {math.ceil(math.log(share / UPWARD**2) / math.log(t)) for t in known}
         reasons = {n for n in reasons if n < samples}
         return (*sorted(reasons | {n for n in spaced if all(abs(n - r) > NEAR * r for r in reasons)}), samples)
 
     def shares(self, threshold: float) -> tuple[float, ...]:
         """Return the shares of alpha of the looks.
 
-        Half for the last, where it keeps nearly Cohen's power; a quarter for the first at which all draws agreeing
+        The largest for the last, where it keeps nearly Cohen's power; one for the first at which all draws agreeing
         claims the threshold, where most images of a good classifier are decided; the rest evenly for those between.
         """
         alpha, early = self.plan.alpha, len(self.looks) - 1
+        agreeing, last = self.schedule.agreeing, self.schedule.last
         for place, n in enumerate(self.looks[:-1]):
-            if threshold**n * UPWARD <= alpha * AGREEING:
+            if threshold**n * UPWARD <= alpha * agreeing:
                 between = early - place - 1
                 if not between:
-                    return (*[0.0] * place, alpha / 2, alpha / 2)
-                return (*[0.0] * place, alpha * AGREEING, *[alpha * (0.5 - AGREEING) / between] * between, alpha / 2)
+                    return (*[0.0] * place, alpha * (1 - last), alpha * last)
+                even = alpha * (1 - last - agreeing) / between
+                return (*[0.0] * place, alpha * agreeing, *[even] * between, alpha * last)
         return (*[0.0] * early, alpha)
 
     @cached_property
@@ -192,19 +229,29 @@ class ExactSequential:
         That is where no later look can claim it, or hardly: `RESIGN` is the probability of that, for all looks
         together, if the class were so likely that N draws claim half of the time.
         """
-        from scipy.stats import binom  # noqa: PLC0415  (takes a second to import)
-
         looks, found = np.array(self.looks), {}
         for place in self.asked if self.plan.tolerance is None else range(len(self.thresholds)):
             if place < len(self.thresholds):
                 counts = np.array(self.claims[place])
-                likely = min(counts[-1] / looks[-1], 1.0)
-                hardly = binom.ppf(RESIGN / max(1, len(looks) - 1), looks, likely) - 1
+                hardly = self._hardly(looks, min(counts[-1] / looks[-1], 1.0))
                 # Look k claims at counts[k]; if all draws until then agree, from counts[k] - looks[k] + looks[i] on.
                 reach = np.minimum.accumulate((counts - looks)[::-1])[::-1]
                 surely = np.append(reach[1:] + looks[:-1] - 1, looks[-1])
                 found[place] = tuple(int(count) for count in np.maximum(hardly, surely))
         return found
+
+    def _hardly(self, looks: NDArray[np.int64], likely: float) -> NDArray[np.int64]:
+        """Return the largest counts that give up; a class of probability `likely` is given up with `RESIGN` at most."""
+        early = len(looks) - 1
+        if not self.schedule.exact:
+            from scipy.stats import binom  # noqa: PLC0415  (takes a second to import)
+
+            return np.asarray(binom.ppf(RESIGN / max(1, early), looks, likely) - 1, dtype=np.int64)
+        if not early or likely == 1:
+            return np.full(len(looks), -1)
+        # The mirror image of a claim: votes for other classes, with the probability 1 - likely.
+        others = boundary(1 - likely, self.looks, (*[RESIGN / early] * early, 0.0)).counts
+        return np.asarray(looks - np.array(others), dtype=np.int64)
 
     @cached_property
     def spent(self) -> tuple[float, ...]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
-from hydrabench.smoothing.boundaries import ExactSequential
+from hydrabench.smoothing.boundaries import SPARSE, ExactSequential
 from hydrabench.smoothing.sequential import FixedSize, GroupSequential, Plan, Rule
 
 RULES: dict[str, Callable[[Plan], Rule]] = {"cohen": FixedSize, "adaptive": ExactSequential}
-EXACT_SINCE = 3  # version of the protocol
+EXACT_SINCE, DENSE_SINCE = 3, 5  # versions of the protocol
 
 
 def rule_of(mode: str, version: int) -> Callable[[Plan], Rule]:
     """Return the rule that a mode has in a version of its protocol; ledgers of older ones keep their meaning."""
-    return GroupSequential if mode == "adaptive" and version < EXACT_SINCE else RULES[mode]
+    if mode != "adaptive" or version >= DENSE_SINCE:
+        return RULES[mode]
+    return GroupSequential if version < EXACT_SINCE else partial(ExactSequential, schedule=SPARSE)

@@ -24,6 +24,7 @@ from torch import Tensor
 from hydrabench.bounds.exact.instances import PropertyVerdict, decide_property
 from hydrabench.bounds.properties import read_property
 from hydrabench.checkpoints.foreign.onnx_reader import OnnxNetwork, read_onnx
+from hydrabench.documents import read_text
 from hydrabench.errors import ConfigError, DataError, HydrabenchError, LedgerError
 from hydrabench.files import write_text
 from hydrabench.runtime import World, exact_arithmetic
@@ -88,7 +89,7 @@ def read_instances(path: Path) -> list[Instance]:
     if not path.is_file():
         raise ConfigError(f"{path}: there is no such file; give the instances.csv of a benchmark")
     found = []
-    for number, line in enumerate(csv.reader(path.read_text(encoding="utf-8").splitlines()), start=1):
+    for number, line in enumerate(csv.reader(read_text(path).splitlines()), start=1):
         parts = [part.strip() for part in line]
         if not any(parts):
             continue
@@ -115,7 +116,7 @@ def _kept(path: Path, instances: Sequence[Instance], *, resume: bool) -> list[li
         return []
     if not resume:
         raise LedgerError(f"{path} is there already; add --resume to go on with it, or choose a new --out")
-    rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
+    rows = list(csv.reader(read_text(path).splitlines()))
     for row, one in zip(rows, instances, strict=False):
         if len(row) != ROW_LENGTH or row[1:3] != [one.onnx, one.vnnlib]:
             raise LedgerError(f"{path} has results of other instances ({', '.join(row[1:3])}); choose a new --out")

@@ -65,6 +65,13 @@ def test_an_ensemble_of_checkpoints_adds_their_logits():
     assert torch.allclose(ensemble(",".join(names))(x), expected)
 
 
+@pytest.mark.parametrize(("asked", "expected"), [({}, 10), ({"num_classes": 7}, 7)])
+def test_networks_of_libraries_have_the_classes_that_are_asked_for(asked, expected):
+    pytest.importorskip("torchvision")
+    names = "torchvision:squeezenet1_1,torchvision:squeezenet1_1"
+    assert ensemble(names, **asked).eval()(torch.rand(1, 3, 32, 32)).shape == (1, expected)
+
+
 @pytest.fixture
 def halving(tmp_path):
     """A denoiser of one weight, which halves its images, or does what its file of weights says."""

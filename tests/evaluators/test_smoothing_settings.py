@@ -16,11 +16,11 @@ from hydrabench.smoothing import RULES, Plan
 
 def test_protocols_spell_out_what_differs():
     assert SmoothingSettings().protocol == "smoothing-cohen@4"
-    assert SmoothingSettings(mode="adaptive").protocol == "smoothing-adaptive@4"
+    assert SmoothingSettings(mode="adaptive").protocol == "smoothing-adaptive@5"
     assert SmoothingSettings(mode="adaptive", version=2).protocol == "smoothing-adaptive@2"
-    assert SmoothingSettings(mode="adaptive", rigor="discrete").protocol == "smoothing-adaptive-discrete@4"
+    assert SmoothingSettings(mode="adaptive", rigor="discrete").protocol == "smoothing-adaptive-discrete@5"
     spelt = SmoothingSettings(mode="adaptive", label_aware=True, radii=(0.5,), samples=1000, seed=2)
-    assert spelt.protocol == "smoothing-adaptive-label-aware-n1000-r0.5-s2@4"
+    assert spelt.protocol == "smoothing-adaptive-label-aware-n1000-r0.5-s2@5"
 
 
 def test_the_grid_is_part_of_the_protocol_where_the_draws_depend_on_it():
@@ -36,7 +36,9 @@ def test_different_settings_never_share_a_protocol():
     several += [{"mode": "adaptive", "label_aware": True}, {"mode": "adaptive", "radii": (0.5,)}]
     several += [{"mode": "adaptive", "tolerance": 0.02}, {"mode": "adaptive", "tolerance": 0.05}, {"randomized": True}]
     several += [{"law": "uniform"}, {"law": "laplace"}]
-    several += [{"version": version} for version in (1, 2)] + [{"mode": "adaptive", "version": 3}]
+    several += [{"version": version} for version in (1, 2)] + [
+        {"mode": "adaptive", "version": version} for version in (3, 4)
+    ]
     for one, other in combinations(several, 2):
         assert SmoothingSettings(**one).protocol != SmoothingSettings(**other).protocol
 

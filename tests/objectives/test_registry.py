@@ -13,6 +13,7 @@ from hydrabench.data import load_images, pixels
 from hydrabench.masking import attach_masks, prunable_layers, score_masks, set_phase, shared_masks
 from hydrabench.models import build_model
 from hydrabench.objectives import OBJECTIVES, TrainingStep
+from hydrabench.objectives.cat_rs import CatRsSettings
 from hydrabench.objectives.cc_ibp import CcIbpSettings
 from hydrabench.objectives.consistency import ConsistencySettings
 from hydrabench.objectives.crown_ibp import CrownIbpSettings
@@ -41,6 +42,7 @@ SETTINGS = {
     "consistency": ConsistencySettings(name="consistency", sigma=0.25),
     "macer": MacerSettings(name="macer", sigma=0.25, copies=4),
     "smoothmix": SmoothMixSettings(name="smoothmix", sigma=0.25, steps=2),
+    "cat-rs": CatRsSettings(name="cat-rs", epsilon="0.5", sigma=0.25, steps=2, copies=2),
     "ibp": IbpSettings(name="ibp", epsilon="8/255"),
     "crown-ibp": CrownIbpSettings(name="crown-ibp", epsilon="8/255"),
     "mixtrain": MixtrainSettings(name="mixtrain", epsilon="8/255", samples=2),
@@ -63,8 +65,16 @@ UNDISTURBED = {
     "consistency": ConsistencySettings(name="consistency", sigma=1e-9, entropy=0),
     "macer": MacerSettings(name="macer", sigma=1e-9),
     "smoothmix": SmoothMixSettings(name="smoothmix", sigma=1e-9, weight=0),
+    "cat-rs": CatRsSettings(name="cat-rs", epsilon="0.5", sigma=1e-9, weight=0, copies=1),
 }
-SMOOTHED = {"stability", "smoothadv", "consistency", "macer", "smoothmix"}  # chosen by the averaged prediction
+SMOOTHED = {
+    "stability",
+    "smoothadv",
+    "consistency",
+    "macer",
+    "smoothmix",
+    "cat-rs",
+}  # chosen by the averaged prediction
 
 every_objective = pytest.mark.parametrize("objective", OBJECTIVES)
 every_setting = pytest.mark.parametrize("settings", ALL.values(), ids=ALL)
@@ -165,7 +175,7 @@ def test_a_few_steps_lower_the_loss_on_digits(settings):
     assert totals[-1] < 0.97 * totals[0]
 
 
-TWICE = ("trades", "stability", "smoothmix", "mtl-ibp", "cc-ibp", "exp-ibp")
+TWICE = ("trades", "stability", "smoothmix", "cat-rs", "mtl-ibp", "cc-ibp", "exp-ibp")
 PASSES = dict.fromkeys(OBJECTIVES, 1) | dict.fromkeys(TWICE, 2)
 
 

@@ -1,4 +1,4 @@
-"""SmoothAdv, Consistency, MACER and SmoothMix: their formulas, written out with the noise of the step."""
+"""SmoothAdv, Consistency, MACER, SmoothMix and CAT-RS: their formulas, written out with the noise of the step."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import torch
 from scipy.stats import norm
 from torch.nn import functional
 
+from hydrabench.checkpoints import Header, load_checkpoint, save_checkpoint
+from hydrabench.errors import CheckpointError, ConfigError
 from hydrabench.models import build_model
 from hydrabench.objectives import OBJECTIVES, TrainingStep
+from hydrabench.objectives.cat_rs import divergences, worst_noise
 from hydrabench.objectives.noise import climb, in_ball, noises, noisy_logits, smoothed_losses, unit_or_random
 from hydrabench.runtime import stream
 
@@ -151,3 +154,110 @@ def test_smoothmix_is_its_formula(problem, one_step):
     expected = -found[:, torch.arange(6), y].log().mean() + 5 * 0.2 * (apart * right).mean()
     keys = {"steps": 3, "one_step": one_step}
     assert total(problem, "smoothmix", step(epoch=1), **keys) == pytest.approx(expected.item(), rel=1e-7)
+
+
+def written_out(problem, noise, counted, target, weight):
+    """Algorithm 1 of arXiv:2212.09000, image by image, with the K of each image and its target given."""
+    network, x, y = problem
+    moved = worst_noise(network, x, target, noise, epsilon=0.5, steps=4)
+    expected = 0.0
+    for image in range(len(x)):
+        one, label = x[image : image + 1], y[image : image + 1]
+        losses = sorted(functional.cross_entropy(network(one + d[image]), label).item() for d in noise)
+        expected += sum(losses[: counted[image]]) / len(noise)
+        if counted[image] == len(noise):
+            scores = [network(one + d[image]).softmax(1)[0] for d in moved]
+            kept = target[image] > 0  # 0 log 0 is 0
+            apart = [(target[image] * (target[image] / score).log())[kept].sum().item() for score in scores]
+            expected += weight * max(apart)
+    return expected / len(x)
+
+
+def drawn(given, right, count):
+    """Draw K of each image as the step does, after the noise: of `count` trials with the probability `right`."""
+    tried = torch.rand(len(right), count, generator=given.generator)
+    return [max(1, sum(trial < p for trial in row)) for row, p in zip(tried.tolist(), right.tolist(), strict=True)]
+
+
+def test_cat_rs_is_its_formula(problem):
+    """With the votes of the network itself; two images are labelled wrongly, so that K is 1 for them."""
+    network, x, y = problem
+    y = y.clone()
+    y[:2] = (y[:2] + 1) % 10
+    given = step()
+    noise = noises(x, given, copies=3, sigma=SIGMA)
+    votes = torch.stack([functional.one_hot(network(x + one).argmax(1), 10) for one in noise]).double().mean(0)
+    counted = drawn(given, votes[torch.arange(6), y], 3)
+    assert 1 in counted
+    assert 3 in counted
+    expected = written_out((network, x, y), noise, counted, votes, 0.7)
+    found = total((network, x, y), "cat-rs", epsilon="0.5", copies=3, weight=0.7)
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_worst_noise_raises_the_divergence_and_still_looks_like_noise(problem):
+    network, x, _ = problem
+    noise, found = copies(problem, 3)
+    target = found.mean(0).detach()
+    moved = worst_noise(network, x, target, noise, epsilon=0.5, steps=4)
+    assert network.training
+    before, after = (divergences(noisy_logits(network, x, d), target) for d in (noise, moved))
+    assert (after > before).all()
+    torch.testing.assert_close(moved.flatten(2).mean(2), noise.flatten(2).mean(2))
+    sizes = [d.flatten(2).square().mean(2).sqrt() for d in (noise, moved)]
+    torch.testing.assert_close(sizes[1], sizes[0], rtol=0.05, atol=0)
+
+
+def test_a_step_of_the_worst_noise_worked_by_hand():
+    """One image of one pixel in two channels; the logits are the channels, and the target is class 0.
+
+    The noise is (3, -1): mean 1, root mean square sqrt(5). The divergence falls with the first channel and rises with
+    the second, as fast, so that the direction is (-1, 1) / sqrt(2). A step of 2 · 1 / 1 leads to (3, -1) + (-s, s) with
+    s = sqrt(2), and projection to length 1 back to s = 1 / sqrt(2): here = (3 - s, s - 1). Its mean is 1, its root
+    mean square r; the noise that is found is 1 + sqrt(5) · (here - 1) / r.
+    """
+    noise = torch.tensor([3.0, -1.0], dtype=torch.float64).view(1, 1, 2, 1, 1)
+    x, target = torch.zeros(1, 2, 1, 1, dtype=torch.float64), torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    found = worst_noise(torch.nn.Flatten(), x, target, noise, epsilon=1.0, steps=1).flatten()
+    s = 0.5**0.5
+    here = torch.tensor([3 - s, s - 1], dtype=torch.float64)
+    r = ((3 - s) ** 2 / 2 + (s - 1) ** 2 / 2) ** 0.5
+    torch.testing.assert_close(found, 1 + 5**0.5 * (here - 1) / r, rtol=1e-6, atol=0)
+
+
+def saved_teacher(path, classes=10):
+    """Store a network whose weights are not those of `problem`, and return it as it is stored, in float64."""
+    teacher = build_model("cifar_model", (1, 8, 8), classes, generator=torch.Generator().manual_seed(7))
+    facts = {"arch": "cifar_model", "dataset": "digits", "shape": (1, 8, 8), "num_classes": classes, "density": 1}
+    unknown = ("normalization", "objective", "recipe", "recipe_sha256", "seed", "selection", "parent")
+    header = Header(layout="dense", phase="imported", **facts, **dict.fromkeys(unknown))
+    save_checkpoint(path, teacher.state_dict(), header)
+    return load_checkpoint(path).baked().double().eval()
+
+
+def test_a_teacher_votes_under_its_own_noise(problem, tmp_path):
+    network, x, y = problem
+    teacher = saved_teacher(tmp_path / "teacher.safetensors")
+    given = step()
+    noise = noises(x, given, copies=3, sigma=SIGMA)
+    own = torch.stack([network(x + one).argmax(1) for one in noise])
+    counted = drawn(given, (own == y).double().mean(0), 3)
+    said = [teacher(x + 0.4 * given.normal(x)).argmax(1) for _ in range(5)]
+    target = torch.stack([functional.one_hot(one, 10) for one in said]).double().mean(0)
+    assert 3 in counted
+    expected = written_out(problem, noise, counted, target, 1.0)
+    keys = {"epsilon": "0.5", "copies": 3, "teacher": str(tmp_path / "teacher.safetensors")}
+    found = total(problem, "cat-rs", votes=5, teacher_sigma=0.4, **keys)
+    assert found == pytest.approx(expected, rel=1e-9)
+    assert found != pytest.approx(total(problem, "cat-rs", epsilon="0.5", copies=3), rel=1e-6)
+
+
+def test_a_teacher_that_is_not_there_or_knows_other_classes_is_named(problem, tmp_path):
+    settings = OBJECTIVES["cat-rs"].settings.model_validate(
+        {"name": "cat-rs", "sigma": SIGMA, "epsilon": "1", "teacher": "nowhere.safetensors"}
+    )
+    with pytest.raises((CheckpointError, ConfigError), match="nowhere"):
+        OBJECTIVES["cat-rs"].prepare(settings)
+    saved_teacher(tmp_path / "seven.safetensors", classes=7)
+    with pytest.raises(ConfigError, match="knows 7 classes, the data 10; name a network"):
+        total(problem, "cat-rs", epsilon="1", teacher=str(tmp_path / "seven.safetensors"))

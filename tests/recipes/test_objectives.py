@@ -29,6 +29,7 @@ SMALLEST = {
     "consistency": "{name: consistency, sigma: 0.25}",
     "macer": "{name: macer, sigma: 0.25}",
     "smoothmix": "{name: smoothmix, sigma: 0.25}",
+    "cat-rs": "{name: cat-rs, epsilon: 1, sigma: 0.25}",
     "ibp": "{name: ibp, epsilon: 2/255}",
     "crown-ibp": "{name: crown-ibp, epsilon: 2/255}",
     "mixtrain": "{name: mixtrain, epsilon: 2/255, samples: 5}",

@@ -143,7 +143,7 @@ def test_overrides_are_yaml_values_at_dotted_keys(tmp_path):
         ("train=3", r"train: expected keys and values \(got 3\)"),
         (
             "objective.name=tradez",
-            r"objective.name: unknown name 'tradez'; did you mean 'trades'\? choose one of: cc-ibp, consistency, crown",
+            r"objective.name: unknown name 'tradez'; did you mean 'trades'\? choose one of: cat-rs, cc-ibp",
         ),
         ("prune.objective={beta: 1}", r"prune.objective.name: is required"),
         ("evaluate=[{kind: x}]", r"evaluate.0.kind: unknown kind 'x'; choose one of: alpha-crown, apgd, autoattack, "),

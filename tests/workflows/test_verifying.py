@@ -28,6 +28,7 @@ CASES = {
     "smoothing": (SmoothingSettings(sigma=0.1, n0=10, samples=200), 6),
     "adaptive": (SmoothingSettings(sigma=0.1, n0=10, samples=200, mode="adaptive"), 6),
     "adaptive as of version 2": (SmoothingSettings(sigma=0.1, n0=10, samples=200, mode="adaptive", version=2), 6),
+    "adaptive as of version 4": (SmoothingSettings(sigma=0.1, n0=10, samples=200, mode="adaptive", version=4), 6),
 }
 
 

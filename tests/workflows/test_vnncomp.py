@@ -111,6 +111,9 @@ def test_what_is_no_benchmark_is_refused(tmp_path):
     (tmp_path / "i.csv").write_text("net.onnx,prop.vnnlib\n")
     wrong = invoke("vnncomp", tmp_path / "i.csv", "--out", tmp_path / "out")
     assert "line 1: is not NETWORK.onnx,PROPERTY.vnnlib,SECONDS" in wrong.stderr
+    (tmp_path / "i.csv").write_bytes(b"\xff\xfenet.onnx,prop.vnnlib,3\n")
+    wrong = invoke("vnncomp", tmp_path / "i.csv", "--out", tmp_path / "out")
+    assert "is not UTF-8 text" in wrong.stderr
     assert "there is no such file" in invoke("vnncomp", tmp_path / "j.csv", "--out", tmp_path / "out").stderr
     (tmp_path / "i.csv").write_text("net.onnx,prop.vnnlib,60\n")
     bad = invoke("vnncomp", tmp_path / "i.csv", "--out", tmp_path / "out", "--timeout", "0")

@@ -94,7 +94,7 @@ def check_phase(
     Args:
         section: of the recipe, which has it. network: the recipe's; its weights do not matter.
     Raises: ConfigError naming the option or key; UnsupportedLayerError naming a layer that the bounds of the objective
-        cannot pass.
+        cannot pass; CheckpointError for a file that the objective needs.
     """
     lookup("precision", TRAINING_PRECISIONS, options.precision)
     if options.micro_batch is not None and options.micro_batch < 1:
@@ -102,8 +102,9 @@ def check_phase(
     if options.tensorboard:
         require_tensorboard()
     phase: PhaseRecipe = getattr(recipe, section)
-    objective = recipe.objective_of(section).name
-    bounds = OBJECTIVES[objective].uses_bounds
+    settings = recipe.objective_of(section)
+    objective, bounds = settings.name, OBJECTIVES[settings.name].uses_bounds
+    OBJECTIVES[objective].prepare(settings)
     if bounds or fills(phase):
         program_of(network)
     if phase.sync_batch_norm and world.size > 1 and (bounds or device.type == "cpu"):

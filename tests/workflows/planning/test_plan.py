@@ -155,7 +155,7 @@ def timed_once(monkeypatch):
 def test_a_step_of_every_objective_can_be_timed_and_leaves_the_network_alone(timed_once, make_recipe, name, phase):
     own = {"stability": {"sigma": 0.1}, "natural": {}, "mixtrain": {"samples": 2}, "sabr": {"box": 0.5}}
     own |= {key: {"ibp_weight": 0.5} for key in ("mtl-ibp", "cc-ibp", "exp-ibp")}
-    own |= {key: {"sigma": 0.1} for key in ("consistency", "macer", "smoothmix")}
+    own |= {key: {"sigma": 0.1} for key in ("consistency", "macer", "smoothmix", "cat-rs")}
     own["smoothadv"] = {"sigma": 0.1, "epsilon": "0.5"}
     radius = {"epsilon": "8/255"} if {"epsilon", "norm"} & set(OBJECTIVES[name].settings.model_fields) else {}
     objective = {"name": name, **radius, **own.get(name, {})}

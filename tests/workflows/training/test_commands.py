@@ -380,6 +380,13 @@ def test_a_network_that_the_training_bounds_cannot_pass_is_refused(make_recipe, 
     assert not (tmp_path / "run").exists()
 
 
+def test_a_teacher_that_is_not_there_is_refused(make_recipe, cpu, tmp_path):
+    objective = {"name": "cat-rs", "epsilon": "1", "sigma": 0.25, "teacher": "nowhere.safetensors"}
+    with pytest.raises((CheckpointError, ConfigError), match=r"nowhere\.safetensors"):
+        training.train(make_recipe(objective=objective, evaluate=[]), tmp_path / "run", options=cpu)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_recipe_whose_data_are_missing_is_refused(make_recipe, tmp_path):
     (tmp_path / "data").mkdir()
     recipe = make_recipe(data={"name": "cifar10"})
