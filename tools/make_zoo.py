@@ -3,12 +3,11 @@
     python tools/make_zoo.py                          # the digits, in minutes
     python tools/make_zoo.py cifar10-crown-ibp-cifar_model cifar10-trades-cifar_model    # hours; data: HYDRABENCH_DATA
     python tools/make_zoo.py --runs RUNS RECIPE...    # RUNS: where the pipelines run, resumed if they are there
-    python tools/make_zoo.py --seed 1 RECIPE...       # another seed; its checkpoints are called NAME-seed1
+    python tools/make_zoo.py --seed 1 RECIPE...       # another seed; its dense checkpoint is called NAME-seed1
     python tools/make_zoo.py --schema                 # only write the manifest's JSON Schema again
 
 The checkpoints are those that `hydrabench pipeline --config RECIPE` writes, in the compact layout but for the digits',
 which are copied byte for byte; the ledgers are those of the same runs, without times. Entries of other recipes stay.
-The TRADES networks for digits that ship were made before attacks kept to the exact ball; made anew, they differ.
 """
 
 from __future__ import annotations
@@ -44,13 +43,13 @@ COMPARED = ("pgd", "ibp", "crown-ibp", "cascade")  # deterministic verdicts; smo
 def main(runs: Path, recipes: Sequence[str], seed: int) -> None:
     """Run the pipelines and fill the zoo's folder."""
     manifest = yaml.safe_load((ZOO / SHIPPED).read_text(encoding="utf-8"))
+    entries = {entry["id"]: entry for entry in manifest["checkpoints"]}
     for name in recipes:
         suffix = f"-seed{seed}" if seed else ""
         recipe = load_recipe(name, [f"seed={seed}"])
         run_pipeline(recipe, runs / f"{name}{suffix}", options=RunOptions(device="cpu"), resume=True)
-        made = [add(runs / f"{name}{suffix}", *one) for one in names(recipe, suffix)]
-        others = [entry for entry in manifest["checkpoints"] if entry["id"] not in {one["id"] for one in made}]
-        manifest["checkpoints"] = others + made
+        entries |= {one[1]: add(runs / f"{name}{suffix}", *one) for one in names(recipe, suffix)}
+    manifest["checkpoints"] = list(entries.values())
     comments = f"# yaml-language-server: $schema={SCHEMA}\n# Written by make_zoo.py.\n"
     write_text(ZOO / SHIPPED, comments + yaml.safe_dump(manifest, sort_keys=False))
     write_json(ZOO / SCHEMA, json_schema())
@@ -58,13 +57,12 @@ def main(runs: Path, recipes: Sequence[str], seed: int) -> None:
 
 def names(recipe: Recipe, suffix: str) -> list[tuple[str, str, str | None]]:
     """Return the run folder, the id and the parent's id of every network of a pipeline that ships."""
-    stem = recipe.name.removesuffix(f"-{recipe.model.arch}")
-    found: list[tuple[str, str, str | None]] = [("train", f"{stem}{suffix}", None)]
+    dense = recipe.name.removesuffix(f"-{recipe.model.arch}") + suffix
+    found: list[tuple[str, str, str | None]] = [("train", dense, None)]
     for kind, infix in (("finetune", ""), ("lwm", "-lwm")):
         if kind == "finetune" or recipe.pipeline.lwm:
             for k in recipe.pipeline.densities:
-                identity = f"{stem}{infix}-{100 * (1 - k):g}{suffix}"
-                found.append((f"{kind}-{k:g}", identity, f"{stem}{suffix}"))
+                found.append((f"{kind}-{k:g}", f"{dense}{infix}-{100 * (1 - k):g}", dense))
     return found
 
 

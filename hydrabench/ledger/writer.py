@@ -6,6 +6,7 @@ import glob
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from hydrabench.errors import LedgerError
 from hydrabench.files import SCRATCH, finish_together, now, write_json
 
 LOCK, HOLDER = ".writer.lock", ".writer.json"
+SAYING = 1.0  # second, in which a process that got the lock has said who it is
 
 
 @contextmanager
@@ -80,9 +82,13 @@ def interrupted(folder: Path) -> bool:
 
 
 def _holder(file: Path) -> str:
-    """Return a description of the process that holds the lock."""
-    try:
-        about = json.loads(file.read_text(encoding="utf-8"))
-        return f"process {about['pid']} on {about['host']}, started {about['started']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another process"  # it has not yet said which
+    """Return a description of the process that holds the lock, which says who it is right after it has it."""
+    end = time.monotonic() + SAYING
+    while True:
+        try:
+            about = json.loads(file.read_text(encoding="utf-8"))
+            return f"process {about['pid']} on {about['host']}, started {about['started']}"
+        except (OSError, ValueError, KeyError, TypeError):
+            if time.monotonic() > end:
+                return "another process"
+            time.sleep(SAYING / 50)

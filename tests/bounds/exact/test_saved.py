@@ -133,7 +133,7 @@ def test_a_state_that_loses_something_is_caught(make_instance, tmp_path, die, mo
 
 
 def test_the_command_goes_on_inside_an_image(tmp_path, die):
-    words = ["certify", "--ckpt", "digits-trades-90", "--method", "exact", "--epsilon", "16/255", "--index", "309"]
+    words = ["certify", "--ckpt", "digits-trades-90", "--method", "exact", "--epsilon", "16/255", "--index", "30"]
     words += ["--max-subproblems", "60", "--out"]
 
     def record(folder):
