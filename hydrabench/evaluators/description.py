@@ -52,9 +52,9 @@ class EvaluationSettings(Section):
         raise NotImplementedError(f"{type(self).__name__} needs a property `protocol`")
 
     @property
-    def unused(self) -> tuple[str, ...]:
-        """The settings that change nothing beside the others, which no report needs to name."""
-        return ()
+    def unused(self) -> frozenset[str]:
+        """The settings that mean nothing beside the others, such as those of a method that is not called."""
+        return frozenset()
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,7 @@ def attack_as_hydra(network: nn.Module, block: Block, settings: HydraSettings) -
     import torch
 
     from hydrabench.attacks import LOSSES, ExactBall, margin, steepest, unit_noise
+    from hydrabench.attacks.pgd import input_gradient
     from hydrabench.runtime import stream
 
     ball = ExactBall.around(block.images, float(settings.epsilon), "linf")
@@ -77,7 +78,7 @@ def attack_as_hydra(network: nn.Module, block: Block, settings: HydraSettings) -
         points.requires_grad_()
         with torch.enable_grad():
             total = LOSSES["ce"](network(points), block.labels).sum()
-        (gradient,) = torch.autograd.grad(total, points)
+        gradient = input_gradient(total, points)
         points = ball.project(steepest(points.detach(), gradient, float(settings.step_size), norm="linf"))
     with torch.no_grad():
         logits = network(points)

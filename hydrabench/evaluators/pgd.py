@@ -72,6 +72,11 @@ class PgdSettings(BallSettings):
             yield "step_size: is above 0"
 
     @property
+    def unused(self) -> frozenset[str]:
+        """Momentum and targets of 0: there are none."""
+        return frozenset(name for name in ("momentum", "targets") if not getattr(self, name))
+
+    @property
     def protocol(self) -> str:
         """`pgd-50@2` is 50 steps, one restart, both losses, seed 0; whatever differs is spelt out."""
         losses = "" if self.losses == ("ce", "margin") else "-" + "+".join(self.losses)

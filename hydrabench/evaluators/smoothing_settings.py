@@ -118,9 +118,9 @@ class SmoothingSettings(EvaluationSettings):
         return {1: 1, 2: 2, 3: 2, 4: 3, 5: 3}[self.version]
 
     @property
-    def unused(self) -> tuple[str, ...]:
+    def unused(self) -> frozenset[str]:
         """The selection's draws, where a vote alone predicts."""
-        return ("n0",) if self.mode == "predict" else ()
+        return frozenset(("n0",) if self.mode == "predict" else ())
 
     @property
     def protocol(self) -> str:

@@ -161,12 +161,11 @@ class VerifiedSettings(MarginSettings):
         return "exact" in self.methods
 
     @property
-    def unused(self) -> tuple[str, ...]:
-        """The settings of methods that do not run."""
-        found: tuple[str, ...] = () if self.kind == "cascade" else ("methods",)
-        found += () if self.kind in SOUND else ("rigor",)
-        found += () if self.searches else ("slopes", "iterations", "learning_rate")
-        return found if self.decides else (*found, "max_subproblems")
+    def unused(self) -> frozenset[str]:
+        """What belongs to methods that are not called; the meaning of a cascade names its methods."""
+        search = SEARCH if not (self.searches or self.decides) else () if self.searches else SEARCH[:-1]
+        rounding = () if self.kind in SOUND else ("rigor",)
+        return frozenset(("methods", *search, *rounding, *(() if self.decides else ("max_subproblems",))))
 
     @property
     def protocol(self) -> str:

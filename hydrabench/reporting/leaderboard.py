@@ -33,6 +33,7 @@ class Leaderboard:
     cells: what each image contributes, by the hash of the network and the column. evaluations: all ledgers.
     sandwiches: of each network and threat that a bound and an attack judged. external: rows of published numbers.
     score: the column that ranks the rows of each data set. tests: how many comparisons of pairs the ranks rest on.
+    ancestors: names of networks that rows were made from and that are no rows themselves, by SHA-256.
     """
 
     columns: tuple[Column, ...]
@@ -44,6 +45,7 @@ class Leaderboard:
     external: tuple[ExternalRow, ...] = field(compare=False, repr=False, default=())
     score: Mapping[str, Column] = field(default_factory=dict)
     tests: int = 0
+    ancestors: Mapping[str, str] = field(compare=False, default_factory=dict)
 
 
 def build_leaderboard(

@@ -96,7 +96,7 @@ def _flagged(board: Leaderboard) -> str:
 
 
 def protocol_lines(board: Leaderboard) -> list[tuple[str, str]]:
-    """The protocol ids in the order of the columns, each with what it means and the settings that matter there."""
+    """The protocol ids in the order of the columns, each with what it means and its settings."""
     return [
         (protocol.id, "; ".join(filter(None, (protocol.meaning, _settings_text(protocol)))))
         for protocol in board.protocols
@@ -109,10 +109,7 @@ def protocol_of(board: Leaderboard, column: Column) -> Protocol:
 
 
 def _settings_text(protocol: Protocol) -> str:
-    """Write {"steps": 50, "losses": ["ce", "margin"]} as "steps 50, losses ce + margin".
-
-    What is off (None, False, an empty list) is left out, and what changes nothing beside the other settings.
-    """
+    """Write {"steps": 50, "losses": ["ce", "margin"]} as "steps 50, losses ce + margin", without what is not in use."""
     unused = protocol.read().unused if protocol.settings else ()
     return ", ".join(
         key if value is True else f"{key} {' + '.join(map(str, value)) if isinstance(value, list | tuple) else value}"

@@ -35,7 +35,7 @@ UPWARD = 1 + 1e-9  # sums of probabilities are taken for larger by this than flo
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Spacing:
     """Where the looks are, and how they share alpha.
 
     growth: the draws at a look over those at the look before, for looks without a reason of their own.
@@ -49,9 +49,9 @@ class Schedule:
     exact: bool
 
 
-# By benchmarks/replay.py: at most 1.14 of the bound of the draws, where SPARSE takes up to 1.23.
-DENSE = Schedule(growth=1.1, agreeing=0.2, last=0.4, exact=True)
-SPARSE = Schedule(growth=1.25, agreeing=0.25, last=0.5, exact=False)  # of protocols 3 and 4
+# By benchmarks/replay.py: at most 1.14 of the bound of the draws, where SPARSE_LOOKS takes up to 1.23.
+DENSE_LOOKS = Spacing(growth=1.1, agreeing=0.2, last=0.4, exact=True)
+SPARSE_LOOKS = Spacing(growth=1.25, agreeing=0.25, last=0.5, exact=False)  # of protocols 3 and 4
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def _trimmed(mass: NDArray[np.float64], first: int, neglected: float) -> tuple[N
 class ExactSequential:
     """Mode adaptive: claim each radius at the exact boundary, give it up when that is out of reach.
 
-    schedule: where the looks are, and how they share alpha.
+    spacing: where the looks are, and how they share alpha.
 
     The bound of the probability is known on a grid: the thresholds of the radii that are asked for and of the
     multiples of sigma / 20. Only the former decide when the draws stop. Giving up lowers claims and costs no alpha.
@@ -151,7 +151,7 @@ class ExactSequential:
     """
 
     plan: Plan
-    schedule: Schedule = DENSE
+    spacing: Spacing = DENSE_LOOKS
 
     @property
     def step(self) -> float:
@@ -189,12 +189,12 @@ class ExactSequential:
     @cached_property
     def looks(self) -> tuple[int, ...]:
         """Draws at each look: where all draws agreeing first claims a radius, `growth` apart, and N."""
-        samples, share = self.plan.samples, self.plan.alpha * self.schedule.agreeing
+        samples, share = self.plan.samples, self.plan.alpha * self.spacing.agreeing
         spaced = []
         size = float(FIRST)
         while round(size) < samples:
             spaced.append(round(size))
-            size *= self.schedule.growth
+            size *= self.spacing.growth
         known = [self.thresholds[place] for place in self.asked if place < len(self.thresholds)]
         reasons = {math.ceil(math.log(share / UPWARD**2) / math.log(t)) for t in known}
         reasons = {n for n in reasons if n < samples}
@@ -207,7 +207,7 @@ class ExactSequential:
         claims the threshold, where most images of a good classifier are decided; the rest evenly for those between.
         """
         alpha, early = self.plan.alpha, len(self.looks) - 1
-        agreeing, last = self.schedule.agreeing, self.schedule.last
+        agreeing, last = self.spacing.agreeing, self.spacing.last
         for place, n in enumerate(self.looks[:-1]):
             if threshold**n * UPWARD <= alpha * agreeing:
                 between = early - place - 1
@@ -243,7 +243,7 @@ class ExactSequential:
     def _hardly(self, looks: NDArray[np.int64], likely: float) -> NDArray[np.int64]:
         """Return the largest counts that give up; a class of probability `likely` is given up with `RESIGN` at most."""
         early = len(looks) - 1
-        if not self.schedule.exact:
+        if not self.spacing.exact:
             from scipy.stats import binom  # noqa: PLC0415  (takes a second to import)
 
             return np.asarray(binom.ppf(RESIGN / max(1, early), looks, likely) - 1, dtype=np.int64)

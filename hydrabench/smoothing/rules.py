@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from hydrabench.smoothing.boundaries import SPARSE, ExactSequential
+from hydrabench.smoothing.boundaries import SPARSE_LOOKS, ExactSequential
 from hydrabench.smoothing.sequential import FixedSize, GroupSequential, Plan, Rule
 
 RULES: dict[str, Callable[[Plan], Rule]] = {"cohen": FixedSize, "adaptive": ExactSequential}
@@ -16,4 +16,4 @@ def rule_of(mode: str, version: int) -> Callable[[Plan], Rule]:
     """Return the rule that a mode has in a version of its protocol; ledgers of older ones keep their meaning."""
     if mode != "adaptive" or version >= DENSE_SINCE:
         return RULES[mode]
-    return GroupSequential if version < EXACT_SINCE else partial(ExactSequential, schedule=SPARSE)
+    return GroupSequential if version < EXACT_SINCE else partial(ExactSequential, spacing=SPARSE_LOOKS)

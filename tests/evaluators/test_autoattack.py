@@ -20,8 +20,9 @@ from hydrabench.attacks import margin, upstream
 from hydrabench.data.images import Block
 from hydrabench.errors import ConfigError, HydrabenchError, NonFiniteError
 from hydrabench.evaluators import AutoAttackSettings
-from hydrabench.evaluators.autoattack import attempt, evaluate_autoattack, saved_by_cascade, seed_of
+from hydrabench.evaluators.autoattack import attempt, evaluate_autoattack, seed_of
 from hydrabench.evaluators.autoattack_settings import ATTACKS, fitted_to_classes, passes_of
+from hydrabench.evaluators.concluding import saved_by_cascade
 from hydrabench.ledger import Attempt
 
 ENSEMBLE = ATTACKS["standard"]

@@ -242,17 +242,17 @@ BOUND = "engine hydrabench, rigor standard"
 NAMED = {
     "ibp": ({}, BOUND),
     "crown": ({}, "engine hydrabench"),
-    "cascade": ({}, "engine hydrabench, methods ibp + crown-ibp + crown"),
+    "cascade": ({}, "engine hydrabench"),
     "searching": (
         {"kind": "cascade", "methods": ["ibp", "alpha-crown"]},
-        "engine hydrabench, methods ibp + alpha-crown, slopes output, iterations 100, learning_rate 0.1",
+        "engine hydrabench, slopes output, iterations 100, learning_rate 0.1",
     ),
     "deciding": (
         {"kind": "cascade", "methods": ["ibp", "exact"]},
-        "engine hydrabench, methods ibp + exact, max_subproblems 20000",
+        "engine hydrabench, max_subproblems 20000",
     ),
     "radii": ({"kind": "crown-ibp", "search_radius": True}, f"search_radius, {BOUND}"),
-    "pgd": ({}, "steps 50, restarts 1, losses ce + margin, seed 0, momentum 0.0, targets 0"),
+    "pgd": ({}, "steps 50, restarts 1, losses ce + margin, seed 0"),
     "autoattack": ({}, "ensemble standard, seed 0"),
     "smoothing": ({}, "mode cohen, law gaussian, n0 100, samples 100000, alpha 0.001, seed 0, rigor standard"),
     "predict": (

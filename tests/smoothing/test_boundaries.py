@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from hydrabench.laws import LAWS, radius_of
-from hydrabench.smoothing.boundaries import RESIGN, SPARSE, ExactSequential, _binomial, boundary
+from hydrabench.smoothing.boundaries import RESIGN, SPARSE_LOOKS, ExactSequential, _binomial, boundary
 from hydrabench.smoothing.confidence import clopper_pearson_lower
 from hydrabench.smoothing.rules import rule_of
 from hydrabench.smoothing.sequential import Plan
@@ -196,7 +196,7 @@ def test_denser_looks_take_fewer_draws_and_certify_as_much():
     """4,000 images of probabilities near 1; the bound of each is that of the same votes."""
     plan, rng = Plan(10_000, 0.001, SIGMA, (0.0, 0.25, 0.5, 0.75)), np.random.default_rng(4)
     rules = {version: rule_of("adaptive", version)(plan) for version in (4, 5)}
-    assert rules[4].schedule == SPARSE
+    assert rules[4].spacing == SPARSE_LOOKS
     looks = sorted(set(rules[4].looks) | set(rules[5].looks))
     draws, certified = {4: 0, 5: 0}, {4: 0, 5: 0}
     for _ in range(4000):

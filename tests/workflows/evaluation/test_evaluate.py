@@ -404,6 +404,8 @@ def test_progress_shows_certified_accuracy_with_its_interval_and_what_was_saved(
     tally.add([record, {**record, "prediction": -1, "abstain": True}])
     assert str(tally) == "certified@0 75.0% [19.4, 99.4], 1,000 draws, 75.0% saved"
     assert str(RunningTotals(settings)) == ""
+    full = RunningTotals(SmoothingSettings(samples=250, radii=(0.0,)), [record])
+    assert str(full) == "certified@0 100.0% [2.5, 100.0]"  # all draws were made: nothing to say
 
 
 def test_slow_bounds_tell_the_layer_while_an_image_is_bounded(subject, cpu, monkeypatch, tmp_path, capsys):
