@@ -9,7 +9,7 @@ Source: Bunel et al. (2020), arXiv:1909.06588, algorithm 1; Wang et al. (2021), 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hydrabench.bounds.crown import MEMORY
 from hydrabench.bounds.exact.branching import CutScores
+from hydrabench.bounds.exact.leaves import settle
 from hydrabench.bounds.exact.points import descended, lowest_points
 from hydrabench.bounds.exact.queue import Queue
 from hydrabench.bounds.exact.root import Root, root_of
@@ -229,7 +230,7 @@ class _Search:
         """Bound subproblems, look for adversarial examples where their bounds come from, and sort them in."""
         walk = self._walk(batch)
         known = torch.tensor([each.lower for each in batch], dtype=torch.float64, device=walk.lower.device)
-        walk.improve(steps, torch.full_like(known, -torch.inf))
+        points = settle(walk, walk.improve(steps, torch.full_like(known, -torch.inf)), self.together)
         scores = CutScores(walk)
         lower, rows = walk.rounded(scores.observe)
         lower = torch.maximum(lower.nan_to_num(nan=-torch.inf), known)
@@ -253,12 +254,12 @@ class _Search:
             )
             tree.serial += 1
             tree.count += 1
-        self._try(walk, rows, lower)
+        self._try(walk, rows, lower, points)
 
-    def _try(self, walk: Walk, rows: Tensor, lower: Tensor) -> None:
+    def _try(self, walk: Walk, rows: Tensor, lower: Tensor, known: Mapping[int, Tensor]) -> None:
         """Look for adversarial examples where bounds are lowest, and downhill from there."""
         unproved = (~(lower > 0)).nonzero().squeeze(1)
-        points = lowest_points(walk, rows)[unproved]
+        points = lowest_points(walk, rows, known)[unproved]
         task, image = walk.task[unproved], walk.image[unproved]
         values = self.root.values(points, task)
         order = values.argsort(stable=True)

@@ -73,8 +73,12 @@ class Walk:
 
     def bounds(self) -> Tensor:
         """Lower bounds, (R,), differentiable with respect to slopes and multipliers."""
+        return self._lowest(*self.functions())
+
+    def functions(self) -> tuple[Tensor, Tensor]:
+        """The linear functions of the image that the bounds are the smallest values of, (R, entries) and (R,)."""
         rows, gains = self._carried(lambda _position, _rows: None)
-        return self._lowest(rows, self.root.offset[self.task] + sum(gains))
+        return rows.flatten(1), self.root.offset[self.task] + sum(gains)
 
     @torch.no_grad()
     def rounded(self, observer: Observer) -> tuple[Tensor, Tensor]:
