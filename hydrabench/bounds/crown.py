@@ -26,8 +26,6 @@ from hydrabench.bounds.program.program import Node
 from hydrabench.bounds.specification import Problem, flat, pose, solved
 from hydrabench.threat import Norm
 
-__all__ = ["MEMORY", "carried_back", "crown_ibp_margins", "crown_margins", "linear", "lower_bounds"]  # for exact/, too
-
 
 def crown_ibp_margins(
     network: nn.Module | Prepared,
