@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 GIVEN = "images-"  # how the names of images that were handed over begin, see `given`
-FORMS = {
+OWN_PLACES = {
     "folder:DIR": "one folder per class",
     "npz:FILE": "images, labels",
     "parquet:PATH": "Hugging Face layout",
     "cifar10c:DIR/CORRUPTION/SEVERITY": "CIFAR-10-C, such as DIR/fog/3",
     "hf:ORG/NAME": "through the library datasets",
 }
-OWN_KINDS = tuple(form.partition(":")[0] for form in FORMS)
-*_FIRST, CORRUPTED, _LAST = (f"{form} ({text})" for form, text in FORMS.items())
+OWN_KINDS = tuple(form.partition(":")[0] for form in OWN_PLACES)
+*_FIRST, CORRUPTED, _LAST = (f"{form} ({text})" for form, text in OWN_PLACES.items())
 OWN_FORMS = f"{', '.join((*_FIRST, CORRUPTED))} or {_LAST}"
 
 

@@ -87,14 +87,16 @@ FEW = {
 
 
 @pytest.mark.parametrize("attack", FEW)
-def test_every_attack_survives_a_detached_input_and_flags_it(attack):
+def test_every_attack_survives_a_detached_input(attack):
     """Where no gradient reaches the input, an attack finds what chance finds; none ends in a traceback."""
     network, data = right_network()
     attacks = {kind for kind, one in EVALUATORS.items() if one.command == "attack"}
     assert FEW.keys() | {"clean", "corruptions"} == attacks
     run = hydrabench.attack(Detached(network).eval(), data, attack, "1/255", **FEW[attack])
-    assert run.summary["metrics"]["robust_accuracy"]["value"] > 0.5
-    assert run.summary["flags"]["detached-input"] == 1.0
+    name = "smoothed_robust_accuracy" if attack == "smoothed" else "robust_accuracy"
+    assert run.summary["metrics"][name]["value"] > 0.5
+    if attack != "smoothed":  # whose number is about the smoothed classifier: it has no flags
+        assert run.summary["flags"]["detached-input"] == 1.0
 
 
 @pytest.mark.parametrize(("attack", "settings"), [("pgd", {"steps": 3}), ("autoattack", {"attacks": ["apgd-ce"]})])
