@@ -15,9 +15,10 @@ from hydrabench.api.runs import TrainingRun
 from hydrabench.checkpoints import parse_normalization
 from hydrabench.config import Normalization
 from hydrabench.data import ImageSource, given_images, load_images
-from hydrabench.errors import ConfigError, DataError
+from hydrabench.data.forms import is_own
+from hydrabench.errors import ConfigError
 from hydrabench.workflows.evaluation.external import external_subject
-from hydrabench.workflows.evaluation.guards import fitted
+from hydrabench.workflows.evaluation.guards import on_images
 from hydrabench.workflows.evaluation.loading import Subject, open_subject
 from hydrabench.workflows.evaluation.opening import judged_on
 from hydrabench.workflows.run_options import RunOptions
@@ -54,13 +55,10 @@ def subject_of(
     like = network.like if isinstance(network, TrainingRun) else None
     described = {"model": like} if like is not None else {}
     subject = open_subject(reference(network), options=options, precision=precision, name=name, described=described)
-    header = subject.checkpoint.header
-    if data is None or (isinstance(data, str) and data == header.dataset):
+    known = subject.checkpoint.header.dataset
+    if data is None or (isinstance(data, str) and data == known and not is_own(known)):
         return subject
-    images = images_of(data, options, n=n)
-    if images.shape != header.shape:
-        raise DataError(f"images have shape {images.shape}; {subject.name} takes {tuple(header.shape)}")
-    return replace(subject, images=fitted(subject, images))
+    return on_images(subject, images_of(data, options, n=n))
 
 
 def images_of(data: Any, options: RunOptions, *, n: int | None = None, split: str = "test") -> ImageSource:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hydrabench.attacks.ball import ExactBall, lengths, normalised, per_image, stuck
 from hydrabench.attacks.losses import margin
+from hydrabench.attacks.pgd import input_gradient
 from hydrabench.threat import PIXEL_MAX, AttackNorm
 
 DUAL: dict[AttackNorm, AttackNorm] = {"linf": "l1", "l2": "l2", "l1": "linf"}
@@ -54,7 +55,7 @@ def fmn(
         best, nearest = torch.where(nearer, length, best), torch.where(per_image(nearer, x), points.detach(), nearest)
         if done == steps:
             break
-        (gradient,) = torch.autograd.grad(margins.sum(), points)
+        gradient = input_gradient(margins.sum(), points)
         gradient = gradient.masked_fill(stuck(points.detach(), -gradient), 0.0)
         found |= wrong
         share = (1 + math.cos(math.pi * done / steps)) / 2

@@ -50,8 +50,7 @@ def ascend(
         points.requires_grad_()
         with torch.enable_grad():
             value = objective(points).sum()
-        (gradient,) = torch.autograd.grad(value, points)
-        points = ball.project(steepest(points.detach(), gradient, step_size, norm=norm))
+        points = ball.project(steepest(points.detach(), input_gradient(value, points), step_size, norm=norm))
     return points.detach()
 
 
@@ -156,7 +155,7 @@ def search(
         if last or (broken and bool(wrong.all())):
             break
         with torch.enable_grad():
-            gradient = _input_gradient(loss(logits, *classes).sum(), points)
+            gradient = input_gradient(loss(logits, *classes).sum(), points)
         points = points.detach()
         if broken:
             result.keep(alive, wrong, lowest, points, done)
@@ -172,7 +171,7 @@ def search(
     return result
 
 
-def _input_gradient(value: Tensor, points: Tensor) -> Tensor:
+def input_gradient(value: Tensor, points: Tensor) -> Tensor:
     """Return the gradient at `points`, zero for a network that is cut off from its input; `checks` flags those."""
     if not value.requires_grad:
         return torch.zeros_like(points)

@@ -187,8 +187,8 @@ foreign_options = options(
     click.option(
         "--dataset",
         type=DATASET,
-        help="Data set of such a file, or of --model; for --model also folder:DIR (one folder per class), npz:FILE "
-        "(images, labels), parquet:PATH, cifar10c:DIR/fog/3.  [default: what the file says]",
+        help="Data set of such a file, or of --model. For any network, also images of your own: folder:DIR (one folder "
+        "per class), npz:FILE (images, labels), parquet:PATH, cifar10c:DIR/fog/3.  [default: what the file says]",
     ),
     click.option(
         "--source-density", type=float, help="Density of such a file, HYDRA's --k.  [default: from its zeros]"

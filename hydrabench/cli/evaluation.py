@@ -157,7 +157,7 @@ def _evaluate(ref: str | None, choice: str, kind: str, given: dict[str, Any]) ->
     if request is not None:
         refusals.refuse_model(request)
     elif ref is not None:
-        refusals.refuse_evaluation(ref, runs, given)
+        refusals.refuse_evaluation(ref, runs, given, described.get("dataset"))
     from hydrabench.workflows.evaluation import reuse
     from hydrabench.workflows.evaluation.loading import settings_for, with_parent
 
@@ -191,13 +191,12 @@ def _open(
     precision: str,
 ) -> Subject:
     """Open the checkpoint or the network that is to be judged."""
-    from hydrabench.workflows.evaluation.loading import open_subject
-    from hydrabench.workflows.evaluation.opening import open_model
+    from hydrabench.workflows.evaluation.opening import open_model, open_on_own_images
 
     if request is not None:
         return open_model(request, options=options, precision=precision)
     assert ref is not None  # `read_network` demands one of the two
-    return open_subject(ref, options=options, precision=precision, described=described)
+    return open_on_own_images(ref, options=options, precision=precision, described=described)
 
 
 def _run(subject: Subject, runs: list[EvaluationSettings], run_options: RunOptions, given: dict[str, Any]) -> None:

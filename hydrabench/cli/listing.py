@@ -30,12 +30,14 @@ def _objectives() -> dict[str, str]:
 
 def _datasets() -> dict[str, str]:
     from hydrabench.data import DATASETS
+    from hydrabench.data.forms import OWN_PLACES
 
-    return {
+    known = {
         name: f"{' x '.join(map(str, one.shape))}, {one.num_classes} classes, {one.train:,} training and {one.test:,} "
         "test images"
         for name, one in DATASETS.items()
     }
+    return {**known, **{form: f"your own: {text}" for form, text in OWN_PLACES.items()}}
 
 
 def _architectures() -> dict[str, str]:

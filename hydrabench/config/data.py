@@ -18,6 +18,7 @@ class DataRecipe(Section):
     """The `data:` section: which images, how they are augmented, how many are held out for selection."""
 
     name: str
+    test: str | None = None  # the test images, where `name` is files of the user's own
     crop_padding: int = Field(0, ge=0, le=64)  # random crops of the zero-padded image
     flip: bool = False  # random horizontal flips
     validation_fraction: float = Field(0.1, gt=0, le=0.5)

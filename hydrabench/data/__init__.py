@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         validation_split,
     )
     from hydrabench.data.loaders import TrainingBatches
-    from hydrabench.data.training_images import TrainingImages, load_training_images
+    from hydrabench.data.training_images import TrainingImages, load_test_images, load_training_images
 
 __all__ = [
     "DATASETS",
@@ -40,6 +40,7 @@ __all__ = [
     "given_images",
     "load_block",
     "load_images",
+    "load_test_images",
     "load_training_images",
     "pixels",
     "validation_split",
@@ -59,7 +60,7 @@ _LATER = {
         "validation_split",
     ),
     "loaders": ("TrainingBatches",),
-    "training_images": ("TrainingImages", "load_training_images"),
+    "training_images": ("TrainingImages", "load_test_images", "load_training_images"),
 }
 
 

@@ -50,10 +50,12 @@ def load_corrupted(folder: Path, corruption: str, severity: int, name: str | Non
     return ImageSet(title, "test", pixels, torch.from_numpy(labels[block].astype(np.int64)), 10, names=CIFAR10)
 
 
-def load_place(place: Path, name: str) -> ImageSet:
-    """Load DIR/CORRUPTION/SEVERITY. Raises: DataError as `load_corrupted`."""
+def load_place(place: Path, name: str, split: str) -> ImageSet:
+    """Load DIR/CORRUPTION/SEVERITY. Raises: DataError as `load_corrupted`, or if they are to be trained on."""
+    if split != "test":
+        raise DataError(f"{name} has no {split} images: CIFAR-10-C is made of test images, and is evaluated only")
     if not place.name.isdecimal() or not place.parent.name:
-        raise DataError(f"--dataset {name} does not name a corruption and a severity; give {CORRUPTED}")
+        raise DataError(f"{name} does not name a corruption and a severity; give {CORRUPTED}")
     return load_corrupted(place.parent.parent, place.parent.name, int(place.name[:9]), name)
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 GIVEN = "images-"  # how the names of images that were handed over begin, see `given`
-OWN_KINDS = ("folder", "npz", "parquet", "cifar10c", "hf")
-CORRUPTED = "cifar10c:DIR/CORRUPTION/SEVERITY (CIFAR-10-C, such as DIR/fog/3)"
-OWN_FORMS = (
-    f"folder:DIR (one folder per class), npz:FILE (images, labels), parquet:PATH (Hugging Face layout), {CORRUPTED} or "
-    "hf:ORG/NAME (through the library datasets)"
-)
+OWN_PLACES = {
+    "folder:DIR": "one folder per class",
+    "npz:FILE": "images, labels",
+    "parquet:PATH": "Hugging Face layout",
+    "cifar10c:DIR/CORRUPTION/SEVERITY": "CIFAR-10-C, such as DIR/fog/3",
+    "hf:ORG/NAME": "through the library datasets",
+}
+OWN_KINDS = tuple(form.partition(":")[0] for form in OWN_PLACES)
+*_FIRST, CORRUPTED, _LAST = (f"{form} ({text})" for form, text in OWN_PLACES.items())
+OWN_FORMS = f"{', '.join((*_FIRST, CORRUPTED))} or {_LAST}"
 
 
 def is_own(name: str) -> bool:

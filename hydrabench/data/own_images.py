@@ -1,6 +1,6 @@
 """Images of the user's own: folders of class folders, files of numpy's, Parquet files of the Hugging Face layout.
 
-They are evaluated only, so each is one split, called "test".
+Each is one split, called as it is used: "train" or "test".
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from hydrabench.data.decoding import open_rgb
 from hydrabench.data.encoded import Encoded, EncodedImages, Files, ParquetRows
 from hydrabench.data.forms import OWN_FORMS
 from hydrabench.data.hub_images import load_hub
-from hydrabench.data.images import ImageSet, ImageSource, check_labels
+from hydrabench.data.images import ImageSet, check_labels
 from hydrabench.data.labels import feature_names, plain_class
 from hydrabench.data.parquet import LABEL_COLUMNS, column_names, read_column, read_parquet
 from hydrabench.errors import DataError
@@ -28,10 +28,11 @@ from hydrabench.errors import DataError
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 LOOKED_AT = 100  # images whose sizes decide whether all are taken as they are
 MOST_IN_MEMORY = 4 << 30  # bytes of pixels
+OwnImages: TypeAlias = ImageSet | EncodedImages
 
 
-def load_own(name: str) -> ImageSource:
-    """Load FORM:PATH, where FORM is a key of `OWN`.
+def load_own(name: str, split: str) -> OwnImages:
+    """Load FORM:PATH, where FORM is a key of `OWN`, as the images called `split`.
 
     Images of one size are taken as they are. If their sizes differ, each is resized and cut to 224 x 224, as ImageNet's
     are (see `EncodedImages.take`).
@@ -40,13 +41,13 @@ def load_own(name: str) -> ImageSource:
     form, _, place = name.partition(":")
     path = Path(place)
     if form not in INSIDE and not path.exists():
-        raise DataError(f"--dataset {name}: there is no {place or 'path'}; give {OWN_FORMS}")
-    images = OWN[form](path, name)
+        raise DataError(f"{name}: there is no {place or 'path'}; give {OWN_FORMS}")
+    images = OWN[form](path, name, split)
     check_labels(images, name)
     return images
 
 
-def _from_folder(root: Path, name: str) -> ImageSource:
+def _from_folder(root: Path, name: str, split: str) -> OwnImages:
     """One folder per class, labels in the order of the sorted folder names, as torchvision's ImageFolder has them.
 
     The images are in the order of the SHA-256 of their paths, so that any prefix is a fair sample.
@@ -59,11 +60,11 @@ def _from_folder(root: Path, name: str) -> ImageSource:
         if file.suffix.lower() in IMAGE_SUFFIXES
     ]
     if not found:
-        raise DataError(f"--dataset {name}: {root} holds no folder per class with images ({', '.join(IMAGE_SUFFIXES)})")
+        raise DataError(f"{name}: {root} holds no folder per class with images ({', '.join(IMAGE_SUFFIXES)})")
     found.sort(key=lambda one: (hashlib.sha256(os.fsencode(one[0])).digest(), one[0]))
     files = Files(root, [file for file, _ in found])
     labels = torch.tensor([label for _, label in found])
-    encoded = EncodedImages(name, "test", files, torch.arange(len(labels)), labels, len(classes), names=tuple(classes))
+    encoded = EncodedImages(name, split, files, torch.arange(len(labels)), labels, len(classes), names=tuple(classes))
     size = _common_size(files, range(len(labels)))
     return encoded if size is None else _decoded(encoded, size)
 
@@ -80,7 +81,7 @@ def _common_size(encoded: Encoded, positions: Sequence[int]) -> tuple[int, int] 
     return sizes.pop() if len(sizes) == 1 else None
 
 
-def _decoded(images: EncodedImages, size: tuple[int, int]) -> ImageSource:
+def _decoded(images: EncodedImages, size: tuple[int, int]) -> OwnImages:
     """All of them in memory, as they are; encoded as before if one has another size."""
     count = len(images)
     if count * 3 * size[0] * size[1] > MOST_IN_MEMORY:
@@ -98,30 +99,28 @@ def _decoded(images: EncodedImages, size: tuple[int, int]) -> ImageSource:
             return images
         pixels[row] = np.asarray(image).transpose(2, 0, 1)
     return ImageSet(
-        images.name, "test", torch.from_numpy(pixels), images.labels, images.num_classes, names=images.names
+        images.name, images.split, torch.from_numpy(pixels), images.labels, images.num_classes, names=images.names
     )
 
 
-def _from_npz(path: Path, name: str) -> ImageSource:
+def _from_npz(path: Path, name: str, split: str) -> OwnImages:
     """`images` uint8, or float in [0, 1], NHWC, NCHW or (N, H, W); `labels` integers; perhaps `class_names`."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in ("images", "labels", "class_names") if key in file.files}
             held = ", ".join(file.files)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-        raise DataError(f"--dataset {name} is no file of numpy.savez without objects: {error}") from error
+        raise DataError(f"{name} is no file of numpy.savez without objects: {error}") from error
     if not {"images", "labels"} <= set(arrays):
-        raise DataError(f"--dataset {name} holds {held or 'nothing'}; it needs the arrays images and labels")
+        raise DataError(f"{name} holds {held or 'nothing'}; it needs the arrays images and labels")
     images, labels = arrays["images"], arrays["labels"]
     if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
-        raise DataError(
-            f"--dataset {name}: labels should be {images.shape[:1]} integers, found {labels.dtype} {labels.shape}"
-        )
+        raise DataError(f"{name}: labels should be {images.shape[:1]} integers, found {labels.dtype} {labels.shape}")
     names = tuple(map(str, arrays.get("class_names", np.array([])).tolist()))
     classes = len(names) or (int(labels.max()) + 1 if len(labels) else 0)
     pixels = torch.from_numpy(np.ascontiguousarray(_channels_first(images, name)))
     return ImageSet(
-        name, "test", _in_range(pixels, name), torch.from_numpy(labels.astype(np.int64)), classes, names=names
+        name, split, _in_range(pixels, name), torch.from_numpy(labels.astype(np.int64)), classes, names=names
     )
 
 
@@ -130,7 +129,7 @@ def _channels_first(images: np.ndarray[Any, Any], name: str) -> np.ndarray[Any, 
         return images[:, None]
     if images.ndim != 4 or images.shape[1] == images.shape[3]:
         raise DataError(
-            f"--dataset {name}: images should be NHWC, NCHW or (N, H, W), found the shape {images.shape}, which "
+            f"{name}: images should be NHWC, NCHW or (N, H, W), found the shape {images.shape}, which "
             "does not tell its channels"
         )
     return images if images.shape[1] < images.shape[3] else images.transpose(0, 3, 1, 2)
@@ -141,20 +140,20 @@ def _in_range(images: torch.Tensor, name: str) -> torch.Tensor:
     if images.dtype == torch.uint8:
         return images
     if not images.dtype.is_floating_point:
-        raise DataError(f"--dataset {name}: images should be uint8, or float in [0, 1], found {images.dtype}")
+        raise DataError(f"{name}: images should be uint8, or float in [0, 1], found {images.dtype}")
     if len(images) and not (images.min() >= 0 and images.max() <= 1):
         remedy = "divide by 255" if images.max() > 2 and images.min() >= 0 else "undo the normalisation"
         raise DataError(
-            f"--dataset {name}: images lie in [{images.min():.4g}, {images.max():.4g}], not in [0, 1]; {remedy} in the "
+            f"{name}: images lie in [{images.min():.4g}, {images.max():.4g}], not in [0, 1]; {remedy} in the "
             "file, and let --normalization do it in front of the network"
         )
     return images.float()
 
 
-def _from_parquet(path: Path, name: str) -> ImageSource:
+def _from_parquet(path: Path, name: str, split: str) -> OwnImages:
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if not files:
-        raise DataError(f"--dataset {name}: {path} holds no *.parquet")
+        raise DataError(f"{name}: {path} holds no *.parquet")
     names = _class_names(files[0])
     labels = np.concatenate([read_column(file, LABEL_COLUMNS) for file in files])
     classes = len(names) or (int(labels.max()) + 1 if len(labels) else 0)
@@ -162,10 +161,10 @@ def _from_parquet(path: Path, name: str) -> ImageSource:
     size = _common_size(rows, range(len(labels)))
     if size is None:
         positions = torch.arange(len(labels))
-        return EncodedImages(name, "test", rows, positions, torch.from_numpy(labels), classes, names=names)
+        return EncodedImages(name, split, rows, positions, torch.from_numpy(labels), classes, names=names)
     known = tuple(map(plain_class, names))
-    images = read_parquet(files, name, "test", shape=(3, *size), num_classes=classes, class_names=known)
-    return ImageSet(name, "test", images.images, torch.from_numpy(labels), classes, names=names)
+    images = read_parquet(files, name, split, shape=(3, *size), num_classes=classes, class_names=known)
+    return ImageSet(name, split, images.images, torch.from_numpy(labels), classes, names=names)
 
 
 def _class_names(file: Path) -> tuple[str, ...]:
@@ -176,7 +175,7 @@ def _class_names(file: Path) -> tuple[str, ...]:
 
 
 # by the first word of `forms.OWN_FORMS`
-OWN: dict[str, Callable[[Path, str], ImageSource]] = {
+OWN: dict[str, Callable[[Path, str, str], OwnImages]] = {
     "folder": _from_folder,
     "npz": _from_npz,
     "parquet": _from_parquet,

@@ -71,7 +71,7 @@ DATASETS: dict[str, DataSet] = {
 
 
 def load_images(name: str, split: str, folder: Path | None = None, *, download: bool = False) -> ImageSource:
-    """Load one split of a registered data set, or the user's own test images, in a fixed order.
+    """Load one split of a registered data set, or images of the user's own, in a fixed order.
 
     Any prefix is a fair sample.
     Digits, MNIST, CIFAR and SVHN keep the order of their files; for ImageNet see `load_imagenet`.
@@ -87,9 +87,7 @@ def load_images(name: str, split: str, folder: Path | None = None, *, download: 
     from hydrabench.data.own_images import load_own
 
     if is_own(name):
-        if split != "test":
-            raise DataError(f"{name} has no {split} images: files of your own are evaluated, not trained on")
-        return load_own(name)
+        return load_own(name, split)
     dataset = lookup("data set", DATASETS, name)
     folder = data_folder(folder)
     require_folder(folder, download=download)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from hydrabench.config import DataRecipe
+from hydrabench.data.forms import is_own
 from hydrabench.data.images import ImageSource, validation_split
 from hydrabench.data.pseudo_labels import load_pseudo_labels
 from hydrabench.data.registry import DATASETS, data_folder, load_images
@@ -73,3 +74,16 @@ def _pseudo_labelled(settings: DataRecipe, folder: Path | None, images: ImageSou
         num_classes=images.num_classes,
         class_names=known.class_names if known else (),
     )
+
+
+def load_test_images(settings: DataRecipe, folder: Path | None = None, *, download: bool = False) -> ImageSource:
+    """Load the images that the networks of a recipe are evaluated on, those of `data.test` if it trains on own files.
+
+    Raises: DataError if these name no test images, and as `load_images`.
+    """
+    if is_own(settings.name) and settings.test is None:
+        raise DataError(
+            f"data.name {settings.name} is trained on, and no test images are named; add data.test, for example "
+            "--set data.test=folder:images/val"
+        )
+    return load_images(settings.test or settings.name, "test", folder, download=download)

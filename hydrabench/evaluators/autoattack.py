@@ -1,12 +1,12 @@
 """AutoAttack: the authors' own attacks, one after another; we check every point that they return.
 
 The unit of work is one attack on a share of the images (`attempt`), so that a run can be cut into shares, spread over
-processes and continued; what a record says follows from an image's attempts alone (`conclude`).
+processes and continued; what a record says follows from an image's attempts alone (`concluding.conclude`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -20,10 +20,11 @@ from hydrabench.evaluators.autoattack_settings import (
     passes_of,
 )
 from hydrabench.evaluators.ball_settings import EPSILON, KEEP, NORMS, SEED, SKIP_CERTIFIED
-from hydrabench.evaluators.blocks import duration
 from hydrabench.evaluators.clean import clean_logits, require_eval_mode, require_finite
+from hydrabench.evaluators.concluding import conclude, saved_by_cascade
 from hydrabench.evaluators.description import Evaluator, InTurn, Option, robust_metrics
 from hydrabench.evaluators.pgd import PgdSettings, pgd_points, short_pgd
+from hydrabench.evaluators.upstream_attacks import SHORTEST_SIDE, require_upstream
 from hydrabench.ledger import AS_IT_IS, AttackRecord, Attempt
 from hydrabench.threat import NORM_TEXTS
 
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from hydrabench.data.images import Block
-
-SHORTEST_SIDE = 5  # pixels that Square's windows under L2 and L1 need
 
 
 def evaluate_autoattack(network: nn.Module, block: Block, settings: AutoAttackSettings) -> list[AttackRecord]:
@@ -174,46 +173,6 @@ def _short_pgd(network: nn.Module, block: Block, settings: AutoAttackSettings) -
     ], points
 
 
-def conclude(index: int, sha: str, label: int, attempts: Sequence[Attempt]) -> AttackRecord:
-    """Return the record that an image's attempts make.
-
-    Args: attempts: the clean one first; at most the last has broken the image.
-    """
-    clean, last = attempts[0], attempts[-1]
-    assert clean.attack == AS_IT_IS
-    assert clean.prediction is not None
-    return AttackRecord(
-        index=index,
-        input_sha=sha,
-        label=label,
-        prediction=clean.prediction,
-        seconds=sum(one.seconds for one in attempts),
-        robust=not last.broken,
-        broken_by=last.attack if last.broken else None,
-        step=0 if last.broken and last is clean else None,
-        margin=-last.loss if last.broken else None,
-    )
-
-
-def saved_by_cascade(attempts: Sequence[Attempt]) -> str | None:
-    """Return what a cascade's ten steps of PGD have saved, measured in this run; None if there were none.
-
-    An image that they break would have met APGD-CE next, which takes as long for each image as it does for the others.
-    """
-    first = [one for one in attempts if one.attack == SHORT_PGD]
-    second = [one.seconds for one in attempts if one.attack == "apgd-ce"]
-    if not first:
-        return None
-    broken, spent = sum(one.broken for one in first), sum(one.seconds for one in first)
-    text = f"{SHORT_PGD} broke {broken} of {len(first)} images in {duration(spent)}"
-    if not second:
-        return text
-    mean = sum(second) / len(second)
-    saved = broken * mean - spent
-    verdict = f"{duration(saved)} saved" if saved > 0 else f"{duration(-saved)} lost"
-    return f"{text}; apgd-ce takes {duration(mean)} an image here, so {verdict}"
-
-
 def seed_of(settings: AutoAttackSettings, number: int, *use: str) -> int:
     """The seed of all draws, in [0, 2^63): of a whole run, or of one block where the block decides the verdict.
 
@@ -264,12 +223,6 @@ def _require_suitable_block(network: nn.Module, block: Block, settings: AutoAtta
         require_suitable(network, block, settings)
 
 
-def _require_package(_network: Any, _settings: Any) -> None:
-    from hydrabench.attacks.upstream import require_pyautoattack
-
-    require_pyautoattack()
-
-
 def _heading(settings: Any) -> str:
     name = getattr(settings, "ensemble", "standard")
     named = "+".join(getattr(settings, "attacks", ()))
@@ -305,7 +258,7 @@ AUTOATTACK = Evaluator(
         Option("attacks", "Only these attacks of AutoAttack, e.g. apgd-ce,square.", "list"),
         Option("cascade", "Ten steps of PGD first, AutoAttack on what they leave.", "flag"),
     ),
-    require=_require_package,
+    require=require_upstream,
     suits=_require_suitable_block,
     fitted=fitted_to_classes,
     by_image=lambda settings: settings.by_image,

@@ -51,6 +51,11 @@ class EvaluationSettings(Section):
         """
         raise NotImplementedError(f"{type(self).__name__} needs a property `protocol`")
 
+    @property
+    def unused(self) -> frozenset[str]:
+        """The settings that mean nothing beside the others, such as those of a method that is not called."""
+        return frozenset()
+
 
 @dataclass(frozen=True)
 class Metric:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydrabench.errors import ConfigError, HydrabenchError, NonFiniteError
 from hydrabench.evaluators.attacking import Attacked
+from hydrabench.evaluators.autoattack_settings import LOGITS_COMPARED
 from hydrabench.evaluators.clean import clean_logits, require_finite
 
 if TYPE_CHECKING:
@@ -15,8 +16,7 @@ if TYPE_CHECKING:
 
     from hydrabench.data.images import Block
 
-FEWEST_LOGITS = {"apgd-dlr": 3, "apgd-t": 4}  # that its loss compares
-SHORTEST_SIDE_OF_WINDOWS = 5  # pixels; Square in L2 and L1 starts from a grid of 5 x 5 windows
+SHORTEST_SIDE = 5  # pixels; Square in L2 and L1 starts from a grid of 5 x 5 windows
 
 
 def attack_in_turn(
@@ -76,11 +76,12 @@ def require_logits(network: nn.Module, block: Block, names: Sequence[str], *, wi
 
     logits, sides = clean_logits(network, block), block.images.shape[2:]
     for name in names:
-        if logits.shape[1] < FEWEST_LOGITS.get(name, 2):
+        needed = LOGITS_COMPARED.get(name, 2)
+        if logits.shape[1] < needed:
             raise ConfigError(
-                f"{name} compares {FEWEST_LOGITS[name]} logits, the network has {logits.shape[1]}; give --loss ce alone"
+                f"{name} compares {needed} logits, the network has {logits.shape[1]}; give --loss ce alone"
             )
-    if windows and min(sides) < SHORTEST_SIDE_OF_WINDOWS:
+    if windows and min(sides) < SHORTEST_SIDE:
         raise ConfigError(f"square in this norm needs images of at least 5 x 5 pixels, got {tuple(sides)}; use pgd")
     if logits.min() >= 0 and torch.allclose(logits.sum(1), torch.ones_like(logits[:, 0]), rtol=0, atol=1e-5):
         raise HydrabenchError(

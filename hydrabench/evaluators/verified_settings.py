@@ -161,6 +161,13 @@ class VerifiedSettings(MarginSettings):
         return "exact" in self.methods
 
     @property
+    def unused(self) -> frozenset[str]:
+        """What belongs to methods that are not called; the meaning of a cascade names its methods."""
+        search = SEARCH if not (self.searches or self.decides) else () if self.searches else SEARCH[:-1]
+        rounding = () if self.kind in SOUND else ("rigor",)
+        return frozenset(("methods", *search, *rounding, *(() if self.decides else ("max_subproblems",))))
+
+    @property
     def protocol(self) -> str:
         """The protocol id names the bound; `cascade@1` is ibp, crown-ibp, crown, whatever differs is spelt out.
 

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, Typ
 
 from hydrabench.config.fields import Section
 from hydrabench.data import DATASETS
-from hydrabench.data.forms import is_given
+from hydrabench.data.forms import OWN_FORMS, is_given, is_own
 from hydrabench.errors import ConfigError, lookup
 from hydrabench.evaluators import EVALUATORS
 from hydrabench.models import MODELS
@@ -62,8 +62,13 @@ def _architecture(name: str) -> str:
 
 
 def _data_set(name: str) -> str:
-    """A check that a name is a registered data set, or that of images that were handed over."""
-    return name if is_given(name) else _known("data set", DATASETS)(name)
+    """A check that a name is a registered data set, files of the user's own, or images that were handed over."""
+    if is_given(name) or is_own(name):
+        return name
+    try:
+        return _known("data set", DATASETS)(name)
+    except ValueError as error:
+        raise ValueError(f"{error}; or give images of your own, {OWN_FORMS}") from error
 
 
 ObjectiveSection = Annotated[SerializeAsAny[ObjectiveSettings], BeforeValidator(_chosen("name", objective_models))]

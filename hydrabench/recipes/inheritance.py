@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hydrabench.data.forms import OWN_KINDS
 from hydrabench.documents import read_yaml
 from hydrabench.errors import ConfigError
 from hydrabench.files import shipped
@@ -39,7 +40,8 @@ def resolved_values(file: Path) -> dict[str, Any]:
     `base` is a file, relative to the one that names it, or the name of a recipe that comes with hydrabench. Sections
     are merged key by key; anything else, lists included, replaces what was there. An `objective:` of another
     `name` is not merged, because its keys mean other things. `plugins:` are files relative to the recipe that names
-    them; those of all recipes count. So is the file of a `model.arch` such as "mynet.py:build".
+    them; those of all recipes count. So are the file of a `model.arch` such as "mynet.py:build", and images such as
+    "folder:images/train".
     Raises: ConfigError if a file is no recipe, or bases go round in a circle.
     """
     chain: list[Path] = []
@@ -58,6 +60,7 @@ def resolved_values(file: Path) -> dict[str, Any]:
         if isinstance(plugins, list) and all(isinstance(plugin, str) for plugin in plugins):
             values["plugins"] = [str(following.parent / plugin) for plugin in plugins]
         _place_code(values.get("model"), following.parent)
+        _place_images(values.get("data"), following.parent)
         layers.append(values)
         following = find_recipe(Path(base), following.parent) if base else None
     merged: dict[str, Any] = {}
@@ -71,6 +74,14 @@ def _place_code(model: Any, folder: Path) -> None:
     arch = model.get("arch") if isinstance(model, dict) else None
     if isinstance(arch, str) and (arch.rpartition(":")[0].endswith(".py") or is_program(arch)):
         model["arch"] = str(folder / arch)
+
+
+def _place_images(data: Any, folder: Path) -> None:
+    """Make files that `data:` names relative to the working directory, in place."""
+    for key in ("name", "test") if isinstance(data, dict) else ():
+        form, _, place = str(data.get(key)).partition(":")
+        if place and form in OWN_KINDS and form != "hf":
+            data[key] = f"{form}:{folder / place}"
 
 
 def completed_values(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -44,9 +44,14 @@ class ModelRecipe(Section):
 
 
 class DataSection(DataRecipe):
-    """The `data:` section of a recipe, whose data set must be known."""
+    """The `data:` section of a recipe, whose data sets must be known."""
 
     name: DataSetName
+    test: DataSetName | None = None
+
+    def recorded(self) -> dict[str, Any]:
+        """The section as plain values, without the test images, which no phase sees."""
+        return {key: value for key, value in self.plain().items() if key != "test"}
 
 
 class PipelineRecipe(Section):
@@ -73,8 +78,10 @@ class Recipe(Section):
     evaluate_images: PositiveInt | None = None  # first n test images; None: all
 
     def conflicts(self) -> Iterator[str]:
-        """Yield what does not fit: an architecture for other images than those of the data set."""
+        """Yield what does not fit: other test images of a known data set; an architecture for other images than its."""
         dataset = DATASETS.get(self.data.name)
+        if dataset is not None and self.data.test is not None:
+            yield f"data.test: {self.data.name} has test images of its own; leave it out"
         if dataset is None or self.model is None or is_code(self.model.arch):
             return
         if misfit := MODELS[self.model.arch].misfit(dataset.shape, dataset.num_classes):
@@ -118,7 +125,7 @@ class Recipe(Section):
             "name": self.name,
             "seed": self.seed,
             "model": self.model.recorded() if self.model else None,
-            "data": self.data.plain(),
+            "data": self.data.recorded(),
             "objective": self.objective_of(section).plain(),
             section: phase.model_copy(update={"objective": None}).plain() if phase else None,
         }

@@ -224,7 +224,7 @@ def layers(canvas: Any, data: pd.DataFrame) -> None:
     _lines(axes, data, ["network"], "place", "density", band=False)
     names = data.drop_duplicates("place").sort_values("place")
     axes.set_xticks(names["place"].tolist(), names["layer"].tolist(), rotation=30, ha="right")
-    axes.set(yscale="log", ylabel="fraction of weights kept")
+    axes.set(yscale="log", xlabel="layer", ylabel="fraction of weights kept")
 
 
 def training(canvas: Any, data: pd.DataFrame) -> None:

@@ -206,11 +206,12 @@ def named(row: Row) -> str:
 def described(board: Leaderboard) -> pd.DataFrame:
     """Return what the leaderboard says of each network beside its name, as texts; `alike` has what is the same of all.
 
-    Ranks are those within a group. A parent is named if it is in the leaderboard, else by the beginning of its hash.
+    Ranks are those within a group. A parent is named if it is in the leaderboard or one of its `ancestors`, else by the
+    beginning of its hash.
     """
     import pandas as pd
 
-    labels = {row.checkpoint.sha256: row.label for row in board.rows}
+    labels = {**board.ancestors, **{row.checkpoint.sha256: row.label for row in board.rows}}
     frame = pd.DataFrame([_described(row, labels) for row in board.rows], index=[row.label for row in board.rows])
     optional = ["data set"] if len(board.score) < 2 else []
     optional += [name for name in OPTIONAL if frame[name].nunique() == 1]

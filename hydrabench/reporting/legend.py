@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from collections.abc import Collection, Iterator
 
 from hydrabench.evaluators import EVALUATORS
 from hydrabench.evaluators.flags import flag_texts
@@ -99,7 +98,7 @@ def _flagged(board: Leaderboard) -> str:
 def protocol_lines(board: Leaderboard) -> list[tuple[str, str]]:
     """The protocol ids in the order of the columns, each with what it means and its settings."""
     return [
-        (protocol.id, "; ".join(filter(None, (protocol.meaning, _settings_text(protocol.settings)))))
+        (protocol.id, "; ".join(filter(None, (protocol.meaning, _settings_text(protocol)))))
         for protocol in board.protocols
     ]
 
@@ -109,12 +108,13 @@ def protocol_of(board: Leaderboard, column: Column) -> Protocol:
     return next(one for one in board.protocols if one.id == column.protocol)
 
 
-def _settings_text(settings: Mapping[str, Any]) -> str:
-    """Write {"steps": 50, "losses": ["ce", "margin"]} as "steps 50, losses ce + margin", without what is None."""
+def _settings_text(protocol: Protocol) -> str:
+    """Write {"steps": 50, "losses": ["ce", "margin"]} as "steps 50, losses ce + margin", without what is not in use."""
+    unused = protocol.read().unused if protocol.settings else ()
     return ", ".join(
-        f"{key} {' + '.join(map(str, value)) if isinstance(value, list | tuple) else value}"
-        for key, value in settings.items()
-        if value is not None
+        key if value is True else f"{key} {' + '.join(map(str, value)) if isinstance(value, list | tuple) else value}"
+        for key, value in protocol.settings.items()
+        if key not in unused and not (value is None or value is False or value in ([], ()))
     )
 
 

@@ -59,10 +59,15 @@ def arrange(
     ranked, tests = _ranks(groups, score, cells)
     found = []
     for group in groups:
-        name = f"{group_by} {key(group[0])}" if group_by != "dataset" else _dataset(group[0])
+        name = f"{group_by} {_text(key(group[0]))}" if group_by != "dataset" else _dataset(group[0])
         for row in sorted(group, key=lambda row: (-_value(row, score), row.label, row.checkpoint.sha256)):
             found.append(replace(row, rank=ranked.get(row.checkpoint.sha256), group=name))
     return Arrangement(tuple(found), score, tests)
+
+
+def _text(value: Any) -> str:
+    """A density as it is written, 1 and not 1.0; other values as they are."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _place(place: tuple[str, Any]) -> tuple[Any, ...]:

@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from hydrabench.data import first_images, load_images
+from hydrabench.data import ImageSource, first_images, load_test_images
+from hydrabench.data.forms import is_own
 from hydrabench.errors import ConfigError, LedgerError
 from hydrabench.evaluators import EVALUATORS
 from hydrabench.models.own_code import is_code
@@ -20,6 +21,7 @@ from hydrabench.recipes import Recipe
 from hydrabench.reporting import Leaderboard
 from hydrabench.runtime import World, pick_device
 from hydrabench.workflows.evaluation.evaluate import evaluate
+from hydrabench.workflows.evaluation.guards import on_images
 from hydrabench.workflows.evaluation.loading import open_subject
 from hydrabench.workflows.evaluation.run_folders import run_name
 from hydrabench.workflows.planning.plan import PlannedRun, plan
@@ -62,6 +64,8 @@ def _run(recipe: Recipe, steps: Sequence[PlannedRun], out: Path, options: RunOpt
             described = {"model": arch} if is_code(arch) else {}
             label = f"{recipe.name}/{name}"
             subject = open_subject(str(out / name), options=options, name=label, described=described)
+            if is_own(recipe.data.name):
+                subject = on_images(subject, _test_images(recipe, options))
             folder = out / "evaluations" / name / run_name(settings)
             evaluate(subject, settings, folder, options=options, n=recipe.evaluate_images, resume=True)
     return world.on_main(lambda: write_report([out / "evaluations"], out / "report", REPORT_FORMATS))
@@ -105,5 +109,8 @@ def _check(
         check_phase(recipe, section, network, device=device, options=options, world=world)
     for settings in recipe.evaluate:
         EVALUATORS[settings.kind].require(network, settings)
-    test = load_images(recipe.data.name, "test", options.data_dir, download=options.download)
-    first_images(test, recipe.evaluate_images)
+    first_images(_test_images(recipe, options), recipe.evaluate_images)
+
+
+def _test_images(recipe: Recipe, options: RunOptions) -> ImageSource:
+    return load_test_images(recipe.data, options.data_dir, download=options.download)

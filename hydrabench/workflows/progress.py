@@ -72,18 +72,19 @@ def _flexible(ratio: int) -> Column:
 
 def _log(title: str, total: int, done: int) -> Advance:
     """Print a line when `LOG_SECONDS` have passed since the last, and at the end."""
-    state: dict[str, float] = {"done": done, "fresh": 0, "printed": time.monotonic()}
     start = time.monotonic()
+    state: dict[str, float] = {"done": done, "fresh": 0, "printed": start, "end": 0}
 
     def advance(pieces: float, note: str) -> None:
+        moment = time.monotonic()
         state["done"] += pieces
         state["fresh"] += pieces
-        moment = time.monotonic()
+        if pieces:
+            state["end"] = moment + (moment - start) / state["fresh"] * (total - state["done"])
         if moment - state["printed"] >= LOG_SECONDS or state["done"] >= total:
             state["printed"] = moment
-            left = ""  # until something is done, nobody knows
-            if state["fresh"]:
-                left = f", {(moment - start) / state['fresh'] * (total - state['done']):.0f} s left"
+            # Until something is done, and once a piece takes longer than those before it, nobody knows.
+            left = f", {state['end'] - moment:.0f} s left" if state["end"] >= moment else ""
             say(f"{title}: {state['done']:.0f}/{total}, {moment - start:.0f} s{left}  {note}")
 
     return advance

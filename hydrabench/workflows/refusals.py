@@ -97,10 +97,12 @@ def refuse_model(request: ModelRequest) -> None:
         raise ConfigError(f"--weights {request.weights}: there is no such file")
 
 
-def refuse_evaluation(ref: str, runs: Sequence[Mapping[str, Any]], given: Mapping[str, Any]) -> None:
+def refuse_evaluation(
+    ref: str, runs: Sequence[Mapping[str, Any]], given: Mapping[str, Any], dataset: str | None = None
+) -> None:
     """Refuse settings and a choice of images that do not fit a checkpoint of ours.
 
-    Args: runs: settings of each run. given: the options of a command.
+    Args: runs: settings of each run. given: the options of a command. dataset: the value of --dataset.
     Raises: HydrabenchError as the evaluation itself.
     """
     header = header_of(ref)
@@ -111,6 +113,8 @@ def refuse_evaluation(ref: str, runs: Sequence[Mapping[str, Any]], given: Mappin
     if given.get("reuse") is None:
         for run in runs:
             complete_settings(checkpoint_name(ref), header, run)
+    if dataset is not None:
+        return
     images = _Published(header.dataset, DATASETS[header.dataset].test)
     choice, indices = Choice(given["n"], given["skip"], given["ids"]), given.get("indices", ())
     require_indices(images, indices)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from hydrabench.checkpoints import read_manifest
@@ -25,6 +26,7 @@ from hydrabench.reporting import (
 from hydrabench.reporting.cells import Meeting
 from hydrabench.reporting.contradictions import Contradiction, ContradictionError
 from hydrabench.reporting.evaluations import COMMANDS, Evaluation
+from hydrabench.reporting.external import Imported
 from hydrabench.reporting.weights import Material
 from hydrabench.workflows.pictures import contradiction_files, shown_examples
 from hydrabench.workflows.progress import say
@@ -71,17 +73,10 @@ def write_report(
     """
     for name in formats:
         lookup("report format", {**_FILES, **_FILES_OF_RUNS, HTML: None}, name)
-    readers = [(lookup("import", IMPORTS, kind), text) for kind, text in imports]
-    if (out / "run.json").exists():
-        raise LedgerError(f"{out} is a run folder, whose summary a report would replace; choose another --out")
-    if out.exists() and not out.is_dir():
-        raise LedgerError(f"{out} is a file; --out names a folder")
+    readers = [lookup("import", IMPORTS, kind) for kind, _ in imports]
+    _require_place(out)
     runs = find_runs(paths)
-    imported = [read(text) for read, text in readers]
-    for (kind, text), one in zip(imports, imported, strict=True):
-        if one.skipped:
-            reasons = ", ".join(f"{count} {why}" for why, count in one.skipped.items())
-            say(f"--import {kind} {text}: {len(one.evaluations)} tables; skipped: {reasons}")
+    imported = [_imported(read, *given) for read, given in zip(readers, imports, strict=True)]
     evaluations = [evaluation for one in imported for evaluation in one.evaluations]
     external = [row for one in imported for row in one.rows]
     try:
@@ -89,11 +84,28 @@ def write_report(
     except ContradictionError as error:
         folder = _write_reproducer(out / CONTRADICTION, error.contradictions[0])
         raise GateError(f"{error}; what shows it again is in {folder}") from error
+    board = replace(board, ancestors=_ancestors(board, runs))
     rendered = _contents(board, runs, formats)
     with writing(out):
         write_together(out, rendered)
         _remove_old_figures(out, rendered)
     return board
+
+
+def _require_place(out: Path) -> None:
+    if (out / "run.json").exists():
+        raise LedgerError(f"{out} is a run folder, whose summary a report would replace; choose another --out")
+    if out.exists() and not out.is_dir():
+        raise LedgerError(f"{out} is a file; --out names a folder")
+
+
+def _imported(read: Callable[[str], Imported], kind: str, text: str) -> Imported:
+    """Read what one `--import` names, and say what was passed over."""
+    found = read(text)
+    if found.skipped:
+        reasons = ", ".join(f"{count} {why}" for why, count in found.skipped.items())
+        say(f"--import {kind} {text}: {len(found.evaluations)} tables; skipped: {reasons}")
+    return found
 
 
 def _write_reproducer(folder: Path, found: Contradiction) -> Path:
@@ -109,6 +121,21 @@ def _contents(board: Leaderboard, runs: Sequence[RunFolder], formats: Sequence[s
     for files in (_FILES_OF_RUNS[name] for name in formats if name in _FILES_OF_RUNS):
         found |= files(board.evaluations)
     return found | (_page(board, runs) if HTML in formats else {})
+
+
+def _ancestors(board: Leaderboard, runs: Sequence[RunFolder]) -> dict[str, str]:
+    """Name what networks were made from, by SHA-256: the folders of training runs, and the zoo's parents of its own.
+
+    A network of the zoo may have been made from one that is not in it, such as the pruned one before fine-tuning; its
+    parent is then the one in the zoo from which both come.
+    """
+    found = {sha256: file.parent.name for sha256, file in _trained(runs).items()}
+    zoo = {entry.sha256: entry for entry in read_manifest().values()}
+    for about in (row.checkpoint for row in board.rows):
+        entry = zoo.get(about.sha256)
+        if about.parent is not None and entry is not None and entry.parent is not None:
+            found[about.parent] = entry.parent
+    return found
 
 
 def _remove_old_figures(out: Path, written: Mapping[str, object]) -> None:
@@ -127,20 +154,23 @@ def _page(board: Leaderboard, runs: Sequence[RunFolder]) -> dict[str, str | byte
     from hydrabench.reporting.page import html_page  # noqa: PLC0415
 
     training = [run for run in runs if run.header.get("command") not in COMMANDS]
-    pictures = figures(board, Material(_checkpoints(training), training, shown_examples(board)))
+    pictures = figures(board, Material(_checkpoints(runs), training, shown_examples(board)))
     files = {f"{FOLDER}/{name}": content for one in pictures for name, content in one.files().items()}
     return {**files, PAGE: html_page(board, pictures)}
 
 
-def _checkpoints(training: Sequence[RunFolder]) -> dict[str, Path]:
+def _checkpoints(runs: Sequence[RunFolder]) -> dict[str, Path]:
     """Return the files of networks that are at hand, by SHA-256: those of the zoo, and of training runs."""
     folder = shipped("zoo")
     found = {entry.sha256: folder / entry.file for entry in read_manifest().values() if entry.sha256 and entry.file}
-    for run in training:
-        sha256 = run.summary().get("checkpoint_sha256") if run.is_complete else None
-        if sha256:
-            found[sha256] = run.path / "checkpoint.safetensors"
-    return found
+    return {**found, **_trained(runs)}
+
+
+def _trained(runs: Sequence[RunFolder]) -> dict[str, Path]:
+    """Return the checkpoints of finished training runs, by SHA-256."""
+    training = [run for run in runs if run.header.get("command") not in COMMANDS and run.is_complete]
+    named = ((run.summary().get("checkpoint_sha256"), run.path / "checkpoint.safetensors") for run in training)
+    return {sha256: file for sha256, file in named if sha256}
 
 
 def find_runs(paths: Sequence[Path]) -> list[RunFolder]:

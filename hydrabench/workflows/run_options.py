@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hydrabench.data import ImageSet
+    from hydrabench.data.own_images import OwnImages
 
 
 @dataclass(frozen=True)
@@ -34,5 +34,5 @@ class RunOptions:
     micro_batch: int | None = None
     save_minutes: float = 10.0
     tensorboard: bool = False
-    images: ImageSet | None = None
+    images: OwnImages | None = None
     computing: Mapping[str, Any] = field(default_factory=dict)

@@ -34,7 +34,7 @@ def test_the_command_and_the_function_write_the_same_run(tmp_path):
     assert run.summary["metrics"] == other.summary["metrics"] == json.loads(
         (tmp_path / "python" / "summary.json").read_text()
     )["metrics"]  # fmt: skip
-    volatile = {"started", "ended"}
+    volatile = {"started", "ended", "peak_memory"}
     assert {k: v for k, v in run.header.items() if k not in volatile} == {
         k: v for k, v in other.header.items() if k not in volatile
     }

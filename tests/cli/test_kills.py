@@ -92,7 +92,7 @@ def _untimed(file: Path) -> object:
 
     if file.suffix == ".jsonl":
         return [without(json.loads(line)) for line in file.read_text().splitlines()]
-    if file.name == "metrics.csv":
+    if file.suffix == ".csv":
         return [without(row) for row in csv.DictReader(file.read_text().splitlines())]
     if file.name in ("run.json", "summary.json"):
         return json.loads(file.read_text(), object_hook=without)

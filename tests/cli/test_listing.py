@@ -6,6 +6,7 @@ import pytest
 
 from hydrabench.cli.listing import KINDS
 from hydrabench.data import DATASETS
+from hydrabench.data.forms import OWN_PLACES
 from hydrabench.evaluators import EVALUATORS
 from hydrabench.models import MODELS
 from hydrabench.objectives import OBJECTIVES
@@ -14,7 +15,7 @@ ENTRIES = {
     "attacks": {kind for kind, one in EVALUATORS.items() if one.command == "attack"},
     "methods": {kind for kind, one in EVALUATORS.items() if one.command == "certify"},
     "objectives": set(OBJECTIVES),
-    "datasets": set(DATASETS),
+    "datasets": {*DATASETS, *OWN_PLACES},
     "architectures": set(MODELS),
     "recipes": {"digits-trades", "hydra-imagenet-free-resnet50"},
 }

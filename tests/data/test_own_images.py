@@ -94,6 +94,11 @@ def test_what_is_no_set_of_labelled_images_is_refused(tmp_path, write, message):
         load_images(write(tmp_path), "test")
 
 
-def test_they_are_not_trained_on(tmp_path):
-    with pytest.raises(DataError, match=r"has no train images: files of your own are evaluated, not trained on"):
-        load_images(npz(images=IMAGES, labels=LABELS)(tmp_path), "train")
+def test_they_are_trained_on_under_the_name_of_the_split(tmp_path):
+    images = load_images(npz(images=IMAGES, labels=LABELS)(tmp_path), "train")
+    assert (images.split, len(images), images.shape) == ("train", 2, (3, 8, 8))
+
+
+def test_corrupted_test_images_are_not_trained_on(tmp_path):
+    with pytest.raises(DataError, match=r"^cifar10c:.*/fog/3 has no train images: .* is evaluated only"):
+        load_images(f"cifar10c:{tmp_path}/fog/3", "train")

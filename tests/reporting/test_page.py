@@ -217,3 +217,78 @@ def test_a_phone_scrolls_the_tables_alone_and_paper_shows_them_whole_without_con
     assert (phone["font"], phone["nav"], phone["overflow"]) == ("14px", "flex", "auto")
     assert (paper["nav"], paper["filter"], paper["overflow"]) == ("none", "none", "visible")
     assert paper["table"] <= paper["width"] <= 1040
+
+
+# What people who see the page badly or not at all would miss; in the words of WCAG 2.2: names, contrast, structure.
+ACCESSIBILITY = """
+<script>
+const luminance = (colour) => {
+  const [r, g, b] = colour.match(/[0-9.]+/g).map((x) => x / 255)
+    .map((x) => (x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
+const behind = (one) => {
+  for (; one; one = one.parentElement) {
+    const colour = getComputedStyle(one).backgroundColor;
+    if (!/rgba[(].*, 0[)]$/.test(colour)) return colour;
+  }
+  return "rgb(255, 255, 255)";
+};
+const contrast = (one) => {
+  const [low, high] = [luminance(getComputedStyle(one).color), luminance(behind(one))].sort((a, b) => a - b);
+  return (high + 0.05) / (low + 0.05);
+};
+const all = (query) => [...document.querySelectorAll(query)];
+const named = (one) => one.getAttribute("aria-label") || one.textContent.trim()
+  || [...(one.labels || [])].some((label) => label.textContent.trim())
+  || (one.getAttribute("aria-labelledby") || "").split(" ").some((id) => document.getElementById(id)?.textContent);
+const faults = () => {
+  const found = [];
+  const say = (what, one) => found.push(what + ": " + one.outerHTML.slice(0, 60));
+  all("button, input, select, a, summary, dialog, section, nav, [role=region], [role=img], fieldset")
+    .filter((one) => !named(one)).forEach((one) => say("no name", one));
+  all("img").filter((one) => !one.alt).forEach((one) => say("no text", one));
+  all("th").filter((one) => !one.scope).forEach((one) => say("no scope", one));
+  all(".scroll").filter((one) => one.tabIndex < 0).forEach((one) => say("no keyboard", one));
+  all("[id]").filter((one) => all("#" + CSS.escape(one.id)).length > 1).forEach((one) => say("id twice", one));
+  all("body *").filter((one) => one.getClientRects().length && [...one.childNodes].some((part) => part.nodeType === 3
+    && part.textContent.trim()) && contrast(one) < 4.5).forEach((one) => say("contrast", one));
+  const levels = all("main h2, h1, h3").filter((one) => !one.closest("dialog")).map((one) => Number(one.tagName[1]));
+  levels.forEach((level, i) => { if (level > (levels[i - 1] || 0) + 1) found.push("heading: h" + level); });
+  if (!document.documentElement.lang || !document.querySelector("main")) found.push("no language or main");
+  return found;
+};
+const light = faults();
+document.getElementById("theme").click();
+const dark = faults();
+document.title = JSON.stringify({ light, dark });
+</script>
+"""
+
+
+def faults_of(page, path):
+    path.write_text(page.replace("</body>", ACCESSIBILITY + "</body>"))
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    done = subprocess.run([BROWSER, *options, path.as_uri()], capture_output=True, text=True, timeout=240, check=True)
+    return json.loads(html.unescape(re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)[1]))
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs chromium")
+def test_controls_have_names_and_text_has_contrast_in_both_themes(page, tmp_path):
+    assert faults_of(page, tmp_path / "page.html") == {"light": [], "dark": []}
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs chromium")
+def test_faults_of_accessibility_are_found(page, tmp_path):
+    planted = page.replace("--quiet: #595959", "--quiet: #959595").replace(
+        '<label>Filter <input id="filter"', "<label><input"
+    )
+    planted = planted.replace('<h2 id="networks-title">', '<h4 id="networks-title">').replace('alt="', 'title="')
+    planted = planted.replace('role="region" aria-label="Table of networks"', 'role="region"').replace(
+        'scope="row"', ""
+    )
+    planted = planted.replace("<main>", '<main><h3>Too deep</h3><p id="list">Twice</p><button type="button"></button>')
+    found = faults_of(planted, tmp_path / "page.html")
+    kinds = {fault.partition(":")[0] for fault in found["light"]}
+    assert kinds == {"no name", "no text", "no scope", "id twice", "contrast", "heading"}
+    assert not any(fault.startswith("contrast") for fault in found["dark"])

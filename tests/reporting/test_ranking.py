@@ -32,9 +32,9 @@ def test_rows_stand_by_score_with_ranges_of_ranks(board):
     """best and middle differ on images 4 and 5 only: p = 0.5."""
     found = board()
     assert [(row.label, row.rank, row.group) for row in found.rows] == [
-        ("best", (1, 2), "density 1.0"),
-        ("middle", (1, 2), "density 1.0"),
-        ("worst", (3, 3), "density 1.0"),
+        ("best", (1, 2), "density 1"),
+        ("middle", (1, 2), "density 1"),
+        ("worst", (3, 3), "density 1"),
     ]
     assert found.score["digits"].metric == "robust_accuracy"
     assert "| worst | 3 | cnn_small" in markdown(found)

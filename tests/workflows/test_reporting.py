@@ -10,9 +10,11 @@ import sys
 import pandas as pd
 import pytest
 
+from hydrabench.checkpoints import read_manifest
 from hydrabench.errors import ConfigError, GateError, LedgerError
 from hydrabench.ledger import AttackRecord, VerifiedRecord, open_run
 from hydrabench.reporting import summarize
+from hydrabench.reporting.frames import described
 from hydrabench.workflows.reporting import REPORT_FORMATS, find_runs, write_report
 
 CHECKPOINT = {
@@ -196,3 +198,21 @@ def test_a_report_is_written_without_torch(tmp_path):
     program = f"import sys; from hydrabench.cli import main; {command}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
     assert (tmp_path / "report" / "leaderboard.md").is_file()
+
+
+def test_a_parent_is_named_by_the_zoo_or_by_the_folder_that_trained_it(tmp_path):
+    """What was fine-tuned in the zoo comes from a pruned network that is not in it: it shows the dense one."""
+    zoo, trained, nowhere = read_manifest()["digits-trades-95"].sha256, "7" * 64, "8" * 64
+    for name, sha256, parent in (("zoo", zoo, "6" * 64), ("own", "1" * 64, trained), ("other", "2" * 64, nowhere)):
+        run = write_run(tmp_path / "runs" / name / "attack", "pgd")
+        about = json.loads((run.path / "run.json").read_text())
+        about["checkpoint"] |= {"sha256": sha256, "name": name}
+        (run.path / "run.json").write_text(json.dumps({**about, "origin": {"parent": parent}}))
+    training = tmp_path / "runs" / "prune-0.1"
+    training.mkdir()
+    done = {"schema": "hydrabench.run/2", "command": "prune", "status": "complete"}
+    (training / "run.json").write_text(json.dumps(done))
+    (training / "summary.json").write_text(json.dumps({"checkpoint_sha256": trained}))
+    (training / "checkpoint.safetensors").touch()
+    board = write_report([tmp_path / "runs"], tmp_path / "out", ["md"])
+    assert described(board)["parent"].to_dict() == {"zoo": "digits-trades", "own": "prune-0.1", "other": "88888888"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -11,12 +13,18 @@ from hydrabench.bounds.exact.walk import Walk
 STEPS, DECAY = 12, 0.75  # of the descent; its first step is half a radius
 
 
-def lowest_points(walk: Walk, rows: Tensor) -> Tensor:
-    """Return the points of the ball, (R, *image), where functions of the image, (R, *image), are lowest."""
+def lowest_points(walk: Walk, rows: Tensor, known: Mapping[int, Tensor]) -> Tensor:
+    """Return the points of the ball, (R, *image), where functions of the image, (R, *image), are lowest.
+
+    Args: known: these points for some of the functions, by their row.
+    """
     places, ball = walk.root.places, walk.root.ball
     lower, upper = (places.value(vector, 0) for vector in (walk.lower, walk.upper))
     if ball.norm == "linf":
-        return torch.where(rows > 0, lower, upper)
+        points = torch.where(rows > 0, lower, upper)
+        for row, point in known.items():
+            points[row] = point
+        return points
     moved = ball.x[walk.image] - ball.epsilon * _normalised(rows)
     return torch.minimum(torch.maximum(moved, lower), upper)
 

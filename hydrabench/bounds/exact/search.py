@@ -9,7 +9,7 @@ Source: Bunel et al. (2020), arXiv:1909.06588, algorithm 1; Wang et al. (2021), 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any, Literal
@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hydrabench.bounds.crown import MEMORY
+from hydrabench.bounds.backward import MEMORY
 from hydrabench.bounds.exact.branching import CutScores
+from hydrabench.bounds.exact.leaves import settle
 from hydrabench.bounds.exact.points import descended, lowest_points
 from hydrabench.bounds.exact.queue import Queue
 from hydrabench.bounds.exact.root import Root, root_of
@@ -34,7 +35,7 @@ Verdict = Literal["verified", "broken", "unknown"]
 Confirm = Callable[[Tensor, Tensor], Sequence["Tensor | None"]]
 ROUND = 64  # subproblems of an image that are cut together
 FEW_UNSTABLE = 32  # neurons; the boxes of subproblems with so few are refreshed
-BATCH = 1024  # subproblems that are bounded together, if their coefficients fit into `crown.MEMORY`
+BATCH = 1024  # subproblems that are bounded together, if their coefficients fit into `backward.MEMORY`
 ENTRIES = 4, 16  # that a pass holds for each coefficient of every value, and for each place that can be cut
 FIRST = Steps(iterations=50)
 LATER = Steps(iterations=20)
@@ -229,7 +230,7 @@ class _Search:
         """Bound subproblems, look for adversarial examples where their bounds come from, and sort them in."""
         walk = self._walk(batch)
         known = torch.tensor([each.lower for each in batch], dtype=torch.float64, device=walk.lower.device)
-        walk.improve(steps, torch.full_like(known, -torch.inf))
+        points = settle(walk, walk.improve(steps, torch.full_like(known, -torch.inf)), self.together)
         scores = CutScores(walk)
         lower, rows = walk.rounded(scores.observe)
         lower = torch.maximum(lower.nan_to_num(nan=-torch.inf), known)
@@ -253,12 +254,12 @@ class _Search:
             )
             tree.serial += 1
             tree.count += 1
-        self._try(walk, rows, lower)
+        self._try(walk, rows, lower, points)
 
-    def _try(self, walk: Walk, rows: Tensor, lower: Tensor) -> None:
+    def _try(self, walk: Walk, rows: Tensor, lower: Tensor, known: Mapping[int, Tensor]) -> None:
         """Look for adversarial examples where bounds are lowest, and downhill from there."""
         unproved = (~(lower > 0)).nonzero().squeeze(1)
-        points = lowest_points(walk, rows)[unproved]
+        points = lowest_points(walk, rows, known)[unproved]
         task, image = walk.task[unproved], walk.image[unproved]
         values = self.root.values(points, task)
         order = values.argsort(stable=True)

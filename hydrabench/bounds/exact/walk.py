@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from hydrabench.bounds.crown import carried_back, linear
+from hydrabench.bounds.backward import carried_back, linear
 from hydrabench.bounds.exact.root import Root
 from hydrabench.bounds.exact.splits import Constraints
 from hydrabench.bounds.outward import down
@@ -73,8 +73,12 @@ class Walk:
 
     def bounds(self) -> Tensor:
         """Lower bounds, (R,), differentiable with respect to slopes and multipliers."""
+        return self._lowest(*self.functions())
+
+    def functions(self) -> tuple[Tensor, Tensor]:
+        """The linear functions of the image that the bounds are the smallest values of, (R, entries) and (R,)."""
         rows, gains = self._carried(lambda _position, _rows: None)
-        return self._lowest(rows, self.root.offset[self.task] + sum(gains))
+        return rows.flatten(1), self.root.offset[self.task] + sum(gains)
 
     @torch.no_grad()
     def rounded(self, observer: Observer) -> tuple[Tensor, Tensor]:
@@ -111,6 +115,7 @@ class Walk:
             return rows
 
         def substitute(position: int, rows: Tensor, _waiting: dict[int, Tensor]) -> Sequence[Tensor | None]:
+            """Add the multipliers of the result's constraints to (R, *result), and carry the sum through the node."""
             node = nodes[position - 1]
             rows = constrained(position, rows)
             observer(position, rows)

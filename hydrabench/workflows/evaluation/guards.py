@@ -12,7 +12,7 @@ from torch import Tensor
 from hydrabench.checkpoints import better_normalization
 from hydrabench.data import DATASETS, ImageSet, ImageSource, pixels
 from hydrabench.data.encoded import EncodedImages
-from hydrabench.errors import ConfigError
+from hydrabench.errors import ConfigError, DataError
 from hydrabench.runtime import exact_arithmetic
 from hydrabench.workflows.evaluation.loading import STORED_IN, Subject
 
@@ -61,6 +61,17 @@ def fitted(subject: Subject, images: ImageSource) -> ImageSource:
         f"{subject.name} has {outputs} outputs, {images.name} has {images.num_classes} classes; give another "
         f"--dataset, or a network of {images.num_classes} outputs (--model-args)"
     )
+
+
+def on_images(subject: Subject, images: ImageSource) -> Subject:
+    """Return a checkpoint that is judged on other images than the test images of its data set.
+
+    Raises: DataError for images of another size; ConfigError as `fitted`.
+    """
+    wanted = subject.checkpoint.header.shape
+    if images.shape != tuple(wanted):
+        raise DataError(f"images have shape {images.shape}; {subject.name} takes {tuple(wanted)}")
+    return replace(subject, images=fitted(subject, images))
 
 
 def _logits(subject: Subject, x: Tensor) -> Tensor:

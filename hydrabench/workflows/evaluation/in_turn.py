@@ -55,6 +55,11 @@ class Standing:
         done = self.of[image]
         return len(done) == len(self.attacks) or any(one.broken for one in done)
 
+    def losses(self) -> tuple[int, int]:
+        """Count the images that are misclassified as they are, and those that an attack has broken."""
+        by = [done[-1].attack for done in self.of.values() if done and done[-1].broken]
+        return by.count(AS_IT_IS), len(by) - by.count(AS_IT_IS)
+
     def waiting(self, attack: str) -> list[int]:
         """The images whose next attack is this one, in order."""
         place = self.attacks.index(attack)
@@ -230,12 +235,10 @@ class Turns:
         first, last = shares[0][0], shares[-1][-1]
         later = self.attacks[self.attacks.index(attack) + 1 :]
         after = f", then {', '.join(later)}" if later else ""
-        self.note = f"{attack} at images {first} to {last}, {len(waiting)} wait{after}; {self._broken()}"
+        wrong, broken = self.standing.losses()
+        lost = f"{wrong} wrong, {broken} broken of {len(self.standing.of)}"
+        self.note = f"{attack} at images {first} to {last}, {len(waiting)} wait{after}; {lost}"
         self._advance()
-
-    def _broken(self) -> str:
-        broken = sum(done[-1].broken for done in self.standing.of.values() if done)
-        return f"{broken} of {len(self.standing.of)} broken"
 
     def _advance(self) -> None:
         left = sum(

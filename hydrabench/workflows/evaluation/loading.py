@@ -12,8 +12,9 @@ from torch import nn
 
 from hydrabench.checkpoints import Checkpoint, better_normalization, checkpoint_name, compact_size, read_zoo
 from hydrabench.data import DATASETS, ImageSource, load_images, pixels
+from hydrabench.data.forms import is_given, is_own
 from hydrabench.data.registry import data_folder
-from hydrabench.errors import lookup
+from hydrabench.errors import DataError, lookup
 from hydrabench.evaluators import EvaluationSettings
 from hydrabench.ledger import read_run
 from hydrabench.masking import prunable_layers, used_parameters
@@ -52,6 +53,11 @@ class Subject:
         if self.images is not None:
             return self.images
         name = self.checkpoint.header.dataset
+        if is_own(name) or is_given(name):
+            raise DataError(
+                f"{self.name} was trained on {name}, whose test images it does not know; name them with --dataset (in "
+                "Python as data), such as --dataset folder:images/val"
+            )
         images = load_images(name, "test", options.data_dir, download=options.download)
         if data_folder(options.data_dir) is None and name in DATASETS and len(images) < DATASETS[name].test:
             say(

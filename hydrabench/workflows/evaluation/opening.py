@@ -25,8 +25,8 @@ from hydrabench.models import normalized
 from hydrabench.models.own_code import Built, is_code
 from hydrabench.runtime import World
 from hydrabench.workflows.evaluation.external import external_subject
-from hydrabench.workflows.evaluation.guards import fitted, guard
-from hydrabench.workflows.evaluation.loading import Subject
+from hydrabench.workflows.evaluation.guards import fitted, guard, on_images
+from hydrabench.workflows.evaluation.loading import Subject, open_subject
 from hydrabench.workflows.evaluation.request import ModelRequest
 from hydrabench.workflows.evaluation.specifications import build
 from hydrabench.workflows.progress import say
@@ -54,6 +54,20 @@ def open_model(request: ModelRequest, *, options: RunOptions, precision: str = "
     opened = _open(request, images.shape, images.num_classes, options.device, precision)
     _require_same(request, opened, images)
     return judged_on(images, opened.subject, normalization_given=opened.normalized)
+
+
+def open_on_own_images(ref: str, *, options: RunOptions, precision: str, described: Mapping[str, Any]) -> Subject:
+    """Open a checkpoint, to be judged on the user's own images if --dataset names such, else on those it was made for.
+
+    Args: described: what the options say of it, see `open_checkpoint`.
+    Raises: as `open_subject`, `load_images` and `on_images`.
+    """
+    name = str(described.get("dataset", ""))
+    if not is_own(name):
+        return open_subject(ref, options=options, precision=precision, described=described)
+    rest = {key: value for key, value in described.items() if key != "dataset"}
+    subject = open_subject(ref, options=options, precision=precision, described=rest)
+    return on_images(subject, load_images(name, "test"))
 
 
 def _require_same(request: ModelRequest, opened: _Opened, images: ImageSource) -> None:
@@ -145,7 +159,8 @@ def _open(request: ModelRequest, shape: tuple[int, int, int], num_classes: int, 
     name, inside = built.name, None
     if request.weights is not None:
         inside = load_weights(built.module, request.weights)
-        name = f"{name}-{request.weights.name.partition('.')[0]}"
+        stem = request.weights.name.partition(".")[0]
+        name = name if stem in name.split("-") else f"{name}-{stem}"
         identity["weights_sha256"] = sha256_of(request.weights)
     front = _front(request, built, inside)
     subject = external_subject(

@@ -34,9 +34,9 @@ class RunningTotals:
         if not self.seen:
             return ""
         shown = [f"{name.replace('_accuracy', '')} {self._fraction(name)}" for name in list(self.counts)[:SHOWN_TOTALS]]
-        most = getattr(self.settings, "samples", 0)
-        if most:
-            shown.append(f"{self.drawn:,} draws, {1 - self.drawn / (self.seen * most):.1%} saved")
+        most = self.seen * getattr(self.settings, "samples", 0)
+        if 0 < self.drawn < most:
+            shown.append(f"{self.drawn:,} draws, {1 - self.drawn / most:.1%} saved")
         return ", ".join(shown)
 
     def _fraction(self, metric: str) -> str:

@@ -10,7 +10,8 @@ import torch
 import yaml
 from torch import nn
 
-from hydrabench.data import DATASETS
+from hydrabench.data import DATASETS, load_images, load_test_images
+from hydrabench.data.forms import is_own
 from hydrabench.data.loaders import minibatch_sizes
 from hydrabench.errors import ConfigError, lookup
 from hydrabench.evaluators import EVALUATORS, Sizes
@@ -90,10 +91,10 @@ def dry_run(recipe: Recipe, network: nn.Module, *, device: str) -> dict[str, Any
         `timing` their operations at the speed of forward passes; without data loading and validation, for an attack
         as if every image resisted to the end. Costs are None where they depend on the weights.
     """
-    dataset = lookup("data set", DATASETS, recipe.data.name)
-    sizes = sizes_of(network, dataset.shape, dataset.num_classes)
-    rate = measured_rate(network, dataset.shape, sizes, pick_device(device))
-    costs_here = _Costs(recipe, network, pick_device(device), sizes, rate)
+    images = _images_of(recipe)
+    sizes = sizes_of(network, images.shape, images.num_classes)
+    rate = measured_rate(network, images.shape, sizes, pick_device(device))
+    costs_here = _Costs(recipe, network, pick_device(device), images, sizes, rate)
     steps = plan(recipe)
     runs = [costs_here.run(step) for step in steps]
     evaluated = [step.name for step in steps if step.evaluated]
@@ -110,12 +111,33 @@ def dry_run(recipe: Recipe, network: nn.Module, *, device: str) -> dict[str, Any
     }
 
 
+@dataclass(frozen=True)
+class _Images:
+    """The images of a recipe. shape: (C, H, W). train, test: how many there are of each split."""
+
+    shape: tuple[int, int, int]
+    num_classes: int
+    train: int
+    test: int
+
+
+def _images_of(recipe: Recipe) -> _Images:
+    """Return what is known of a recipe's data set; for that, files of the user's own are read."""
+    if not is_own(recipe.data.name):
+        known = lookup("data set", DATASETS, recipe.data.name)
+        return _Images(known.shape, known.num_classes, known.train, known.test)
+    own = load_images(recipe.data.name, "train")
+    return _Images(own.shape, own.num_classes, len(own), len(load_test_images(recipe.data)) if recipe.evaluate else 0)
+
+
 class _Costs:
     """The costs of a recipe on a device, run by run."""
 
-    def __init__(self, recipe: Recipe, network: nn.Module, device: torch.device, sizes: Sizes, rate: float) -> None:
+    def __init__(
+        self, recipe: Recipe, network: nn.Module, device: torch.device, images: _Images, sizes: Sizes, rate: float
+    ) -> None:
         self.recipe, self.sizes, self.rate, self.device = recipe, sizes, rate, device
-        self.shape = DATASETS[recipe.data.name].shape
+        self.images, self.shape = images, images.shape
         self.network = copy.deepcopy(network).to(device)
         self.timed: dict[str, float] = {}  # seconds of an optimizer step, by section
 
@@ -123,7 +145,7 @@ class _Costs:
         """A training run and what it costs."""
         phase: PhaseRecipe = getattr(self.recipe, step.section)
         objective = self.recipe.objective_of(step.section)
-        images = _training_images(self.recipe)
+        images = _training_images(self.recipe, self.images.train)
         both = 2 if self.recipe.data.pseudo_labels else 1  # a batch holds as many pseudo-labelled images as labelled
         ramp = (phase.epsilon_ramp_epochs - 1) / phase.epochs
         passes = OBJECTIVES[objective.name].passes(objective, self._workload(both * phase.batch_size, ramp))
@@ -146,7 +168,7 @@ class _Costs:
 
     def evaluation(self, runs: list[str], settings: Any) -> dict[str, Any]:
         """An evaluation of several runs and what it costs."""
-        every = DATASETS[self.recipe.data.name].test
+        every = self.images.test
         images = min(self.recipe.evaluate_images or every, every)
         entry = {"protocol": settings.protocol, "runs": runs, "images": images}
         passes = EVALUATORS[settings.kind].passes
@@ -176,10 +198,9 @@ class _Costs:
         return {"passes": passes, "pflop": flops / 1e15, "seconds": flops / self.rate}
 
 
-def _training_images(recipe: Recipe) -> int:
-    """Return how many labelled images are trained on: those not held out, or a fraction of them."""
-    published = DATASETS[recipe.data.name].train
-    return round(recipe.data.fraction * (published - round(recipe.data.validation_fraction * published)))
+def _training_images(recipe: Recipe, every: int) -> int:
+    """Return how many of `every` labelled image are trained on: those not held out, or a fraction of them."""
+    return round(recipe.data.fraction * (every - round(recipe.data.validation_fraction * every)))
 
 
 def plan_text(planned: dict[str, Any]) -> str:

@@ -12,7 +12,9 @@ from torch import nn
 from hydrabench.checkpoints import Checkpoint, Header
 from hydrabench.checkpoints.own_code import UsedCode, build_own, require_recordable, used_code
 from hydrabench.config import Normalization
-from hydrabench.data import DATASETS, DataSet, ImageSet, load_images
+from hydrabench.data import DATASETS, DataSet, load_images
+from hydrabench.data.forms import is_own
+from hydrabench.data.own_images import OwnImages, load_own
 from hydrabench.errors import CheckpointError, ConfigError, DataError, lookup
 from hydrabench.masking import INITIAL_DENSITY, attach_masks, bake_masks, overall_density, score_masks
 from hydrabench.models import build_model, normalized
@@ -49,7 +51,7 @@ def train(
     Returns: the summary.
     Raises: CheckpointError if `ref` does not fit the recipe, or is pruned; ConfigError if its weights would be lost.
     """
-    section = recipe.train
+    section, options = recipe.train, _with_own_images(recipe, options)
     if section is None:
         raise ConfigError(f"recipe {recipe.name} has no `train:` section; add one with epochs and lr")
     if ref is not None and section.initialization != "default":
@@ -74,7 +76,14 @@ def train(
 
 def fresh_network(recipe: Recipe) -> nn.Module:
     """Build the recipe's network for its data set, with the initial weights of its seed."""
-    return _fresh(recipe, RunOptions())[0]
+    return _fresh(recipe, _with_own_images(recipe, RunOptions()))[0]
+
+
+def _with_own_images(recipe: Recipe, options: RunOptions) -> RunOptions:
+    """Return the options with the training images, if they are files of the user's own, which say their own sizes."""
+    if options.images is not None or not is_own(recipe.data.name):
+        return options
+    return replace(options, images=load_own(recipe.data.name, "train"))
 
 
 def _fresh(recipe: Recipe, options: RunOptions) -> tuple[nn.Module, UsedCode | None]:
@@ -90,7 +99,7 @@ def _fresh(recipe: Recipe, options: RunOptions) -> tuple[nn.Module, UsedCode | N
     return network, None
 
 
-def _of_code(model: ModelRecipe, dataset: DataSet | ImageSet, seed: int) -> tuple[nn.Module, UsedCode]:
+def _of_code(model: ModelRecipe, dataset: DataSet | OwnImages, seed: int) -> tuple[nn.Module, UsedCode]:
     built = build_own(model.arch, model.args, dataset.num_classes, dataset.shape, seed=seed)
     front = model.normalization
     if front and len(front.mean) != dataset.shape[0]:
@@ -118,7 +127,7 @@ def prune(
         raise ConfigError(f"recipe {recipe.name} has no `prune:` section; add one with epochs and lr")
     if recipe.prune.density is None:
         raise ConfigError("no density given: add --density 0.1 to keep a tenth of the weights of every layer")
-    section, wanted = recipe.prune, recipe.prune.density
+    section, wanted, options = recipe.prune, recipe.prune.density, _with_own_images(recipe, options)
     recipe, source, options = _open_source(recipe, ref, described, options)
     network = source.baked()
     density = overall_density(network, wanted, section.scope)
@@ -147,6 +156,7 @@ def finetune(
     section = recipe.finetune
     if section is None:
         raise ConfigError(f"recipe {recipe.name} has no `finetune:` section; add one with epochs and lr")
+    options = _with_own_images(recipe, options)
     recipe, source, options = _open_source(recipe, ref, described, options)
     density = section.density
     if lwm and density is None:
@@ -197,11 +207,16 @@ def _open_source(
         if header.held_out and header.dataset != recipe.data.name:
             say(f"{ref} was trained on {header.dataset}; whether it saw the held-out images is not known")
             source = replace(source, header=header.model_copy(update={"held_out": None}))
-    known = recipe.data.name if options.images is None else header.dataset
-    if (header.arch, header.dataset) != (short_spec(model.arch), known):
+    _require_wanted(recipe, model, header, ref, dataset=recipe.data.name if options.images is None else header.dataset)
+    return recipe, source, options
+
+
+def _require_wanted(recipe: Recipe, model: ModelRecipe, header: Header, ref: Source, *, dataset: str) -> None:
+    """Raise CheckpointError if a checkpoint is not of the recipe's `model`, for images of `dataset`."""
+    if (header.arch, header.dataset) != (short_spec(model.arch), dataset):
         raise CheckpointError(
             f"{ref} is a {header.arch} for {header.dataset}; recipe {recipe.name} wants a {short_spec(model.arch)} "
-            f"for {known}" + ("; without its `model:` it takes any network" if header.code else "")
+            f"for {dataset}" + ("; without its `model:` it takes any network" if header.code else "")
         )
     if header.code and header.code.arguments != model.args:
         raise CheckpointError(
@@ -211,7 +226,6 @@ def _open_source(
         raise CheckpointError(
             f"{ref} normalises with {header.normalization}, recipe {recipe.name} with {model.normalization}"
         )
-    return recipe, source, options
 
 
 def _model_of(header: Header) -> ModelRecipe:
@@ -220,8 +234,8 @@ def _model_of(header: Header) -> ModelRecipe:
     return ModelRecipe(arch=header.arch, args=arguments, normalization=header.normalization)
 
 
-def _fitted(images: ImageSet, header: Header, ref: str) -> ImageSet:
-    """Return images that were handed over with as many classes as a checkpoint has."""
+def _fitted(images: OwnImages, header: Header, ref: str) -> OwnImages:
+    """Return images of the user's own with as many classes as a checkpoint has."""
     if images.shape != tuple(header.shape) or images.num_classes > header.num_classes:
         raise DataError(
             f"images have shape {images.shape} and labels up to {images.num_classes - 1}; {ref} takes "
@@ -235,7 +249,7 @@ def _open_own(recipe: Recipe, request: ModelRequest, options: RunOptions) -> tup
     name = recipe.data.name
     if request.dataset not in (None, name):
         raise ConfigError(f"recipe {recipe.name} trains on {name}, --dataset says {request.dataset}; leave it out")
-    images = load_images(name, "train", options.data_dir, download=options.download)
+    images = options.images or load_images(name, "train", options.data_dir, download=options.download)
     source = own_checkpoint(replace(request, dataset=name), images=images)
     require_recordable(source.header.arch, source.header.code, request.spec)
     if is_program(request.spec):

@@ -277,6 +277,8 @@ def test_standing_tells_what_waits_for_an_attack():
     standing.add([Attempt(3, "clean", True, 0.1, 1, 0.0), Attempt(5, "clean", False, -0.1, 2, 0.0)])
     assert (standing.waiting("clean"), standing.waiting("square")) == ([8], [5])
     assert [standing.is_settled(image) for image in (3, 5, 8)] == [True, False, False]
+    standing.add([Attempt(5, "square", True, 0.2, 0, 0.0)])
+    assert standing.losses() == (1, 1)  # wrong as they are, broken by an attack
 
 
 def test_the_progress_line_names_the_attack_its_images_and_what_is_left(subject, cpu, tmp_path, calls, monkeypatch):
@@ -292,7 +294,7 @@ def test_the_progress_line_names_the_attack_its_images_and_what_is_left(subject,
 
     monkeypatch.setattr(evaluation, "tracking", lambda *_arguments, **_names: Shown())
     evaluate(subject, SETTINGS, tmp_path, options=cpu, n=100)
-    first = "clean at images 0 to 39, 100 wait, then apgd-ce, apgd-t, fab-t, square; 0 of 100 broken"
+    first = "clean at images 0 to 39, 100 wait, then apgd-ce, apgd-t, fab-t, square; 0 wrong, 0 broken of 100"
     assert notes[0][1] == first
     assert notes[-1][1].startswith("square at images")
     assert sum(pieces for pieces, _ in notes) == pytest.approx(100)
