@@ -1,7 +1,8 @@
 """What all tests need: threads as the command line sets them (see hydrabench/process.py), and no caches of the user's.
 
 Properties are tried on the same examples in every run, so that `make test` says the same to everybody; `make test-all`
-draws new ones (`--hypothesis-profile random`). And what tests of two rooms need: a reader of VNN-LIB.
+draws new ones (`--hypothesis-profile random`). And what tests of two rooms need: a reader of
+VNN-LIB, auto_LiRPA.
 """
 
 from __future__ import annotations
@@ -77,6 +78,18 @@ def parse_property(text: str) -> Property:
                 raise AssertionError(f"not VNN-LIB: {other}")
     inputs = [f"X_{i}" for i in range(len(bounds[">="]))]
     return Property([bounds[">="][name] for name in inputs], [bounds["<="][name] for name in inputs], cases)
+
+
+@pytest.fixture(scope="session")
+def auto_lirpa() -> Any:
+    """The library; where it is not installed, the test is skipped."""
+    from hydrabench.bounds import lirpa
+    from hydrabench.errors import HydrabenchError
+
+    try:
+        return lirpa.auto_lirpa()
+    except HydrabenchError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,13 @@
 """Sound bounds of a network's margins over an L-infinity or L2 ball.
 
-From a method to its equation: `methods` says which boxes and lines each method uses, `interval` is the one way forward,
-`crown` the one way back, and every operation in `program/` says its own box, transpose and lines (`relaxations`).
+From a method to its equation: each method has a file of its name, `interval` is the one way forward, `backward` the one
+way back, and every operation in `program/` says its own box, transpose and lines (`relaxations`).
 
 program/          a network as operations: read from its code, folded, without dead channels; `prepared` keeps one
 specification     what is bounded: margins over a `ball` around images
-methods, cascade  ibp, crown-ibp, crown, symbolic; one after the other
-intermediate      bounds of unstable neurons by CROWN; `symbolic` has those of symbolic intervals
+ibp, crown        ibp and mixtures to train with; crown-ibp and crown
+symbolic          symbolic intervals; `cascade` tries one method after the other
+intermediate      bounds of unstable neurons by CROWN
 neurons, patches  which neurons get a pass of their own, and rows that are as large as their receptive field
 sound, rounding   bounds that hold in spite of rounding, and how far it can lift others; `outward` has the arithmetic
 alpha, slopes     crown with slopes optimised for each image and margin
@@ -21,24 +22,18 @@ transposed        transposed convolutions by ordinary ones, where that is faster
 from hydrabench.bounds.alpha import Search, alpha_crown_margins
 from hydrabench.bounds.cascade import Proofs, cascade, cascade_margins
 from hydrabench.bounds.costs import image_operations, search_operations
+from hydrabench.bounds.crown import crown_ibp_margins, crown_margins
 from hydrabench.bounds.fast_ibp import TrainingBounds, regularizer, training_bounds
+from hydrabench.bounds.ibp import MarginBound, class_margins, interval_margins
 from hydrabench.bounds.initialization import keep_widths
 from hydrabench.bounds.interval import interval_bounds
 from hydrabench.bounds.lirpa import bounded_module, lirpa_alpha_margins, lirpa_margins, require_auto_lirpa
-from hydrabench.bounds.methods import (
-    MarginBound,
-    class_margins,
-    crown_ibp_margins,
-    crown_margins,
-    interval_margins,
-    symbolic_margins,
-)
 from hydrabench.bounds.prepared import Prepared, prepared
 from hydrabench.bounds.program.program import Node, Program, program_of, read
 from hydrabench.bounds.progress import Moment, watched
 from hydrabench.bounds.rounding import FACTORS, rounding_bound
 from hydrabench.bounds.sound import deployed_margins, sound_margins
-from hydrabench.bounds.symbolic import symbolic_class_margins
+from hydrabench.bounds.symbolic import symbolic_class_margins, symbolic_margins
 
 BOUNDS: dict[str, MarginBound] = {
     "ibp": interval_margins,

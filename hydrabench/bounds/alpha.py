@@ -17,9 +17,10 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from hydrabench.bounds.backward import MEMORY
 from hydrabench.bounds.ball import Ball, intersection
 from hydrabench.bounds.box import Interval
-from hydrabench.bounds.crown import MEMORY, lower_bounds
+from hydrabench.bounds.crown import lower_bounds
 from hydrabench.bounds.intermediate import IntermediateBounds
 from hydrabench.bounds.interval import Propagation
 from hydrabench.bounds.neurons import (
@@ -79,9 +80,9 @@ def alpha_crown_margins(
     image, up to rounding. With a time limit it depends on the machine and on the batch, and cannot be reproduced. The
     limit is looked at after each iteration; CROWN's own pass is always finished.
 
-    Args: as for `methods.interval_margins`, and `search`. Not in `torch.inference_mode`, which knows no gradients.
+    Args: as for `ibp.interval_margins`, and `search`. Not in `torch.inference_mode`, which knows no gradients.
     Returns: (B,), in logit units, without gradients.
-    Raises: what `methods.interval_margins` raises.
+    Raises: what `ibp.interval_margins` raises.
     """
     with torch.no_grad():
         problem = pose(network, x, y, epsilon, norm=norm)

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from hydrabench.bounds.crown import MEMORY
-from hydrabench.bounds.methods import crown_ibp_rows, crown_rows, interval_rows
+from hydrabench.bounds.backward import MEMORY
+from hydrabench.bounds.crown import crown_ibp_rows, crown_rows
+from hydrabench.bounds.ibp import interval_rows
 from hydrabench.bounds.prepared import Prepared
 from hydrabench.bounds.specification import Problem, clean_margins, pose, solved
 from hydrabench.bounds.symbolic import symbolic_rows
@@ -62,9 +63,9 @@ def cascade(
     alone would prove, and images of which each class is proved by some method.
 
     Args:
-        network, x, y, epsilon, norm: as for `methods.interval_margins`.
+        network, x, y, epsilon, norm: as for `ibp.interval_margins`.
         methods: keys of `STEPS`, at least one.
-    Raises: ConfigError for an unknown method, ValueError if there is none, and what `methods.interval_margins` raises.
+    Raises: ConfigError for an unknown method, ValueError if there is none, and what `ibp.interval_margins` raises.
     Source: reference/field.md, section 5.1, item 8.
     """
     return _cascade(pose(network, x, y, epsilon, norm=norm), methods, MEMORY)
@@ -73,7 +74,7 @@ def cascade(
 def cascade_margins(
     network: nn.Module | Prepared, x: Tensor, y: Tensor, epsilon: float, *, norm: Norm = "linf", memory: int = MEMORY
 ) -> Tensor:
-    """Like `methods.interval_margins`, by a cascade of the default methods."""
+    """Like `ibp.interval_margins`, by a cascade of the default methods."""
     return _cascade(pose(network, x, y, epsilon, norm=norm), DEFAULT, memory).lower
 
 

@@ -1,72 +1,116 @@
-"""CROWN: linear lower bounds, carried from the outputs back to the input.
+"""CROWN-IBP and CROWN: margins bounded by linear functions, carried from the outputs back to the image.
 
-A row of coefficients A and an offset d with A·value + d <= specification hold at every value in turn; affine operations
-are substituted exactly, any other by a line below it where A is positive and a line above it where A is negative.
-`carried_back` is the one way back through a program, for rows in any form: dense ones here, patches in `neurons`, and
-float64 ones with rounding in `sound`.
-Source: Zhang et al. (2018), arXiv:1811.00866, theorem 3.2; with interval bounds before the ReLUs it is
-CROWN-IBP, Zhang et al. (2019), arXiv:1906.06316, section 3.
+crown-ibp: one pass backward over interval bounds. crown: a pass backward for each unstable neuron, too. In an L2 ball
+both take `intermediate`'s bounds. Here is the pass with dense rows of coefficients.
+Source: Zhang et al. (2018), arXiv:1811.00866, theorem 3.2; Zhang et al. (2019), arXiv:1906.06316, section 3.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from typing import TypeVar
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from hydrabench.bounds.backward import LIVE, MEMORY, Functions, Run, carried_back, linear
 from hydrabench.bounds.box import Interval
-from hydrabench.bounds.interval import Propagation, concretize
+from hydrabench.bounds.intermediate import IntermediateBounds
+from hydrabench.bounds.interval import Propagation, concretize, propagate
 from hydrabench.bounds.kernels import BLOCK
+from hydrabench.bounds.patches import Rows
+from hydrabench.bounds.prepared import Prepared
 from hydrabench.bounds.program.operations import Elementwise, Linear, Relaxed
 from hydrabench.bounds.program.program import Node
-from hydrabench.errors import UnsupportedLayerError
-
-MEMORY = 2**30  # bytes that a pass may take at once, besides its arguments; larger ones are cut into parts
-LIVE = 5  # tensors of the size of the largest coefficients that a pass holds at once: a ReLU's and a shortcut's
-
-Carried = TypeVar("Carried")
+from hydrabench.bounds.specification import Problem, flat, pose, solved
+from hydrabench.threat import Norm
 
 
-def carried_back(
-    nodes: Sequence[Node],
-    number: int,
-    rows: Carried,
-    substitute: Callable[[int, Carried, dict[int, Carried]], Sequence[Carried | None]],
-    add: Callable[[int, Carried, Carried], Carried],
+def crown_ibp_margins(
+    network: nn.Module | Prepared,
+    x: Tensor,
+    y: Tensor,
+    epsilon: float,
     *,
-    stop: int = 0,
-) -> Carried:
-    """Carry functions of value `number` back to value `stop`, through every node between.
+    norm: Norm = "linf",
+    memory: int = MEMORY,
+    only_open: bool = False,
+) -> Tensor:
+    """Like `ibp.interval_margins`, by one CROWN pass backward with interval bounds before unstable neurons.
+
+    Not always above the interval margins: both are sound, and a caller may take the larger one.
 
     Args:
-        rows: the functions, in whatever form. substitute: from the number of a node, functions of its result and those
-            that are waiting, by value, to functions of each value that the node takes; None for none.
-        add: the sum of two functions of a value, given by its number.
+        only_open: take the interval bound of f_y - f_j where it is positive, the larger of both elsewhere,
+            and leave out the pass backward for every margin that is proved already.
+    Source: Zhang et al. (2019), arXiv:1906.06316, section 3; reference/hydra.md, section 1.7.
     """
-    waiting = {number: rows}
-    for position in range(number, stop, -1):
-        if position not in waiting:
-            continue  # a prefix of a program may compute values for what comes after it
-        rows = waiting.pop(position)
-        found = substitute(position, rows, waiting)
-        for source, part in zip(nodes[position - 1].inputs, found, strict=True):
-            if part is not None:
-                waiting[source] = add(source, waiting[source], part) if source in waiting else part
-    return waiting[stop]
+    method = partial(_open_rows if only_open else crown_ibp_rows, memory=memory)
+    return solved(pose(network, x, y, epsilon, norm=norm), method, memory=memory).min(1).values
 
 
-def linear(node: Node) -> Linear:
-    """The operation of a node that is not `Relaxed`.
+def crown_margins(
+    network: nn.Module | Prepared, x: Tensor, y: Tensor, epsilon: float, *, norm: Norm = "linf", memory: int = MEMORY
+) -> Tensor:
+    """Like `ibp.interval_margins`, by CROWN for every unstable neuron as for the margins.
 
-    Raises: UnsupportedLayerError if it is not `Linear` either.
+    Source: Zhang et al. (2018), arXiv:1811.00866; reference/hydra.md, section 1.7, "full CROWN".
     """
-    if not isinstance(node.operation, Linear):
-        raise UnsupportedLayerError(f"cannot bound {type(node.operation).__name__}: it is neither linear nor relaxed")
-    return node.operation
+    return solved(pose(network, x, y, epsilon, norm=norm), crown_rows, memory=memory).min(1).values
+
+
+def crown_ibp_rows(problem: Problem, *, memory: int = MEMORY) -> Tensor:
+    """Lower bounds of the margins of a problem, (B, S), by one pass backward over the bounds of `ibp.interval_rows`.
+
+    Source: Zhang et al. (2019), arXiv:1906.06316, section 3.
+    """
+    if problem.ball.norm != "linf":
+        return _crown(problem, tighten=False)
+    passed = propagate(problem.body, problem.ball.box, keep=True)
+    return lower_bounds(problem.body, problem.ball.box, passed, problem.rows, problem.offset, memory=memory)
+
+
+def crown_rows(problem: Problem) -> Tensor:
+    """Lower bounds of the margins of a problem, (B, S), by CROWN for every undecided neuron as for the margins.
+
+    Source: Zhang et al. (2018), arXiv:1811.00866; reference/hydra.md, section 1.7, "full CROWN".
+    """
+    return _crown(problem, tighten=True)
+
+
+def _crown(problem: Problem, *, tighten: bool) -> Tensor:
+    bounds = IntermediateBounds(problem.body, problem.ball)
+    passed = bounds.propagate(tighten=tighten)
+    if problem.ball.norm == "linf":
+        return lower_bounds(problem.body, problem.ball.box, passed, problem.rows, problem.offset)
+    return bounds.lower(len(problem.body), flat(problem.rows), problem.offset.flatten()).view(problem.offset.shape)
+
+
+def _open_rows(problem: Problem, *, memory: int) -> Tensor:
+    if problem.ball.norm != "linf":
+        return _open_rows_of_ball(problem)
+    box = problem.ball.box
+    passed = propagate(problem.body, box, keep=True)  # one pass of intervals serves both
+    interval = concretize(problem.rows, problem.offset, passed.output)
+    offset = problem.offset.masked_fill(interval > 0, -torch.inf)
+    return torch.maximum(interval, lower_bounds(problem.body, box, passed, problem.rows, offset, memory=memory))
+
+
+def _open_rows_of_ball(problem: Problem) -> Tensor:
+    if not any(isinstance(node.operation, Relaxed) for node in problem.body):
+        return crown_ibp_rows(problem)  # exact already
+    bounds = IntermediateBounds(problem.body, problem.ball)
+    interval = concretize(problem.rows, problem.offset, bounds.propagate(tighten=False).output)
+    is_open = ~(interval > 0)  # NaN is open
+    if not is_open.any():
+        return interval
+    rows = Rows(problem.rows[is_open], is_open.nonzero()[:, 0])
+    found = bounds.lower(len(problem.body), rows, problem.offset[is_open])
+    return interval.masked_scatter(is_open, torch.maximum(interval[is_open], found))
+
+
+# The pass ----------------------------------------------------------------------------------------
 
 
 def lower_bounds(
@@ -103,56 +147,6 @@ def lower_bounds(
     return offset.index_put(picked, found)
 
 
-@dataclass(frozen=True)
-class Run:
-    """Neighbouring images with equally many functions each, and where their rows lie among all."""
-
-    images: slice
-    rows: slice
-    each: int
-
-    def of(self, rows: Tensor) -> Tensor:
-        """View what belongs to the run of a tensor (R, ...): (images, functions of each, ...)."""
-        whole = self.rows.stop - self.rows.start == len(rows)  # whose gradient a slice would copy
-        return torch.unflatten(rows if whole else rows[self.rows], 0, (-1, self.each))
-
-    def cut(self, most: int) -> Iterator[Run]:
-        """Yield parts with at most so many rows, as far as one image does."""
-        together = max(1, most // self.each)
-        for start in range(self.images.start, self.images.stop, together):
-            stop = min(start + together, self.images.stop)
-            first, last = (self.rows.start + (image - self.images.start) * self.each for image in (start, stop))
-            yield Run(slice(start, stop), slice(first, last), self.each)
-
-
-@dataclass(frozen=True, eq=False)
-class Functions:
-    """Linear functions image by image: coefficients (R, *value), constants (R,), and how many each image has, > 0."""
-
-    rows: Tensor
-    offset: Tensor
-    counts: list[int]
-
-    def parts(self, most: int) -> Iterator[tuple[Tensor, Tensor, list[Run]]]:
-        """Yield coefficients, constants and runs of at most so many functions at a time."""
-        owners = [image for image, count in enumerate(self.counts) for _ in range(count)]
-        for start in range(0, len(owners), most):
-            part = slice(start, start + most)
-            yield self.rows[part], self.offset[part], runs(owners[part])
-
-
-def runs(owners: Sequence[int]) -> list[Run]:
-    """Runs of functions that belong to these images, ascending without a gap."""
-    found, row = [], 0
-    shares = ((image, len(list(group))) for image, group in groupby(owners))
-    for each, group in groupby(shares, key=lambda share: share[1]):
-        images = [image for image, _ in group]
-        end = row + each * len(images)
-        found.append(Run(slice(images[0], images[-1] + 1), slice(row, end), each))
-        row = end
-    return found
-
-
 @dataclass(frozen=True, eq=False)
 class _Pass:
     """One way back through a program with dense rows, for images whose boxes are known."""
@@ -169,6 +163,7 @@ class _Pass:
         given, gained = _memory(rows), [offset]
 
         def substitute(position: int, rows: Tensor, waiting: dict[int, Tensor]) -> Sequence[Tensor | None]:
+            """Carry (R, *result) through one node to what it takes, and add up what the constants gain."""
             node = self.nodes[position - 1]
             shapes = [self.passed.shapes[source] for source in node.inputs]
             found: Sequence[Tensor | None]

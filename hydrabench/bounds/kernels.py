@@ -64,14 +64,21 @@ def blocks(rows: Tensor) -> Iterator[slice]:
 
 
 class _Minima(torch.autograd.Function):
+    """The minimum of a function over a box: rows · center - |rows| · width / 2."""
+
     @staticmethod
     def forward(ctx: Any, rows: Tensor, center: Tensor, width: Tensor) -> Tensor:
+        """See `minima`."""
         ctx.save_for_backward(rows, center, width)
         return products(rows, center).sub_(products(rows.abs(), width), alpha=0.5)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, weights: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of `rows`, `center` and `width` from those of the minima, (B, S).
+
+        That of a function is the corner at which it is smallest; those of center and width are sums of functions.
+        """
         rows, center, width = ctx.saved_tensors
         wanted = ctx.needs_input_grad
         of_rows = None
@@ -84,8 +91,11 @@ class _Minima(torch.autograd.Function):
 
 
 class _Relaxed(torch.autograd.Function):
+    """Coefficients through the lines around max(z, 0): max(rows, 0) below + min(rows, 0) above, and the offsets."""
+
     @staticmethod
     def forward(ctx: Any, rows: Tensor, below: Tensor, above: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+        """See `relaxed`."""
         ctx.save_for_backward(rows, below, above, offset)
         found, gains = torch.empty_like(rows), rows.new_empty(rows.shape[:2])
         for part in blocks(rows):
@@ -95,6 +105,11 @@ class _Relaxed(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, weights: Tensor, gained: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the four arguments from those of the coefficients, (B, S, *value), and the constants, (B, S).
+
+        That of a coefficient is the slope of its line times the given one, plus the offset if it is negative; those of
+        the lines are sums over the functions of an image.
+        """
         rows, below, above, offset = ctx.saved_tensors
         of_rows, of_above, of_offset = torch.empty_like(rows), torch.empty_like(above), torch.empty_like(offset)
         of_below = torch.empty_like(below) if ctx.needs_input_grad[1] else None

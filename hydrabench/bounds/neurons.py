@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from hydrabench.bounds.backward import carried_back, linear
 from hydrabench.bounds.box import Interval
-from hydrabench.bounds.crown import carried_back, linear
 from hydrabench.bounds.patches import Rows, chunk_length, unit_rows
 from hydrabench.bounds.program.operations import Relaxed
 from hydrabench.bounds.program.program import Node

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from hydrabench.bounds.backward import linear
 from hydrabench.bounds.box import Interval
-from hydrabench.bounds.crown import linear
 from hydrabench.bounds.outward import MORE, growth
 from hydrabench.bounds.prepared import Prepared
 from hydrabench.bounds.program.operations import Relaxed

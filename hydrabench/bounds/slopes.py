@@ -150,6 +150,14 @@ class _Step(torch.autograd.Function):
         index: Tensor,
         on: Tensor,
     ) -> tuple[Tensor, Tensor]:
+        """Carry functions of an elementwise operation's results, (R, entries), to what it takes.
+
+        Args:
+            below, low: slopes and offsets of the lines below, (R, U), for U unstable entries; low None: through 0.
+            above, high: those of the lines above. index: the unstable entries, (1 or R, U).
+            on: the entries that pass unchanged; all others, but the unstable, give 0.
+        Returns: coefficients, (R, entries), and what the constants gain, (R,).
+        """
         index = index.expand(len(rows), -1)
         listed = rows.gather(1, index)
         ctx.save_for_backward(listed, below, low, above, high, index, on)
@@ -162,6 +170,10 @@ class _Step(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, weights: Tensor, gained: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of rows and lines, as far as they are wanted, from those of coefficients and constants.
+
+        A line's slope gets coefficient times given gradient, its offset coefficient times the constant's gradient.
+        """
         listed, below, low, above, high, index, on = ctx.saved_tensors
         of_rows, of_below, of_low, of_above, of_high, *_ = ctx.needs_input_grad
         gained, value = gained.unsqueeze(1), weights.gather(1, index)

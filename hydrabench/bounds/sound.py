@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from hydrabench.bounds.backward import LIVE, MEMORY, carried_back, linear
 from hydrabench.bounds.box import Interval
-from hydrabench.bounds.crown import LIVE, MEMORY, carried_back, linear
 from hydrabench.bounds.outward import MORE, TINY, down, growth, up
 from hydrabench.bounds.prepared import Prepared, prepared
 from hydrabench.bounds.program.linear import Scale
@@ -55,7 +55,7 @@ def sound_margins(
     Returns: (B,), float64; NaN where nothing is known, because numbers are too large for float64 or NaN themselves.
     Raises: ConfigError for another method, UnsupportedLayerError for a layer without a rule, ValueError for a negative
         radius, batch norm in training mode or an output that is not (B, K) with K >= 2.
-    Source: as for `methods.interval_margins` and `methods.crown_ibp_margins`.
+    Source: as for `ibp.interval_margins` and `crown.crown_ibp_margins`.
     """
     return _margins(network, x, y, epsilon, kind, memory=memory)
 

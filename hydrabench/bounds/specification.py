@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from hydrabench.bounds.backward import MEMORY
 from hydrabench.bounds.ball import Ball
 from hydrabench.bounds.box import channels_last
-from hydrabench.bounds.crown import MEMORY
 from hydrabench.bounds.patches import Rows
 from hydrabench.bounds.prepared import Prepared
 from hydrabench.bounds.program.operations import Relaxed

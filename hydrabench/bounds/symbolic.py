@@ -16,6 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from hydrabench.bounds.backward import MEMORY
 from hydrabench.bounds.ball import Ball
 from hydrabench.bounds.box import Interval
 from hydrabench.bounds.neurons import (
@@ -29,20 +30,32 @@ from hydrabench.bounds.neurons import (
     wanted_neurons,
 )
 from hydrabench.bounds.patches import Rows, row_products
+from hydrabench.bounds.prepared import Prepared
 from hydrabench.bounds.program.operations import Relaxed
 from hydrabench.bounds.program.program import Node
 from hydrabench.bounds.relaxations import Lines
-from hydrabench.bounds.specification import Problem, flat, pose
+from hydrabench.bounds.specification import Problem, flat, pose, solved
+from hydrabench.threat import Norm
+
+
+def symbolic_margins(
+    network: nn.Module | Prepared, x: Tensor, y: Tensor, epsilon: float, *, norm: Norm = "linf", memory: int = MEMORY
+) -> Tensor:
+    """Like `ibp.interval_margins`, by symbolic intervals.
+
+    Source: reference/hydra.md, section 1.8.
+    """
+    return solved(pose(network, x, y, epsilon, norm=norm), symbolic_rows, memory=memory).min(1).values
 
 
 def symbolic_class_margins(network: nn.Module, x: Tensor, y: Tensor, epsilon: float) -> Tensor:
     """Lower bounds of f_y - f_j for every class j over the L-infinity ball, to train with.
 
     Args:
-        network, x, y, epsilon: as for `methods.interval_margins`. Batch norm in training mode is held at its
+        network, x, y, epsilon: as for `ibp.interval_margins`. Batch norm in training mode is held at its
             statistics of `x`.
     Returns: (B, K), exactly 0 in column y, differentiable with respect to the network's parameters.
-    Raises: what `methods.interval_margins` raises.
+    Raises: what `ibp.interval_margins` raises.
     Source: reference/hydra.md, section 1.8, whose worst cases u are minus these.
     """
     problem = pose(network, x, y, epsilon)

@@ -8,9 +8,8 @@ from pydantic import Field, NonNegativeInt
 
 from hydrabench.config.passes import INPUT_GRADIENT
 from hydrabench.config.protocol import unless
-from hydrabench.evaluators.attacking import Attacked, attacked_records, curve_metrics, curve_variant
-from hydrabench.evaluators.ball_settings import CURVE, KEEP, NORMS, SEED, SKIP_CERTIFIED, BallSettings
-from hydrabench.evaluators.description import Evaluator
+from hydrabench.evaluators.attacking import Attacked, attacked_records, ball_attack
+from hydrabench.evaluators.ball_settings import NORMS, SEED, BallSettings
 from hydrabench.evaluators.pgd import LOSS, TARGETED, short_pgd
 from hydrabench.evaluators.upstream_attacks import attack_in_turn, require_logits, require_upstream
 from hydrabench.ledger import AttackRecord
@@ -60,20 +59,14 @@ def _passes(settings: Any, sizes: Any) -> float:
     return 2 + 100 * INPUT_GRADIENT * searches * len(settings.radii_in_turn)
 
 
-APGD = Evaluator(
-    settings=ApgdSettings,
-    evaluate=lambda network, block, settings: apgd_points(network, block, settings)[0],
-    points=apgd_points,
-    record=AttackRecord,
-    variant=curve_variant(ApgdSettings),
-    metrics=curve_metrics,
-    claims="upper",
-    command="attack",
+APGD = ball_attack(
+    ApgdSettings,
+    apgd_points,
     heading="APGD",
     meaning="right on the clean image and after Auto-PGD of 100 iterations from every loss, the authors' code",
     passes=_passes,
     piece=short_pgd,
-    options=(CURVE, NORMS, LOSS, TARGETED, SEED, SKIP_CERTIFIED, KEEP),
+    options=(NORMS, LOSS, TARGETED, SEED),
     require=require_upstream,
     suits=lambda network, block, settings: require_logits(network, block, settings.names),
 )

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from hydrabench.evaluators.ball_settings import CURVE, KEEP, SKIP_CERTIFIED, BallSettings
 from hydrabench.evaluators.clean import attack_records, clean_breaks, clean_logits
-from hydrabench.evaluators.description import Line, Metric, is_correct, robust_metrics
+from hydrabench.evaluators.description import Evaluator, Line, Metric, Option, is_correct, robust_metrics
 from hydrabench.ledger import AttackRecord, CurveRecord
 from hydrabench.threat import parse_radius, radius_text
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from hydrabench.data.images import Block
-    from hydrabench.evaluators.ball_settings import BallSettings
     from hydrabench.evaluators.clean import Break
 
 
@@ -95,6 +95,31 @@ def beyond(line: Line, radius: Fraction) -> bool:
     return line["distance"] is None or line["distance"] > float(radius)
 
 
-def curve_variant(settings: type[BallSettings]) -> Callable[[Line], Any]:
-    """Return the `variant` of an evaluator whose runs of several radii have records of their own."""
-    return lambda values: (settings, CurveRecord) if values.get("epsilons") else None
+def ball_attack(
+    settings: type[BallSettings],
+    points: Callable[[nn.Module, Block, Any], tuple[Sequence[AttackRecord], Tensor]],
+    *,
+    options: tuple[Option, ...],
+    record: type[AttackRecord] = AttackRecord,
+    **said: Any,
+) -> Evaluator:
+    """Describe an attack on a ball.
+
+    Args:
+        settings: its model. points: (network, block, settings) -> the records, and the points that broke the images.
+        options: of the command line, beside the radius and what all attacks take.
+        record: of one radius; a security curve has a `CurveRecord` of each image.
+        said: the other entries of `Evaluator`: heading, meaning, passes, ...
+    """
+    return Evaluator(
+        settings=settings,
+        evaluate=lambda network, block, settings: points(network, block, settings)[0],
+        points=points,
+        record=record,
+        variant=lambda values: (settings, CurveRecord) if values.get("epsilons") else None,
+        metrics=curve_metrics,
+        claims="upper",
+        command="attack",
+        options=(CURVE, *options, SKIP_CERTIFIED, KEEP),
+        **said,
+    )

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hydrabench.config.passes import INPUT_GRADIENT
 from hydrabench.config.protocol import unless
-from hydrabench.evaluators.attacking import Attacked, attacked_records, curve_metrics, curve_variant
-from hydrabench.evaluators.ball_settings import CURVE, KEEP, NORMS, SKIP_CERTIFIED, BallSettings
-from hydrabench.evaluators.description import Evaluator
+from hydrabench.evaluators.attacking import Attacked, attacked_records, ball_attack
+from hydrabench.evaluators.ball_settings import NORMS, BallSettings
 from hydrabench.evaluators.pgd import TARGETED, short_pgd
 from hydrabench.evaluators.upstream_attacks import attack_in_turn, require_logits, require_upstream
 from hydrabench.ledger import AttackRecord
@@ -54,20 +53,14 @@ def _passes(settings: Any, sizes: Any) -> float:
     return float(2 + 100 * step * len(settings.radii_in_turn))
 
 
-FAB = Evaluator(
-    settings=FabSettings,
-    evaluate=lambda network, block, settings: fab_points(network, block, settings)[0],
-    points=fab_points,
-    record=AttackRecord,
-    variant=curve_variant(FabSettings),
-    metrics=curve_metrics,
-    claims="upper",
-    command="attack",
+FAB = ball_attack(
+    FabSettings,
+    fab_points,
     heading="FAB",
     meaning="right on the clean image and after the fast adaptive boundary attack of 100 iterations, the authors' code",
     passes=_passes,
     piece=short_pgd,
-    options=(CURVE, NORMS, TARGETED, SKIP_CERTIFIED, KEEP),
+    options=(NORMS, TARGETED),
     require=require_upstream,
     suits=lambda network, block, settings: require_logits(network, block, (settings.name,)),
 )

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import PositiveInt
 
 from hydrabench.config.passes import INPUT_GRADIENT
-from hydrabench.evaluators.attacking import curve_metrics
-from hydrabench.evaluators.ball_settings import CURVE, KEEP, NORMS, SKIP_CERTIFIED, BallSettings
+from hydrabench.evaluators.attacking import ball_attack
+from hydrabench.evaluators.ball_settings import NORMS, BallSettings
 from hydrabench.evaluators.clean import Break, attack_records, clean_breaks, clean_logits, require_finite
-from hydrabench.evaluators.description import Evaluator, Option
+from hydrabench.evaluators.description import Option
 from hydrabench.evaluators.pgd import short_pgd
 from hydrabench.ledger import CurveRecord
 
@@ -76,17 +76,13 @@ def fmn_points(network: nn.Module, block: Block, settings: FmnSettings) -> tuple
     return [CurveRecord(**asdict(one), distance=far) for one, far in zip(records, distances, strict=True)], points
 
 
-FMN = Evaluator(
-    settings=FmnSettings,
-    evaluate=evaluate_fmn,
-    points=fmn_points,
+FMN = ball_attack(
+    FmnSettings,
+    fmn_points,
     record=CurveRecord,
-    metrics=curve_metrics,
-    claims="upper",
-    command="attack",
     heading=lambda settings: f"FMN-{settings.steps}",
     meaning="right on the clean image, and the smallest perturbation that fast minimum norm finds exceeds the radius",
     passes=lambda settings, _sizes: 2 + INPUT_GRADIENT * settings.steps,
     piece=short_pgd,
-    options=(CURVE, NORMS, Option("steps", "FMN steps.", "int", default="100"), SKIP_CERTIFIED, KEEP),
+    options=(NORMS, Option("steps", "FMN steps.", "int", default="100")),
 )

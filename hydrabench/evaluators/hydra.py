@@ -10,10 +10,10 @@ from pydantic import NonNegativeInt, PositiveInt
 from hydrabench.config import Radius
 from hydrabench.config.passes import INPUT_GRADIENT
 from hydrabench.config.protocol import unless
-from hydrabench.evaluators.attacking import Attacked, attacked_records, curve_metrics, curve_variant
-from hydrabench.evaluators.ball_settings import CURVE, KEEP, SEED, SKIP_CERTIFIED, BallSettings
+from hydrabench.evaluators.attacking import Attacked, attacked_records, ball_attack
+from hydrabench.evaluators.ball_settings import SEED, BallSettings
 from hydrabench.evaluators.clean import require_finite
-from hydrabench.evaluators.description import Evaluator, Option
+from hydrabench.evaluators.description import Option
 from hydrabench.evaluators.pgd import short_pgd
 from hydrabench.ledger import AttackRecord
 from hydrabench.threat import radius_text
@@ -88,27 +88,18 @@ def attack_as_hydra(network: nn.Module, block: Block, settings: HydraSettings) -
     return Attacked([("pgd-ce", settings.steps) if broken else None for broken in wrong], margins, points)
 
 
-HYDRA = Evaluator(
-    settings=HydraSettings,
-    evaluate=evaluate_hydra,
-    points=hydra_points,
-    record=AttackRecord,
-    variant=curve_variant(HydraSettings),
-    metrics=curve_metrics,
-    claims="upper",
-    command="attack",
+HYDRA = ball_attack(
+    HydraSettings,
+    hydra_points,
     heading=lambda settings: f"HYDRA's PGD-{settings.steps}",
     meaning="right on the clean image and on the last point of one PGD run, as HYDRA's code evaluates",
     passes=lambda settings, _sizes: 2 + INPUT_GRADIENT * settings.steps * len(settings.radii_in_turn),
     piece=short_pgd,
     options=(
-        CURVE,
         Option("steps", "PGD steps.", "int", default="50"),
         Option(
             "step_size", "Length of a PGD step in pixel units; of hydra 0.0078.", default="2.5 radii over the steps"
         ),
         SEED,
-        SKIP_CERTIFIED,
-        KEEP,
     ),
 )

@@ -13,11 +13,11 @@ from hydrabench.config import Radius
 from hydrabench.config.passes import INPUT_GRADIENT
 from hydrabench.config.protocol import unless
 from hydrabench.errors import ConfigError
-from hydrabench.evaluators.attacking import Attacked, attacked_records, curve_metrics, curve_variant
-from hydrabench.evaluators.ball_settings import CURVE, KEEP, NORMS, SEED, SKIP_CERTIFIED, BallSettings
+from hydrabench.evaluators.attacking import Attacked, attacked_records, ball_attack
+from hydrabench.evaluators.ball_settings import NORMS, SEED, BallSettings
 from hydrabench.evaluators.blocks import BLOCK_SIZE
 from hydrabench.evaluators.clean import clean_logits, require_finite
-from hydrabench.evaluators.description import Evaluator, Option
+from hydrabench.evaluators.description import Option
 from hydrabench.ledger import AttackRecord
 from hydrabench.threat import radius_text
 
@@ -205,22 +205,15 @@ def pgd_passes(settings: PgdSettings, _sizes: Any) -> float:
     return 1 + (INPUT_GRADIENT + settings.mixed) * settings.steps * searches
 
 
-PGD = Evaluator(
-    settings=PgdSettings,
-    evaluate=evaluate_pgd,
-    points=pgd_points,
-    record=AttackRecord,
-    variant=curve_variant(PgdSettings),
-    metrics=curve_metrics,
-    claims="upper",
-    command="attack",
+PGD = ball_attack(
+    PgdSettings,
+    pgd_points,
     heading=lambda settings: f"PGD-{settings.steps}",
     meaning="right on the clean image and after projected gradient descent from every loss and restart",
     passes=pgd_passes,
     piece=short_pgd,
     suits=require_classes,
     options=(
-        CURVE,
         NORMS,
         Option("steps", "PGD steps.", "int", default="50"),
         Option("restarts", "PGD random starts for each loss.", "int", default="1"),
@@ -229,7 +222,5 @@ PGD = Evaluator(
         Option("momentum", "Share of the last direction that a PGD step keeps, in [0, 1).", "float", default="0"),
         TARGETED,
         SEED,
-        SKIP_CERTIFIED,
-        KEEP,
     ),
 )

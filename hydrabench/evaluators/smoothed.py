@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from time import perf_counter
@@ -14,7 +14,7 @@ from hydrabench.data.images import Block
 from hydrabench.errors import DataError
 from hydrabench.evaluators.clean import require_eval_mode
 from hydrabench.evaluators.smoothing_settings import SmoothingSettings
-from hydrabench.laws import LAWS
+from hydrabench.laws import LAWS, radius_of
 from hydrabench.ledger import ABSTAIN, SmoothedRecord
 from hydrabench.runtime import bits
 from hydrabench.smoothing import (
@@ -124,14 +124,8 @@ def certify_image(settings: SmoothingSettings, coordinates: int, about: Mapping[
     rule = rule_for(settings, coordinates)
     if settings.randomized:
         rule = FixedSize(rule.plan, uniform_of(*key, about["index"]))
-    n: int | None = rule.first
-    best, looks, votes = 0.0, [], selection
-    while n is not None:
-        votes = yield Draws((*key, "estimate", about["index"]), n)
-        verdict = rule.look(n, votes[selected], best)
-        looks.append([n, votes[selected]])
-        best, n = verdict.p_lower, verdict.following
-    radius = rule.plan.radius(best)
+    best, looks, votes = yield from _estimate(rule, (*key, "estimate", about["index"]), selected)
+    radius = radius_of(best, sigma=settings.sigma, law=settings.law)
     return replace(
         record,
         prediction=ABSTAIN if radius is None else selected,
@@ -145,6 +139,23 @@ def certify_image(settings: SmoothingSettings, coordinates: int, about: Mapping[
         alpha_spent=rule.alpha_spent(sum(votes)),
         radius_linf=0.0 if radius is None else LAWS[settings.law].linf(best, settings.sigma, coordinates),
     )
+
+
+def _estimate(
+    rule: Rule, key: tuple[object, ...], selected: int
+) -> Generator[Draws, list[int], tuple[float, list[list[int]], list[int]]]:
+    """Look at the votes for the selected class until the rule has enough.
+
+    Returns: the lower bound of its probability; draws and its votes at each look; the votes of the last.
+    """
+    n: int | None = rule.first
+    best, looks, votes = 0.0, [], []
+    while n is not None:
+        votes = yield Draws(key, n)
+        verdict = rule.look(n, votes[selected], best)
+        looks.append([n, votes[selected]])
+        best, n = verdict.p_lower, verdict.following
+    return best, looks, votes
 
 
 def predict(settings: SmoothingSettings, about: Mapping[str, Any]) -> Routine[SmoothedRecord]:

@@ -118,6 +118,11 @@ class SmoothingSettings(EvaluationSettings):
         return {1: 1, 2: 2, 3: 2, 4: 3, 5: 3}[self.version]
 
     @property
+    def unused(self) -> frozenset[str]:
+        """The selection's draws, where a vote alone predicts."""
+        return frozenset(("n0",) if self.mode == "predict" else ())
+
+    @property
     def protocol(self) -> str:
         """`smoothing-cohen@2` is N0 = 100, N = 100,000, alpha = 0.001, seed 0; whatever differs is spelt out.
 

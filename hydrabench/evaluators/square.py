@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import NonNegativeInt, PositiveInt
 
 from hydrabench.config.protocol import unless
-from hydrabench.evaluators.attacking import Attacked, attacked_records, curve_metrics, curve_variant
-from hydrabench.evaluators.ball_settings import CURVE, KEEP, NORMS, SEED, SKIP_CERTIFIED, BallSettings
-from hydrabench.evaluators.description import Evaluator, Option
+from hydrabench.evaluators.attacking import Attacked, attacked_records, ball_attack
+from hydrabench.evaluators.ball_settings import NORMS, SEED, BallSettings
+from hydrabench.evaluators.description import Option
 from hydrabench.evaluators.pgd import short_pgd
 from hydrabench.evaluators.upstream_attacks import attack_in_turn, require_logits, require_upstream
 from hydrabench.ledger import AttackRecord
@@ -46,26 +46,17 @@ def _attack(network: nn.Module, block: Block, settings: SquareSettings) -> Attac
     return attack_in_turn(network, block, settings, ("square",), seed=settings.seed, queries=settings.queries)
 
 
-SQUARE = Evaluator(
-    settings=SquareSettings,
-    evaluate=lambda network, block, settings: square_points(network, block, settings)[0],
-    points=square_points,
-    record=AttackRecord,
-    variant=curve_variant(SquareSettings),
-    metrics=curve_metrics,
-    claims="upper",
-    command="attack",
+SQUARE = ball_attack(
+    SquareSettings,
+    square_points,
     heading=lambda settings: f"Square-{settings.queries}",
     meaning="right on the clean image and after the queries of the Square attack, the authors' code",
     passes=lambda settings, _sizes: 1 + (settings.queries + 1) * len(settings.radii_in_turn),
     piece=short_pgd,
     options=(
-        CURVE,
         NORMS,
         Option("queries", "Forward passes of Square.", "int", default="5000"),
         SEED,
-        SKIP_CERTIFIED,
-        KEEP,
     ),
     require=require_upstream,
     suits=lambda network, block, settings: require_logits(network, block, (), windows=settings.norm != "linf"),

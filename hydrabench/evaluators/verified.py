@@ -68,8 +68,11 @@ def evaluate_verified(network: nn.Module | Prepared, block: Block, settings: Set
         found = _bounds(network, block, settings, logits.argmax(1) != block.labels)
     lower = logits.new_tensor([bound.lower for bound in found], dtype=torch.float64)
     _refuse_contradictions(logits, lower, block, settings)
-    predictions, labels = logits.argmax(1).tolist(), block.labels.tolist()
-    seconds = (perf_counter() - started) / len(block.indices)
+    return _records(block, logits.argmax(1).tolist(), found, (perf_counter() - started) / len(block.indices))
+
+
+def _records(block: Block, predictions: list[int], found: list[_Bound], seconds: float) -> list[VerifiedRecord]:
+    labels = block.labels.tolist()
     return [
         VerifiedRecord(
             index=index,

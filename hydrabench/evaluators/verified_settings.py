@@ -164,7 +164,8 @@ class VerifiedSettings(MarginSettings):
     def unused(self) -> frozenset[str]:
         """What belongs to methods that are not called; the meaning of a cascade names its methods."""
         search = SEARCH if not (self.searches or self.decides) else () if self.searches else SEARCH[:-1]
-        return frozenset(("methods", *search, *(() if self.decides else ("max_subproblems",))))
+        rounding = () if self.kind in SOUND else ("rigor",)
+        return frozenset(("methods", *search, *rounding, *(() if self.decides else ("max_subproblems",))))
 
     @property
     def protocol(self) -> str:

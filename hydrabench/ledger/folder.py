@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from hydrabench.documents import parse_json, read_json, read_text
@@ -194,13 +195,17 @@ class RunFolder:
         return _read_json(self.path / "summary.json")
 
 
-def open_run(path: Path, header: Mapping[str, Any], *, resume: bool) -> RunFolder:
+def open_run(
+    path: Path, header: Mapping[str, Any], *, resume: bool, defaults: Mapping[str, Any] = MappingProxyType({})
+) -> RunFolder:
     """Start the run that `header` describes in `path`, or continue it.
 
     Args:
         path: the run folder; made if it does not exist.
         header: everything that `run.json` says; all but `VOLATILE` must be unchanged on resume.
         resume: continue what `path` holds; a folder that holds nothing yet is simply started.
+        defaults: those of the settings in `header` that have the defaults of its protocol. A run.json that lacks one
+            is from before it could be set, and counts as if it held that: another protocol, or version of it, differs.
     Raises: LedgerError if `path` holds a run and `resume` is false, or holds a different run.
     """
     header = {"schema": RUN_SCHEMA, **header}
@@ -211,7 +216,10 @@ def open_run(path: Path, header: Mapping[str, Any], *, resume: bool) -> RunFolde
         run = RunFolder(path, {**header, "started": now(), "status": "running"})
         write_json(path / "run.json", run.header)
         return run
-    changed = _differences(found.header, json.loads(json.dumps(header)))
+    old = found.header
+    if defaults:
+        old = {**old, "settings": {**defaults, **old.get("settings", {})}}
+    changed = _differences(old, json.loads(json.dumps(header)))
     if changed:
         raise LedgerError(
             f"cannot resume {path}: {'; '.join(changed)}; keep the values it was started with, or choose a new --out"

@@ -44,24 +44,15 @@ def vgg(
     """
     from torch import nn
 
-    channels = shape[0]
     if min(shape[1:]) >> layout.count(POOL) < 1:
         raise ValueError(f"images of {shape[1]}x{shape[2]} pixels are too small for {layout.count(POOL)} poolings")
-    features: list[nn.Module] = []
-    for entry in layout:
-        if isinstance(entry, str):
-            features.append(nn.MaxPool2d(2))
-            continue
-        features.append(nn.Conv2d(channels, entry, 3, padding=1, bias=False))
-        features += [nn.BatchNorm2d(entry)] if batch_norm else []
-        features.append(nn.ReLU(inplace=True))
-        channels = entry
+    features, channels = _features(layout, shape[0], batch_norm=batch_norm)
     classifier = nn.Sequential(
         nn.Linear(4 * channels, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, num_classes)
     )
     network = nn.Sequential(
         OrderedDict(
-            features=nn.Sequential(*features),
+            features=features,
             avgpool=nn.AdaptiveAvgPool2d(2),
             flatten=nn.Flatten(),
             classifier=classifier,
@@ -69,6 +60,22 @@ def vgg(
     )
     _initialize(network)
     return network
+
+
+def _features(layout: Sequence[int | str], channels: int, *, batch_norm: bool) -> tuple[nn.Sequential, int]:
+    """The convolutions and poolings over images of so many channels, and how many channels they return."""
+    from torch import nn
+
+    layers: list[nn.Module] = []
+    for entry in layout:
+        if isinstance(entry, str):
+            layers.append(nn.MaxPool2d(2))
+            continue
+        layers.append(nn.Conv2d(channels, entry, 3, padding=1, bias=False))
+        layers += [nn.BatchNorm2d(entry)] if batch_norm else []
+        layers.append(nn.ReLU(inplace=True))
+        channels = entry
+    return nn.Sequential(*layers), channels
 
 
 def _initialize(network: nn.Module) -> None:

@@ -106,7 +106,7 @@ class Protocol:
 
     def read(self) -> Any:
         """The settings, with their defaults."""
-        return EVALUATORS[self.kind].read(self.settings)
+        return EVALUATORS[self.kind].read({"kind": self.kind, **self.settings})
 
 
 def titles(columns: Sequence[Column], protocols: Sequence[Protocol]) -> dict[Column, str]:

@@ -18,7 +18,7 @@ from hydrabench.reporting.evaluations import (
 )
 from hydrabench.reporting.external import ExternalRow
 from hydrabench.reporting.inputs import refuse_mixed_inputs, shared
-from hydrabench.reporting.published import published_cells, published_protocols
+from hydrabench.reporting.published import Cells, published_cells, published_protocols
 from hydrabench.reporting.ranking import arrange
 from hydrabench.reporting.rows import Row, distinct, networks_of
 from hydrabench.reporting.sandwich import PROTOCOL as SANDWICH
@@ -78,11 +78,7 @@ def build_leaderboard(
     cells = gather(evaluations, n, derived=gap_cells(layers)) if evaluations else {}
     published = published_cells(external)
     networks = {**{sha: network for sha, (network, _) in published.items()}, **networks_of(evaluations)}
-    numbers: dict[str, dict[Column, Estimate]] = defaultdict(dict)
-    for (sha, column), cell in cells.items():
-        numbers[sha][column] = estimate(column.interval, cell.values)
-    for sha, (_, printed) in published.items():
-        numbers[sha] |= printed
+    numbers = _numbers(cells, published)
     columns = tuple(sorted({column for found in numbers.values() for column in found}, key=lambda one: one.order))
     rows = [
         Row(networks[sha], networks[sha].name, {column: found[column] for column in columns if column in found})
@@ -93,6 +89,16 @@ def build_leaderboard(
     order = arrange(distinct(rows), columns, cells, titles=names, sort=sort, group_by=group_by)
     ranked = (order.score, order.tests)
     return Leaderboard(columns, order.rows, protocols, cells, evaluations, layers, tuple(external), *ranked)
+
+
+def _numbers(cells: Mapping[tuple[str, Column], Cell], published: Cells) -> dict[str, dict[Column, Estimate]]:
+    """The numbers of each network, by the hash of its checkpoint: those of ledgers, and printed ones."""
+    numbers: dict[str, dict[Column, Estimate]] = defaultdict(dict)
+    for (sha, column), cell in cells.items():
+        numbers[sha][column] = estimate(column.interval, cell.values)
+    for sha, (_, printed) in published.items():
+        numbers[sha] |= printed
+    return numbers
 
 
 def _refuse_contradictory_predictions(evaluations: Sequence[Evaluation]) -> None:

@@ -114,7 +114,7 @@ def _settings_text(protocol: Protocol) -> str:
     return ", ".join(
         key if value is True else f"{key} {' + '.join(map(str, value)) if isinstance(value, list | tuple) else value}"
         for key, value in protocol.settings.items()
-        if value is not None and value is not False and key not in unused
+        if key not in unused and not (value is None or value is False or value in ([], ()))
     )
 
 

@@ -49,7 +49,7 @@ class Spacing:
     exact: bool
 
 
-# By benchmarks/replay.py: at most 1.14 of the bound of the draws, where SPARSE_LOOKS takes up to 1.23.
+# By benchmarks/replay.py: at most 1.14 times the bound of the draws, where SPARSE_LOOKS takes up to 1.23.
 DENSE_LOOKS = Spacing(growth=1.1, agreeing=0.2, last=0.4, exact=True)
 SPARSE_LOOKS = Spacing(growth=1.25, agreeing=0.25, last=0.5, exact=False)  # of protocols 3 and 4
 

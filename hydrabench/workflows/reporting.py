@@ -26,6 +26,7 @@ from hydrabench.reporting import (
 from hydrabench.reporting.cells import Meeting
 from hydrabench.reporting.contradictions import Contradiction, ContradictionError
 from hydrabench.reporting.evaluations import COMMANDS, Evaluation
+from hydrabench.reporting.external import Imported
 from hydrabench.reporting.weights import Material
 from hydrabench.workflows.pictures import contradiction_files, shown_examples
 from hydrabench.workflows.progress import say
@@ -72,17 +73,10 @@ def write_report(
     """
     for name in formats:
         lookup("report format", {**_FILES, **_FILES_OF_RUNS, HTML: None}, name)
-    readers = [(lookup("import", IMPORTS, kind), text) for kind, text in imports]
-    if (out / "run.json").exists():
-        raise LedgerError(f"{out} is a run folder, whose summary a report would replace; choose another --out")
-    if out.exists() and not out.is_dir():
-        raise LedgerError(f"{out} is a file; --out names a folder")
+    readers = [lookup("import", IMPORTS, kind) for kind, _ in imports]
+    _require_place(out)
     runs = find_runs(paths)
-    imported = [read(text) for read, text in readers]
-    for (kind, text), one in zip(imports, imported, strict=True):
-        if one.skipped:
-            reasons = ", ".join(f"{count} {why}" for why, count in one.skipped.items())
-            say(f"--import {kind} {text}: {len(one.evaluations)} tables; skipped: {reasons}")
+    imported = [_imported(read, *given) for read, given in zip(readers, imports, strict=True)]
     evaluations = [evaluation for one in imported for evaluation in one.evaluations]
     external = [row for one in imported for row in one.rows]
     try:
@@ -96,6 +90,22 @@ def write_report(
         write_together(out, rendered)
         _remove_old_figures(out, rendered)
     return board
+
+
+def _require_place(out: Path) -> None:
+    if (out / "run.json").exists():
+        raise LedgerError(f"{out} is a run folder, whose summary a report would replace; choose another --out")
+    if out.exists() and not out.is_dir():
+        raise LedgerError(f"{out} is a file; --out names a folder")
+
+
+def _imported(read: Callable[[str], Imported], kind: str, text: str) -> Imported:
+    """Read what one `--import` names, and say what was passed over."""
+    found = read(text)
+    if found.skipped:
+        reasons = ", ".join(f"{count} {why}" for why, count in found.skipped.items())
+        say(f"--import {kind} {text}: {len(found.evaluations)} tables; skipped: {reasons}")
+    return found
 
 
 def _write_reproducer(folder: Path, found: Contradiction) -> Path:

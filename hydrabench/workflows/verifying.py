@@ -17,6 +17,7 @@ from hydrabench.ledger import Examples, Record, RunFolder, check_record, read_ru
 from hydrabench.runtime import exact_arithmetic
 from hydrabench.selection import selected_indices
 from hydrabench.workflows.evaluation.continuing import ChosenImages
+from hydrabench.workflows.evaluation.evaluate import judge_of, records_of
 from hydrabench.workflows.evaluation.judging import Judge
 from hydrabench.workflows.evaluation.loading import Subject, open_subject, with_parent
 from hydrabench.workflows.evaluation.opening import open_model
@@ -92,29 +93,34 @@ def verify_run(
     if sample < 1:
         raise ConfigError(f"--sample {sample}: give 1 or more records")
     run = read_run(path)
-    header = run.header
+    settings, chosen, records = _contents(run)
+    picked = random.Random(seed).sample(records, min(sample, len(records)))
+    options = replace(options, computing=_as_recorded(run.header))
+    if subject is None:
+        subject = _open_network(run, network or NetworkSource(), options)
+        images = load_images(run.header["dataset"]["name"], "test", options.data_dir, download=options.download)
+    else:
+        _require_same_network(run, subject, subject.name, "give that network")
+        images = subject.test_images(options)
+    judge = judge_of(subject, settings, images, options)
+    _require_same_noise(run, judge)
+    found = recompute(judge, sorted(picked, key=lambda record: record.index), chosen)
+    return Verification(tuple(found), tuple(replay_examples(judge, run, records)) if run.keeps_examples else ())
+
+
+def _contents(run: RunFolder) -> tuple[EvaluationSettings, Sequence[int], list[Record]]:
+    """Read the settings, chosen images and records of a finished run. Raises: LedgerError if it is not whole."""
+    path, header = run.path, run.header
     if header.get("command") not in ("attack", "certify") or not run.is_complete:
         raise LedgerError(f"{path} is no finished run of attack or certify; verify checks the records of such a run")
     run.require_intact()
     settings = recorded_settings(header["settings"], header["protocol"], f"{path / 'run.json'}: settings")
-    kind, dataset = record_of(settings), header["dataset"]
+    kind = record_of(settings)
     try:
-        chosen = selected_indices(dataset)
+        chosen = selected_indices(header["dataset"])
     except ValueError as error:
         raise LedgerError(f"{path / 'run.json'}: {error}; make the run again") from error
-    records = [check_record(run, record, kind) for record in whole_ledger(run, chosen, kind)]
-    picked = random.Random(seed).sample(records, min(sample, len(records)))
-    options = replace(options, computing=_as_recorded(header))
-    if subject is None:
-        subject = _open_network(run, network or NetworkSource(), options)
-        images = load_images(dataset["name"], "test", options.data_dir, download=options.download)
-    else:
-        _require_same_network(run, subject, subject.name, "give that network")
-        images = subject.test_images(options)
-    judge = Judge(subject, settings, images, options)
-    _require_same_noise(run, judge)
-    found = recompute(judge, sorted(picked, key=lambda record: record.index), chosen)
-    return Verification(tuple(found), tuple(replay_examples(judge, run, records)) if run.keeps_examples else ())
+    return settings, chosen, [check_record(run, record, kind) for record in whole_ledger(run, chosen, kind)]
 
 
 def replay_examples(judge: Judge, run: RunFolder, records: Sequence[Record]) -> Iterator[Finding]:
@@ -155,7 +161,7 @@ def recompute(judge: Judge, records: Sequence[Record], chosen: Sequence[int]) ->
     found = []
     with exact_arithmetic(), tracking(title, total=len(records)) as advance:
         for block in blocks:
-            again = [record for record in judge.records([block]) if record.index in wanted]
+            again = [record for record in records_of(judge, [block])[0] if record.index in wanted]
             found += [Finding(new.index, tuple(wanted[new.index].differences(new))) for new in again]
             advance(len(again), f"{sum(bool(one.differences) for one in found)} differ")
     return found
@@ -163,7 +169,7 @@ def recompute(judge: Judge, records: Sequence[Record], chosen: Sequence[int]) ->
 
 def open_judge(ref: str, settings: EvaluationSettings, images: ImageSource, options: RunOptions) -> Judge:
     """A checkpoint and settings, ready to compute records."""
-    return Judge(open_subject(ref, options=options), settings, images, options)
+    return judge_of(open_subject(ref, options=options), settings, images, options)
 
 
 def _as_recorded(header: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.helpers.networks import cancelling_network, randomise
+
 Problem = tuple[nn.Module, Tensor, Tensor, torch.Generator]
 
 
@@ -154,10 +156,8 @@ def make_residual_network(pooling, seed=0):
         *(nn.Conv2d(2, 3, 3, 1, 1), nn.BatchNorm2d(3), nn.ReLU(), Shortcut(3, 4, 1), Shortcut(4, 4, 2)),
         *(pools[pooling], nn.Flatten(), nn.Linear(4 if pooling == "global" else 16, 4)),
     ).eval()
+    randomise(network, rng)
     with torch.no_grad():
-        for tensor in network.state_dict().values():
-            if tensor.is_floating_point():
-                tensor.copy_(torch.randn(tensor.shape, generator=rng) / max(1, tensor[0].numel()) ** 0.5)
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.running_var.uniform_(0.2, 2.0, generator=rng)
@@ -188,21 +188,6 @@ def residual_network():
 def smallest_margin():
     """(network, x, y, epsilon, generator) -> the smallest margin of sampled points of the ball, (B,)."""
     return find_smallest_margin
-
-
-def cancelling_network(large: float) -> nn.Module:
-    """Logits ((large·p - p) - large·p + 1/2, 0) of a pixel p: its margin is 1/2 - p.
-
-    If `large` is a power of 2 beyond the precision, large - 1 is rounded to large, forward and backward, and nothing is
-    left of what was so large.
-    """
-    rows = [[[1.0], [1]], [[1, 0], [1, 0], [0, 1]], [[large, -1, 0], [0, 0, large]], [[1, -1]], [[1], [0]]]
-    layers = [nn.Linear(len(weight[0]), len(weight), bias=False) for weight in rows]
-    layers[-1] = nn.Linear(1, 2)
-    for layer, weight in zip(layers, rows, strict=True):
-        layer.weight.data = torch.tensor(weight, dtype=torch.float32)
-    layers[-1].bias.data = torch.tensor([0.5, 0.0])
-    return nn.Sequential(nn.Flatten(), *layers).eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="session")

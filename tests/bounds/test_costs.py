@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from hydrabench.bounds import image_operations, search_operations
+from hydrabench.bounds.backward import linear
 from hydrabench.bounds.costs import ITERATION, MOVED, SEARCHED, _whole_row, neuron_operations
-from hydrabench.bounds.crown import linear
 from hydrabench.bounds.intermediate import IntermediateBounds
 from hydrabench.bounds.neurons import bounded_values, substituted
 from hydrabench.bounds.patches import unit_rows

@@ -10,8 +10,9 @@ from scipy.optimize import linprog
 from torch import nn
 
 from hydrabench.bounds import crown, crown_ibp_margins, interval_margins, program_of, read
+from hydrabench.bounds.backward import Run, runs
 from hydrabench.bounds.box import Interval
-from hydrabench.bounds.crown import Run, lower_bounds, runs
+from hydrabench.bounds.crown import lower_bounds
 from hydrabench.bounds.interval import propagate
 from hydrabench.bounds.program.relu import relaxation
 

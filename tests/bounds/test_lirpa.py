@@ -18,14 +18,6 @@ from hydrabench.errors import ConfigError, HydrabenchError, UnsupportedLayerErro
 from hydrabench.masking import attach_masks
 
 
-@pytest.fixture
-def auto_lirpa():
-    try:
-        return lirpa.auto_lirpa()
-    except HydrabenchError as error:
-        pytest.skip(str(error))
-
-
 def network_for_both(seed):
     """What auto_LiRPA 0.3 knows too: strides, paddings, groups, batch norm in front of a ReLU, pixel normalisation."""
     from hydrabench.models.normalize import normalized

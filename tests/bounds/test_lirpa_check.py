@@ -11,14 +11,6 @@ from hydrabench.errors import HydrabenchError
 
 
 @pytest.fixture
-def auto_lirpa():
-    try:
-        return lirpa.auto_lirpa()
-    except HydrabenchError as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture
 def unchecked():
     """As if nothing had been checked in this process; what the test checks is forgotten, too."""
     checks = (margins._require_agreement, search._require_improvement)

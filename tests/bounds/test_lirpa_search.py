@@ -9,16 +9,12 @@ from torch import nn
 from hydrabench.bounds import Search, alpha_crown_margins, lirpa, lirpa_alpha_margins, lirpa_margins
 from hydrabench.bounds.lirpa import search
 from hydrabench.errors import HydrabenchError
+from tests.helpers.networks import randomise
 
 SHORT = Search(iterations=20)
 
 
-@pytest.fixture(autouse=True)
-def auto_lirpa():
-    try:
-        return lirpa.auto_lirpa()
-    except HydrabenchError as error:
-        pytest.skip(str(error))
+pytestmark = pytest.mark.usefixtures("auto_lirpa")
 
 
 def problem(seed, *, pooling=False, images=4, dtype=torch.float32):
@@ -28,10 +24,8 @@ def problem(seed, *, pooling=False, images=4, dtype=torch.float32):
         *(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), *pool),
         *(nn.Flatten(), nn.Linear(36 if pooling else 144, 12), nn.ReLU(), nn.Linear(12, 4)),
     ).eval()
+    randomise(network, rng)
     with torch.no_grad():
-        for tensor in network.state_dict().values():
-            if tensor.is_floating_point():
-                tensor.copy_(torch.randn(tensor.shape, generator=rng) / max(1, tensor[0].numel()) ** 0.5)
         network[1].running_var.uniform_(0.5, 2.0, generator=rng)
         x = torch.rand(images, 1, 6, 6, generator=rng)
         network[-1].bias -= network(x).mean(0)  # otherwise one class wins everywhere

@@ -5,22 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hydrabench.bounds import BOUNDS, Search, alpha_crown_margins, lirpa, lirpa_alpha_margins, lirpa_margins
+from hydrabench.bounds import BOUNDS, Search, alpha_crown_margins, lirpa_alpha_margins, lirpa_margins
 from hydrabench.checkpoints import open_ref
 from hydrabench.data import load_block, load_images
-from hydrabench.errors import HydrabenchError
 from hydrabench.files import shipped
 from hydrabench.masking import attach_masks, score_masks
 
+pytestmark = pytest.mark.usefixtures("auto_lirpa")
 NAMES = sorted(path.name for path in shipped("zoo").iterdir() if path.name.startswith("digits-"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def auto_lirpa():
-    try:
-        lirpa.require_auto_lirpa()
-    except HydrabenchError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,3 +99,36 @@ def write_checkpoint() -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def recipe(here, write_recipe):
+    return write_recipe(here / "recipe.yml")
+
+
+@pytest.fixture
+def dense(here, write_checkpoint):
+    return write_checkpoint(here / "dense.safetensors")
+
+
+@pytest.fixture
+def listing(here):
+    """() -> everything below the folder of the test, hidden files included."""
+    return lambda: {str(path): path.read_bytes() if path.is_file() else b"" for path in here.rglob("*")}
+
+
+@pytest.fixture
+def refused(hydrabench, listing):
+    """Run a command that must fail with one line that matches, and change nothing."""
+
+    def check(message, *arguments):
+        before = listing()
+        result = hydrabench(*arguments)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr.startswith("error: ")
+        assert result.stderr.count("\n") == 1, result.stderr
+        assert re.search(message, result.stderr), result.stderr
+        assert listing() == before
+        return result.stderr
+
+    return check

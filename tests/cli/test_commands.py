@@ -16,16 +16,6 @@ EPOCH = ("--set", "train.epochs=1")
 
 
 @pytest.fixture
-def recipe(here, write_recipe):
-    return write_recipe(here / "recipe.yml")
-
-
-@pytest.fixture
-def dense(here, write_checkpoint):
-    return write_checkpoint(here / "dense.safetensors")
-
-
-@pytest.fixture
 def succeed(hydrabench):
     def run(*arguments):
         result = hydrabench(*arguments)

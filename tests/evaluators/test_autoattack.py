@@ -262,15 +262,21 @@ def test_a_linear_network_is_judged_by_the_closed_form_in_l1(name):
     assert 2 <= (reach < 0.9 * epsilon).sum() <= 4
 
 
-def test_in_l1_the_settings_are_those_of_the_authors_for_l1(monkeypatch):
-    made, choose = {}, upstream._choose
+@pytest.fixture
+def made(monkeypatch):
+    """The attacks that upstream made, by name; none of them moves an image."""
+    found, choose = {}, upstream._choose
 
     def kept(attack, name):
         choose(attack, name)
-        made[name] = attack
+        found[name] = attack
         return lambda x, y: x.clone()
 
     monkeypatch.setattr(upstream, "_choose", kept)
+    return found
+
+
+def test_in_l1_the_settings_are_those_of_the_authors_for_l1(made):
     network, block = problem()
     evaluate_autoattack(network, block, AutoAttackSettings(norm="l1", epsilon="0.5"))
     assert tuple(made) == ENSEMBLE
@@ -385,16 +391,8 @@ def test_attacks_run_in_order_on_what_is_left(monkeypatch):
 
 
 @pytest.mark.parametrize(("classes", "targets"), [(5, 4), (9, 8), (10, 9), (12, 9)])
-def test_the_settings_are_upstreams_standard_but_for_classes_that_do_not_exist(monkeypatch, classes, targets):
+def test_the_settings_are_upstreams_standard_but_for_classes_that_do_not_exist(made, classes, targets):
     """Nine targets, as in the paper; with fewer than ten classes, upstream would index past the last one."""
-    made, choose = {}, upstream._choose
-
-    def kept(attack, name):
-        choose(attack, name)
-        made[name] = attack
-        return lambda x, y: x.clone()
-
-    monkeypatch.setattr(upstream, "_choose", kept)
     network = linear_network(torch.randn(classes, 36, generator=rng(classes)) * 0.01)
     images = torch.rand(4, 1, 6, 6, generator=rng(0))
     evaluate_autoattack(network, as_block(images, network(images).argmax(1)), AutoAttackSettings(epsilon="0.5"))
@@ -434,23 +432,6 @@ def refusal(network, images, norm="linf"):
     return str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("classes", "ensemble", "protocol"),
-    [
-        (4, "standard", "aa-standard@2"),
-        (3, "standard", "aa-apgd-ce+fab-t+square@2"),
-        (2, "standard", "aa-apgd-ce+fab-t+square@2"),
-        (3, "plus", "aa-plus-apgd-ce+apgd-dlr+fab+square+fab-t@2"),
-        (2, "plus", "aa-plus-apgd-ce+fab+square+fab-t@2"),
-        (3, "rand", "aa-rand@2"),
-        (2, "rand", "aa-rand-apgd-ce@2"),
-    ],
-)
-def test_few_classes_get_the_attacks_that_are_defined_and_the_protocol_says_so(classes, ensemble, protocol):
-    settings = fitted_to_classes(AutoAttackSettings(epsilon="0.1", ensemble=ensemble), classes)
-    assert settings.protocol == protocol
-
-
 @pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize("ensemble", ["standard", "plus"])
 def test_networks_of_few_classes_are_judged(monkeypatch, classes, ensemble):
@@ -478,55 +459,6 @@ def test_attacks_that_need_more_classes_are_refused():
         ConfigError, match=r"apgd-dlr compares 3 logits, the network has 2; leave it out of the attacks"
     ):
         fitted_to_classes(asked, 2)
-
-
-@pytest.mark.parametrize(
-    ("values", "protocol"),
-    [
-        ({}, "aa-standard@2"),
-        ({"seed": 3}, "aa-standard-s3@2"),
-        ({"version": 1}, "aa-standard@1"),
-        ({"ensemble": "plus"}, "aa-plus@2"),
-        ({"attacks": ["square", "apgd-ce"]}, "aa-square+apgd-ce@2"),
-        ({"cascade": True}, "aa-standard-cascade@2"),
-        ({"norm": "l1"}, "aa-standard-l1@2"),
-        ({"mixed": True}, "aa-standard-mixed@2"),
-        ({"norm": "l1", "attacks": ["square"], "seed": 2}, "aa-square-l1-s2@2"),
-        ({"cascade": True, "attacks": ["square", "apgd-ce"], "seed": 1}, "aa-square+apgd-ce-cascade-s1@2"),
-    ],
-)
-def test_the_protocol_spells_out_what_is_not_standard(values, protocol):
-    assert AutoAttackSettings(epsilon="0.1", **values).protocol == protocol
-
-
-@pytest.mark.parametrize(
-    ("values", "order"),
-    [
-        ({"ensemble": "plus"}, ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t")),
-        ({"ensemble": "rand"}, ("apgd-ce", "apgd-dlr")),
-        ({"cascade": True}, ("pgd-10", "apgd-ce", "apgd-t", "fab-t", "square")),
-        ({"cascade": True, "attacks": ("square", "apgd-ce")}, ("pgd-10", "apgd-ce", "square")),
-    ],
-)
-def test_attacks_run_in_upstreams_order_or_as_they_were_named(values, order):
-    assert AutoAttackSettings(epsilon="0.1", **values).order == order
-
-
-@pytest.mark.parametrize(
-    ("values", "said"),
-    [
-        ({"attacks": ["square", "square"]}, "names one attack twice"),
-        ({"ensemble": "rand", "attacks": ["square"]}, "square averages no gradients; with ensemble: rand choose among"),
-        ({"ensemble": "rand", "cascade": True}, "leave it out with ensemble: rand"),
-        ({"version": 1, "cascade": True}, "version: 1 of the protocol is the standard ensemble alone"),
-        ({"version": 1, "norm": "l1"}, "version: 1 of the protocol is the standard ensemble alone"),
-        ({"norm": "l1", "ensemble": "plus"}, "l1 is none that the authors made plus for"),
-        ({"mixed": True, "attacks": ["square"]}, "mixed: changes gradients, which square does not follow"),
-    ],
-)
-def test_settings_that_do_not_go_together_are_refused(values, said):
-    with pytest.raises(ValueError, match=said):
-        AutoAttackSettings(epsilon="0.1", **values)
 
 
 def test_a_cascade_breaks_first_what_ten_steps_of_pgd_break():

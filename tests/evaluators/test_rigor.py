@@ -8,22 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from hydrabench.bounds import BOUNDS, FACTORS, cascade, lirpa, rounding_bound
+from hydrabench.bounds import BOUNDS, FACTORS, cascade, rounding_bound
 from hydrabench.data.images import Block
-from hydrabench.errors import HydrabenchError, UnsupportedLayerError
+from hydrabench.errors import UnsupportedLayerError
 from hydrabench.evaluators import AlphaCrownSettings, VerifiedSettings, verified
 from hydrabench.evaluators.verified import evaluate_verified
 from hydrabench.runtime import exact_arithmetic
+from tests.helpers.networks import cancelling_network
 
 cascade_module = import_module("hydrabench.bounds.cascade")  # the package exports a function of that name
-
-
-@pytest.fixture
-def auto_lirpa():
-    try:
-        lirpa.require_auto_lirpa()
-    except HydrabenchError as error:
-        pytest.skip(str(error))
 
 
 def as_block(images, labels):
@@ -32,14 +25,7 @@ def as_block(images, labels):
 
 
 def cancelling(large):
-    """Logits ((large·p - p) - large·p + 1/2, 0) of a pixel p; large - 1 is rounded to large."""
-    rows = [[[1.0], [1]], [[1, 0], [1, 0], [0, 1]], [[large, -1, 0], [0, 0, large]], [[1, -1]], [[1], [0]]]
-    layers = [nn.Linear(len(weight[0]), len(weight), bias=False) for weight in rows]
-    layers[-1] = nn.Linear(1, 2)
-    for layer, weight in zip(layers, rows, strict=True):
-        layer.weight.data = torch.tensor(weight, dtype=torch.float32)
-    layers[-1].bias.data = torch.tensor([0.5, 0.0])
-    return nn.Sequential(nn.Flatten(), *layers).eval(), as_block(torch.ones(1, 1, 1, 1), torch.tensor([0]))
+    return cancelling_network(large), as_block(torch.ones(1, 1, 1, 1), torch.tensor([0]))
 
 
 def problem(dtype=torch.float32, *, constant=0.0):

@@ -15,7 +15,7 @@ from torch import nn
 
 from hydrabench.bounds import BOUNDS, Search, lirpa
 from hydrabench.data.images import Block
-from hydrabench.errors import GateError, HydrabenchError
+from hydrabench.errors import GateError
 from hydrabench.evaluators import EVALUATORS, AlphaCrownSettings, PgdSettings, VerifiedSettings, verified
 from hydrabench.evaluators.pgd import evaluate_pgd
 from hydrabench.evaluators.verified import evaluate_verified
@@ -174,14 +174,6 @@ def test_a_cascade_records_which_method_proved_each_image():
 
 
 # auto_LiRPA ------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def auto_lirpa():
-    try:
-        lirpa.require_auto_lirpa()
-    except HydrabenchError as error:
-        pytest.skip(str(error))
 
 
 @pytest.mark.parametrize("kind", ["ibp", "crown-ibp"])

@@ -9,22 +9,10 @@ from torchvision.models import resnet18, resnet50
 
 from hydrabench.models import build_model
 from hydrabench.models.resnet import STAGES
+from tests.helpers.networks import with_lively_batch_norm
 
 CIFAR = (3, 32, 32)
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-
-
-def with_lively_batch_norm(network: nn.Module) -> nn.Module:
-    """Batch norms that do something: statistics and parameters away from 0 and 1."""
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                for tensor in (module.weight, module.running_var):
-                    tensor.uniform_(0.5, 1.5, generator=generator)
-                for tensor in (module.bias, module.running_mean):
-                    tensor.normal_(0, 0.2, generator=generator)
-    return network.eval()
 
 
 def torchvision_twin(constructor, state: dict[str, torch.Tensor]) -> nn.Module:
@@ -41,7 +29,7 @@ def torchvision_twin(constructor, state: dict[str, torch.Tensor]) -> nn.Module:
 @pytest.mark.parametrize("size", [32, 21])
 def test_the_cifar_networks_compute_what_torchvisions_blocks_compute(arch, constructor, size):
     network = build_model(arch, (3, size, size), 10, generator=torch.Generator().manual_seed(0))
-    with_lively_batch_norm(network)
+    with_lively_batch_norm(network, seed=5)
     twin = torchvision_twin(constructor, network.state_dict()).double()
     x = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     with torch.no_grad():

@@ -19,6 +19,7 @@ from hydrabench.masking import (
 )
 from hydrabench.models import build_model, normalized
 from hydrabench.models.wide_resnet import wide_resnet
+from tests.helpers.networks import with_lively_batch_norm
 
 CIFAR = (3, 32, 32)
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -26,16 +27,8 @@ NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 def wrn(arch: str = "wrn_28_1", size: int = 32, seed: int = 0) -> nn.Module:
     """A network whose batch norms do something: statistics and parameters away from 0 and 1."""
-    generator = torch.Generator().manual_seed(seed)
-    network = build_model(arch, (3, size, size), 10, generator=generator)
-    with torch.no_grad():
-        for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                for tensor in (module.weight, module.running_var):
-                    tensor.uniform_(0.5, 1.5, generator=generator)
-                for tensor in (module.bias, module.running_mean):
-                    tensor.normal_(0, 0.2, generator=generator)
-    return network.eval()
+    network = build_model(arch, (3, size, size), 10, generator=torch.Generator().manual_seed(seed))
+    return with_lively_batch_norm(network, seed)
 
 
 def images(size: int = 32, count: int = 2) -> Tensor:

@@ -6,11 +6,11 @@ from math import exp, log
 
 import pytest
 import torch
-from torch import nn
 
 from hydrabench.objectives import OBJECTIVES, TrainingStep
 from hydrabench.objectives.free import FreeSettings
 from hydrabench.runtime import stream
+from tests.helpers.networks import two_logits_of_a_pixel
 
 LOSS = OBJECTIVES["free"].loss
 SETTINGS = FreeSettings(name="free", epsilon="0.1")
@@ -18,12 +18,7 @@ SETTINGS = FreeSettings(name="free", epsilon="0.1")
 
 @pytest.fixture
 def network():
-    """Logits ±(20 x - 10) of one pixel."""
-    network = nn.Sequential(nn.Flatten(), nn.Linear(1, 2))
-    with torch.no_grad():
-        network[1].weight.copy_(torch.tensor([[20.0], [-20.0]]))
-        network[1].bias.copy_(torch.tensor([-10.0, 10.0]))
-    return network
+    return two_logits_of_a_pixel()
 
 
 def batch(*pixels):

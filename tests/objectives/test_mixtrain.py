@@ -6,7 +6,6 @@ from math import exp, log
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional
 
 from hydrabench.bounds import symbolic_class_margins
@@ -14,6 +13,7 @@ from hydrabench.models import build_model
 from hydrabench.objectives import OBJECTIVES, TrainingStep
 from hydrabench.objectives.mixtrain import MixtrainSettings, certified_weight
 from hydrabench.runtime import stream
+from tests.helpers.networks import two_logits_of_a_pixel
 
 LOSS = OBJECTIVES["mixtrain"].loss
 
@@ -24,12 +24,7 @@ def settings(**keys):
 
 @pytest.fixture
 def network():
-    """Logits ±(20 x - 10) of one pixel."""
-    network = nn.Sequential(nn.Flatten(), nn.Linear(1, 2))
-    with torch.no_grad():
-        network[1].weight.copy_(torch.tensor([[20.0], [-20.0]]))
-        network[1].bias.copy_(torch.tensor([-10.0, 10.0]))
-    return network
+    return two_logits_of_a_pixel()
 
 
 @pytest.fixture

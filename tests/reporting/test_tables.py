@@ -6,12 +6,15 @@ import csv
 import io
 import json
 import math
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import pandas as pd
 import pytest
 from rich.console import Console
 
+from hydrabench.evaluators import EVALUATORS, parse_settings
+from hydrabench.evaluators.description import CONDITIONS
 from hydrabench.evaluators.smoothing import MEANINGS
 from hydrabench.evaluators.smoothing_settings import Mode
 from hydrabench.reporting import build_leaderboard, csv_text, latex, markdown, rich_tables, summary_json
@@ -235,19 +238,39 @@ def test_the_legend_names_the_methods_of_a_cascade_and_no_limit_that_was_not_set
     assert lines["alpha-crown-i3@2"].endswith("; iterations 3")
 
 
-def test_the_legend_leaves_out_what_a_method_does_not_use(tmp_path, write_run):
-    """`run.json` names every setting, and bounds without slopes to optimise have no iterations."""
-    slopes = {"slopes": "output", "iterations": 100, "learning_rate": 0.1}
-    plain = {"search_radius": False, "engine": "hydrabench", "rigor": "standard"}
-    every = {
-        "ibp": {**plain, **slopes, "methods": ["ibp", "crown-ibp", "crown"], "max_subproblems": 20_000},
-        "pgd": {"steps": 50, "momentum": 0.0, "targets": 0, "mixed": False, "losses": ["ce", "margin"]},
-    }
-    runs = [write_run(tmp_path / kind, kind, **settings) for kind, settings in every.items()]
-    lines = dict(protocol_lines(build_leaderboard(runs)))
-    assert lines["ibp@1"].endswith("by interval bound propagation; engine hydrabench, rigor standard")
-    (pgd,) = (text for name, text in lines.items() if name.startswith("pgd"))
-    assert pgd.endswith("; steps 50, restarts 1, losses ce + margin, seed 0")
+BOUND = "engine hydrabench, rigor standard"
+NAMED = {
+    "ibp": ({}, BOUND),
+    "crown": ({}, "engine hydrabench"),
+    "cascade": ({}, "engine hydrabench"),
+    "searching": (
+        {"kind": "cascade", "methods": ["ibp", "alpha-crown"]},
+        "engine hydrabench, slopes output, iterations 100, learning_rate 0.1",
+    ),
+    "deciding": (
+        {"kind": "cascade", "methods": ["ibp", "exact"]},
+        "engine hydrabench, max_subproblems 20000",
+    ),
+    "radii": ({"kind": "crown-ibp", "search_radius": True}, f"search_radius, {BOUND}"),
+    "pgd": ({}, "steps 50, restarts 1, losses ce + margin, seed 0"),
+    "autoattack": ({}, "ensemble standard, seed 0"),
+    "smoothing": ({}, "mode cohen, law gaussian, n0 100, samples 100000, alpha 0.001, seed 0, rigor standard"),
+    "predict": (
+        {"kind": "smoothing", "mode": "predict"},
+        "mode predict, law gaussian, samples 100000, alpha 0.001, seed 0, rigor standard",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_the_legend_names_the_settings_that_matter_and_no_other(name):
+    given, named = NAMED[name]
+    kind = given.get("kind", name)
+    radius = {"epsilon": "1/255"} if "epsilon" in EVALUATORS[kind].settings.model_fields else {}
+    settings = parse_settings({"kind": kind, **radius, **given})
+    values = {key: one for key, one in settings.plain().items() if key not in ("kind", "version", *CONDITIONS)}
+    ((_, text),) = protocol_lines(SimpleNamespace(protocols=[Protocol(settings.protocol, kind, values)]))
+    assert text.rpartition("; ")[2] == named
 
 
 def test_headings_name_the_mode_of_smoothing_and_leave_the_rest_of_the_protocol_to_the_legend(tmp_path, write_run):

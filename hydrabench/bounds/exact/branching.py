@@ -16,7 +16,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from hydrabench.bounds.crown import linear
+from hydrabench.bounds.backward import linear
 from hydrabench.bounds.exact.walk import Walk
 from hydrabench.bounds.program.operations import Elementwise, Relaxed
 from hydrabench.bounds.program.relu import Relu, relaxation

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from scipy.optimize import Bounds, LinearConstraint, milp
 
+from hydrabench.bounds.crown import crown_rows
 from hydrabench.bounds.exact.formulation import (
     Floats,
     Formulation,
@@ -25,7 +26,6 @@ from hydrabench.bounds.exact.formulation import (
 )
 from hydrabench.bounds.exact.root import Root, root_of
 from hydrabench.bounds.exact.search import Confirm, Decision, Limits
-from hydrabench.bounds.methods import crown_rows
 from hydrabench.bounds.progress import Branching, tell
 from hydrabench.bounds.specification import Problem, clean_margins
 from hydrabench.errors import ConfigError

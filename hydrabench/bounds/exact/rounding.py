@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hydrabench.bounds.backward import linear
 from hydrabench.bounds.box import Interval
-from hydrabench.bounds.crown import linear
 from hydrabench.bounds.outward import MORE, TINY, UNIT, growth
 from hydrabench.bounds.program.operations import Relaxed
 from hydrabench.bounds.rounding import MeasuredNode

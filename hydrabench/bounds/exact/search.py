@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hydrabench.bounds.crown import MEMORY
+from hydrabench.bounds.backward import MEMORY
 from hydrabench.bounds.exact.branching import CutScores
 from hydrabench.bounds.exact.leaves import settle
 from hydrabench.bounds.exact.points import descended, lowest_points
@@ -35,7 +35,7 @@ Verdict = Literal["verified", "broken", "unknown"]
 Confirm = Callable[[Tensor, Tensor], Sequence["Tensor | None"]]
 ROUND = 64  # subproblems of an image that are cut together
 FEW_UNSTABLE = 32  # neurons; the boxes of subproblems with so few are refreshed
-BATCH = 1024  # subproblems that are bounded together, if their coefficients fit into `crown.MEMORY`
+BATCH = 1024  # subproblems that are bounded together, if their coefficients fit into `backward.MEMORY`
 ENTRIES = 4, 16  # that a pass holds for each coefficient of every value, and for each place that can be cut
 FIRST = Steps(iterations=50)
 LATER = Steps(iterations=20)

@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from hydrabench.bounds.crown import carried_back, linear
+from hydrabench.bounds.backward import carried_back, linear
 from hydrabench.bounds.exact.root import Root
 from hydrabench.bounds.exact.splits import Constraints
 from hydrabench.bounds.outward import down
@@ -115,6 +115,7 @@ class Walk:
             return rows
 
         def substitute(position: int, rows: Tensor, _waiting: dict[int, Tensor]) -> Sequence[Tensor | None]:
+            """Add the multipliers of the result's constraints to (R, *result), and carry the sum through the node."""
             node = nodes[position - 1]
             rows = constrained(position, rows)
             observer(position, rows)

@@ -10,7 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from hydrabench.bounds.methods import MarginBound, crown_ibp_margins, crown_margins, interval_margins
+from hydrabench.bounds.crown import crown_ibp_margins, crown_margins
+from hydrabench.bounds.ibp import MarginBound, interval_margins
 from hydrabench.errors import HydrabenchError, UnsupportedLayerError
 
 OURS: dict[str, MarginBound] = {"ibp": interval_margins, "crown-ibp": crown_ibp_margins, "crown": crown_margins}

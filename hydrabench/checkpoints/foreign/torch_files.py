@@ -95,6 +95,7 @@ def _read_zip(data: bytes) -> Any:
         storages: dict[Any, _Storage] = {}
 
         def storage(identity: tuple[Any, ...]) -> _Storage:
+            """Read the storage that a persistent id of the pickle names. Raises: CheckpointError for another size."""
             _, kind, key, _, elements = identity
             member, dtype = members[f"{root}data/{key}"], _dtype_of(kind)
             if member.file_size != elements * dtype.itemsize:
@@ -118,6 +119,10 @@ def _read_legacy(data: bytes) -> Any:
     claimed = 0
 
     def storage(identity: tuple[Any, ...]) -> _Storage:
+        """Make the storage that a persistent id names, or a view of it; the data follow behind the pickle.
+
+        Raises: CheckpointError if all storages together claim more bytes than the file has.
+        """
         nonlocal claimed
         _, kind, key, _, elements, view = identity
         dtype = _dtype_of(kind)

@@ -93,7 +93,8 @@ def open_evaluation(
     kept = selection.first(_kept(old, selection))
     cuts = old.get("cuts", [])
     size = len(kept.indices)
-    run = open_run(out, {**header, "dataset": kept.describe(fingerprint(known[:size]), cuts)}, resume=resume)
+    dataset = kept.describe(fingerprint(known[:size]), cuts)
+    run = _open(out, {**header, "dataset": dataset}, settings, resume=resume)
     if run.is_complete:
         run.require_intact()
     check = _Check(run, record_of(settings), dict(zip(selection.indices, known, strict=True)))
@@ -110,6 +111,20 @@ def open_evaluation(
         if changes:
             say(f"{out} goes on with {', '.join(changes)}; its run.json says which records each made")
     return Opened(run, blocks, whole)
+
+
+def _open(out: Path, header: Mapping[str, Any], settings: EvaluationSettings, *, resume: bool) -> RunFolder:
+    """Start or continue a run, also one from before some settings could be set, if they have their declared defaults.
+
+    Its protocol id, which names the version of the procedure and every other value, must be the same.
+    """
+    fields = type(settings).model_fields
+    defaults = {key: one for key, one in settings.plain().items() if getattr(settings, key) == fields[key].default}
+    run = open_run(out, header, resume=resume, defaults=defaults)
+    if lacking := {key: one for key, one in defaults.items() if key not in run.header["settings"]}:
+        named = ", ".join(f"{key} {value}" for key, value in lacking.items())
+        say(f"{out} is from before these settings, which count as their defaults there: {named}")
+    return run
 
 
 def _kept(old: Mapping[str, Any], selection: ChosenImages) -> int:

@@ -1,5 +1,6 @@
 """The commands `attack` and `certify`: from a checkpoint and test images to a ledger.
 
+`judge_of` prepares the evaluator of the settings, an entry of `EVALUATORS`, and `records_of` calls it on a block.
 Images are cut into fixed blocks. The processes of a torchrun start take one block each, the main one
 writes the records in block order, so the ledger has the same lines however many processes made it.
 """
@@ -10,15 +11,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from torch import Tensor
 
 from hydrabench.bounds import watched
 from hydrabench.bounds.exact.saved import kept_in
-from hydrabench.data import Choice
-from hydrabench.evaluators import EVALUATORS, EvaluationSettings, at, record_of
+from hydrabench.data import Block, Choice, ImageSource
+from hydrabench.evaluators import EVALUATORS, Computing, EvaluationSettings, at, record_of
 from hydrabench.evaluators.flags import flag_texts, has_flags, record_flags
 from hydrabench.evaluators.precision import require_precision
-from hydrabench.ledger import Record, RunFolder, whole_ledger
+from hydrabench.ledger import AttackRecord, Record, RunFolder, whole_ledger
 from hydrabench.reporting.statistics import summarize
 from hydrabench.runtime import World, environment, exact_arithmetic, operations_per_second, peak_memory
 from hydrabench.threat import doubt
@@ -64,13 +67,8 @@ def evaluate(
     images = subject.test_images(options)
     chosen = chosen_images(images, replace(among, n=n), indices, settings)
     selection = ChosenImages(images, chosen, explicit=bool(indices))
-    if world.is_main and (warned := doubt_of_normalization(subject, images)):
-        say(warned)
-    judge = Judge(subject, settings, images, options)
-    if subject.parent is not None:
-        subject.parent.require_images(images, selection.indices)
-    _leave_out_certified(judge, options, chosen, world)
-    judge.check(selection.blocks(judge.blocks.size)[0])
+    judge = judge_of(subject, settings, images, options)
+    _check(judge, selection, options, world)
     with one_writer(out, world):
         opened = world.on_main(
             lambda: open_evaluation(
@@ -86,16 +84,29 @@ def evaluate(
         return world.on_main(lambda: _conclude(opened.run, judge, selection, flags))
 
 
-def _leave_out_certified(judge: Judge, options: RunOptions, chosen: Sequence[int], world: World) -> None:
-    """Give the judge the certificates of --skip-certified, if there are any. Raises: as `open_certificates`."""
-    skip = options.computing.get("skip_certified")
-    if skip is None:
-        return
-    judge.certificates = held = open_certificates(Path(skip), judge.subject, judge.settings, judge.images, chosen)
-    if world.is_main:
+def judge_of(subject: Subject, settings: EvaluationSettings, images: ImageSource, options: RunOptions) -> Judge:
+    """Prepare the evaluator of the settings for a network, once for all blocks of `images`.
+
+    Raises: ConfigError if the run is to keep adversarial images and the evaluator has none.
+    """
+    computing = Computing(subject.device, subject.precision, options.computing, subject.parent)
+    return Judge(subject, settings, images, EVALUATORS[settings.kind].ready(subject.network, settings, computing))
+
+
+def _check(judge: Judge, selection: ChosenImages, options: RunOptions, world: World) -> None:
+    """Raise for what can be known to go wrong, and give the judge the certificates of --skip-certified, if any."""
+    subject, chosen = judge.subject, selection.indices
+    if world.is_main and (warned := doubt_of_normalization(subject, judge.images)):
+        say(warned)
+    if subject.parent is not None:
+        subject.parent.require_images(judge.images, chosen)
+    if (skip := options.computing.get("skip_certified")) is not None:
+        judge.certificates = held = open_certificates(Path(skip), subject, judge.settings, judge.images, chosen)
         part = f", and {len(held.beyond)} none at the smaller radii" if held.beyond else ""
         spared = len(held.known) - len(held.beyond)
-        say(f"{spared} of {len(chosen)} images need no attack{part}: verified by {held.name}")
+        if world.is_main:
+            say(f"{spared} of {len(chosen)} images need no attack{part}: verified by {held.name}")
+    judge.check(selection.blocks(judge.blocks.size)[0])
 
 
 def _fill(run: RunFolder, judge: Judge, world: World, blocks: Sequence[tuple[int, ...]], whole: int) -> None:
@@ -138,8 +149,58 @@ def _fill(run: RunFolder, judge: Judge, world: World, blocks: Sequence[tuple[int
 def _rounds(world: World, judge: Judge, blocks: Numbered) -> Iterator[list[tuple[list[Record], Points]]]:
     """Yield the records and examples of `world.size` blocks at a time, block by block, in order, on every process."""
     for start in range(0, len(blocks), world.size):
-        work = partial(judge.judged, blocks[start + world.rank : start + world.rank + 1])
+        work = partial(records_of, judge, blocks[start + world.rank : start + world.rank + 1])
         yield [part for part in world.share(work) if part[0]]
+
+
+def records_of(judge: Judge, blocks: Numbered) -> tuple[list[Record], Points]:
+    """Judge some blocks, of which a process has one in a round, or none in the last.
+
+    Returns: the records, in order, and the adversarial examples by image, of a run that keeps them.
+    """
+    records: list[Record] = []
+    examples: Points = {}
+    for number, indices in blocks:
+        held, certified = judge.certificates, judge.certified(indices)
+        parts = held.in_part(indices) if held else {}
+        apart = {*certified, *(index for part in parts.values() for index in part)}
+        mine = list(certified.values())
+        rest = tuple(index for index in indices if index not in apart)
+        for beyond, part in [(None, rest), *parts.items()]:
+            found, points = _evaluated(judge, number, part, beyond) if part else ([], None)
+            if points is not None:
+                plain = judge.settings.plain()
+                broken = [row for row, one in enumerate(found) if one.example_within(plain) is not None]
+                examples |= {found[row].index: points[row].cpu() for row in broken}
+            mine += found
+        records += sorted(mine, key=lambda record: record.index)
+    return records, examples
+
+
+def _evaluated(
+    judge: Judge, number: int, indices: tuple[int, ...], beyond: EvaluationSettings | None
+) -> tuple[Sequence[Record], Tensor | None]:
+    """The records of images of one block, and the points that broke them, of a run that keeps them.
+
+    Args: beyond: settings of the radii that a certificate of these images does not cover; None: it covers none.
+    """
+    with judge.block(number, indices) as block:
+        if beyond is not None:
+            return _evaluated_beyond(judge, block, beyond)
+        if judge.keeps and judge.ready.points is not None:
+            return judge.ready.points(block)
+        return judge.ready.evaluate(block), None
+
+
+def _evaluated_beyond(judge: Judge, block: Block, beyond: EvaluationSettings) -> tuple[Sequence[Record], Tensor | None]:
+    points: Tensor | None = None
+    if judge.keeps and judge.evaluator.points is not None:
+        found, points = judge.evaluator.points(judge.subject.network, block, beyond)
+    else:
+        found = judge.evaluator.evaluate(judge.subject.network, block, beyond)
+    assert judge.certificates is not None
+    name = judge.certificates.name
+    return [replace(cast("AttackRecord", record), certified_by=name) for record in found], points
 
 
 def _conclude(run: RunFolder, judge: Judge, selection: ChosenImages, flags: Mapping[str, float]) -> dict[str, Any]:

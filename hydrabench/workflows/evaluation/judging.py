@@ -1,46 +1,52 @@
-"""One evaluator bound to one network and one set of images: it turns blocks of images into records."""
+"""One evaluator bound to one network and one set of images, which are loaded block by block."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hydrabench.data import Block, ImageSource, load_block
 from hydrabench.errors import ConfigError, LedgerError, MemoryShortageError, is_out_of_memory
-from hydrabench.evaluators import EVALUATORS, Computing, EvaluationSettings
+from hydrabench.evaluators import EVALUATORS, EvaluationSettings, Ready
 from hydrabench.evaluators.flags import has_flags, network_flags
 from hydrabench.evaluators.replaying import Replayed, replay
-from hydrabench.ledger import ADVERSARIAL, AttackRecord, Attempt, Examples, Record
+from hydrabench.ledger import ADVERSARIAL, Attempt, Examples, Record
 from hydrabench.runtime import World
 from hydrabench.workflows.evaluation.certificates import Certificates
 from hydrabench.workflows.evaluation.loading import STORED_IN, Subject
-from hydrabench.workflows.run_options import RunOptions
 
 Numbered = Sequence[tuple[int, tuple[int, ...]]]  # blocks: their numbers and images
 Points = dict[int, Tensor]  # by image, (C, H, W)
 
 
+@dataclass(eq=False)
 class Judge:
-    """An evaluator, ready to judge blocks of `images`."""
+    """An evaluator, ready to judge blocks of `images`; `evaluate.records_of` has it judge them.
 
-    def __init__(
-        self, subject: Subject, settings: EvaluationSettings, images: ImageSource, options: RunOptions
-    ) -> None:
-        self.subject, self.settings, self.images = subject, settings, images
-        self.evaluator = EVALUATORS[settings.kind]
-        self.blocks = self.evaluator.blocks(settings, subject.network, images.shape)
-        computing = Computing(subject.device, subject.precision, options.computing, subject.parent)
-        self.ready = self.evaluator.ready(subject.network, settings, computing)
-        self.keeps = self.evaluator.keeps(settings)  # whether adversarial examples are stored
+    ready: the evaluator of the settings, prepared for the network. indices: what is evaluated right now.
+    certificates: of images that need no attack.
+    """
+
+    subject: Subject
+    settings: EvaluationSettings
+    images: ImageSource
+    ready: Ready
+    indices: tuple[int, ...] = ()
+    certificates: Certificates | None = None
+
+    def __post_init__(self) -> None:
+        self.evaluator = EVALUATORS[self.settings.kind]
+        self.blocks = self.evaluator.blocks(self.settings, self.subject.network, self.images.shape)
+        self.keeps = self.evaluator.keeps(self.settings)  # whether adversarial examples are stored
         if self.keeps and self.ready.points is None:
-            raise ConfigError(f"{settings.kind} returns no adversarial images, so none can be kept; leave out --keep")
-        self.indices: tuple[int, ...] = ()  # what is evaluated right now
-        self.certificates: Certificates | None = None  # of images that need no attack
+            raise ConfigError(
+                f"{self.settings.kind} returns no adversarial images, so none can be kept; leave out --keep"
+            )
 
     def header(self, world: World) -> dict[str, Any]:
         """Return the header in `run.json`, but for the images and the environment."""
@@ -60,78 +66,21 @@ class Judge:
 
     def check(self, indices: tuple[int, ...]) -> None:
         """Raise if the evaluator cannot judge the network; the first block is enough to tell."""
-        self.indices = indices
-        with self._memory():
-            self.evaluator.suits(self.subject.network, self._block(0, indices), self.settings)
+        with self.block(0, indices) as block:
+            self.evaluator.suits(self.subject.network, block, self.settings)
 
     def flags(self, indices: tuple[int, ...]) -> dict[str, float]:
         """Signs on the first images that the network deceives an attack; see `evaluators.flags`."""
         if not has_flags(self.evaluator):
             return {}
-        self.indices = indices
-        with self._memory():
-            return network_flags(self.subject.network, self._block(0, indices), self.settings)
-
-    def records(self, blocks: Numbered) -> list[Record]:
-        """The records of some blocks."""
-        return self.judged(blocks)[0]
-
-    def judged(self, blocks: Numbered) -> tuple[list[Record], Points]:
-        """Judge this process's share of a round: one block, or none in the last round.
-
-        Returns: the records, and the adversarial examples by image, of a run that keeps them.
-        """
-        records: list[Record] = []
-        examples: Points = {}
-        for number, indices in blocks:
-            held, certified = self.certificates, self.certified(indices)
-            parts = held.in_part(indices) if held else {}
-            apart = {*certified, *(index for part in parts.values() for index in part)}
-            mine = list(certified.values())
-            rest = tuple(index for index in indices if index not in apart)
-            for settings, part in [(None, rest), *parts.items()]:
-                found, points = self._evaluated(number, part, settings) if part else ([], None)
-                if points is not None:
-                    plain = self.settings.plain()
-                    broken = [row for row, one in enumerate(found) if one.example_within(plain) is not None]
-                    examples |= {found[row].index: points[row].cpu() for row in broken}
-                mine += found
-            records += sorted(mine, key=lambda record: record.index)
-        return records, examples
-
-    def _evaluated(
-        self, number: int, indices: tuple[int, ...], beyond: EvaluationSettings | None
-    ) -> tuple[Sequence[Record], Tensor | None]:
-        """The records of images of one block, and the points that broke them, of a run that keeps them.
-
-        Args: beyond: settings of the radii that a certificate of these images does not cover; None: it covers none.
-        """
-        self.indices = indices
-        with self._memory():
-            block = self._block(number, indices)
-            if beyond is not None:
-                return self._evaluated_beyond(block, beyond)
-            if self.keeps and self.ready.points is not None:
-                return self.ready.points(block)
-            return self.ready.evaluate(block), None
-
-    def _evaluated_beyond(self, block: Block, beyond: EvaluationSettings) -> tuple[Sequence[Record], Tensor | None]:
-        points: Tensor | None = None
-        if self.keeps and self.evaluator.points is not None:
-            found, points = self.evaluator.points(self.subject.network, block, beyond)
-        else:
-            found = self.evaluator.evaluate(self.subject.network, block, beyond)
-        assert self.certificates is not None
-        name = self.certificates.name
-        return [replace(cast("AttackRecord", record), certified_by=name) for record in found], points
+        with self.block(0, indices) as block:
+            return network_flags(self.subject.network, block, self.settings)
 
     def replay(self, examples: Examples, within: Mapping[int, float]) -> list[Replayed]:
         """Judge stored examples afresh. within: how far each may lie from its image; see `replaying.replay`."""
         if examples.pixels.shape[1:] != tuple(self.images.shape):
             raise LedgerError(f"the stored examples are images of {examples.pixels.shape[1:]}, not {self.images.shape}")
-        self.indices = examples.indices
-        with self._memory():
-            block = self._block(0, examples.indices)
+        with self.block(0, examples.indices) as block:
             points = torch.from_numpy(examples.pixels).to(block.images)
             most = [within[index] for index in examples.indices]
             return replay(self.subject.network, block, points, most, self.evaluator, self.settings)
@@ -150,9 +99,7 @@ class Judge:
         Raises: MemoryShortageError if they are too many at once.
         """
         assert self.evaluator.in_turn is not None
-        self.indices = indices
-        with self._memory():
-            block = self._block(number, indices)
+        with self.block(number, indices) as block:
             found, points = self.evaluator.in_turn.attempt(
                 self.subject.network, block, name, self.settings, heard=heard
             )
@@ -160,10 +107,19 @@ class Judge:
         return found, {found[row].image: points[row].cpu() for row in broken}
 
     @contextmanager
-    def _memory(self) -> Iterator[None]:
-        """Turn an out-of-memory error into one that names the images and what needs less memory."""
+    def block(self, number: int, indices: tuple[int, ...]) -> Iterator[Block]:
+        """Load images of the data set, on the device and in the precision of the network, for what is done with them.
+
+        Raises: MemoryShortageError for an out-of-memory error, naming the images and what needs less memory.
+        """
+        self.indices = indices
         try:
-            yield
+            block = load_block(self.images, number, indices)
+            yield replace(
+                block,
+                images=block.images.to(device=self.subject.device, dtype=STORED_IN[self.subject.precision]),
+                labels=block.labels.to(self.subject.device),
+            )
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -177,12 +133,3 @@ class Judge:
         """Return the images that are evaluated now, for the progress line."""
         first, last = self.indices[0], self.indices[-1]
         return f"image {first}" if first == last else f"images {first} to {last}"
-
-    def _block(self, number: int, indices: tuple[int, ...]) -> Block:
-        """Images of the data set, on the device and in the precision of the network."""
-        block = load_block(self.images, number, indices)
-        return replace(
-            block,
-            images=block.images.to(device=self.subject.device, dtype=STORED_IN[self.subject.precision]),
-            labels=block.labels.to(self.subject.device),
-        )

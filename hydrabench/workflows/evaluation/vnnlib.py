@@ -65,17 +65,13 @@ def export_vnnlib(
     Raises: ConfigError if `settings` bound no L-infinity ball or `timeout` is not positive; LedgerError if `folder`
         holds something; HydrabenchError if onnx is not installed; DataError as `choose`.
     """
-    values = settings.model_dump(mode="json")
-    if "epsilon" not in values or values.get("norm") != "linf":
-        remedy = "choose another --method" if "epsilon" not in values else "leave out --norm l2"
-        raise ConfigError(f"--export-vnnlib writes L∞ balls, {settings.protocol} bounds none; {remedy}")
+    epsilon = _radius(settings)
     if not timeout > 0:
         raise ConfigError(f"--vnnlib-timeout is a number of seconds above 0, got {timeout:g}")
     if not interrupted(folder):
         _require_new(folder)
     images = subject.test_images(options)
     selection = ChosenImages(images, chosen_images(images, among, indices, settings))
-    epsilon = float(parse_radius(values["epsilon"]))
     world = World()
     with one_writer(folder, world):
         export = world.on_main(lambda: _write(subject, selection, folder, epsilon=epsilon, timeout=timeout))
@@ -85,6 +81,15 @@ def export_vnnlib(
             f"the other {len(export.left_out)}"
         )
     return export
+
+
+def _radius(settings: EvaluationSettings) -> float:
+    """The radius of the L-infinity balls that settings bound. Raises: ConfigError if they bound none."""
+    values = settings.plain()
+    if "epsilon" not in values or values.get("norm") != "linf":
+        remedy = "choose another --method" if "epsilon" not in values else "leave out --norm l2"
+        raise ConfigError(f"--export-vnnlib writes L∞ balls, {settings.protocol} bounds none; {remedy}")
+    return float(parse_radius(values["epsilon"]))
 
 
 def _write(subject: Subject, selection: ChosenImages, folder: Path, *, epsilon: float, timeout: float) -> Export:

@@ -207,11 +207,16 @@ def _open_source(
         if header.held_out and header.dataset != recipe.data.name:
             say(f"{ref} was trained on {header.dataset}; whether it saw the held-out images is not known")
             source = replace(source, header=header.model_copy(update={"held_out": None}))
-    known = recipe.data.name if options.images is None else header.dataset
-    if (header.arch, header.dataset) != (short_spec(model.arch), known):
+    _require_wanted(recipe, model, header, ref, dataset=recipe.data.name if options.images is None else header.dataset)
+    return recipe, source, options
+
+
+def _require_wanted(recipe: Recipe, model: ModelRecipe, header: Header, ref: Source, *, dataset: str) -> None:
+    """Raise CheckpointError if a checkpoint is not of the recipe's `model`, for images of `dataset`."""
+    if (header.arch, header.dataset) != (short_spec(model.arch), dataset):
         raise CheckpointError(
             f"{ref} is a {header.arch} for {header.dataset}; recipe {recipe.name} wants a {short_spec(model.arch)} "
-            f"for {known}" + ("; without its `model:` it takes any network" if header.code else "")
+            f"for {dataset}" + ("; without its `model:` it takes any network" if header.code else "")
         )
     if header.code and header.code.arguments != model.args:
         raise CheckpointError(
@@ -221,7 +226,6 @@ def _open_source(
         raise CheckpointError(
             f"{ref} normalises with {header.normalization}, recipe {recipe.name} with {model.normalization}"
         )
-    return recipe, source, options
 
 
 def _model_of(header: Header) -> ModelRecipe:

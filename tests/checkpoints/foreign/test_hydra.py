@@ -1,4 +1,4 @@
-"""Files of the original HYDRA code, written by hand from the key tables of reference/hydra.md section 4."""
+"""Files of the original HYDRA code as sources of checkpoints: what is read, what is refused."""
 
 from __future__ import annotations
 
@@ -14,259 +14,37 @@ import torch
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 from hydrabench.checkpoints import (
     EXPORTS,
     Checkpoint,
     export_checkpoint,
-    export_original,
-    export_state_dict,
-    import_checkpoint,
     load_checkpoint,
     open_ref,
     state_of,
     zoo,
 )
-from hydrabench.checkpoints.foreign.kept import hydra_kept_count, infer_density, settled
+from hydrabench.checkpoints.foreign.kept import settled
 from hydrabench.cli import main
 from hydrabench.cli.zoo import zoo_export
 from hydrabench.errors import CheckpointError, ConfigError
-from hydrabench.masking import LayerDensity, attach_masks, kept_count, layer_densities, prunable_layers, score_masks
-from hydrabench.models import MODELS, build_model, inner_network
+from hydrabench.masking import layer_densities, score_masks
+from hydrabench.models import inner_network
 from hydrabench.workflows.evaluation.loading import open_subject
 from hydrabench.workflows.run_options import RunOptions
-
-SMALL_ARCHS = ("vgg2_bn", "wrn_28_1", "cifar_model")
-
-
-# the original's files, by hand ------------------------------------------------------------------
-
-
-class Keys:
-    """Names and shapes of a state dict, in order; `prunable` are the layers with a `popup_scores`."""
-
-    def __init__(self) -> None:
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.prunable: list[str] = []
-
-    def layer(self, name: str, *shape: int, bias: bool = False) -> None:
-        self.shapes[f"{name}.weight"] = shape
-        if bias:
-            self.shapes[f"{name}.bias"] = shape[:1]
-        self.prunable.append(name)
-
-    def norm(self, name: str, channels: int) -> None:
-        for part in ("weight", "bias", "running_mean", "running_var"):
-            self.shapes[f"{name}.{part}"] = (channels,)
-        self.shapes[f"{name}.num_batches_tracked"] = ()
-
-
-def vgg2_bn(keys: Keys) -> None:
-    keys.layer("features.0", 64, 3, 3, 3)
-    keys.norm("features.1", 64)
-    keys.layer("features.4", 64, 64, 3, 3)
-    keys.norm("features.5", 64)
-    for index, shape in ((0, (256, 256)), (2, (256, 256)), (4, (10, 256))):
-        keys.layer(f"classifier.{index}", *shape, bias=True)
-
-
-def cifar_model(keys: Keys) -> None:
-    for name, shape in (("0", (16, 3, 4, 4)), ("2", (32, 16, 4, 4)), ("5", (100, 2048)), ("7", (10, 100))):
-        keys.layer(name, *shape, bias=True)
-
-
-def mnist_model(keys: Keys) -> None:
-    for name, shape in (("0", (16, 1, 4, 4)), ("2", (32, 16, 4, 4)), ("5", (100, 1568)), ("7", (10, 100))):
-        keys.layer(name, *shape, bias=True)
-
-
-def wrn_28_1(keys: Keys) -> None:
-    keys.layer("conv1", 16, 3, 3, 3)
-    for block, before, after in (("block1", 16, 16), ("sub_block1", 16, 16), ("block2", 16, 32), ("block3", 32, 64)):
-        for unit in range(4):
-            name, channels = f"{block}.layer.{unit}", before if unit == 0 else after
-            keys.norm(f"{name}.bn1", channels)
-            keys.layer(f"{name}.conv1", after, channels, 3, 3)
-            keys.norm(f"{name}.bn2", after)
-            keys.layer(f"{name}.conv2", after, after, 3, 3)
-            if channels != after:
-                keys.layer(f"{name}.convShortcut", after, channels, 1, 1)
-    keys.norm("bn1", 64)
-    keys.layer("fc", 10, 64, bias=True)
-
-
-def resnet(keys: Keys, first: int, projection: str, last: str, classes: int) -> None:
-    keys.layer("conv1", 64, 3, first, first)
-    keys.norm("bn1", 64)
-    before = 64
-    for stage, after in ((1, 64), (2, 128), (3, 256), (4, 512)):
-        for block in range(2):
-            name = f"layer{stage}.{block}"
-            keys.layer(f"{name}.conv1", after, before, 3, 3)
-            keys.norm(f"{name}.bn1", after)
-            keys.layer(f"{name}.conv2", after, after, 3, 3)
-            keys.norm(f"{name}.bn2", after)
-            if before != after:
-                keys.layer(f"{name}.{projection}.0", after, before, 1, 1)
-                keys.norm(f"{name}.{projection}.1", after)
-            before = after
-    keys.layer(last, classes, 512, bias=True)
-
-
-TABLES = {
-    "vgg2_bn": vgg2_bn,
-    "wrn_28_1": wrn_28_1,
-    "cifar_model": cifar_model,
-    "mnist_model": mnist_model,
-    "resnet18": lambda keys: resnet(keys, 3, "shortcut", "linear", 10),
-    "ResNet18": lambda keys: resnet(keys, 7, "downsample", "fc", 1000),
-}
-
-
-def keys_of(arch: str) -> Keys:
-    keys = Keys()
-    TABLES[arch](keys)
-    return keys
-
-
-def original_mask(scores: torch.Tensor, k: float) -> torch.Tensor:
-    """The rule of reference/hydra.md section 2.1, as it stands there."""
-    flat = scores.abs().flatten()
-    mask = torch.ones_like(flat)
-    mask[torch.sort(flat, stable=True).indices[: int((1 - k) * flat.numel())]] = 0
-    return mask.view_as(scores)
-
-
-def masked_state(arch: str, seed: int = 0) -> dict[str, torch.Tensor]:
-    rng = torch.Generator().manual_seed(seed)
-    keys, state = keys_of(arch), {}
-    for key, shape in keys.shapes.items():
-        state[key] = torch.rand(shape, generator=rng) + 0.5 if shape else torch.tensor(7)
-        name, _, part = key.rpartition(".")
-        if name in keys.prunable and part == "weight":
-            state[key] = torch.randn(shape, generator=rng) * 0.05
-            state[f"{name}.popup_scores"] = torch.randn(shape, generator=rng)
-    return state
-
-
-def dense_state(arch: str, k: float, seed: int = 0) -> dict[str, torch.Tensor]:
-    state = masked_state(arch, seed)
-    for name in keys_of(arch).prunable:
-        state[f"{name}.weight"] = state[f"{name}.weight"] * original_mask(state.pop(f"{name}.popup_scores"), k)
-    return state
-
-
-def write(path: Path, state: dict, arch: str | None, *, prefix: str = "", new_format: bool = True) -> Path:
-    values = {
-        "epoch": 20,
-        "arch": arch,
-        "state_dict": {prefix + key: tensor for key, tensor in state.items()},
-        "best_prec1": torch.tensor([51.25]),
-        "optimizer": {
-            "state": {0: {"momentum_buffer": torch.zeros(3)}},
-            "param_groups": [{"lr": 0.1, "weight_decay": 1e-4, "params": [0]}],
-        },
-    }
-    if arch is None:
-        del values["arch"]
-    torch.save(values, path, _use_new_zipfile_serialization=new_format)
-    return path
-
-
-def imported(path: Path, **given) -> Checkpoint:
-    """Import a file of a network for CIFAR-10, which no such file says, or for what is given."""
-    return import_checkpoint(path, **{"dataset": "cifar10", **given})
-
-
-def tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    return state_of(checkpoint.network)
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    """Whether two states have the same names, shapes and bits (-0.0 is not 0.0)."""
-    return one.keys() == other.keys() and all(
-        tensor.dtype == other[key].dtype and tensor.numpy().tobytes() == other[key].numpy().tobytes()
-        for key, tensor in one.items()
-    )
-
-
-def unused(key: str) -> bool:
-    return key.startswith("sub_block1")
-
-
-# the original's rule ----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("n", "k", "kept", "exact"),
-    [
-        (10, 0.9, 10, 9),  # 1 - 0.9 = 0.09999999999999998, times 10 is 0.9999999999999998: nothing is pruned
-        (10, 0.8, 9, 8),  # 1 - 0.8 = 0.19999999999999996, times 10 is 1.9999999999999996: one is
-        (10, 0.1, 1, 1),
-        (432, 0.01, 5, 5),  # 0.99 · 432 = 427.68
-        (2560, 0.5, 1280, 1280),
-        (7, 1.0, 7, 7),
-    ],
+from tests.helpers.originals import (
+    SMALL_ARCHS,
+    dense_state,
+    imported,
+    keys_of,
+    masked_state,
+    original_mask,
+    refused,
+    same,
+    tensors,
+    unused,
+    write,
 )
-def test_the_original_rounds_in_floating_point(n, k, kept, exact):
-    assert hydra_kept_count(n, k) == kept
-    assert kept_count(n, k) == exact
-
-
-@pytest.mark.parametrize("density", [0, -0.1, 1.5, 99])
-def test_a_density_outside_its_range_is_explained(density):
-    with pytest.raises(ConfigError, match=r"outside \(0, 1\]; to prune 99% of the weights write 0.01"):
-        hydra_kept_count(10, density)
-
-
-@pytest.mark.parametrize(
-    ("arch", "kept"),
-    [  # reference/hydra.md section 4.1; the wide ResNets without sub_block1
-        ("vgg2_bn", (17_224, 8_613, 1_725)),
-        ("vgg16_bn", (1_530_291, 765_149, 153_035)),
-        ("resnet18", (1_116_445, 558_228, 111_653)),
-        ("wrn_28_4", (584_199, 292_108, 58_434)),
-        ("wrn_28_10", (3_646_124, 1_823_062, 364_614)),
-        ("cifar_model", (21_477, 10_739, 2_148)),
-    ],
-)
-def test_kept_counts_are_those_of_the_original(arch, kept):
-    with torch.device("meta"):
-        layers = prunable_layers(build_model(arch, (3, 32, 32), 10))
-    for density, count in zip((0.1, 0.05, 0.01), kept, strict=True):
-        assert sum(hydra_kept_count(layer.weight.numel(), density) for layer in layers.values()) == count
-
-
-@pytest.mark.parametrize("arch", MODELS)
-def test_at_the_released_densities_both_rules_agree_in_every_layer(arch):
-    with torch.device("meta"):
-        layers = prunable_layers(build_model(arch, (3, 64, 64), 10))
-    for density in (1.0, 0.1, 0.05, 0.01):
-        counts = [(n, hydra_kept_count(n, density)) for n in (layer.weight.numel() for layer in layers.values())]
-        assert counts
-        assert all(kept == kept_count(n, density) for n, kept in counts)
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    sizes=st.lists(st.integers(1, 3_000_000), min_size=1, max_size=8),
-    k=st.integers(1, 1000).map(lambda thousandths: thousandths / 1000),
-)
-def test_the_inferred_density_explains_every_layer_and_is_no_longer_than_the_true_one(sizes, k):
-    layers = [LayerDensity(f"{i}", n, hydra_kept_count(n, k)) for i, n in enumerate(sizes)]
-    found = infer_density(layers)
-    assert found is not None
-    assert all(hydra_kept_count(layer.weights, found) == layer.nonzero for layer in layers)
-    assert len(repr(found)) <= len(repr(k))
-
-
-def test_zeros_that_no_single_density_leaves_are_seen():
-    """0.1 leaves 1 of 10 and 10 of 100; 11 of 100 would need more than 0.1, 1 of 10 allows no more."""
-    assert infer_density([LayerDensity("a", 10, 1), LayerDensity("b", 100, 10)]) == 0.1
-    assert infer_density([LayerDensity("a", 10, 1), LayerDensity("b", 100, 11)]) is None
-    assert infer_density([LayerDensity("a", 10, 0), LayerDensity("b", 100, 10)]) is None
-
 
 # import -----------------------------------------------------------------------------------------
 
@@ -427,14 +205,6 @@ def test_what_the_unused_block_holds_does_not_disturb_the_inference(tmp_path, ch
 # what does not fit ------------------------------------------------------------------------------
 
 
-def refused(path: Path, message: str, **options) -> None:
-    """Importing is refused in one line that starts or goes on with the file and says `message`."""
-    with pytest.raises(CheckpointError, match=message) as error:
-        imported(path, **options)
-    assert "\n" not in str(error.value)
-    assert path.name in str(error.value)
-
-
 def test_a_density_that_does_not_fit_the_zeros_is_refused_with_the_one_that_does(tmp_path):
     path = write(tmp_path / "d.pth.tar", dense_state("vgg2_bn", 0.1), "vgg2_bn")
     refused(path, r"0.05 does not fit the zeros .* features\.0 has 173 .* instead of 87; .* fit 0\.1", density=0.05)
@@ -590,118 +360,6 @@ def test_a_missing_file_and_values_that_are_not_finite_are_named(tmp_path):
     state = dense_state("cifar_model", 1.0)
     state["2.bias"][0] = math.nan
     refused(write(tmp_path / "d.pth.tar", state, "cifar_model"), r"not finite .* in 2\.bias")
-
-
-# export, and back -------------------------------------------------------------------------------
-
-
-def ours(tmp_path: Path, arch: str, density: float, layout: str, name: str = "ours") -> Checkpoint:
-    """A checkpoint in our own layout, of an imported network."""
-    source = imported(write(tmp_path / "x.pth.tar", masked_state(arch, 3), arch), density=1.0)
-    network = source.baked()
-    attach_masks(network, density)
-    for mask in score_masks(network).values():  # scores that do not follow the weights
-        mask.scores.data = mask.scores.flip(0) * 1.5
-        mask.freeze()
-    header = source.header.model_copy(update={"density": density, "layout": "masked", "seed": 5, "recipe": "r"})
-    export_checkpoint(Checkpoint(source.path, "", header, network), tmp_path / name, layout)
-    return load_checkpoint(tmp_path / name)
-
-
-@pytest.mark.parametrize("density", [0.9, 0.1])
-@pytest.mark.parametrize("layout", ["masked", "dense"])
-@pytest.mark.parametrize("arch", SMALL_ARCHS)
-def test_to_the_original_and_back_nothing_changes(tmp_path, arch, layout, density):
-    before = ours(tmp_path, arch, density, layout)
-    sha256 = export_original(before, tmp_path / "h.pth.tar")
-    after = open_ref(str(tmp_path / "h.pth.tar"))
-    assert after.sha256 == sha256
-    assert same(tensors(after), tensors(before))
-    assert after.header == before.header
-    assert export_original(load_checkpoint(tmp_path / "ours"), tmp_path / "other.pth.tar") == sha256
-    values = torch.load(tmp_path / "h.pth.tar", weights_only=True)
-    del values["hydrabench"]
-    torch.save(values, tmp_path / "bare.pth.tar")
-    bare = imported(tmp_path / "bare.pth.tar", density=values["k"] if layout == "masked" else None)
-    assert same(tensors(bare), tensors(before))
-    # 0.9 in our dense file is 0.9 by the exact rule; by the original's it needs a little less
-    assert bare.header.density == pytest.approx(density, abs=2e-5)
-    masks = score_masks(before.network)
-    assert {name: mask.kept for name, mask in score_masks(bare.network).items()} == {
-        name: mask.kept for name, mask in masks.items()
-    }
-    assert all(torch.equal(mask.mask, masks[name].mask) for name, mask in score_masks(bare.network).items())
-
-
-def test_a_resnet_makes_the_round_trip_too(tmp_path):
-    before = imported(write(tmp_path / "x.pth.tar", masked_state("resnet18"), "resnet18"), density=0.01)
-    export_original(before, tmp_path / "h.pth.tar")
-    assert same(tensors(imported(tmp_path / "h.pth.tar")), tensors(before))
-    for name in ("conv1", "layer3.0.shortcut.0", "linear"):
-        mask = score_masks(before.network)[name]
-        assert torch.equal(mask.mask, original_mask(mask.scores.detach(), 0.01))
-
-
-@pytest.mark.parametrize(
-    ("arch", "density"), [("vgg2_bn", 0.9), ("vgg2_bn", 0.1), ("wrn_28_1", 0.8), ("cifar_model", 0.9)]
-)
-def test_the_original_reads_exactly_our_weights_from_a_masked_export(tmp_path, arch, density):
-    """Every key of the tables is there and no other; the rule of section 2.1 at the entry `k` gives our masks."""
-    before = ours(tmp_path, arch, density, "masked")
-    export_original(before, tmp_path / "h.pth.tar")
-    values = torch.load(tmp_path / "h.pth.tar", weights_only=True)
-    assert set(values) == {"epoch", "arch", "state_dict", "best_prec1", "optimizer", "k", "hydrabench"}
-    state, keys = values["state_dict"], keys_of(arch)
-    assert {
-        key: tuple(tensor.shape) for key, tensor in state.items() if not key.endswith("popup_scores")
-    } == keys.shapes
-    assert {key.removesuffix(".popup_scores") for key in state if key.endswith("popup_scores")} == set(keys.prunable)
-    applied = state_of(before.baked())
-    for name in (name for name in keys.prunable if not unused(name)):
-        mask = original_mask(state[f"{name}.popup_scores"], values["k"])
-        assert torch.equal(state[f"{name}.weight"] * mask, applied[f"{name}.weight"])
-
-
-def test_equal_scores_are_exported_so_that_the_original_keeps_the_same_ones(tmp_path):
-    before = ours(tmp_path, "cifar_model", 0.1, "masked")
-    for mask in score_masks(before.network).values():
-        mask.scores.data = mask.scores.sign()
-        mask.freeze()
-        mask.mask = mask.mask.flip(0)  # not what a stable sort selects
-    chosen = {name: mask.mask.clone() for name, mask in score_masks(before.network).items()}
-    export_original(before, tmp_path / "h.pth.tar")
-    state = torch.load(tmp_path / "h.pth.tar", weights_only=True)["state_dict"]
-    after = imported(tmp_path / "h.pth.tar")
-    for name, mask in score_masks(after.network).items():
-        assert torch.equal(mask.mask, chosen[name])
-        assert torch.equal(original_mask(state[f"{name}.popup_scores"], 0.1), chosen[name])
-
-
-def test_masks_that_no_k_of_the_original_selects_are_not_exported(tmp_path):
-    before = ours(tmp_path, "cifar_model", 0.1, "masked")
-    score_masks(before.network)["7"].kept = 50  # of 1000, beside 0.1 elsewhere
-    with pytest.raises(CheckpointError, match=r"at no k near 0\.1 does HYDRA's rounding keep .* export --format dense"):
-        export_original(before, tmp_path / "h.pth.tar")
-    assert not (tmp_path / "h.pth.tar").exists()
-
-
-def test_what_is_given_must_not_contradict_our_header(tmp_path):
-    export_original(ours(tmp_path, "cifar_model", 0.1, "masked"), tmp_path / "h.pth.tar")
-    refused(tmp_path / "h.pth.tar", "has density 0.1, not 0.05; it says so itself", density=0.05)
-    refused(tmp_path / "h.pth.tar", "has dataset cifar10, not svhn", dataset="svhn")
-    assert imported(tmp_path / "h.pth.tar", density=0.1, arch="cifar_model").header.density == 0.1
-
-
-def test_a_state_dict_is_plain_and_loads_without_us(tmp_path):
-    before = ours(tmp_path, "vgg2_bn", 0.1, "masked")
-    x = torch.rand(2, 3, 32, 32)
-    logits = before.network(x)
-    export_state_dict(before, tmp_path / "plain.pt")
-    plain: nn.Module = build_model("vgg2_bn", (3, 32, 32), 10).eval()
-    plain.load_state_dict(torch.load(tmp_path / "plain.pt", weights_only=True))
-    assert torch.equal(plain(x), logits)
-    again = import_checkpoint(tmp_path / "plain.pt")
-    assert again.header == before.header.model_copy(update={"layout": "dense"})
 
 
 # references, and the command --------------------------------------------------------------------

@@ -106,6 +106,35 @@ def test_a_run_does_not_grow_without_resume_nor_under_other_settings(subject, cp
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def forget(run, *names, **changed):
+    """Take settings out of run.json, as if the run were from before there were those."""
+    header = read(run)
+    settings = {key: value for key, value in header["settings"].items() if key not in names}
+    (run / "run.json").write_text(json.dumps({**header, "settings": settings, **changed}))
+
+
+def test_a_run_from_before_there_was_a_setting_goes_on_with_its_default(subject, cpu, tmp_path, capsys):
+    evaluate(subject, PGD, tmp_path, options=cpu, n=10)
+    forget(tmp_path, "momentum", "targets")
+    assert evaluate(subject, PGD, tmp_path, options=cpu, n=20, resume=True)["n"] == 20
+    assert (
+        "before these settings, which count as their defaults there: momentum 0.0, targets 0" in capsys.readouterr().err
+    )
+    with pytest.raises(LedgerError, match=r"protocol was .*; settings\.momentum was null and is now 0\.5"):
+        evaluate(subject, PGD.model_copy(update={"momentum": 0.5}), tmp_path, options=cpu, n=20, resume=True)
+
+
+def test_the_protocol_decides_what_a_missing_setting_was(subject, cpu, tmp_path):
+    """A run of another value, or of another version of the protocol, is not taken for one of the default."""
+    evaluate(subject, PGD.model_copy(update={"momentum": 0.5}), tmp_path, options=cpu, n=10)
+    forget(tmp_path, "momentum")
+    with pytest.raises(LedgerError, match=r'protocol was "pgd-3-m0\.5@2" and is now "pgd-3@2"'):
+        evaluate(subject, PGD, tmp_path, options=cpu, n=20, resume=True)
+    forget(tmp_path, "version", protocol="pgd-3@1")
+    with pytest.raises(LedgerError, match=r'protocol was "pgd-3@1" and is now "pgd-3@2"'):
+        evaluate(subject, PGD, tmp_path, options=cpu, n=20, resume=True)
+
+
 # Other images ----------------------------------------------------------------------------------
 
 

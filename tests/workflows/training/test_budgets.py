@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import replace
 
 import pytest
 import torch
@@ -13,9 +12,9 @@ from safetensors import safe_open
 from hydrabench.checkpoints import export_checkpoint, load_checkpoint
 from hydrabench.errors import ConfigError
 from hydrabench.masking import layer_densities
-from hydrabench.objectives import OBJECTIVES
 from hydrabench.workflows.pipeline import run_pipeline
 from hydrabench.workflows.training import commands as training
+from tests.helpers.interrupting import interrupt_loss
 
 # cifar_model_bn for 1 x 8 x 8: layer -> weights. Together 22248; a tenth is 22248 - floor(0.9 · 22248) = 2225.
 WEIGHTS = {"0": 256, "3": 8192, "7": 12800, "9": 1000}
@@ -227,17 +226,9 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(line, make_recipe, cpu, tm
         else:
             training.prune(recipe, str(line.train), out, options=cpu, resume=resume)
 
-    original, calls = OBJECTIVES["trades"], []
-
-    def loss(*arguments):
-        calls.append(1)
-        if len(calls) == STEPS + 3:
-            raise KeyboardInterrupt
-        return original.loss(*arguments)
-
     run(tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setitem(OBJECTIVES, "trades", replace(original, loss=loss))
+        interrupt_loss(patch, call=STEPS + 3)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "cut")
     run(tmp_path / "cut", resume=True)

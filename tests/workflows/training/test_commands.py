@@ -28,6 +28,7 @@ from hydrabench.masking import score_masks
 from hydrabench.objectives import OBJECTIVES
 from hydrabench.workflows.run_options import RunOptions
 from hydrabench.workflows.training import commands as training
+from tests.helpers.interrupting import interrupt_loss
 
 # cifar_model_bn for 1 x 8 x 8: layer -> (weights, kept at density 0.1 = n - floor(0.9 n)), worked by hand:
 # 16·1·16 = 256, 256 - 230; 32·16·16 = 8192, 8192 - 7372; 100·(32·2·2) = 12800, - 11520; 10·100 = 1000, - 900.
@@ -271,19 +272,6 @@ def run_phase(phase, recipe, line, out, cpu, *, resume=False):
     else:
         source = line.train if phase == "lwm" else line.prune
         training.finetune(recipe, str(source), out, options=cpu, lwm=phase == "lwm", resume=resume)
-
-
-def interrupt_loss(monkeypatch, call):
-    """Press Ctrl-C in the `call`-th training step from now."""
-    original, calls = OBJECTIVES["trades"], []
-
-    def loss(*arguments):
-        calls.append(1)
-        if len(calls) == call:
-            raise KeyboardInterrupt
-        return original.loss(*arguments)
-
-    monkeypatch.setitem(OBJECTIVES, "trades", replace(original, loss=loss))
 
 
 def assert_same_runs(folder, other):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import pi, sqrt
 
 import pytest
@@ -13,8 +12,8 @@ from hydrabench.checkpoints import load_checkpoint
 from hydrabench.errors import ConfigError, UnsupportedLayerError
 from hydrabench.files import sha256_of
 from hydrabench.masking import prunable_layers
-from hydrabench.objectives import OBJECTIVES
 from hydrabench.workflows.training import commands as training
+from tests.helpers.interrupting import interrupt_loss
 
 SHORT = {"epochs": 1, "epsilon_ramp_epochs": 1}
 AT_REST = SHORT | {"lr": 1e-12, "weight_decay": 0}  # nothing is learned at this rate
@@ -61,17 +60,9 @@ def test_the_weights_depend_on_the_seed_alone(make_recipe, cpu, tmp_path):
 def test_an_interrupted_run_goes_on_to_the_same_bytes(make_recipe, cpu, tmp_path, monkeypatch):
     """Stopped in the middle of the second of two epochs, and gone on with under the weights of the state."""
     recipe = make_recipe(train={"epochs": 2, "epsilon_ramp_epochs": 1, "initialization": "ibp"})
-    original, calls = OBJECTIVES["trades"], []
-
-    def loss(*arguments):
-        calls.append(1)
-        if len(calls) == STEPS + 3:
-            raise KeyboardInterrupt
-        return original.loss(*arguments)
-
     training.train(recipe, tmp_path / "whole", options=cpu)
     with monkeypatch.context() as patch:
-        patch.setitem(OBJECTIVES, "trades", replace(original, loss=loss))
+        interrupt_loss(patch, call=STEPS + 3)
         with pytest.raises(KeyboardInterrupt):
             training.train(recipe, tmp_path / "cut", options=cpu)
     training.train(recipe, tmp_path / "cut", options=cpu, resume=True)

@@ -22,6 +22,7 @@ from hydrabench.workflows.training import commands as training
 from hydrabench.workflows.training import loop
 from hydrabench.workflows.training.loop import Loop
 from hydrabench.workflows.training.optimizer import Average
+from tests.helpers.interrupting import interrupt_loss
 
 STEPS = 5  # of an epoch: 1038 images in batches of 256
 ALWAYS = RunOptions("cpu", save_minutes=0)
@@ -40,20 +41,6 @@ def sha(folder) -> str:
 def table(folder) -> list[dict[str, str]]:
     rows = csv.DictReader((folder / "metrics.csv").read_text().splitlines())
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
-
-
-def interrupt(monkeypatch, name, call):
-    """Press Ctrl-C in the `call`-th training step from now; returns the calls."""
-    original, calls = OBJECTIVES[name], []
-
-    def loss(*arguments):
-        calls.append(1)
-        if len(calls) == call:
-            raise KeyboardInterrupt
-        return original.loss(*arguments)
-
-    monkeypatch.setitem(OBJECTIVES, name, replace(original, loss=loss))
-    return calls
 
 
 def remembering(network, x, y, settings, step):
@@ -99,13 +86,13 @@ def test_a_run_goes_on_in_the_middle_of_an_epoch_to_the_same_bytes(
     training.train(recipe, tmp_path / "whole", options=replace(NEVER, **options))
     with monkeypatch.context() as patch:
         parts = 3 if "micro_batch" in options else 1
-        interrupt(patch, "trades", (STEPS + 2) * parts + 1 - (2 if parts == 3 else 0))
+        interrupt_loss(patch, (STEPS + 2) * parts + 1 - (2 if parts == 3 else 0))
         with pytest.raises(KeyboardInterrupt):
             training.train(recipe, tmp_path / "cut", options=always)
     state = torch.load(tmp_path / "cut" / "resume.pt", weights_only=True)
     assert (state["done"]["epochs"], state["done"]["sums"]["minibatches"]) == (1, 2)
     with monkeypatch.context() as patch:
-        calls = interrupt(patch, "trades", 0)
+        calls = interrupt_loss(patch, 0)
         training.train(recipe, tmp_path / "cut", options=always, resume=True)
     if not options:
         assert len(calls) == 8
@@ -119,7 +106,7 @@ def test_what_an_objective_remembers_outlives_an_interruption(make_recipe, tmp_p
     recipe = make_recipe(objective={"name": "natural"}, train={"epochs": 2, "epsilon_ramp_epochs": 1}, evaluate=[])
     training.train(recipe, tmp_path / "whole", options=NEVER)
     with monkeypatch.context() as patch:
-        interrupt(patch, "natural", 3 * (STEPS + 2) + 2)
+        interrupt_loss(patch, 3 * (STEPS + 2) + 2, "natural")
         with pytest.raises(KeyboardInterrupt):
             training.train(recipe, tmp_path / "cut", options=ALWAYS)
     state = torch.load(tmp_path / "cut" / "resume.pt", weights_only=True)
@@ -152,7 +139,7 @@ def test_a_minibatch_is_trained_on_as_often_as_its_objective_repeats_it(make_rec
 def test_the_scale_of_float16_gradients_outlives_an_interruption(make_recipe, tmp_path, monkeypatch):
     options, restored = replace(ALWAYS, precision="float16"), []
     with monkeypatch.context() as patch:
-        interrupt(patch, "trades", 3)
+        interrupt_loss(patch, 3)
         with pytest.raises(KeyboardInterrupt):
             training.train(make_recipe(), tmp_path / "run", options=options)
     saved = torch.load(tmp_path / "run" / "resume.pt", weights_only=True)["scaler"]
@@ -173,7 +160,7 @@ def test_states_are_saved_by_time_and_not_after_every_minibatch(make_recipe, tmp
 def test_a_run_goes_on_with_another_micro_batch_but_not_in_another_precision(make_recipe, tmp_path, monkeypatch):
     recipe = make_recipe()
     with monkeypatch.context() as patch:
-        interrupt(patch, "trades", STEPS + 2)
+        interrupt_loss(patch, STEPS + 2)
         with pytest.raises(KeyboardInterrupt):
             training.train(recipe, tmp_path / "run", options=replace(NEVER, channels_last=True))
     for change, named in (
@@ -373,7 +360,7 @@ def test_tensorboard_gets_every_step_and_every_epoch(make_recipe, tmp_path, monk
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
     options, recipe = replace(NEVER, tensorboard=True), make_recipe()
     with monkeypatch.context() as patch:
-        interrupt(patch, "trades", STEPS + 2)
+        interrupt_loss(patch, STEPS + 2)
         with pytest.raises(KeyboardInterrupt):
             training.train(recipe, tmp_path / "run", options=options)
     training.train(recipe, tmp_path / "run", options=options, resume=True)
