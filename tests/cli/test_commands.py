@@ -201,7 +201,7 @@ def test_several_sigmas_make_one_run_each_and_one_summary_of_all(succeed, here, 
     given = ("certify", "--ckpt", dense, *FEW, "--mode", "adaptive", "--sigma", "0.12,0.25", "--radii", "auto", "-n", 2)
     found = json.loads(succeed(*given, "--out", "out", "--json"))
     # All 300 agree: 0.001^(1/300) = 0.977, 2.0 deviations: 0.24 and 0.499.
-    names = ("r0-v4-sigma0.12", "r0+0.25-v4-sigma0.25")
+    names = ("r0-v5-sigma0.12", "r0+0.25-v5-sigma0.25")
     folders = [f"out/smoothing-adaptive-n0_5-n300-{name}" for name in names]
     assert list(found) == folders
     for folder, summary in found.items():
