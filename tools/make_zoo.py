@@ -23,6 +23,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see hydrabench/process.py
 os.environ.setdefault("MKL_NUM_THREADS", "1")
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 import yaml
 
