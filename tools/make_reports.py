@@ -68,7 +68,7 @@ def report(name: str, runs: Path) -> Leaderboard:
     """Evaluate the networks of one report, and write it."""
     _, prefix, evaluations, sort = KEPT[name]
     options = RunOptions(device="cpu")
-    networks = [network for network in read_manifest() if network.startswith(prefix)]
+    networks = [network for network in read_manifest() if network.startswith(prefix) and "-seed" not in network]
     for network in networks:
         for settings, n in evaluations:
             folder = runs / network / run_name(settings)

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
+import numpy as np
 import pandas as pd
 from scipy.stats import t
 
 import hydrabench as hb
 from hydrabench.checkpoints import read_manifest
-from hydrabench.files import write_text
+from hydrabench.checkpoints.manifest import ZooEntry
+from hydrabench.files import shipped, write_text
 from hydrabench.masking import prunable_layers
 from hydrabench.recipes import load_recipe
 from hydrabench.reporting import Leaderboard, build_leaderboard
 from hydrabench.reporting.legend import headings, size_text
 from hydrabench.reporting.paired import twins
 from hydrabench.reporting.rows import Row
-from hydrabench.reporting.significance import holm
+from hydrabench.reporting.significance import PairedCounts, holm, mcnemar_p, paired_counts, tango_interval
 from hydrabench.workflows.pipeline import run_pipeline
 from hydrabench.workflows.reporting import find_runs
 from hydrabench.workflows.run_options import RunOptions
@@ -26,6 +31,13 @@ from hydrabench.workflows.run_options import RunOptions
 TEXT = Path(__file__).parent / "hydra-reproduction.md.j2"
 SEEDS = range(5)
 SEEDED = ("digits-crown-ibp", "digits-trades")  # recipes that take a minute or two
+# By recipe: the ledger in which twins are compared, the field that says what an image holds, and the column's name.
+COLUMNS = {
+    "digits-crown-ibp": ("crown-ibp", "verified", "CROWN-IBP L∞ 16/255"),
+    "digits-trades": ("crown-ibp", "verified", "CROWN-IBP L∞ 16/255"),
+    "cifar10-crown-ibp-cifar_model": ("cascade", "verified", "cascade L∞ 2/255"),
+    "cifar10-trades-cifar_model": ("pgd", "robust", "PGD-50 L∞ 8/255"),
+}
 METHODS = {"train": "dense", "finetune": "HYDRA", "lwm": "LWM"}
 
 
@@ -37,32 +49,69 @@ def write_up(boards: Mapping[str, Leaderboard], runs: Path, folder: Path) -> Non
     """
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
     text = environment.from_string(TEXT.read_text(encoding="utf-8")).render(
-        comparisons=comparisons(boards.values()),
-        seeds=seeds([seeded(runs / "seeds"), *(board for name, board in boards.items() if name.startswith("cifar10"))]),
+        comparisons=comparisons(),
+        seeds=seeds(seeded(runs / "seeds")),
         networks={name: networks(board) for name, board in boards.items()},
         kept=kept(),
     )
     write_text(folder / "hydra-reproduction.md", text)
 
 
-def comparisons(boards: Iterable[Leaderboard]) -> str:
-    """Return HYDRA against LWM on the same images, all reports together as one family for Holm's correction."""
-    found = pd.concat([twins(board) for board in boards], ignore_index=True)
-    found = found.assign(p_holm=holm(found["p"].tolist()))
-    rows = [
-        (
-            one.first,
-            one.column.replace(f" (n={one.n})", ""),
-            str(one.n),
-            f"{100 * one.first_value:.1f}",
-            f"{100 * one.second_value:.1f}",
-            f"{100 * one.difference:+.1f} [{100 * one.low:+.1f}, {100 * one.high:+.1f}]",
-            f"{one.first_only} / {one.second_only}",
-            f"{one.p:.2g}",
-            f"{one.p_holm:.2g}",
+@dataclass(frozen=True)
+class Pair:
+    """A shipped network pruned by HYDRA, its twin pruned by magnitude, and what each image holds under both."""
+
+    name: str
+    recipe: str
+    density: float
+    seed: int
+    column: str
+    counts: PairedCounts
+    shares: tuple[float, float]
+
+
+def pairs() -> list[Pair]:
+    """Return every pair of twins of the zoo, compared in the ledgers that ship with them."""
+    entries, found = read_manifest(), []
+    for name, entry in entries.items():
+        stem, _, pruned = name.rpartition("-")
+        twin = entries.get(f"{stem}-lwm-{pruned}")
+        if entry.density < 1 and twin is not None:
+            kind, field, column = COLUMNS[str(entry.recipe)]
+            verdicts = [_verdicts(one, kind, field) for one in (entry, twin)]
+            shares = (sum(verdicts[0]) / len(verdicts[0]), sum(verdicts[1]) / len(verdicts[1]))
+            seed = int(stem.rpartition("-seed")[2]) if "-seed" in stem else 0
+            counts = paired_counts(*map(np.array, verdicts))
+            found.append(Pair(name, str(entry.recipe), entry.density, seed, column, counts, shares))
+    return found
+
+
+def _verdicts(entry: ZooEntry, kind: str, field: str) -> list[bool]:
+    (result,) = [one for one in entry.results if one.settings["kind"] == kind]
+    with gzip.open(shipped("zoo") / result.ledger, "rt", encoding="utf-8") as file:
+        return [bool(json.loads(line)[field]) for line in file]
+
+
+def comparisons() -> str:
+    """Return HYDRA against LWM on the same images, all pairs of the zoo as one family for Holm's correction."""
+    found = pairs()
+    chances = [mcnemar_p(one.counts.first, one.counts.second) for one in found]
+    rows = []
+    for one, p, corrected in zip(found, chances, holm(chances), strict=True):
+        counts = one.counts
+        low, high = tango_interval(counts.first, counts.second, counts.n)
+        rows.append(
+            (
+                one.name,
+                one.column,
+                str(counts.n),
+                *(f"{100 * share:.1f}" for share in one.shares),
+                f"{100 * counts.difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]",
+                f"{counts.first} / {counts.second}",
+                f"{p:.2g}",
+                f"{corrected:.2g}",
+            )
         )
-        for one in found.itertuples()
-    ]
     heads = "network", "column", "images", "HYDRA %", "LWM %", "difference, 95 %", "only HYDRA / only LWM", "p", "Holm"
     return table(heads, rows)
 
@@ -77,19 +126,25 @@ def seeded(runs: Path) -> Leaderboard:
     return build_leaderboard(find_runs([runs]), sort="CROWN-IBP")
 
 
-def seeds(boards: Iterable[Leaderboard]) -> str:
-    """Return the difference of HYDRA and LWM for every recipe and density over seeds, with Student's 95 % interval."""
+def seeds(board: Leaderboard) -> str:
+    """Return the difference of HYDRA and LWM for every recipe and density over seeds, with Student's 95 % interval.
+
+    Args: board: of digits networks of several seeds; those of CIFAR-10 are in the zoo.
+    """
     differences: dict[tuple[str, float, str], dict[int, float]] = {}
-    for board in boards:
-        about = {row.label: row.checkpoint for row in board.rows}
-        for one in twins(board).itertuples():
-            network = about[one.first]
-            key = str(network.recipe), float(network.density or 1), one.column.replace(f" (n={one.n})", "")
-            differences.setdefault(key, {})[int(network.seed or 0)] = 100 * one.difference
+    about = {row.label: row.checkpoint for row in board.rows}
+    for line in twins(board).itertuples():
+        network = about[line.first]
+        key = str(network.recipe), float(network.density or 1), COLUMNS[str(network.recipe)][2]
+        differences.setdefault(key, {})[int(network.seed or 0)] = 100 * line.difference
+    for one in pairs():
+        if one.recipe not in SEEDED:
+            key = one.recipe, one.density, one.column
+            differences.setdefault(key, {})[one.seed] = 100 * one.counts.difference
     rows = []
     for (recipe, density, column), found in sorted(differences.items(), key=lambda pair: (pair[0][0], -pair[0][1])):
         values = pd.Series([found[seed] for seed in sorted(found)])
-        half = t.ppf(0.975, len(values) - 1) * values.sem() if len(values) > 1 else float("nan")
+        half = t.ppf(0.975, len(values) - 1) * values.sem()
         span = f"{values.mean():+.1f} [{values.mean() - half:+.1f}, {values.mean() + half:+.1f}]"
         each = ", ".join(f"{value:+.1f}" for value in values)
         rows.append((recipe, f"{density:g}", column, each, span))
@@ -101,13 +156,12 @@ def networks(board: Leaderboard) -> str:
     columns = [column for column in board.columns if column.metric != "average_certified_radius"]
     names = headings(board)
     rows = []
-    for row in sorted(board.rows, key=_order):
+    for row in sorted(board.rows, key=lambda row: (-(row.checkpoint.density or 0), _method(row))):
         numbers = [row.cells.get(column) for column in columns]
         cells = ["–" if one is None else f"{100 * one.value:.1f}" for one in numbers]
         density, size = row.checkpoint.density, size_text(row.checkpoint.size)
-        about = _method(row), f"{row.checkpoint.seed}", f"{density:g}", f"{row.checkpoint.nonzero_parameters:,}", size
-        rows.append((*about, *cells))
-    return table(("", "seed", "density", "nonzero", "bytes", *(names[column] for column in columns)), rows)
+        rows.append((_method(row), f"{density:g}", f"{row.checkpoint.nonzero_parameters:,}", size, *cells))
+    return table(("", "density", "nonzero", "bytes", *(names[column] for column in columns)), rows)
 
 
 def kept() -> str:
@@ -131,10 +185,6 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a Markdown table whose first column holds words, and the others numbers."""
     lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _order(row: Row) -> tuple[float, str, int]:
-    return -(row.checkpoint.density or 0), _method(row), row.checkpoint.seed or 0
 
 
 def _method(row: Row) -> str:
