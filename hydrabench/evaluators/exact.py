@@ -128,7 +128,7 @@ def exact_metrics(lines: Sequence[Line], settings: Any) -> dict[str, Metric]:
     return {
         "clean_accuracy": clean_metric(lines),
         "verified_accuracy": verified_metrics(lines, settings)["verified_accuracy"],
-        "robust_accuracy": Metric(unbroken),
+        "robust_accuracy": Metric(unbroken, label="not broken"),
     }
 
 
