@@ -68,7 +68,8 @@ def _run(recipe: Recipe, steps: Sequence[PlannedRun], out: Path, options: RunOpt
                 subject = on_images(subject, _test_images(recipe, options))
             folder = out / "evaluations" / name / run_name(settings)
             evaluate(subject, settings, folder, options=options, n=recipe.evaluate_images, resume=True)
-    return world.on_main(lambda: write_report([out / "evaluations"], out / "report", REPORT_FORMATS))
+    runs = [out / "evaluations", *(out / step.name for step in steps)]
+    return world.on_main(lambda: write_report(runs, out / "report", REPORT_FORMATS))
 
 
 def _train_step(recipe: Recipe, step: PlannedRun, out: Path, options: RunOptions) -> None:

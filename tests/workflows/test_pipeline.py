@@ -94,6 +94,13 @@ def test_the_leaderboard_has_a_row_per_checkpoint_with_the_numbers_of_its_ledger
     assert len(rows) >= 3
 
 
+def test_the_report_names_the_pruned_network_that_one_was_finetuned_from(done):
+    out, _ = done
+    lines = (out / "report" / "leaderboard.md").read_text().splitlines()
+    finetuned = next(line for line in lines if line.startswith("| tiny/finetune-0.1 | "))
+    assert "| prune-0.1 |" in finetuned
+
+
 def test_without_resume_a_folder_in_use_is_refused(done, make_recipe, cpu):
     out, _ = done
     before = contents(out)
