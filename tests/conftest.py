@@ -80,9 +80,9 @@ def parse_property(text: str) -> Property:
     return Property([bounds[">="][name] for name in inputs], [bounds["<="][name] for name in inputs], cases)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def auto_lirpa() -> Any:
-    """The library; where it is not installed, the test is skipped."""
+    """The library as it is imported now, which some tests do anew; where it is not installed, the test is skipped."""
     from hydrabench.bounds import lirpa
     from hydrabench.errors import HydrabenchError
 
