@@ -58,7 +58,7 @@ class BoundSettings(EvaluationSettings):
 
     @property
     def radii_text(self) -> str:
-        """What a protocol id says of a search for radii."""
+        """Return the part of a protocol id that is about a search for radii."""
         step = "" if self.tolerance is None else f"-tol{radius_text(self.tolerance).replace('/', '_')}"
         return f"-radii{step}" if self.search_radius else ""
 
@@ -162,7 +162,7 @@ class VerifiedSettings(MarginSettings):
 
     @property
     def unused(self) -> frozenset[str]:
-        """What belongs to methods that are not called; the meaning of a cascade names its methods."""
+        """The settings of methods that are not called, and `methods`, which the meaning of a cascade names."""
         search = SEARCH if not (self.searches or self.decides) else () if self.searches else SEARCH[:-1]
         rounding = () if self.kind in SOUND else ("rigor",)
         return frozenset(("methods", *search, *rounding, *(() if self.decides else ("max_subproblems",))))

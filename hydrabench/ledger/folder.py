@@ -59,7 +59,7 @@ class RunFolder:
 
     @property
     def keeps_examples(self) -> bool:
-        """Whether it keeps adversarial examples."""
+        """True for a run that keeps adversarial examples."""
         return self.header.get("keep") == ADVERSARIAL
 
     @property

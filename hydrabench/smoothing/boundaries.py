@@ -36,7 +36,7 @@ UPWARD = 1 + 1e-9  # sums of probabilities are taken for larger by this than flo
 
 @dataclass(frozen=True)
 class Spacing:
-    """Where the looks are, and how they share alpha.
+    """The places of the looks, and their shares of alpha.
 
     growth: the draws at a look over those at the look before, for looks without a reason of their own.
     agreeing: share of alpha of the look at which all draws agreeing first claims a radius. last: of the last look.

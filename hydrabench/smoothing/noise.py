@@ -82,7 +82,7 @@ class NoiseStream:
 
 
 def _group(source: NoiseSource) -> int:
-    """How many numbers are drawn at once on the CPU: torch's `normal_` fills 16, a word has 4 times 16 bits."""
+    """The numbers that are drawn at once on the CPU: torch's `normal_` fills 16, a word has 4 times 16 bits."""
     if source.rigor == "discrete":
         return 4 if source.version > 2 else 1
     return 1 if source.version > 2 else 16

@@ -68,7 +68,7 @@ class Rule(Protocol):
 
     @property
     def plan(self) -> Plan:
-        """What is to be certified."""
+        """The radii, draws and level that are to be certified."""
 
     @property
     def first(self) -> int:

@@ -42,14 +42,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found about a run. records: of the sample. examples: all that the run has stored."""
+    """The findings about a run. records: of the sample. examples: all that the run has stored."""
 
     records: tuple[Finding, ...]
     examples: tuple[Finding, ...] = ()
 
     @property
     def differing(self) -> list[Finding]:
-        """What is not as it was."""
+        """The findings that differ from the run."""
         return [one for one in (*self.records, *self.examples) if one.differences]
 
 

@@ -65,7 +65,7 @@ class Parent:
                 )
 
     def forward(self) -> Forward:
-        """How its ledger was computed, and how it votes again."""
+        """The arithmetic that its ledger was computed in, and in which it votes again."""
         header = self.run.header
         switches = {one.name: bool(header.get(one.name, False)) for one in fields(Forward) if one.name != "precision"}
         return Forward(header["precision"], **switches)
