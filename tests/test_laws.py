@@ -61,7 +61,7 @@ def test_no_cube_of_uniform_noise_overlaps_less_than_the_linf_radius_says(coordi
 
 @pytest.mark.parametrize("law", LAWS)
 @given(p=st.floats(0.5 + 1e-9, 1 - 1e-9), sigma=st.floats(0.01, 10))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_a_radius_and_its_probability_are_inverse_and_linf_radii_are_smaller(law, p, sigma):
     radius = radius_of(p, sigma=sigma, law=law)
     assert LAWS[law].probability(radius, sigma) == pytest.approx(p, abs=1e-12)

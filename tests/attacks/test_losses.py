@@ -40,7 +40,7 @@ def test_margin_loss_worked_by_hand():
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 @given(seed=seeds, drop=st.floats(0.01, 5))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_lowering_the_true_logit_raises_the_loss_of_that_image_only(loss, seed, drop):
     logits, y = random_logits(seed)
     y[2] = logits[2].argmax()  # of a class that is third and stays so, DLR says 1 whatever its logit
@@ -54,7 +54,7 @@ def test_lowering_the_true_logit_raises_the_loss_of_that_image_only(loss, seed, 
 
 
 @given(seed=seeds)
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_margin_is_positive_exactly_where_the_prediction_is_right(seed):
     logits, y = random_logits(seed, images=40)
     right = logits.argmax(1) == y
@@ -83,7 +83,7 @@ def test_difference_of_logits_ratio_worked_by_hand():
 
 @pytest.mark.parametrize("loss", TARGETED_LOSSES.values(), ids=TARGETED_LOSSES)
 @given(seed=seeds, share=st.floats(0.01, 0.99))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_raising_the_logit_of_the_target_raises_a_targeted_loss(loss, seed, share):
     """The lowest logit is raised by a share of its distance to the next one, so that it stays the lowest."""
     logits, _ = random_logits(seed)

@@ -85,7 +85,7 @@ def test_l1_projection_gives_what_the_pixel_range_takes_to_other_pixels():
 
 
 @given(seed=seeds, epsilon=st.floats(0.05, 3))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_no_other_point_of_the_l1_ball_and_the_pixel_range_is_nearer(seed, epsilon):
     """The projection onto a convex set is the point q with (p - q)·(z - q) <= 0 for all its points z."""
     x = images(seed, dtype=torch.float64)
@@ -128,7 +128,7 @@ def test_the_l2_step_keeps_its_length_for_gradients_whose_squares_leave_float32(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("norm", NORMS)
 @given(seed=seeds, epsilon=st.one_of(st.just(0.0), st.floats(1e-4, 1.0)), reach=st.floats(0.01, 5))
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_projected_points_lie_in_the_ball_and_in_the_pixel_range(norm, dtype, seed, epsilon, reach):
     x = images(seed, dtype=dtype)
     points = x + reach * torch.randn(x.shape, generator=rng(seed + 1)).to(dtype)
@@ -144,7 +144,7 @@ def test_projected_points_lie_in_the_ball_and_in_the_pixel_range(norm, dtype, se
 
 @pytest.mark.parametrize("norm", NORMS)
 @given(seed=seeds)
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_projection_leaves_points_of_the_ball_alone(norm, seed):
     x = torch.rand(5, 1, 4, 4, generator=rng(seed)) * 0.5 + 0.25
     inside = x + 0.99 * 0.2 * unit_noise(x.shape, norm=norm, generator=rng(seed))
@@ -185,7 +185,7 @@ def test_random_starts_follow_the_generator_in_every_precision(norm):
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("norm", NORMS)
 @given(seed=seeds, epsilon=st.floats(0, 0.5))
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 def test_attacks_stay_in_the_ball(norm, loss, seed, epsilon):
     x, y = images(seed), torch.tensor([0, 1, 2, 0, 1])
     adversarial = pgd(conv_network(seed), x, y, epsilon, generator=rng(seed), norm=norm, steps=5, loss=loss)
@@ -204,7 +204,7 @@ def test_at_epsilon_zero_the_attack_returns_the_image(norm):
 @pytest.mark.parametrize("loss", ["ce", "margin"])
 @pytest.mark.parametrize(("norm", "dual"), [("linf", 1), ("l2", 2), ("l1", float("inf"))])
 @given(seed=seeds, epsilon=st.floats(0.001, 0.2))
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 def test_on_a_linear_network_the_attack_reaches_the_closed_form_minimum(norm, dual, loss, seed, epsilon):
     """min w·(x + d) + b over ‖d‖ <= eps is w·x + b - eps * (dual norm of w); no pixel comes near 0 or 1."""
     network = nn.Sequential(nn.Flatten(), nn.Linear(16, 2)).double()

@@ -36,7 +36,7 @@ def test_an_l2_ball_beyond_the_pixel_range_is_cut(bound):
 
 @every_bound
 @pytest.mark.parametrize("problem", ["tiny_problem", "tiny_dag"])
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seed=seeds, epsilon=st.floats(0, 1))
 def test_no_point_of_an_l2_ball_has_a_smaller_margin_than_the_bound(request, problem, bound, seed, epsilon):
     network, x, y, rng = request.getfixturevalue(problem)(seed)
@@ -50,7 +50,7 @@ def test_no_point_of_an_l2_ball_has_a_smaller_margin_than_the_bound(request, pro
 
 
 @every_bound
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seed=seeds, epsilon=st.floats(0, 0.3))
 def test_an_l2_verdict_ignores_its_batch_and_intervals_gain_over_the_linf_ball(tiny_problem, bound, seed, epsilon):
     network, x, y, _ = tiny_problem(seed)

@@ -25,7 +25,7 @@ def row(*pixels):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(seed=seeds, epsilon=st.floats(0, 0.1))
 def test_a_cascade_proves_what_any_of_its_methods_proves(tiny_problem, norm, seed, epsilon):
     network, x, y, _ = tiny_problem(seed)
@@ -159,7 +159,7 @@ def test_without_gradients_only_misclassified_images_are_refuted():
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=seeds, order=st.permutations(sorted(STEPS)), count=st.integers(1, 4), epsilon=st.floats(0, 0.1))
 def test_any_order_proves_the_union_and_names_the_first_that_proves(tiny_problem, norm, seed, order, count, epsilon):
     """But for an image whose classes are proved by several methods and by none of them together."""

@@ -103,7 +103,7 @@ def exact_minimum(network, x, label, epsilon):
     return min(found)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10_000), epsilon=st.floats(0, 0.6))
 def test_no_bound_exceeds_the_true_minimum_found_by_enumerating_relu_patterns(seed, epsilon):
     rng = torch.Generator().manual_seed(seed)
@@ -143,7 +143,7 @@ def functions_of(network, x, count, rng):
     return nodes, box, passed, rows, torch.randn(len(x), count, generator=rng, dtype=x.dtype)
 
 
-@settings(deadline=None, max_examples=16)
+@settings(max_examples=16)
 @given(seed=st.integers(0, 10_000))
 def test_parts_give_what_the_whole_gives(tiny_dag, seed):
     """From one function of one image at a time to everything at once."""
@@ -184,7 +184,7 @@ def test_no_part_is_larger_than_the_memory_allows(tiny_problem, monkeypatch):
         assert seen == parts
 
 
-@settings(deadline=None, max_examples=24)
+@settings(max_examples=24)
 @given(seed=st.integers(0, 10_000), share=st.floats(0, 1), pairs=st.integers(1, 20), gradients=st.booleans())
 def test_a_function_whose_constant_is_minus_infinity_is_left_out(tiny_dag, seed, share, pairs, gradients):
     """However many are left of each image, the bounds of the others stay."""
@@ -230,7 +230,7 @@ def test_runs_worked_by_hand():
 # Coefficients that are written over --------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10_000), block=st.sampled_from([0, 1000, 2**21]))
 def test_bounds_without_gradients_equal_those_with_them(tiny_dag, seed, block):
     """Values branch and meet again: what one branch writes over, no other may need. The caller's rows stay, too."""

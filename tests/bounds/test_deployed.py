@@ -135,7 +135,7 @@ def test_a_long_sum_that_loses_all_but_its_first_term_is_not_certified(kind):
 
 
 @every_kind
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seed=seeds, epsilon=st.fractions(0, Fraction(1, 5)))
 def test_deployed_margins_of_small_networks_are_a_little_smaller(tiny_dag, kind, seed, epsilon):
     """Every operation, its rounding in float32, at points of the ball; less than 1e-3 is lost."""

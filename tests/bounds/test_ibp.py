@@ -16,7 +16,7 @@ seeds = st.integers(0, 10_000)
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
-@settings(deadline=None, max_examples=16)
+@settings(max_examples=16)
 @given(seed=seeds)
 def test_class_margins_mix_both_bounds(tiny_problem, training, beta, seed):
     network, x, y, _ = tiny_problem(seed)

@@ -51,7 +51,7 @@ def exact_minimum(network, x, label, epsilon):
     return min(found)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seed=seeds, epsilon=st.floats(0, 0.4))
 def test_no_bound_exceeds_the_minimum_over_all_relu_patterns(seed, epsilon):
     network, x = deep_network(seed)
@@ -77,7 +77,7 @@ def test_crown_and_symbolic_are_exact_where_no_relu_is_undecided():
 
 
 @pytest.mark.parametrize("problem", ["tiny_problem", "tiny_dag"])
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(seed=seeds, epsilon=st.floats(0.001, 0.3))
 def test_rows_of_single_neurons_give_what_passes_of_whole_values_give(request, problem, seed, epsilon):
     """Every neuron in front of a ReLU, with windows, sums of windows and poolings between it and the image."""

@@ -68,7 +68,7 @@ def test_normalisation_is_part_of_the_network():
     assert (lower.tolist(), upper.tolist()) == ([[-1.0, -1.0]], [[1.0, 3.0]])
 
 
-@settings(deadline=None, max_examples=48)
+@settings(max_examples=48)
 @given(seed=seeds, reach=st.floats(0, 1))
 def test_sampled_outputs_lie_inside_the_bounds(tiny_problem, seed, reach):
     network, x, _, rng = tiny_problem(seed)
@@ -82,7 +82,7 @@ def test_sampled_outputs_lie_inside_the_bounds(tiny_problem, seed, reach):
             assert (output <= upper + 1e-9).all()
 
 
-@settings(deadline=None, max_examples=24)
+@settings(max_examples=24)
 @given(seed=seeds)
 def test_an_interval_of_one_point_is_the_output(tiny_problem, seed):
     network, x, _, _ = tiny_problem(seed)
@@ -106,7 +106,7 @@ def test_an_affine_network_is_bounded_exactly(seed):
         torch.testing.assert_close((low[0, output], high[0, output]), (worst, best), rtol=1e-9, atol=1e-9)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(seed=seeds, reach=st.floats(0, 0.5))
 def test_branches_and_pooling_keep_sampled_outputs_inside_and_one_point_exact(tiny_dag, seed, reach):
     network, x, _, rng = tiny_dag(seed)
@@ -187,7 +187,7 @@ def test_a_rectified_box_worked_by_hand(in_place):
 numbers = st.floats(-1e6, 1e6, width=32) | st.sampled_from([0.0, -0.0, 1e-42, -1e-42, 3e38, -3e38])
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(values=st.lists(st.tuples(numbers, numbers), min_size=1, max_size=40), in_place=st.booleans())
 def test_a_rectified_box_is_the_plain_rules_but_for_rounding(values, in_place):
     """Corners are off by a few roundings of the largest number involved, and of one point nothing at all is lost."""
@@ -231,7 +231,7 @@ def plain_values(nodes, box):
 
 
 @pytest.mark.parametrize("keep", [False, True])
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(seed=seeds)
 def test_a_pass_is_the_plain_rules_one_by_one_whatever_is_written_over(tiny_problem, tiny_dag, keep, seed):
     for network, x, _, _ in (tiny_problem(seed), tiny_dag(seed)):

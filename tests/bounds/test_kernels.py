@@ -46,7 +46,7 @@ def test_a_minimum_worked_by_hand():
 
 @shapes
 @layouts
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seed=seeds)
 def test_sums_are_what_they_say_in_any_layout(shape, last, seed):
     rows, (value, width, *_), weights = coefficients(seed, shape, last=last)
@@ -60,7 +60,7 @@ def test_sums_are_what_they_say_in_any_layout(shape, last, seed):
 
 @shapes
 @layouts
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seed=seeds)
 def test_gradients_equal_those_of_autograd(shape, last, seed):
     """Of the plain formulas: coefficients of exactly 0 are relaxed as positive ones and have no sign in a box."""
@@ -84,7 +84,7 @@ def test_gradients_equal_those_of_autograd(shape, last, seed):
 
 @shapes
 @layouts
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seed=seeds)
 def test_written_over_is_the_same(shape, last, seed):
     rows, (below, above, offset, _), _ = coefficients(seed, shape, last=last)

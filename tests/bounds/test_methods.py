@@ -60,7 +60,7 @@ def test_of_no_images_there_are_no_margins(tiny_problem, tiny_dag, bound, norm):
 
 
 @every_bound
-@settings(deadline=None, max_examples=48)
+@settings(max_examples=48)
 @given(seed=seeds, epsilon=st.floats(0, 0.3))
 def test_no_sampled_point_has_a_smaller_margin_than_the_bound(tiny_problem, bound, seed, epsilon):
     network, x, y, rng = tiny_problem(seed)
@@ -71,7 +71,7 @@ def test_no_sampled_point_has_a_smaller_margin_than_the_bound(tiny_problem, boun
 
 
 @every_bound
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(seed=seeds, epsilon=st.floats(0, 0.4))
 def test_no_sampled_point_has_a_smaller_margin_where_values_branch_and_pool(tiny_dag, bound, seed, epsilon):
     network, x, y, rng = tiny_dag(seed)
@@ -82,7 +82,7 @@ def test_no_sampled_point_has_a_smaller_margin_where_values_branch_and_pool(tiny
 
 
 @every_bound
-@settings(deadline=None, max_examples=48)
+@settings(max_examples=48)
 @given(seed=seeds)
 def test_epsilon_zero_gives_back_the_clean_margins(tiny_problem, bound, seed):
     network, x, y, _ = tiny_problem(seed)
@@ -98,7 +98,7 @@ def test_single_precision_networks_are_bounded_in_single_precision(tiny_problem,
     torch.testing.assert_close(narrow.double(), wide, rtol=1e-4, atol=1e-4)
 
 
-@settings(deadline=None, max_examples=24)
+@settings(max_examples=24)
 @given(seed=seeds, small=st.floats(0, 0.3), more=st.floats(0, 0.3))
 def test_interval_margins_never_rise_with_epsilon(tiny_problem, seed, small, more):
     network, x, y, _ = tiny_problem(seed)
@@ -107,7 +107,7 @@ def test_interval_margins_never_rise_with_epsilon(tiny_problem, seed, small, mor
 
 
 @every_bound
-@settings(deadline=None, max_examples=24)
+@settings(max_examples=24)
 @given(seed=seeds)
 def test_a_verdict_ignores_the_rest_of_its_batch(tiny_problem, bound, seed):
     network, x, y, _ = tiny_problem(seed)
@@ -215,7 +215,7 @@ def test_images_are_taken_together_as_far_as_memory_goes(tiny_problem):
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("gradients", [False, True])
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(seed=seeds, epsilon=st.floats(0, 0.2), branching=st.booleans())
 @example(seed=36, epsilon=0.3, branching=False)  # where CROWN-IBP over the L2 ball is below intervals
 def test_leaving_out_proved_margins_takes_the_larger_bound_of_those_that_are_open(

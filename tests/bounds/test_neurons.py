@@ -41,7 +41,7 @@ def test_groups_of_one_chunk_are_filled_up_to_the_largest_worked_by_hand():
     assert second[1].all()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10_000), length=st.integers(1, 40), image=st.booleans(), share=st.floats(0.05, 1))
 def test_every_wanted_neuron_is_worked_on_once_and_its_result_returned_in_its_place(seed, length, image, share):
     rng = torch.Generator().manual_seed(seed)

@@ -45,7 +45,7 @@ def images(network, count=3):
 
 @pytest.mark.parametrize("bound", BOUNDS.values(), ids=BOUNDS)
 @given(seed=seeds, norm=st.sampled_from(["linf", "l2"]))
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 def test_what_was_read_once_bounds_like_the_network_to_the_last_bit(bound, tiny_problem, tiny_dag, seed, norm):
     for network, x, y, _ in (tiny_problem(seed), tiny_dag(seed)):
         ready = prepared(network.requires_grad_(False))

@@ -62,7 +62,7 @@ def test_relaxed_operations_are_counted_along_the_longest_path(tiny_dag):
     assert relaxed_on_path(nodes) == [0, 1, 1, 3, 4, 4, 4]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(seed=seeds, epsilon=st.floats(0, 0.2), large=st.sampled_from([1.0, 1e3, 1e6]))
 def test_interval_bounds_in_single_precision_are_off_by_no_more(tiny_problem, seed, epsilon, large):
     """Large constants that cancel in the last layer make rounding large."""
@@ -74,7 +74,7 @@ def test_interval_bounds_in_single_precision_are_off_by_no_more(tiny_problem, se
 
 
 @every_kind
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=seeds, epsilon=st.floats(0, 0.2), dag=st.booleans())
 def test_no_bound_in_single_precision_claims_more_than_this_above_a_sampled_margin(
     tiny_problem, tiny_dag, kind, seed, epsilon, dag

@@ -142,7 +142,7 @@ def test_a_linear_network_is_bounded_within_a_few_roundings_of_its_exact_minimum
 
 
 @every_kind
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=seeds, epsilon=st.fractions(0, Fraction(1, 5)))
 def test_sound_bounds_lie_just_below_those_in_float64(tiny_problem, kind, seed, epsilon):
     network, x, y, _ = tiny_problem(seed)
@@ -154,7 +154,7 @@ def test_sound_bounds_lie_just_below_those_in_float64(tiny_problem, kind, seed, 
 
 
 @every_kind
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=seeds, epsilon=st.fractions(0, Fraction(1, 5)))
 def test_sound_bounds_hold_where_values_branch_and_pool(tiny_dag, kind, seed, epsilon):
     """CROWN may break a tie between the values of a window in another way than float64 does; intervals have no ties."""
@@ -193,7 +193,7 @@ def test_rounding_cannot_turn_a_sound_verdict(cancelling, kind):
         assert sound_margins(network, x, y, Fraction(0), kind=kind).item() <= -0.5
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(a=numbers, b=numbers)
 def test_directed_rounding_encloses_sums(a, b):
     total = Fraction(a) + Fraction(b)
@@ -201,7 +201,7 @@ def test_directed_rounding_encloses_sums(a, b):
     assert Fraction(down(rounded).item()) <= total <= Fraction(up(rounded).item())
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(ends=st.tuples(numbers, numbers).map(sorted))
 def test_lines_around_a_relu_hold_exactly(ends):
     low, high = (torch.tensor([end], dtype=torch.float64) for end in ends)
@@ -211,7 +211,7 @@ def test_lines_around_a_relu_hold_exactly(ends):
         assert below * z <= max(z, 0) <= slope * z + offset
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(boxes=st.lists(st.tuples(numbers, numbers).map(sorted), min_size=4, max_size=4))
 def test_lines_around_a_maximum_hold_exactly(boxes):
     operation = MaxPool((2, 2), (2, 2), (0, 0), (1, 1))
@@ -222,7 +222,7 @@ def test_lines_around_a_maximum_hold_exactly(boxes):
         assert z[lines.below.item()] <= max(z) <= slope * z[lines.above.item()] + offset
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(pixel=st.floats(0, 1, width=32), epsilon=st.fractions(0, 1))
 def test_the_ball_holds_the_exact_one(pixel, epsilon):
     ball = Enclosure.ball(torch.tensor([[pixel]]), epsilon)
@@ -231,7 +231,7 @@ def test_the_ball_holds_the_exact_one(pixel, epsilon):
     assert Fraction((ball.upper() - ball.lower()).item()) <= 2 * epsilon + Fraction(1, 10**14)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(entries=st.lists(st.tuples(numbers, numbers, st.just(0.0) | numbers.map(abs)), min_size=2, max_size=6))
 def test_functions_of_a_box_are_minimised_soundly(entries):
     """Boxes of no width, too, and functions whose terms cancel."""

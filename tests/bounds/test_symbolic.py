@@ -40,7 +40,7 @@ def zonotope_margins(network, x, y, epsilon):
     return torch.stack(found)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=seeds, epsilon=st.floats(0, 0.3))
 def test_symbolic_margins_are_those_of_the_forward_zonotope(tiny_problem, seed, epsilon):
     network, x, y, _ = tiny_problem(seed)

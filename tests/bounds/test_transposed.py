@@ -60,7 +60,7 @@ def test_squares_of_one_filter_worked_by_hand():
     assert squares(rows, weight, (1, 1)).tolist() == [[[[21.0, 3.0]], [[32.0, 0.0]], [[0.0, 0.0]], [[0.0, 0.0]]]]
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(problem=problems(), last=st.booleans())
 def test_phases_together_are_torchs_transposed_convolution(problem, last):
     operation, value, rows = problem
@@ -71,7 +71,7 @@ def test_phases_together_are_torchs_transposed_convolution(problem, last):
     torch.testing.assert_close((found * value).sum((1, 2, 3)), (rows * operation.apply(value)).sum((1, 2, 3)))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(problem=problems())
 def test_pixels_sorted_by_phase_meet_their_coefficients(problem):
     operation, value, rows = problem
@@ -83,7 +83,7 @@ def test_pixels_sorted_by_phase_meet_their_coefficients(problem):
     torch.testing.assert_close((grid.abs() * widths).sum((1, 2, 3)), (expected * value).abs().sum((1, 2, 3)))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(problem=problems(stride=st.just((1, 1)), for_squares=True))
 def test_pixels_sorted_by_squares_meet_their_coefficients(problem):
     operation, value, rows = problem
@@ -92,7 +92,7 @@ def test_pixels_sorted_by_squares_meet_their_coefficients(problem):
     torch.testing.assert_close(found, F.pixel_unshuffle(by_torch(operation, rows, value.shape[2:]), 2))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     problem=st.one_of(problems(dtype=torch.float32), problems(st.just((1, 1)), torch.float32, for_squares=True)),
     with_gradient=st.booleans(),

@@ -32,7 +32,7 @@ def test_the_property_of_two_pixels_and_three_classes_word_by_word():
 
 
 @given(values=st.lists(st.tuples(floats32, floats32), min_size=1, max_size=6), label=st.integers(0, 3))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_the_box_is_read_back_to_the_last_bit(read_property, values, label):
     lower, upper = corner(*map(min, values)), corner(*map(max, values))
     asserted = read_property(robustness_property(lower, upper, label=label, classes=4))
@@ -59,7 +59,6 @@ def test_the_outputs_asserted_are_those_that_do_not_prefer_the_label(read_proper
 
 
 @given(value=st.floats(allow_nan=False, allow_infinity=False))
-@settings(deadline=None)
 def test_a_decimal_equals_its_number_and_has_no_exponent(value):
     text = exact_decimal(value)
     assert Fraction(text) == Fraction(value)

@@ -77,14 +77,14 @@ def test_ten_weights_worked_by_hand():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(shape=SHAPES, density=st.sampled_from([0, 0.01, 0.1, 0.5, 0.9, 1]), seed=SEEDS)
 def test_every_tensor_comes_back_bit_for_bit(dtype, shape, density, seed):
     state = {"before": torch.ones(3), "x": random_tensor(dtype, shape, density, seed), "after": torch.tensor(7)}
     assert is_same(unpack(pack(state)), state)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(names=st.lists(st.text(max_size=5), unique=True, max_size=8), seed=SEEDS)
 def test_states_keep_their_names_and_order(names, seed):
     dtypes = list(DTYPES)
@@ -155,7 +155,7 @@ def test_few_zeros_are_stored_like_other_values(zeros, entry):
     assert table["tensors"] == [["x", "float32", [100], *entry]]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(shape=SHAPES, density=st.floats(0, 1), seed=SEEDS, dtype=st.sampled_from(list(DTYPES)))
 def test_no_state_takes_more_than_its_own_bytes_beside_the_table(shape, density, seed, dtype):
     tensor = random_tensor(dtype, shape, density, seed)

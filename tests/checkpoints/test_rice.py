@@ -38,7 +38,7 @@ def test_bits_fill_bytes_from_the_highest_and_the_last_byte_with_zeros():
     assert rice.join([]).size == 0
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(positions=increasing, width=st.integers(0, rice.MAX_WIDTH))
 def test_positions_come_back_from_every_width(positions, width):
     unary, remainders = rice.encode(positions, width)
@@ -46,7 +46,7 @@ def test_positions_come_back_from_every_width(positions, width):
     assert np.array_equal(rice.decode(rice.read_quotients(unary), remainders, width), positions)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(positions=increasing)
 def test_the_best_width_takes_the_fewest_bits_and_never_more_than_a_bitmap(positions):
     width, bits = rice.best_width(positions)

@@ -88,7 +88,7 @@ def grouped_images(sizes: list[int]) -> ImageSet:
     return ImageSet("made", "train", pixels, torch.zeros(len(groups)), 3, shuffled)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(sizes=st.lists(st.integers(1, 6), min_size=5, max_size=30), fraction=st.floats(0.1, 0.5))
 def test_a_validation_split_never_separates_a_group(sizes, fraction):
     """At most one group is cut off too late, so fewer than 6 images are held out beyond the fraction."""

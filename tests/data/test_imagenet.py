@@ -210,7 +210,7 @@ def test_a_row_without_an_image_is_named(tmp_path):
         found.take(torch.tensor([0, 2]))
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(seed=st.integers(0, 2**32), height=st.integers(1, 700), width=st.integers(1, 700))
 def test_random_windows_are_torchvisions(seed, height, width):
     image = torch.empty(3, height, width)

@@ -65,7 +65,7 @@ def test_minibatches_agree_with_the_plain_loop(epoch):
         assert torch.equal(found[number][1], train.labels[indices])
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(first=st.integers(0, 4), epoch=st.integers(0, 3), mixed=st.booleans())
 def test_an_epoch_may_begin_at_any_minibatch(first, epoch, mixed):
     minibatches = TrainingBatches(

@@ -101,7 +101,7 @@ def test_mixed_differentiates_in_bfloat16_and_judges_in_full_precision():
 
 @pytest.mark.parametrize("loss", ["ce", "margin"])
 @given(seed=seeds)
-@hypothesis_settings(deadline=None, max_examples=15)
+@hypothesis_settings(max_examples=15)
 def test_a_linear_network_is_broken_exactly_where_the_closed_form_says(loss, seed):
     """The margin over the ball falls to w·x + b - eps * ‖w‖_1, w being the difference of the two rows."""
     network, block = linear_problem(seed)

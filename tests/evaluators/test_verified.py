@@ -130,7 +130,7 @@ def test_intervals_of_a_network_that_is_too_deep_for_them_are_vacuous():
 @pytest.mark.parametrize(("norm", "scale"), [("linf", 1), ("l2", 4)])
 @pytest.mark.parametrize("kind", BOUNDS)
 @given(seed=SEEDS, radius=st.sampled_from([0.005, 0.01, 0.02, 0.04]))
-@hypothesis_settings(deadline=None, max_examples=6)
+@hypothesis_settings(max_examples=6)
 def test_no_attack_beats_a_certificate(kind, norm, scale, seed, radius):
     network, block = trained_problem(seed)
     threat = {"norm": norm, "epsilon": str(scale * radius)}

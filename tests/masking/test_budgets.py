@@ -69,7 +69,7 @@ def test_layers_share_a_budget_by_rank_and_keep_at_least_one_each(scores, total,
     assert share_budget([torch.tensor(layer, dtype=torch.float32) for layer in scores], total) == counts
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(sizes=st.lists(st.integers(1, 30), min_size=1, max_size=5), seed=st.integers(0, 10**6), data=st.data())
 def test_a_shared_budget_is_what_a_full_sort_of_all_scores_keeps(sizes, seed, data):
     generator = torch.Generator().manual_seed(seed)

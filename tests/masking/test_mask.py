@@ -100,7 +100,7 @@ def test_scaled_scores_of_a_zero_weight_are_zero_and_not_nan():
     assert scaled_scores(layer).tolist() == [[0.0] * 3] * 2
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(n=st.integers(1, 60), seed=st.integers(0, 10**6), ties=st.booleans(), data=st.data())
 def test_exactly_as_many_are_kept_as_asked_also_with_ties(n, seed, ties, data):
     scores = torch.randn(n, generator=torch.Generator().manual_seed(seed))

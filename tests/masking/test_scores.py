@@ -143,7 +143,7 @@ def topk_mask(scores: torch.Tensor, kept: int) -> torch.Tensor:
     return mask.view_as(scores)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     values=st.one_of(st.lists(ORDINARY, max_size=40), st.lists(TIED, max_size=40), st.lists(ORDINARY | TIED)),
     dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),

@@ -29,7 +29,7 @@ def test_a_ramp_of_one_epoch_is_the_full_radius_at_once_and_of_none_is_an_error(
 
 
 @pytest.mark.parametrize("schedule", EPSILON_SCHEDULES.values(), ids=EPSILON_SCHEDULES)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(ramp_epochs=st.integers(2, 40), steps_per_epoch=lengths)
 def test_every_ramp_rises_from_zero_to_the_radius_at_the_start_of_its_last_epoch(
     schedule, ramp_epochs, steps_per_epoch
@@ -106,7 +106,7 @@ def test_the_cosine_of_epochs_is_zero_throughout_a_single_epoch():
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(total=st.integers(2, 40), steps_per_epoch=lengths, data=st.data())
 def test_every_factor_is_positive_and_at_most_one(schedule, total, steps_per_epoch, data):
     warmup = data.draw(st.integers(0, total - 2))

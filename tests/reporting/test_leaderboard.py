@@ -71,7 +71,7 @@ def test_verified_is_at_most_robust_is_at_most_clean_in_every_row(runs):
     assert metrics.count("clean_accuracy") == 1
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(data=st.data())
 def test_the_order_in_which_runs_are_given_makes_no_difference(runs, data):
     shuffled = build_leaderboard(data.draw(st.permutations(runs)))

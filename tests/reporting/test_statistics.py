@@ -72,7 +72,7 @@ def test_intervals_agree_with_scipys(name, scipys, count, n):
 
 
 @pytest.mark.parametrize("interval", INTERVALS.values(), ids=INTERVALS)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_an_interval_contains_its_value_and_rises_with_the_count(interval, data):
     n = data.draw(st.integers(1, 2000))
@@ -96,7 +96,7 @@ def test_mean_interval_of_three_radii_worked_by_hand():
     assert (found.count, found.n, found.method) == (None, 3, "t")
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     values=st.lists(st.floats(0, 4), min_size=2, max_size=30).filter(lambda values: max(values) - min(values) > 1e-3)
 )

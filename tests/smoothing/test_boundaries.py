@@ -95,7 +95,7 @@ def test_the_type_i_error_is_that_of_all_sequences_of_draws(p, looks):
     p=st.floats(1e-6, 1 - 1e-6),
     neglected=st.sampled_from([1e-6, 1e-15, 1e-42]),
 )
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_probabilities_of_counts_are_those_of_scipy_and_no_more_than_is_said_lies_outside(draws, p, neglected):
     first, mass, outside = _binomial(draws, p, neglected)
     counts = np.arange(first, first + len(mass))
@@ -120,7 +120,7 @@ plans = st.builds(
 
 
 @given(plan=plans)
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 def test_no_threshold_is_claimed_falsely_more_often_than_alpha(plan):
     """By another programme, for every threshold that a rule claims, at the largest probability that must not be."""
     rule = ExactSequential(plan)
@@ -133,7 +133,7 @@ def test_no_threshold_is_claimed_falsely_more_often_than_alpha(plan):
 
 
 @given(plan=plans)
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 def test_a_claimed_radius_is_certified_by_the_bound_that_claims_it(plan):
     """In rounded numbers too, and a look with all draws agreeing certifies no more than Clopper-Pearson."""
     rule = ExactSequential(plan)

@@ -34,7 +34,7 @@ def test_one_draw_worked_by_hand():
 
 
 @given(n=st.integers(1, 100_000), share=st.floats(0, 1), alpha=st.sampled_from([1e-5, 0.001, 0.05, 0.3, 0.9]))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_bound_agrees_with_scipys_exact_interval(n, share, alpha):
     count = round(share * n)
     interval = binomtest(count, n, alternative="greater").proportion_ci(1 - alpha, method="exact")
@@ -48,7 +48,7 @@ def test_radius_agrees_with_scipys_exact_interval(count):
 
 
 @given(n=st.integers(1, 3000), share=st.floats(0, 1), sigma=st.floats(0.05, 2))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_it_abstains_exactly_where_the_bound_does_not_exceed_one_half(n, share, sigma):
     count = round(share * n)
     radius = certified_radius(count, n, alpha=0.01, sigma=sigma)
@@ -66,7 +66,7 @@ def test_a_bare_majority_abstains():
 
 
 @given(n=st.integers(2, 2000), share=st.floats(0, 0.99))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_more_votes_never_lower_the_bound(n, share):
     count = min(int(share * n), n - 1)
     assert clopper_pearson_lower(count, n, alpha=0.01) < clopper_pearson_lower(count + 1, n, alpha=0.01)

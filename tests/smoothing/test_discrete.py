@@ -55,7 +55,7 @@ def test_the_decimal_context_of_the_caller_is_left_alone():
 
 
 @given(sigma=st.floats(0.01, 2), d=st.integers(1, 150_528), p=st.floats(0.5, 0.99999))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_subtracting_the_slack_is_at_least_as_careful_as_the_exact_formula(sigma, d, p):
     """Phi^-1(p - slack) <= Phi^-1(p - delta) - Phi^-1(1/2 + delta)."""
     delta = d * (2 * largest_noise(sigma) + 2) / 2**BITS

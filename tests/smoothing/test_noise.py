@@ -69,7 +69,7 @@ def test_noise_of_a_gpu_is_read_in_pieces_and_gaussian():
 
 
 @given(sigma=st.sampled_from([0.005, 0.12, 0.25, 1.0]), seed=st.integers(0, 10**6))
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 def test_integer_noise_is_what_the_thresholds_say_of_the_same_bits(sigma, seed):
     """Python integers, one by one, against the table and the search."""
     rows = torch.empty(20, 1, 4, 5)
@@ -104,7 +104,7 @@ class Words:
 
 
 @given(sigma=st.sampled_from([0.005, 0.12, 0.25, 1.0]), seed=st.integers(0, 10**6))
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 def test_bits_that_no_threshold_needs_may_be_left_out(sigma, seed):
     """Python integers: 16 bits, completed by any 46, must fall where the noise says; and only those are drawn."""
     rng = np.random.default_rng(seed)

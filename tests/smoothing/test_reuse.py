@@ -62,7 +62,7 @@ def test_bounds_agree_with_scipys_exact_intervals(count, lost, n):
 
 
 @given(lost=st.integers(0, 400), parent=st.floats(0, 0.9999), slack=st.floats(0, 0.01))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_the_child_never_has_more_than_the_parent_and_less_with_every_vote_lost(lost, parent, slack):
     rule = LostVotes(Plan(400, 0.01, SIGMA, GRID, slack))
     bound = rule.bound(400, lost, parent)

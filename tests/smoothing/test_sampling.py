@@ -35,7 +35,7 @@ def grey(level=0.5, dtype=torch.float32):
 
 
 @given(draws=st.integers(1, 3 * CHUNK))
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 def test_counts_add_up_to_the_draws(draws):
     counts = class_counts(Recorder(), grey(), sigma=0.5, draws=draws, key=(0, 7))
     assert counts.shape == (2,)
@@ -93,7 +93,7 @@ def test_the_global_random_state_is_not_touched():
 
 
 @given(level=st.floats(0.2, 0.8), sigma=st.floats(0.1, 1.0), index=st.integers(0, 10**6))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_votes_of_a_linear_classifier_follow_the_closed_form(level, sigma, index):
     """The mean of 16 noisy pixels is normal around `level` with deviation sigma / 4."""
     draws = 5 * CHUNK

@@ -118,7 +118,7 @@ def test_the_union_bound_never_exceeds_the_largest_radius_of_its_look(samples):
 
 
 @given(n=st.integers(0, 9), share=st.floats(0, 1), slack=st.floats(0, 0.01))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_slack_is_taken_off_every_bound(n, share, slack):
     for kind in (FixedSize, GroupSequential):
         exact, careful = (kind(Plan(100_000, 0.001, SIGMA, GRID, off)) for off in (0.0, slack))

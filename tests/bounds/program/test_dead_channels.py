@@ -217,7 +217,7 @@ def test_pruned_networks_of_every_operation_have_the_same_outputs_and_bounds(tin
     assert channels[1] < 0.8 * channels[0]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**20), widths=st.lists(st.integers(1, 6), min_size=1, max_size=3))
 def test_a_channel_is_kept_if_and_only_if_a_path_of_weights_leads_through_it(seed, widths):
     """Against paths counted by products of matrices, for linear layers without biases, one behind the other."""

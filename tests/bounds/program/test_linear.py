@@ -23,7 +23,7 @@ def problems(draw):
     return operation, value, torch.randn(*operation.apply(value).shape, generator=generator, dtype=torch.float64)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(problem=problems(), last=st.booleans())
 def test_a_convolution_is_transposed(problem, last):
     operation, value, rows = problem

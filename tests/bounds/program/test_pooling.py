@@ -64,7 +64,7 @@ def corners_and_points(box, rng):
 
 
 @pytest.mark.parametrize("operation", MAX_POOLS)
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seed=seeds)
 def test_rows_through_max_pooling_lie_below_it_everywhere_in_the_box(operation, seed):
     rng = torch.Generator().manual_seed(seed)
@@ -81,7 +81,7 @@ def test_rows_through_max_pooling_lie_below_it_everywhere_in_the_box(operation, 
     torch.testing.assert_close((below * box.center.unsqueeze(1)).flatten(2).sum(2) + gain, exact)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(seed=seeds, size=st.integers(1, 4))
 def test_the_line_above_encloses_every_corner_and_never_exceeds_the_largest_upper_bound(seed, size):
     """At the corners of the box, all of them: there the difference of a line and a maximum is largest."""

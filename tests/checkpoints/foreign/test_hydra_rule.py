@@ -63,7 +63,7 @@ def test_at_the_released_densities_both_rules_agree_in_every_layer(arch):
         assert all(kept == kept_count(n, density) for n, kept in counts)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     sizes=st.lists(st.integers(1, 3_000_000), min_size=1, max_size=8),
     k=st.integers(1, 1000).map(lambda thousandths: thousandths / 1000),

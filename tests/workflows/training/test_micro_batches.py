@@ -31,7 +31,7 @@ def test_seven_images_over_two_processes_in_parts_of_two_worked_by_hand():
     assert [part.share for part in cut(7, world(0, 2), 2)] == [1 / 7, 2 / 7]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(whole=wholes, size=sizes, micro_batch=micro_batches)
 def test_every_image_counts_once_and_every_process_makes_as_many_parts(whole, size, micro_batch):
     processes = [cut(whole, world(rank, size), micro_batch) for rank in range(size)]
@@ -56,7 +56,7 @@ def test_a_process_without_a_share_repeats_a_row_that_counts_nothing():
     ]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(whole=wholes, size=sizes, micro_batch=micro_batches)
 def test_a_process_needs_the_rows_of_its_parts_and_no_others(whole, size, micro_batch):
     for rank in range(size):
@@ -109,7 +109,7 @@ def test_minibatches_may_begin_late_and_end_on_all_processes(monkeypatch):
     assert found == [(4, 1), (4, 2)]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(whole=wholes, size=sizes, micro_batch=micro_batches)
 def test_halving_makes_parts_smaller_until_one_image_is_left(whole, size, micro_batch):
     largest = [micro_batch]
