@@ -46,3 +46,32 @@ def corners(network, x, y, epsilon):
     points = torch.where(signs.unsqueeze(1), ends[1], ends[0])
     found = margins(network, points.reshape(-1, *x.shape[1:]), y.repeat(len(signs)))
     return found.view(len(signs), -1).amin(0)
+
+
+def grid_minimum(network, x, y, epsilon, norm, side=161):
+    """The smallest margin on a grid of the ball around images of two pixels."""
+    axis = torch.linspace(-epsilon, epsilon, side, dtype=x.dtype)
+    steps = torch.cartesian_prod(axis, axis).view(-1, 1, 1, 2)
+    found = [
+        margins(network, into_ball(image + steps, image, epsilon, norm), label.expand(len(steps))).min()
+        for image, label in zip(x.split(1), y, strict=True)
+    ]
+    return torch.stack(found)
+
+
+def descended(network, x, y, epsilon, norm, rng, restarts=10, steps=15):
+    """The smallest margins that gradients lead to, from random points of the ball."""
+    smallest = margins(network, x, y).detach()
+    for _ in range(restarts):
+        point = into_ball(x + epsilon * (2 * torch.rand(x.shape, generator=rng, dtype=x.dtype) - 1), x, epsilon, norm)
+        for _ in range(steps):
+            point.requires_grad_()
+            (slope,) = torch.autograd.grad(margins(network, point, y).sum(), point)
+            ahead = (
+                slope.sign()
+                if norm == "linf"
+                else slope / slope.flatten(1).norm(dim=1).clamp(min=1e-9).view(-1, 1, 1, 1)
+            )
+            point = into_ball(point.detach() - epsilon / 4 * ahead, x, epsilon, norm)
+            smallest = smallest.minimum(margins(network, point, y).detach())
+    return smallest

@@ -14,16 +14,10 @@ from hydrabench.ledger import writing
 from hydrabench.workflows.evaluation import evaluate as workflow
 from hydrabench.workflows.evaluation import loading
 from hydrabench.workflows.evaluation.evaluate import evaluate
-from hydrabench.workflows.evaluation.loading import open_subject
 
 PGD = PgdSettings(epsilon="8/255", steps=3)
 SMOOTHING = SmoothingSettings(sigma=0.1, n0=10, samples=60)
 DIGITS = load_images("digits", "test")
-
-
-@pytest.fixture(scope="module")
-def subject(line, cpu):
-    return open_subject(str(line.train), options=cpu)
 
 
 def read(folder, name="run.json"):

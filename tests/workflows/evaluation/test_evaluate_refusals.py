@@ -33,7 +33,6 @@ from hydrabench.ledger import (
     open_run,
 )
 from hydrabench.workflows.evaluation.evaluate import evaluate
-from hydrabench.workflows.evaluation.loading import open_subject
 from hydrabench.workflows.run_options import RunOptions
 
 PGD = PgdSettings(epsilon="8/255", steps=3)
@@ -41,11 +40,6 @@ PGD = PgdSettings(epsilon="8/255", steps=3)
 CROWN = VerifiedSettings(kind="crown-ibp", epsilon="1/255")
 
 SMOOTHING = SmoothingSettings(sigma=0.1, n0=10, samples=60, radii=(0.0, 0.05, 9.0))
-
-
-@pytest.fixture(scope="module")
-def subject(line, cpu):
-    return open_subject(str(line.train), options=cpu)
 
 
 def read(folder, name="run.json"):

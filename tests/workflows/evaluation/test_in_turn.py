@@ -15,16 +15,10 @@ from hydrabench.workflows.evaluation import evaluate as evaluation
 from hydrabench.workflows.evaluation.evaluate import evaluate
 from hydrabench.workflows.evaluation.in_turn import ShareSize, Standing
 from hydrabench.workflows.evaluation.judging import Judge
-from hydrabench.workflows.evaluation.loading import open_subject
 
 SETTINGS = AutoAttackSettings(epsilon="8/255")
 ATTACKS = ("clean", *SETTINGS.order)
 FIRST_VERSION = AutoAttackSettings(epsilon="8/255", version=1)
-
-
-@pytest.fixture(scope="module")
-def subject(line, cpu):
-    return open_subject(str(line.train), options=cpu)
 
 
 @pytest.fixture

@@ -12,11 +12,6 @@ from hydrabench.workflows.evaluation.loading import open_subject, settings_for
 from hydrabench.workflows.run_options import RunOptions
 
 
-@pytest.fixture(scope="module")
-def subject(line, cpu):
-    return open_subject(str(line.train), options=cpu)
-
-
 def test_the_radius_defaults_to_the_one_the_checkpoint_was_trained_for(subject):
     assert settings_for(subject, {"kind": "pgd"}) == PgdSettings(epsilon="8/255")
     assert settings_for(subject, {"kind": "ibp", "epsilon": "1/255"}) == VerifiedSettings(kind="ibp", epsilon="1/255")

@@ -26,11 +26,6 @@ N = 40
 
 
 @pytest.fixture(scope="module")
-def subject(line, cpu):
-    return open_subject(str(line.train), options=cpu)
-
-
-@pytest.fixture(scope="module")
 def block():
     return load_block(load_images("digits", "test"), 0, tuple(range(N)))
 

@@ -1,58 +1,19 @@
-"""train, prune and finetune on the real digits: what they write, what they leave alone, and how they go on."""
+"""train, prune and finetune on the real digits: what they write, and what they leave alone."""
 
 from __future__ import annotations
 
-import csv
 import json
 from dataclasses import replace
 from math import cos, pi
 
 import pytest
 import torch
-from safetensors import safe_open
-from torch import nn
 
-from hydrabench.bounds.program.convert import LAYERS
 from hydrabench.checkpoints import load_checkpoint, state_of
-from hydrabench.errors import (
-    CheckpointError,
-    ConfigError,
-    DataError,
-    LedgerError,
-    NonFiniteError,
-    UnsupportedLayerError,
-)
-from hydrabench.files import sha256_of
-from hydrabench.ledger import RunFolder
 from hydrabench.masking import score_masks
 from hydrabench.objectives import OBJECTIVES
-from hydrabench.workflows.run_options import RunOptions
 from hydrabench.workflows.training import commands as training
-from tests.helpers.interrupting import interrupt_loss
-
-# cifar_model_bn for 1 x 8 x 8: layer -> (weights, kept at density 0.1 = n - floor(0.9 n)), worked by hand:
-# 16·1·16 = 256, 256 - 230; 32·16·16 = 8192, 8192 - 7372; 100·(32·2·2) = 12800, - 11520; 10·100 = 1000, - 900.
-KEPT = {"0": (256, 26), "3": (8192, 820), "7": (12800, 1280), "9": (1000, 100)}
-BATCH_NORMS = ("1", "4")
-STEPS = 5  # of an epoch: 1297 - 259 = 1038 images in batches of 256
-
-
-def tensors(folder) -> dict[str, torch.Tensor]:
-    with safe_open(folder / "checkpoint.safetensors", framework="pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-
-
-def header(folder):
-    return load_checkpoint(folder / "checkpoint.safetensors").header
-
-
-def sha(folder) -> str:
-    return sha256_of(folder / "checkpoint.safetensors")
-
-
-def table(folder, *, without=()) -> list[dict[str, str]]:
-    with (folder / "metrics.csv").open() as file:
-        return [{k: v for k, v in row.items() if k not in without} for row in csv.DictReader(file)]
+from tests.helpers.phases import BATCH_NORMS, KEPT, header, sha, table, tensors
 
 
 def largest(values: torch.Tensor, count: int) -> torch.Tensor:
@@ -61,9 +22,6 @@ def largest(values: torch.Tensor, count: int) -> torch.Tensor:
     chosen = torch.zeros(values.numel(), dtype=torch.bool)
     chosen[order[:count]] = True
     return chosen.view_as(values)
-
-
-# What a phase writes ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("phase", ["prune", "finetune", "lwm"])
@@ -185,9 +143,6 @@ def test_of_equally_good_epochs_the_latest_is_kept_with_its_own_tensors(make_rec
     assert not torch.equal(kept["0.weight"], snapshots[1]["0.weight"])
 
 
-# What each phase changes -----------------------------------------------------------------------
-
-
 def test_pruning_leaves_every_weight_and_bias_of_the_parent_bit_for_bit(line):
     parent, pruned = tensors(line.train), tensors(line.prune)
     for layer in KEPT:
@@ -259,183 +214,3 @@ def test_the_same_recipe_gives_the_same_bytes_and_another_seed_does_not(line, ma
     training.train(make_recipe(seed=1), tmp_path / "other", options=cpu)
     assert sha(tmp_path / "again") == sha(line.train)
     assert not torch.equal(tensors(tmp_path / "other")["9.weight"], tensors(line.train)["9.weight"])
-
-
-# Going on after an interruption ----------------------------------------------------------------
-
-
-def run_phase(phase, recipe, line, out, cpu, *, resume=False):
-    if phase == "train":
-        training.train(recipe, out, options=cpu, resume=resume)
-    elif phase == "prune":
-        training.prune(recipe, str(line.train), out, options=cpu, resume=resume)
-    else:
-        source = line.train if phase == "lwm" else line.prune
-        training.finetune(recipe, str(source), out, options=cpu, lwm=phase == "lwm", resume=resume)
-
-
-def assert_same_runs(folder, other):
-    assert (folder / "checkpoint.safetensors").read_bytes() == (other / "checkpoint.safetensors").read_bytes()
-    assert table(folder, without=("seconds",)) == table(other, without=("seconds",))
-    assert (folder / "summary.json").read_bytes() == (other / "summary.json").read_bytes()
-    assert {path.name for path in folder.iterdir()} == {path.name for path in other.iterdir()}
-
-
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-@pytest.mark.parametrize("phase", ["train", "prune", "finetune"])
-def test_an_interrupted_phase_goes_on_to_the_same_bytes(
-    line, make_recipe, cpu, tmp_path, monkeypatch, phase, optimizer
-):
-    """Interrupted in the middle of the second of three epochs."""
-    changes = {"epochs": 3, "optimizer": optimizer, "lr": 0.01}
-    recipe = make_recipe(**{phase: changes | ({"density": 0.1} if phase == "prune" else {})})
-    run_phase(phase, recipe, line, tmp_path / "whole", cpu)
-    with monkeypatch.context() as patch:
-        interrupt_loss(patch, call=STEPS + 3)
-        with pytest.raises(KeyboardInterrupt):
-            run_phase(phase, recipe, line, tmp_path / "cut", cpu)
-    assert [row["epoch"] for row in table(tmp_path / "cut")] == ["1"]
-    assert not (tmp_path / "cut" / "checkpoint.safetensors").exists()
-    run_phase(phase, recipe, line, tmp_path / "cut", cpu, resume=True)
-    assert_same_runs(tmp_path / "cut", tmp_path / "whole")
-
-
-def test_a_phase_may_be_interrupted_again_and_again_wherever_it_is(line, make_recipe, cpu, tmp_path, monkeypatch):
-    """LWM, stopped before any state was saved, in its last epoch, and between its checkpoint and its end."""
-    recipe, cut = make_recipe(finetune={"density": 0.1}), tmp_path / "cut"
-
-    def stop(run, summary):
-        raise KeyboardInterrupt
-
-    for call, left in ((2, {"run.json"}), (STEPS + 3, {"run.json", "metrics.csv", "resume.pt"})):
-        with monkeypatch.context() as patch:
-            interrupt_loss(patch, call=call)
-            with pytest.raises(KeyboardInterrupt):
-                run_phase("lwm", recipe, line, cut, cpu, resume=True)
-        assert {path.name for path in cut.iterdir()} == left
-    with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "finish", stop)
-        with pytest.raises(KeyboardInterrupt):
-            run_phase("lwm", recipe, line, cut, cpu, resume=True)
-    assert json.loads((cut / "run.json").read_text())["status"] == "running"
-    run_phase("lwm", recipe, line, cut, cpu, resume=True)
-    assert_same_runs(cut, line.lwm)
-
-
-def test_resuming_a_complete_run_does_nothing_again(line, make_recipe, cpu, monkeypatch):
-    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in line.train.iterdir()}
-    interrupt_loss(monkeypatch, call=1)  # the first step would fail
-    summary = training.train(make_recipe(), line.train, options=cpu, resume=True)
-    assert summary == json.loads((line.train / "summary.json").read_text())
-    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in line.train.iterdir()} == before
-
-
-def test_a_run_in_use_is_not_overwritten(line, make_recipe, cpu):
-    before = sha(line.train)
-    with pytest.raises(LedgerError, match=r"train already holds a run; continue it with --resume or choose a new"):
-        training.train(make_recipe(), line.train, options=cpu)
-    assert sha(line.train) == before
-
-
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"train": {"lr": 0.02}}, r"recipe\.train\.lr was 0\.01 and is now 0\.02"),
-        ({"seed": 3}, r"recipe\.seed was 0 and is now 3"),
-        ({"data": {"flip": True}}, r"recipe\.data\.flip was false and is now true"),
-    ],
-)
-def test_a_run_is_not_continued_with_another_recipe(line, make_recipe, cpu, changes, named):
-    with pytest.raises(LedgerError, match=rf"cannot resume .*{named}; keep the values it was started with"):
-        training.train(make_recipe(**changes), line.train, options=cpu, resume=True)
-
-
-def test_a_phase_is_not_continued_from_another_parent(line, make_recipe, cpu):
-    with pytest.raises(LedgerError, match=r"cannot resume .*parent was"):
-        training.finetune(make_recipe(), str(line.lwm), line.finetune, options=cpu, resume=True)
-
-
-def test_a_damaged_state_is_named_and_nothing_is_lost(make_recipe, cpu, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        interrupt_loss(patch, call=STEPS + 2)
-        with pytest.raises(KeyboardInterrupt):
-            training.train(make_recipe(), tmp_path / "run", options=cpu)
-    state = tmp_path / "run" / "resume.pt"
-    state.write_bytes(state.read_bytes()[:1000])
-    with pytest.raises(LedgerError, match=r"resume\.pt cannot be resumed from .*delete the folder and start again"):
-        training.train(make_recipe(), tmp_path / "run", options=cpu, resume=True)
-    assert len(table(tmp_path / "run")) == 1
-
-
-# Refusals, before anything is written ----------------------------------------------------------
-
-
-def test_a_network_that_the_training_bounds_cannot_pass_is_refused(make_recipe, cpu, tmp_path, monkeypatch):
-    monkeypatch.delitem(LAYERS, nn.MaxPool2d)
-    recipe = make_recipe(
-        model={"arch": "vgg16_bn"}, data={"name": "cifar10"}, objective={"name": "crown-ibp", "epsilon": "2/255"}
-    )
-    with pytest.raises(UnsupportedLayerError, match=r"cannot bound features\.\d+ \(MaxPool2d\)"):
-        training.train(recipe, tmp_path / "run", options=cpu)
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_teacher_that_is_not_there_is_refused(make_recipe, cpu, tmp_path):
-    objective = {"name": "cat-rs", "epsilon": "1", "sigma": 0.25, "teacher": "nowhere.safetensors"}
-    with pytest.raises((CheckpointError, ConfigError), match=r"nowhere\.safetensors"):
-        training.train(make_recipe(objective=objective, evaluate=[]), tmp_path / "run", options=cpu)
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_recipe_whose_data_are_missing_is_refused(make_recipe, tmp_path):
-    (tmp_path / "data").mkdir()
-    recipe = make_recipe(data={"name": "cifar10"})
-    with pytest.raises(DataError, match=r"no CIFAR-10 in .*--data-dir or HYDRABENCH_DATA, or add --download"):
-        training.train(recipe, tmp_path / "run", options=RunOptions("cpu", tmp_path / "data"))
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"prune": None}, r"recipe tiny has no `prune:` section; add one with epochs and lr"),
-        ({}, r"no density given: add --density 0\.1"),
-        ({"prune": {"density": 0.1}, "model": {"arch": "cifar_model"}}, r"is a cifar_model_bn for digits; recipe tiny"),
-        (
-            {
-                "prune": {"density": 0.1},
-                "model": {"arch": "cifar_model_bn", "normalization": {"mean": [0], "std": [1]}},
-            },
-            r"normalises with None, recipe tiny with",
-        ),
-    ],
-)
-def test_pruning_says_what_it_lacks(line, make_recipe, cpu, tmp_path, changes, message):
-    with pytest.raises((ConfigError, CheckpointError), match=message):
-        training.prune(make_recipe(**changes), str(line.train), tmp_path / "run", options=cpu)
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("source", "lwm", "changes", "message"),
-    [
-        ("prune", False, {"finetune": None}, r"recipe tiny has no `finetune:` section"),
-        ("train", False, {}, r"train is not pruned; run `hydrabench prune` first, or add --lwm --density 0\.1"),
-        ("train", True, {}, r"--lwm needs --density, the fraction of weights kept by magnitude"),
-        ("prune", False, {"finetune": {"density": 0.2}}, r"keeps 0\.1 of its weights; --density belongs to --lwm"),
-    ],
-)
-def test_finetuning_says_what_it_lacks(line, make_recipe, cpu, tmp_path, source, lwm, changes, message):
-    source = str(getattr(line, source))
-    with pytest.raises((ConfigError, CheckpointError), match=message):
-        training.finetune(make_recipe(**changes), source, tmp_path / "run", options=cpu, lwm=lwm)
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(make_recipe, cpu, tmp_path):
-    recipe = make_recipe(train={"lr": 1e9, "optimizer": "sgd", "epsilon_ramp_epochs": 1})
-    with pytest.raises(
-        NonFiniteError, match=r"tiny: the loss is (nan|inf) at step \d+ \(epoch 1; there is none .*lower"
-    ):
-        training.train(recipe, tmp_path / "run", options=cpu)
-    assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
