@@ -8,6 +8,7 @@ Schema, for editors and other programs, is `manifest.schema.json` beside them.
 from __future__ import annotations
 
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,7 +16,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from hydrabench.config import Density, Normalization, parse
 from hydrabench.config.fields import Section
-from hydrabench.documents import read_yaml
+from hydrabench.documents import RECIPE_BYTES, parse_yaml, read_text
 from hydrabench.errors import CheckpointError
 
 SHIPPED, RELEASED, SCHEMA = "manifest.yml", "released.yml", "manifest.schema.json"
@@ -136,8 +137,13 @@ def read_entries(path: Path) -> dict[str, ZooEntry]:
     """
     if not path.is_file():
         raise CheckpointError(f"the zoo's manifest {path} is missing; install hydrabench again")
-    values = read_yaml(path)
-    return {entry.id: entry for entry in parse(Manifest, values, str(path)).checkpoints}
+    return dict(_entries(read_text(path, RECIPE_BYTES), str(path)))
+
+
+@lru_cache(maxsize=4)
+def _entries(text: str, source: str) -> dict[str, ZooEntry]:
+    """The entries of a manifest's text; kept, because parsing them takes longer than a short evaluation."""
+    return {entry.id: entry for entry in parse(Manifest, parse_yaml(text, source), source).checkpoints}
 
 
 def json_schema() -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 import hydrabench
-from hydrabench.checkpoints import resolve
+from hydrabench.checkpoints import manifest, resolve
 from hydrabench.checkpoints.manifest import RELEASED, SCHEMA, SHIPPED, Manifest, json_schema, read_entries
 from hydrabench.checkpoints.zoo import fetch, find_entry, read_manifest, read_zoo
 from hydrabench.errors import CheckpointError, ConfigError
@@ -45,6 +45,19 @@ def test_the_address_comes_before_its_mirrors(tmp_path):
     mirrors = ["http://a.org/1", "https://b.org/2"]
     entry = read_entries(write(tmp_path, REMOTE | {"mirrors": mirrors}))["hydra/x-99"]
     assert entry.addresses == ("https://example.org/w.pth", *mirrors)
+
+
+def test_a_manifest_is_parsed_once_and_anew_when_it_changed(tmp_path, monkeypatch):
+    """Changed to a text of the same length, and as quickly as a file system can tell."""
+    parsed, parse = [], manifest.parse_yaml
+    monkeypatch.setattr(manifest, "parse_yaml", lambda *given: parsed.append(given) or parse(*given))
+    write(tmp_path, LOCAL)
+    for _ in range(2):
+        read_manifest(tmp_path).clear()  # what is handed out is a copy
+        assert read_manifest(tmp_path)["x"].bytes == 10
+    assert len(parsed) == 1
+    write(tmp_path, LOCAL | {"bytes": 11})
+    assert read_manifest(tmp_path)["x"].bytes == 11
 
 
 PUBLISHED = {"metric": "robust_accuracy", "value": 0.5, "procedure": "PGD", "source": "a paper"}
