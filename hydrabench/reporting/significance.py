@@ -111,12 +111,17 @@ def mcnemar_p(b: int, c: int) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return the p-values of a family, adjusted by Holm's method, in their order."""
-    if not len(p_values):
-        return []
-    from statsmodels.stats.multitest import multipletests
+    """Return the p-values of a family, adjusted by Holm's method, in their order.
 
-    return [float(p) for p in multipletests(list(p_values), alpha=FAMILY_ERROR, method="holm")[1]]
+    The smallest of m is multiplied by m, the next by m - 1, and so on; none falls below one before it, or exceeds 1.
+    Source: Holm (1979), "A simple sequentially rejective multiple test procedure". Ours, because statsmodels' function
+        collects Python's garbage at every call, which takes a hundred times longer than the arithmetic.
+    """
+    values = np.asarray(p_values, dtype=float)
+    order = values.argsort(kind="stable")
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1)).clip(max=1)
+    return [float(p) for p in adjusted]
 
 
 def cochran(verdicts: Sequence[Verdicts]) -> tuple[float, int, float]:

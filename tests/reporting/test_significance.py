@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest, multinomial
 from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
 
 from hydrabench.reporting.significance import (
     cochran,
@@ -106,6 +107,14 @@ def test_mcnemar_of_worked_examples(b, c, p):
 def test_holm_of_a_worked_example():
     assert holm([0.001, 0.013, 0.04, 0.041, 0.2]) == pytest.approx([0.005, 0.052, 0.12, 0.12, 0.2])
     assert holm([]) == []
+
+
+def test_holm_agrees_with_statsmodels():
+    rng = np.random.default_rng(0)
+    for size in (1, 2, 7, 40):
+        family = rng.random(size) ** 4
+        family[size // 2 :] = family[: size - size // 2]  # some are equal
+        assert holm(family) == multipletests(family, method="holm")[1].tolist()
 
 
 def test_cochran_of_a_worked_example():
