@@ -21,7 +21,7 @@ from hydrabench.ledger import read_run
 from hydrabench.selection import selected_indices
 from hydrabench.workflows.evaluation.evaluate import evaluate
 from hydrabench.workflows.evaluation.external import baked_copy
-from hydrabench.workflows.evaluation.loading import settings_for
+from hydrabench.workflows.evaluation.loading import Subject, settings_for
 from hydrabench.workflows.opening import open_checkpoint
 from hydrabench.workflows.run_options import RunOptions
 from hydrabench.workflows.verifying import SAMPLE, verify_run
@@ -185,19 +185,10 @@ def verify(
     Raises: LedgerError if the run was altered, CheckpointError if the network is not to be found or another.
     """
     folder = run.path if isinstance(run, Run) else Path(run)
-    header = read_run(folder).header
     options = RunOptions(device, Path(data_dir) if data_dir else None, download)
-    subject = None
-    if network is not None:
-        about = header["dataset"]
-        name, precision = header["checkpoint"]["name"], header["precision"]
-        if data is None and is_given(about["name"]):
-            raise ConfigError(f"{folder} is about images that were handed over; give them again as data")
-        data = about["name"] if data is None else data
-        last = max(selected_indices(about)) + 1
-        subject = subject_of(network, data, options=options, precision=precision, name=name, n=last)
-    elif data is not None:
+    if network is None and data is not None:
         raise ConfigError("data alone does not say what was judged on it; give network, too")
+    subject = None if network is None else _subject_again(folder, network, data, options)
     found = verify_run(folder, options=options, sample=sample, seed=seed, subject=subject)
     rows = {one.index: one.differences for one in found.records}
     for one in found.examples:
@@ -205,3 +196,19 @@ def verify(
             rows[one.index] = (*rows.get(one.index, ()), *one.differences)
     texts = pd.DataFrame({"differences": ["; ".join(rows[index]) for index in sorted(rows)]}, index=sorted(rows))
     return texts.rename_axis("index")
+
+
+def _subject_again(folder: Path, network: Network, data: Any, options: RunOptions) -> Subject:
+    """Return what a run was made with: its precision and its name, and its data set where `data` is None."""
+    header = read_run(folder).header
+    about = header["dataset"]
+    if data is None and is_given(about["name"]):
+        raise ConfigError(f"{folder} is about images that were handed over; give them again as data")
+    return subject_of(
+        network,
+        about["name"] if data is None else data,
+        options=options,
+        precision=header["precision"],
+        name=header["checkpoint"]["name"],
+        n=max(selected_indices(about)) + 1,
+    )

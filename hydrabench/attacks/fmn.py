@@ -58,11 +58,15 @@ def fmn(
         gradient = input_gradient(margins.sum(), points)
         gradient = gradient.masked_fill(stuck(points.detach(), -gradient), 0.0)
         found |= wrong
-        share = (1 + math.cos(math.pi * done / steps)) / 2
-        change = LAST_CHANGE + (FIRST_CHANGE - LAST_CHANGE) * share
+        change, size = _schedule(done, steps, norm)
         predicted = length + OVERSHOOT * margins.detach().double().abs() / lengths(gradient, DUAL[norm])
         grown = torch.where(found, radius * (1 + change), predicted.nan_to_num(nan=torch.inf))
         radius = torch.where(wrong, torch.minimum(radius * (1 - change), best), grown).minimum(largest)
-        size = FIRST_STEP[norm] * (0.01 + 0.99 * share)
         points = ExactBall.around(x, radius, norm).project(points.detach() - size * normalised(gradient))
     return best, nearest
+
+
+def _schedule(done: int, steps: int, norm: AttackNorm) -> tuple[float, float]:
+    """Return by which share the radius changes, and how long the next step is, once `done` of the steps are done."""
+    share = (1 + math.cos(math.pi * done / steps)) / 2
+    return LAST_CHANGE + (FIRST_CHANGE - LAST_CHANGE) * share, FIRST_STEP[norm] * (0.01 + 0.99 * share)

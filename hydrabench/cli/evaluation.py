@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -124,12 +125,17 @@ def certify(ref: str | None, method: str, **given: Any) -> None:
     --export-vnnlib first writes the network as ONNX, a VNN-LIB property of every image that it classifies right, and
     instances.csv, for any verifier of the VNN-COMP competition to judge; it needs `pip install 'hydrabench[onnx]'`.
     """
-    if given["vnnlib_timeout"] is not None and given["export_vnnlib"] is None:
-        raise ConfigError("--vnnlib-timeout says something about the files of --export-vnnlib; give that, too")
-    if given["vnnlib_timeout"] is not None and not given["vnnlib_timeout"] > 0:
-        raise ConfigError(f"--vnnlib-timeout is a number of seconds above 0, got {given['vnnlib_timeout']:g}")
+    _require_timeout(given["vnnlib_timeout"], given["export_vnnlib"])
     given["indices"] = _indices(given["indices"])
     _evaluate(ref, "method", method, given)
+
+
+def _require_timeout(seconds: float | None, folder: Path | None) -> None:
+    """Refuse a time limit for files that are not written, or one that is no positive number."""
+    if seconds is not None and folder is None:
+        raise ConfigError("--vnnlib-timeout says something about the files of --export-vnnlib; give that, too")
+    if seconds is not None and not seconds > 0:
+        raise ConfigError(f"--vnnlib-timeout is a number of seconds above 0, got {seconds:g}")
 
 
 def _indices(texts: tuple[str, ...]) -> tuple[int, ...]:

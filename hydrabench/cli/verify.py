@@ -63,13 +63,19 @@ def verify(run: Path, as_json: bool, **given: Any) -> None:
     else:
         for one in (*records, *strange):
             click.echo(str(one))
-    problems = []
-    if wrong:
-        problems.append(f"{len(wrong)} of {len(records)} records of {run} are not what computing them again gives")
-    if strange:
-        problems.append(f"{len(strange)} of {len(examples)} stored adversarial images are not what their records say")
+    problems = _problems(len(wrong), len(records), len(strange), len(examples), run)
     if problems:
         raise GateError(", and ".join(problems))
     if not as_json:
         stored = f", and {len(examples)} stored adversarial images what their records say" if examples else ""
         click.echo(f"{len(records)} records of {run} are what computing them again gives{stored}")
+
+
+def _problems(wrong: int, records: int, strange: int, examples: int, run: Path) -> list[str]:
+    """Say how many records differ, and how many stored images are not what their records say."""
+    problems = []
+    if wrong:
+        problems.append(f"{wrong} of {records} records of {run} are not what computing them again gives")
+    if strange:
+        problems.append(f"{strange} of {examples} stored adversarial images are not what their records say")
+    return problems

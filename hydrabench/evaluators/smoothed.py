@@ -105,20 +105,7 @@ def certify_image(settings: SmoothingSettings, coordinates: int, about: Mapping[
     key = (settings.seed, "smoothing")
     selection = yield Draws((*key, "select", about["index"]), settings.n0)
     selected = selection.index(max(selection))
-    record = SmoothedRecord(
-        **about,
-        prediction=ABSTAIN,
-        selected=selected,
-        count=0,
-        samples=0,
-        p_lower=0.0,
-        radius=0.0,
-        abstain=True,
-        mode=settings.mode,
-        selection=selection,
-        counts=[0] * len(selection),
-        skipped=settings.label_aware and selected != about["label"],
-    )
+    record = _abstention(settings, selection, selected, about)
     if record.skipped:
         return record
     rule = rule_for(settings, coordinates)
@@ -138,6 +125,26 @@ def certify_image(settings: SmoothingSettings, coordinates: int, about: Mapping[
         looks=looks,
         alpha_spent=rule.alpha_spent(sum(votes)),
         radius_linf=0.0 if radius is None else LAWS[settings.law].linf(best, settings.sigma, coordinates),
+    )
+
+
+def _abstention(
+    settings: SmoothingSettings, selection: list[int], selected: int, about: Mapping[str, Any]
+) -> SmoothedRecord:
+    """The record of an image before its class is estimated; it stays so where the label-aware estimation is skipped."""
+    return SmoothedRecord(
+        **about,
+        prediction=ABSTAIN,
+        selected=selected,
+        count=0,
+        samples=0,
+        p_lower=0.0,
+        radius=0.0,
+        abstain=True,
+        mode=settings.mode,
+        selection=selection,
+        counts=[0] * len(selection),
+        skipped=settings.label_aware and selected != about["label"],
     )
 
 

@@ -48,17 +48,15 @@ def strongest_examples(
     for number in range(steps):
         points = points.detach().requires_grad_()
         with torch.enable_grad():
-            logits = network(points)
-            losses = functional.cross_entropy(logits, y, reduction="none")
+            losses, ranked = _judged(network, points, y)
         if number:
-            best, most = _stronger(best, most, points.detach(), _ranked(logits, losses, y))
+            best, most = _stronger(best, most, points.detach(), ranked)
         size = step_size * (_decay(number, steps) if decays else 1.0)
         (gradient,) = torch.autograd.grad(losses.sum(), points)
         points = ball.project(steepest(points.detach(), gradient, size, norm="linf"))
     if steps > 1:
         with torch.no_grad():
-            logits = network(points)
-        ranked = _ranked(logits, functional.cross_entropy(logits, y, reduction="none"), y)
+            _, ranked = _judged(network, points, y)
         points, _ = _stronger(best, most, points, ranked)
     network.train()
     return points.detach()
@@ -76,8 +74,11 @@ def small_centres(points: Tensor, x: Tensor, epsilon: float, half: float) -> Ten
     return torch.where(low <= high, torch.minimum(torch.maximum(points, low), high), cut)
 
 
-def _ranked(logits: Tensor, losses: Tensor, y: Tensor) -> Tensor:
-    return losses.detach().float() + FOOLED * (logits.argmax(1) != y)
+def _judged(network: nn.Module, points: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the cross entropy of each point, and its rank: the cross entropy, lifted where it is misclassified."""
+    logits = network(points)
+    losses = functional.cross_entropy(logits, y, reduction="none")
+    return losses, losses.detach().float() + FOOLED * (logits.argmax(1) != y)
 
 
 def _stronger(best: Tensor, most: Tensor, points: Tensor, ranked: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from hydrabench.reporting.cells import Cell, Meeting, default_protocol, gather
 from hydrabench.reporting.columns import OPEN, Column, Protocol, titles
 from hydrabench.reporting.contradictions import refuse_contradictions
 from hydrabench.reporting.evaluations import (
+    EvaluatedNetwork,
     Evaluation,
     read_evaluations,
 )
@@ -80,15 +81,24 @@ def build_leaderboard(
     networks = {**{sha: network for sha, (network, _) in published.items()}, **networks_of(evaluations)}
     numbers = _numbers(cells, published)
     columns = tuple(sorted({column for found in numbers.values() for column in found}, key=lambda one: one.order))
-    rows = [
-        Row(networks[sha], networks[sha].name, {column: found[column] for column in columns if column in found})
-        for sha, found in numbers.items()
-    ]
+    rows = _rows(networks, numbers, columns)
     protocols = _protocols(evaluations, columns, published_protocols(published))
     names = titles(columns, protocols)
     order = arrange(distinct(rows), columns, cells, titles=names, sort=sort, group_by=group_by)
     ranked = (order.score, order.tests)
     return Leaderboard(columns, order.rows, protocols, cells, evaluations, layers, tuple(external), *ranked)
+
+
+def _rows(
+    networks: Mapping[str, EvaluatedNetwork],
+    numbers: Mapping[str, Mapping[Column, Estimate]],
+    columns: Sequence[Column],
+) -> list[Row]:
+    """One row for each network, its numbers in the order of the columns."""
+    return [
+        Row(networks[sha], networks[sha].name, {column: found[column] for column in columns if column in found})
+        for sha, found in numbers.items()
+    ]
 
 
 def _numbers(cells: Mapping[tuple[str, Column], Cell], published: Cells) -> dict[str, dict[Column, Estimate]]:

@@ -143,15 +143,20 @@ def _read_legacy(data: bytes) -> Any:
     if sorted(keys) != sorted(storages):
         raise ValueError("storages without data")
     for key in keys:
-        target = storages[key]._untyped_storage
-        (elements,) = struct.unpack("<q", file.read(8))
-        if elements * storages[key].dtype.itemsize != target.nbytes():
-            raise CheckpointError(f"claims {target.nbytes()} bytes where it holds {elements} elements; {DAMAGED}")
-        content = bytearray(file.read(target.nbytes()))
-        if len(content) != target.nbytes():
-            raise ValueError("cut short")
-        target.copy_(_storage_of(content))
+        _fill(storages[key], file)
     return values
+
+
+def _fill(storage: _Storage, file: io.BytesIO) -> None:
+    """Read the content of a storage: the number of its elements, and its bytes."""
+    target = storage._untyped_storage
+    (elements,) = struct.unpack("<q", file.read(8))
+    if elements * storage.dtype.itemsize != target.nbytes():
+        raise CheckpointError(f"claims {target.nbytes()} bytes where it holds {elements} elements; {DAMAGED}")
+    content = bytearray(file.read(target.nbytes()))
+    if len(content) != target.nbytes():
+        raise ValueError("cut short")
+    target.copy_(_storage_of(content))
 
 
 def _no_storage(identity: Any) -> Any:

@@ -159,12 +159,7 @@ def finetune(
     options = _with_own_images(recipe, options)
     recipe, source, options = _open_source(recipe, ref, described, options)
     density = section.density
-    if lwm and density is None:
-        raise ConfigError("--lwm needs --density, the fraction of weights kept by magnitude, for example 0.1")
-    if not lwm and density is not None and density != source.header.density:
-        raise ConfigError(f"{ref} keeps {source.header.density} of its weights; --density belongs to --lwm")
-    if not lwm and source.header.density == 1:
-        raise CheckpointError(f"{ref} is not pruned; run `hydrabench prune` first, or add --lwm --density 0.1")
+    _require_density(density, source.header.density, ref, lwm=lwm)
     network = source.network
     if lwm and density is not None:
         bake_masks(network)
@@ -177,6 +172,16 @@ def finetune(
         density, held_out = source.header.density, source.header.held_out
         start = Start(network, "finetune", "finetune", density, source.sha256, None, source.code, held_out)
     return run_phase(recipe, section, start, out, resume, options)
+
+
+def _require_density(density: float | None, present: float, ref: Source, *, lwm: bool) -> None:
+    """Refuse to finetune unless something says which weights to keep: LWM its density, or else a pruned source."""
+    if lwm and density is None:
+        raise ConfigError("--lwm needs --density, the fraction of weights kept by magnitude, for example 0.1")
+    if not lwm and density is not None and density != present:
+        raise ConfigError(f"{ref} keeps {present} of its weights; --density belongs to --lwm")
+    if not lwm and present == 1:
+        raise CheckpointError(f"{ref} is not pruned; run `hydrabench prune` first, or add --lwm --density 0.1")
 
 
 def _open_source(
