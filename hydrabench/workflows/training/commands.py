@@ -11,7 +11,7 @@ from torch import nn
 
 from hydrabench.checkpoints import Checkpoint, Header
 from hydrabench.checkpoints.own_code import UsedCode, build_own, require_recordable, used_code
-from hydrabench.config import Normalization
+from hydrabench.config import Densities, Normalization
 from hydrabench.data import DATASETS, DataSet, load_images
 from hydrabench.data.forms import is_own
 from hydrabench.data.own_images import OwnImages, load_own
@@ -174,7 +174,7 @@ def finetune(
     return run_phase(recipe, section, start, out, resume, options)
 
 
-def _require_density(density: float | None, present: float, ref: Source, *, lwm: bool) -> None:
+def _require_density(density: Densities | None, present: float, ref: Source, *, lwm: bool) -> None:
     """Refuse to finetune unless something says which weights to keep: LWM its density, or else a pruned source."""
     if lwm and density is None:
         raise ConfigError("--lwm needs --density, the fraction of weights kept by magnitude, for example 0.1")
