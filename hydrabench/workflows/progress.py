@@ -88,9 +88,11 @@ def _log(title: str, total: int, done: int) -> Iterator[Advance]:
             state["printed"] = moment
             say(waiting.pop())
 
-    yield advance
-    if waiting and state["done"] >= total:
-        say(waiting.pop())
+    try:
+        yield advance
+    finally:  # what came whole is said, too, if it turns out to be of no use
+        if waiting and state["done"] >= total:
+            say(waiting.pop())
 
 
 def _ignore(pieces: float, note: str) -> None:
