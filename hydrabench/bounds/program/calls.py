@@ -54,11 +54,12 @@ from hydrabench.errors import UnsupportedLayerError
 def refusal(path: str, kind: str, reason: str) -> UnsupportedLayerError:
     """The error for a layer or call at `path` that has no sound rule, with everything that has one."""
     layers = ", ".join(sorted(layer.__name__ for layer in LAYERS))
-    functions = sorted({getattr(function, "__name__", function) for function in (*FUNCTIONS, *TENSOR_METHODS)} - {"fn"})
+    known = {getattr(function, "__name__", function) for function in (*FUNCTIONS, *TENSOR_METHODS)} - {"fn"}
+    functions = sorted(name for name in known if name.removesuffix("_") == name or name[:-1] not in known)
     return UnsupportedLayerError(
         f"cannot bound {path or 'the network'} ({kind}): it {reason}; the bounds know the layers {layers} and the "
-        f"functions {', '.join(functions)}; build the network from these, or certify it with smoothing, which needs "
-        "no rules"
+        f"functions {', '.join(functions)}; build the network from these, add a rule by --plugin "
+        "(examples/extend/operation.py), or certify it with smoothing, which needs no rules"
     )
 
 
