@@ -22,7 +22,7 @@ def build_optimizer(network: nn.Module, recipe: PhaseRecipe) -> torch.optim.Opti
 
     Learned keep rates are a group of their own if the recipe gives them a learning rate of their own.
 
-    Source: reference/hydra.md section 3.4.
+    Source: HYDRA's code, whose optimizers these are.
     """
     parameters = _groups(network, recipe)
     lr, weight_decay = recipe.lr, recipe.weight_decay
