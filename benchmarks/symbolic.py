@@ -3,7 +3,7 @@
 Usage: python benchmarks/symbolic.py
 
 `cifar_model` with random weights, 5 images, forward, and forward with backward. The zonotope carries every pixel and
-every undecided ReLU forward as a matrix of its own (reference/hydra.md, section 1.8). Both must agree to 1e-5.
+every undecided ReLU forward as a matrix of its own as HYDRA's code has it. Both must agree to 1e-5.
 """
 
 from __future__ import annotations

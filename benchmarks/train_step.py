@@ -10,7 +10,7 @@ computes with one, which `--threads 1` shows. `--clock cpu` counts the seconds t
 those that passed, for a machine that others use; with one thread, they are those that would pass on an idle one. A
 turn of the whole table computes for about fifteen minutes on one slow core.
 
-`plain` is HYDRA's step as reference/hydra.md describes it in sections 1.2 and 2.1: a forward pass in train mode for
+`plain` is HYDRA's step as its authors' code takes it: a forward pass in train mode for
 the logged accuracy; ten steps of attack in eval mode, each with a fresh forward pass of the clean images, and
 differentiated with respect to the images alone; the loss from three forward passes in train mode, clean for the
 cross entropy, adversarial, and clean for the divergence. While pruning, every layer of every one of these 24 passes

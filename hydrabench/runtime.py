@@ -103,7 +103,7 @@ def operations_per_second(device: torch.device) -> float:
 def exact_arithmetic() -> Iterator[None]:
     """Switch TF32 and other reduced-precision matrix arithmetic off inside the block.
 
-    TF32 rounds operands to 10 bits, which moves bounds and verdicts (reference: field.md, section 5.2).
+    TF32 rounds operands to 10 bits, which moves bounds and verdicts.
     """
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
     torch.set_float32_matmul_precision("highest")

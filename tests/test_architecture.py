@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 import hydrabench
 
 PACKAGE = Path(hydrabench.__file__).parent
+ROOT = Path(__file__).parents[1]
+SHIPPED = ("hydrabench", "configs", "docs", "benchmarks", "tools", "examples")
 ROWS = [
     {"__main__"},
     {"cli"},
@@ -135,3 +138,10 @@ def test_a_name_means_one_thing_in_the_whole_package():
             homes[name].append(str(path.relative_to(PACKAGE)))
     assert homes["Evaluator"] == ["evaluators/description.py"]
     assert not {name: places for name, places in homes.items() if len(places) > 1 and name not in MORE_THAN_ONCE}
+
+
+def test_sources_are_papers_and_code_that_a_reader_can_find():
+    """The developers' notes on the field are not part of the project."""
+    texts = [path for kind in ("*.py", "*.md", "*.yml") for place in SHIPPED for path in (ROOT / place).rglob(kind)]
+    assert len(texts) > 200
+    assert not [path.name for path in texts if re.search(r"reference/|\bfield\.md|hydra\.md", path.read_text("utf-8"))]

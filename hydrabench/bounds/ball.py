@@ -62,7 +62,8 @@ class Ball:
     def known(self, nodes: Sequence[Node]) -> dict[int, Interval]:
         """Bounds by the dual norm of values that are linear in the image; none for L-infinity, which needs none.
 
-        Source: reference/hydra.md, section 1.7, "IBP forward". At a border only the filter's part on the image counts.
+        At a border only the filter's part on the image counts.
+        Source: Gowal et al. (2018), arXiv:1810.12715, section 3.
         """
         if self.norm == "linf":
             return {}

@@ -66,7 +66,6 @@ def cascade(
         network, x, y, epsilon, norm: as for `ibp.interval_margins`.
         methods: keys of `STEPS`, at least one.
     Raises: ConfigError for an unknown method, ValueError if there is none, and what `ibp.interval_margins` raises.
-    Source: reference/field.md, section 5.1, item 8.
     """
     return _cascade(pose(network, x, y, epsilon, norm=norm), methods, MEMORY)
 

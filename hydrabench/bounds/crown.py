@@ -44,7 +44,7 @@ def crown_ibp_margins(
     Args:
         only_open: take the interval bound of f_y - f_j where it is positive, the larger of both elsewhere,
             and leave out the pass backward for every margin that is proved already.
-    Source: Zhang et al. (2019), arXiv:1906.06316, section 3; reference/hydra.md, section 1.7.
+    Source: Zhang et al. (2019), arXiv:1906.06316, section 3.
     """
     method = partial(_open_rows if only_open else crown_ibp_rows, memory=memory)
     return solved(pose(network, x, y, epsilon, norm=norm), method, memory=memory).min(1).values
@@ -55,7 +55,7 @@ def crown_margins(
 ) -> Tensor:
     """Like `ibp.interval_margins`, by CROWN for every unstable neuron as for the margins.
 
-    Source: Zhang et al. (2018), arXiv:1811.00866; reference/hydra.md, section 1.7, "full CROWN".
+    Source: Zhang et al. (2018), arXiv:1811.00866.
     """
     return solved(pose(network, x, y, epsilon, norm=norm), crown_rows, memory=memory).min(1).values
 
@@ -74,7 +74,7 @@ def crown_ibp_rows(problem: Problem, *, memory: int = MEMORY) -> Tensor:
 def crown_rows(problem: Problem) -> Tensor:
     """Lower bounds of the margins of a problem, (B, S), by CROWN for every undecided neuron as for the margins.
 
-    Source: Zhang et al. (2018), arXiv:1811.00866; reference/hydra.md, section 1.7, "full CROWN".
+    Source: Zhang et al. (2018), arXiv:1811.00866.
     """
     return _crown(problem, tighten=True)
 
@@ -127,7 +127,7 @@ def lower_bounds(
         memory: bytes to keep to, as far as one function does; the functions are taken in parts. Gradients
             need everything at once and are not bounded by this.
     Returns: (B, S); -inf where the offset is, NaN where inputs or weights are.
-    Source: reference/hydra.md, section 1.7, "CROWN backward".
+    Source: Zhang et al. (2018), arXiv:1811.00866, theorem 3.2.
     """
     largest = max(shape[1:].numel() for shape in passed.shapes[: len(nodes) + 1])
     most = max(1, memory // (LIVE * largest * rows.element_size()))

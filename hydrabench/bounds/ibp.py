@@ -17,7 +17,7 @@ from hydrabench.bounds.program.operations import Relaxed
 from hydrabench.bounds.specification import Problem, pose, solved
 from hydrabench.threat import Norm
 
-NEGLIGIBLE = 1e-5  # weight of CROWN-IBP below which its pass is left out (reference/hydra.md, section 1.6, item 5)
+NEGLIGIBLE = 1e-5  # weight of CROWN-IBP below which its pass is left out, as in HYDRA's code
 
 
 class MarginBound(Protocol):
@@ -52,7 +52,7 @@ def interval_margins(
 def interval_rows(problem: Problem) -> Tensor:
     """Lower bounds of the margins of a problem, (B, S), by intervals; an L2 ball is one up to the first linear layer.
 
-    Source: Gowal et al. (2018), arXiv:1810.12715, section 3; reference/hydra.md, section 1.7, "IBP forward".
+    Source: Gowal et al. (2018), arXiv:1810.12715, section 3.
     """
     if problem.ball.norm == "linf":
         output = propagate(problem.body, problem.ball.box).output
@@ -72,7 +72,7 @@ def class_margins(network: nn.Module, x: Tensor, y: Tensor, epsilon: float, *, b
         beta: weight of the CROWN-IBP bounds, in [0, 1]; interval bounds get 1 - beta.
     Returns: (B, K), exactly 0 in column y, differentiable with respect to the network's parameters.
     Raises: ValueError if `beta` is outside its range, and what `interval_margins` raises.
-    Source: Zhang et al. (2019), arXiv:1906.06316, section 3.2; reference/hydra.md, section 1.6.
+    Source: Zhang et al. (2019), arXiv:1906.06316, section 3.2.
     """
     if not 0 <= beta <= 1:
         raise ValueError(f"out of range: {beta=}, must be in [0, 1]")

@@ -3,7 +3,7 @@
 For every linear operation W v + b there is a *magnitude* |W| |v| + |b| that its rounding is a small multiple of, in any
 order of summation (see `outward`). Products with a weight that is exactly 0 do not count. Winograd and FFT convolutions
 are no such sums and are not covered.
-Source: Higham (2002), "Accuracy and stability of numerical algorithms", sections 3.1 and 4.2; reference/field.md, 5.3.
+Source: Higham (2002), "Accuracy and stability of numerical algorithms", sections 3.1 and 4.2.
 """
 
 from __future__ import annotations

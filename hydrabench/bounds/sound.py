@@ -9,7 +9,7 @@ Every sum of the passes themselves is widened by what rounding can do to it in a
 claim depends on the machine, the batch or the library. They assume rounding to nearest with gradual underflow, as torch
 has it by default, and convolutions that are sums of products: in float64 torch computes them on the CPU by unfolding
 and matrix products, and does so on GPUs, too, while cuDNN, which has an FFT, is switched off here.
-Source: reference/field.md, section 5.3, item 6; Singh et al. (2019), "An abstract domain for certifying neural
+Source: Singh et al. (2019), "An abstract domain for certifying neural
 networks", section 4.4, widens the same sums.
 """
 
@@ -68,7 +68,7 @@ def deployed_margins(network: nn.Module | Prepared, x: Tensor, y: Tensor, epsilo
         x, y, epsilon, kind: as for `sound_margins`.
     Returns: (B,), float64; NaN where nothing is known, because numbers may be too large for the type of `x`, too.
     Raises: what `sound_margins` raises.
-    Source: reference/field.md, section 5.3, item 6; Higham (2002), section 3.1.
+    Source: Higham (2002), section 3.1.
     """
     return _margins(network, x, y, epsilon, kind, rounding=x.dtype)
 

@@ -4,7 +4,7 @@ What is not linear on the ball is enclosed by two parallel lines, a ReLU by ones
 them is a fresh error of its own. Carried forward this is a zonotope. Here the same numbers come from carrying each
 neuron's function back to the input, and only unstable neurons get such a pass: their rows are patches.
 Source: Wong and Kolter (2018), arXiv:1711.00851; Singh et al. (2018), "Fast and effective robustness certification";
-Wang et al. (2018), arXiv:1809.08098; reference/hydra.md, section 1.8.
+Wang et al. (2018), arXiv:1809.08098.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def symbolic_margins(
 ) -> Tensor:
     """Like `ibp.interval_margins`, by symbolic intervals.
 
-    Source: reference/hydra.md, section 1.8.
+    Source: Wang et al. (2018), arXiv:1809.08098, section 3.
     """
     return solved(pose(network, x, y, epsilon, norm=norm), symbolic_rows, memory=memory).min(1).values
 
@@ -56,7 +56,7 @@ def symbolic_class_margins(network: nn.Module, x: Tensor, y: Tensor, epsilon: fl
             statistics of `x`.
     Returns: (B, K), exactly 0 in column y, differentiable with respect to the network's parameters.
     Raises: what `ibp.interval_margins` raises.
-    Source: reference/hydra.md, section 1.8, whose worst cases u are minus these.
+    Source: Wang et al. (2018), arXiv:1809.08098, section 3; worst cases u of HYDRA's code are minus these.
     """
     problem = pose(network, x, y, epsilon)
     rows = symbolic_rows(problem)
@@ -68,7 +68,7 @@ def symbolic_rows(problem: Problem) -> Tensor:
 
     This is full CROWN with the same slope below and above. Max pooling, which the source does not have, lies in a
     strip of slope 1 along the value with the largest lower bound.
-    Source: reference/hydra.md, section 1.8.
+    Source: Wang et al. (2018), arXiv:1809.08098, section 3.
     """
     strips = Strips(problem.body, problem.ball)
     strips.propagate()

@@ -23,7 +23,7 @@ def kept_count(n: int, density: float) -> int:
         n: weights of the layer, >= 0.
         density: k, the fraction kept, in (0, 1]; 0.1 means one tenth, not its binary neighbour.
     Raises: ConfigError if `density` is outside its range.
-    Source: HYDRA's rule (reference/hydra.md section 2.1) without its rounding error: the original
+    Source: HYDRA's rule (arXiv:2002.10509, section 3) without its rounding error: the original
         evaluates 1 - k in floating point and keeps one weight too many at k = 0.9 and n = 10.
     """
     if not 0 < density <= 1:
@@ -137,7 +137,7 @@ def rescale_weights(network: nn.Module, density: float | Mapping[str, float]) ->
     A random mask of density k then leaves the variance of a layer's outputs as it was: for sparse networks
     that are trained from scratch without batch norm. With a mapping, every layer has its own k; under a
     global budget, k is the overall one, since the masks are chosen after it.
-    Source: reference/hydra.md section 2.2, `scale_rand_init`. The original calls it twice by mistake, so that
+    Source: `scale_rand_init` of HYDRA's code. The original calls it twice by mistake, so that
         its factor is 1 / k (pitfall P13); we do not.
     """
     for name, layer in prunable_layers(network).items():

@@ -215,7 +215,7 @@ def set_phase(network: nn.Module, phase: Phase, *, freeze_batch_norm: bool = Fal
     batch-norm weights and biases unless `freeze_batch_norm`. In the other phases everything but the
     scores is trained, and the masks are constant.
     Parameters that no forward pass uses (see `used_modules`) stay as they are: not trained.
-    Source: reference/hydra.md section 2.3.
+    Source: HYDRA's code, which freezes the same parameters.
     """
     pruning = phase == "prune"
     network.requires_grad_(False)

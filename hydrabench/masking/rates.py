@@ -20,7 +20,7 @@ class KeepRate(nn.Module):
         weights: of the layer.
         density: k, what all layers together are to keep, in (0, 1).
         initial: a(r) at the start, in (m, 1]; above about 0.99 it is cut, as the original does.
-    Source: arXiv:2412.14714; reference/methods-smoothing-attacks.md section 6.1.
+    Source: arXiv:2412.14714.
     """
 
     def __init__(self, weights: int, density: float, initial: float) -> None:

@@ -129,7 +129,7 @@ def snip_scores(network: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         y: labels, (B,).
     Returns: scores by layer, >= 0; zero where a weight has no effect on the loss.
     Source: Lee, Ajanthan and Torr (2019), arXiv:1810.02340, equation 5 without its normalisation, which no
-        ranking depends on; reference/hydra.md section 2.2.
+        ranking depends on.
     """
     twin = copy.deepcopy(network).train()
     weights = {name: layer.weight.requires_grad_() for name, layer in prunable_layers(twin).items()}

@@ -1,4 +1,4 @@
-"""The small sequential networks of verified training, for any image size (reference/hydra.md section 4.5)."""
+"""The small sequential networks of verified training, for any image size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Residual networks: HYDRA's for CIFAR and torchvision's for ImageNet (reference/hydra.md section 4.4)."""
+"""Residual networks: HYDRA's for CIFAR and torchvision's for ImageNet."""
 
 from __future__ import annotations
 

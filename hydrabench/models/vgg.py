@@ -1,4 +1,4 @@
-"""VGG for small images, as HYDRA uses it (reference/hydra.md section 4.2)."""
+"""VGG for small images, as HYDRA uses it."""
 
 from __future__ import annotations
 

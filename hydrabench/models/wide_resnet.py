@@ -1,4 +1,4 @@
-"""Wide residual networks for small images, as HYDRA and TRADES use them (reference/hydra.md section 4.3)."""
+"""Wide residual networks for small images, as HYDRA and TRADES use them."""
 
 from __future__ import annotations
 

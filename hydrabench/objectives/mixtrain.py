@@ -50,7 +50,7 @@ def mixtrain_loss(network: nn.Module, x: Tensor, y: Tensor, settings: MixtrainSe
     Args:
         x: images, (B, C, H, W), in [0, 1]; y: labels, (B,).
     Source: Wang et al., arXiv:1811.02625, "stochastic robust approximation" and "dynamic mixed training";
-        reference/hydra.md section 1.5.
+        HYDRA's code.
     """
     from torch.nn import functional
 
@@ -76,7 +76,7 @@ def certified_weight(epoch: int, settings: MixtrainSettings, *, ramp_epochs: int
         epoch: 0-based.
         ramp_epochs: >= 1; S, the first epoch at the full radius (`schedule_length` of the original), is one less.
     Returns: a weight, at most `weight_max`.
-    Source: reference/hydra.md section 1.5; oracle O8 is S = 10, our 11 ramp epochs.
+    Source: HYDRA's code; its S = 10 is our 11 ramp epochs.
     """
     growths = max(epoch - (ramp_epochs - 1), 0) // settings.weight_every
     try:

@@ -118,7 +118,7 @@ def survivors(network: nn.Module, x: Tensor, y: Tensor, step: TrainingStep, *, n
 def step_size(settings: TrainingAttack, steps: int) -> float:
     """The recipe's step size; or a quarter of the radius (2/255 for 8/255), in L2 two radii over the number of steps.
 
-    Source: reference/hydra.md section 1.2.
+    Source: HYDRA's code.
     """
     if settings.step_size is not None:
         return float(settings.step_size)

@@ -22,7 +22,7 @@ def linear_epsilon(step: int, *, steps_per_epoch: int, ramp_epochs: int, epsilon
         ramp_epochs: >= 1; 1 means the full radius from the first step.
         epsilon: final radius in pixel units.
     Raises: ValueError if `ramp_epochs` is below 1.
-    Source: reference/hydra.md section 1.6; oracle O7: with 60 ramp epochs and 0.007 it is 0 in epoch 0,
+    Source: HYDRA's code: with 60 ramp epochs and 0.007 it is 0 in epoch 0,
         1.186e-4 after one epoch, 0.007 from epoch 59.
     """
     ramp_steps = _ramp_steps(steps_per_epoch, ramp_epochs)
@@ -35,7 +35,7 @@ def smoothed_epsilon(step: int, *, steps_per_epoch: int, ramp_epochs: int, epsil
     The ramp ends where that of `linear_epsilon` does, and `a` makes value and slope continuous: with a
     ramp of n steps, m of them in the first quarter, a = epsilon / (m^3 (4 n - 3 m)).
     Args and raises: as `linear_epsilon`. Source: the schedule of the CROWN-IBP code of Zhang et al.,
-        arXiv:1906.06316; reference/hydra.md section 1.6.
+        arXiv:1906.06316.
     """
     ramp_steps = _ramp_steps(steps_per_epoch, ramp_epochs)
     if step >= ramp_steps:
@@ -53,7 +53,7 @@ def epoch_epsilon(step: int, *, steps_per_epoch: int, ramp_epochs: int, epsilon:
 
     With S of the original (`schedule_length`) and e the epoch, it is epsilon · min(e / S, 1), where S is
     `ramp_epochs` - 1: an epoch of the ramp trains at every multiple of epsilon / S, the last at epsilon.
-    Args and raises: as `linear_epsilon`. Source: Wang et al., arXiv:1811.02625; reference/hydra.md section 1.5.
+    Args and raises: as `linear_epsilon`. Source: Wang et al., arXiv:1811.02625.
     """
     start = step // steps_per_epoch * steps_per_epoch
     return linear_epsilon(start, steps_per_epoch=steps_per_epoch, ramp_epochs=ramp_epochs, epsilon=epsilon)
@@ -77,7 +77,7 @@ def cosine_epoch(step: int, *, total: int, steps_per_epoch: int = 1) -> float:
     """Half a cosine with one value per epoch and an epoch behind, as HYDRA's code has it: (1 + cos(π (e - 1) / E)) / 2.
 
     Epoch 0 is slightly below 1, epoch 1 is 1, and the last of the E epochs is not 0; a single one is 0 throughout.
-    Source: reference/hydra.md section 3.4, oracle O9.
+    Source: HYDRA's code.
     """
     return (1 + cos(pi * (step // steps_per_epoch - 1) / (total / steps_per_epoch))) / 2
 
@@ -85,7 +85,7 @@ def cosine_epoch(step: int, *, total: int, steps_per_epoch: int = 1) -> float:
 def stepwise(step: int, *, total: int, steps_per_epoch: int = 1) -> float:
     """Factor 1, then 0.1 from the first epoch at or after 3/4 of all epochs, and 0.01 from 9/10 of them.
 
-    Source: reference/hydra.md section 3.4.
+    Source: HYDRA's code.
     """
     start = step // steps_per_epoch * steps_per_epoch
     if 10 * start >= 9 * total:

@@ -43,7 +43,7 @@ def stability_loss(
     Args:
         x: images, (B, C, H, W), in [0, 1]; y: labels, (B,).
     Source: Carmon et al., arXiv:1905.13736, stability training (they clamp); Cohen et al., arXiv:1902.02918,
-        section 3.3; reference/hydra.md section 1.4.
+        section 3.3.
     """
     from torch.nn import functional
 

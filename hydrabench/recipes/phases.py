@@ -106,13 +106,14 @@ class PruneRecipe(BudgetRecipe):
     freeze_batch_norm: bool = False
     initial_density: Share | None = None  # scope learned: what every layer keeps at first; None: 0.1
     budget_weight: PositiveFloat | None = None  # scope learned: of the penalty, in epoch 1, growing by it; None: 0.01
+    rate_lr: PositiveFloat | None = None  # scope learned: learning rate of the keep rates; None: lr
 
     def conflicts(self) -> Iterator[str]:
         """Yield what does not fit: weights are frozen while pruning, and averaged scores define no averaged mask."""
         yield from super().conflicts()
         if self.ema_decay:
             yield f"ema_decay averages weights, which `prune` does not train; leave it out ({self.ema_decay:g})"
-        for key in ("initial_density", "budget_weight"):
+        for key in ("initial_density", "budget_weight", "rate_lr"):
             if self.scope != "learned" and (value := getattr(self, key)) is not None:
                 yield f"{key} {value:g} is for scope learned, not {self.scope}; leave it out"
 

@@ -57,6 +57,7 @@ def test_a_global_budget_takes_one_density(read, section):
         ),
         ("train.scores=snap", r"train\.scores: input should be 'scaled'"),
         ("prune.budget_weight=0.1", r"prune: budget_weight 0\.1 is for scope learned, not layer; leave it out"),
+        ("prune.rate_lr=0.05", r"prune: rate_lr 0\.05 is for scope learned, not layer; leave it out"),
         ("finetune.scope=learned", r"finetune\.scope: input should be 'layer' or 'global' \(got 'learned'\)"),
         ("prune.scope=local", r"prune\.scope: input should be 'layer', 'global' or 'learned' \(got 'local'\)"),
         ("prune.density={a: 90}", r"yml: prune\.density\.a: is the fraction of weights kept, in \(0, 1\], got 90; to"),

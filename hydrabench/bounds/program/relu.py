@@ -22,7 +22,7 @@ def relaxation(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     Returns: slope of the line below, which passes through 0; slope and offset of the line above. The
         slope below is adaptive: 1 where the slope above exceeds one half, otherwise 0.
-    Source: reference/hydra.md, section 1.7; Zhang et al. (2018), arXiv:1811.00866, section 3.3.
+    Source: Zhang et al. (2018), arXiv:1811.00866, section 3.3.
     """
     below = lower.clamp(max=0)
     above = torch.maximum(upper.clamp(min=0), below + GUARD)

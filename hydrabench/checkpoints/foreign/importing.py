@@ -1,6 +1,6 @@
 """Networks in files of torch.save, read into our checkpoints: HYDRA's own, RobustBench's, plain state dicts.
 
-HYDRA's file is a dict: epoch, arch, state_dict, best_prec1, optimizer (reference/hydra.md section 4.7); `kept.py` tells
+HYDRA's file is a dict: epoch, arch, state_dict, best_prec1, optimizer; `kept.py` tells
 which of its weights are kept. Others hold a state dict under some name, or nothing else. Such a file says little of
 its network: what it does not say must be given, because a wrong guess is a wrong number without a word.
 """

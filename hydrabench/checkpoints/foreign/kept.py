@@ -89,7 +89,7 @@ def hydra_kept_count(n: int, density: float) -> int:
         n: weights of the layer, >= 0.
         density: k, the fraction kept, in (0, 1].
     Raises: ConfigError if `density` is outside its range.
-    Source: reference/hydra.md section 2.1. At k = 0.9 and n = 10 it keeps 10; `kept_count` keeps 9.
+    Source: HYDRA's code, whose mask this is. At k = 0.9 and n = 10 it keeps 10; `kept_count` keeps 9.
     """
     if not 0 < density <= 1:
         raise ConfigError(f"density {density} is outside (0, 1]; to prune 99% of the weights write 0.01")

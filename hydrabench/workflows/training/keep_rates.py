@@ -19,7 +19,7 @@ class BudgetPenalty:
 
     In epoch e, counted from 1, gamma is e times `prune.budget_weight`. It stays as it is after the first epoch at whose
     end the excess, rounded to four digits, is 0.
-    Source: arXiv:2412.14714; reference/methods-smoothing-attacks.md section 6.1.
+    Source: arXiv:2412.14714.
     """
 
     def __init__(self, network: nn.Module, recipe: PhaseRecipe) -> None:

@@ -9,18 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hydrabench.masking import learned_budget
 from hydrabench.objectives import SCHEDULES
-from hydrabench.recipes import PhaseRecipe
+from hydrabench.recipes import PhaseRecipe, PruneRecipe
 
+FACTOR = "factor"  # of a group of parameters: its learning rate over the recipe's
 AVERAGE_START = 10  # at first, an average spans about the last ninth of the steps so far
 
 
 def build_optimizer(network: nn.Module, recipe: PhaseRecipe) -> torch.optim.Optimizer:
     """The recipe's optimizer over the parameters that are trained; weight decay is an L2 term of the gradient.
 
-    Source: reference/hydra.md section 3.4.
+    Learned keep rates are a group of their own if the recipe gives them a learning rate of their own.
+
+    Source: HYDRA's code, whose optimizers these are.
     """
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    parameters = _groups(network, recipe)
     lr, weight_decay = recipe.lr, recipe.weight_decay
     match recipe.optimizer:
         case "adam":
@@ -31,6 +35,17 @@ def build_optimizer(network: nn.Module, recipe: PhaseRecipe) -> torch.optim.Opti
             return torch.optim.SGD(
                 parameters, lr=lr, momentum=recipe.momentum, weight_decay=weight_decay, nesterov=recipe.nesterov
             )
+
+
+def _groups(network: nn.Module, recipe: PhaseRecipe) -> list[dict[str, Any]]:
+    """Return groups of what is trained: keep rates may have a learning rate of their own."""
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    budget = learned_budget(network)
+    if budget is None or not isinstance(recipe, PruneRecipe) or recipe.rate_lr is None:
+        return [{"params": trained}]
+    rates = [rate.logit for rate in budget.rates()]
+    others = [parameter for parameter in trained if all(parameter is not rate for rate in rates)]
+    return [{"params": others}, {"params": rates, FACTOR: recipe.rate_lr / recipe.lr}]
 
 
 def set_learning_rate(
@@ -45,7 +60,7 @@ def set_learning_rate(
         milestones=recipe.milestones,
     )
     for group in optimizer.param_groups:
-        group["lr"] = recipe.lr * factor
+        group["lr"] = recipe.lr * factor * group.get(FACTOR, 1.0)
     return recipe.lr * factor
 
 

@@ -113,6 +113,20 @@ def test_learned_keep_rates_differ_by_layer_and_end_at_exactly_the_budget(line, 
     assert same(masks(tmp_path / "tuned"), masks(tmp_path / "prune"))
 
 
+def test_keep_rates_reach_the_budget_with_a_learning_rate_of_their_own(line, make_recipe, cpu, tmp_path):
+    """Adam moves a rate by its learning rate at most, so that a larger penalty alone would not help."""
+    excesses = {}
+    for name, values in {"none": {"budget_weight": 10}, "own": {"rate_lr": 0.5, "budget_weight": 10}}.items():
+        learned = {"epochs": 3, "density": 0.05, "scope": "learned", "optimizer": "adam", "lr": 0.002, **values}
+        training.prune(make_recipe(prune=learned), str(line.train), tmp_path / name, options=cpu)
+        rows = list(csv.DictReader((tmp_path / name / "metrics.csv").open()))
+        excesses[name] = [float(row["budget_excess"]) for row in rows]
+        assert [float(row["lr"]) for row in rows] == sorted((float(row["lr"]) for row in rows), reverse=True)
+        assert float(rows[0]["lr"]) <= 0.002
+    assert excesses["none"][-1] > 0.5
+    assert excesses["own"][-1] < 0.05
+
+
 def test_a_density_for_each_layer_reaches_the_checkpoint_and_what_follows_it(line, make_recipe, cpu, tmp_path):
     recipe = make_recipe(prune={"epochs": 1, "density": BY_LAYER}, finetune={"epochs": 1})
     training.prune(recipe, str(line.train), tmp_path / "prune", options=cpu)
@@ -214,6 +228,7 @@ def test_rescaled_weights_start_larger_and_change_the_run(make_recipe, cpu, tmp_
         ("prune", {"density": 0.1, "scope": "global"}),
         ("prune", {"density": BY_LAYER, "scores": "snip"}),
         ("prune", {"density": 0.05, "scope": "learned", "budget_weight": 0.5}),
+        ("prune", {"density": 0.05, "scope": "learned", "optimizer": "adam", "rate_lr": 0.5}),
     ],
 )
 def test_an_interrupted_run_goes_on_to_the_same_bytes(line, make_recipe, cpu, tmp_path, monkeypatch, phase, changes):
