@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,14 @@ def write_json(path: Path, value: Any) -> None:
 def json_text(value: Any) -> str:
     """Return `value` as indented JSON. Raises: ValueError for NaN and infinity."""
     return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def close_name(path: Path) -> str:
+    """Return "; did you mean 'runs/pgd'?" for the file or folder beside `path` that is named most like it, or ""."""
+    with suppress(OSError, ValueError):
+        close = get_close_matches(path.name[:100], [one.name for one in path.parent.iterdir()], n=1)
+        return f"; did you mean {str(path.parent / close[0])!r}?" if close else ""
+    return ""
 
 
 def sha256_of(path: Path) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 
 from hydrabench.documents import read_bytes
 from hydrabench.errors import ConfigError, HydrabenchError
+from hydrabench.files import close_name
 
 PLUGIN_BYTES = 1 << 22
 SHOWN = 12  # characters of a hash in messages
@@ -48,7 +49,9 @@ def load(path: Path, registries: Sequence[Registry]) -> None:
     try:
         source = read_bytes(path, PLUGIN_BYTES)
     except OSError as error:
-        raise ConfigError(f"no plugin {str(path)!r} ({error.strerror}); --plugin takes a Python file") from error
+        raise ConfigError(
+            f"no plugin {str(path)!r} ({error.strerror}); --plugin takes a Python file{close_name(path)}"
+        ) from error
     digest = hashlib.sha256(source).hexdigest()
     if _loaded.get(path.name) == digest:
         return

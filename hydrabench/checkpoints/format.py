@@ -25,7 +25,7 @@ from hydrabench.checkpoints.header import Header, Layout, shown
 from hydrabench.checkpoints.own_code import BY_NAME, Maker, UsedCode
 from hydrabench.checkpoints.peeking import METADATA_KEY, not_whole, own_header
 from hydrabench.errors import CheckpointError, ConfigError
-from hydrabench.files import replacing, sha256_of
+from hydrabench.files import close_name, replacing, sha256_of
 from hydrabench.masking import attach_masks, bake_masks, freeze_masks, kept_counts, prunable_layers, score_masks
 from hydrabench.models import inner_network, normalized
 from hydrabench.plugins import require
@@ -137,7 +137,7 @@ def load_checkpoint(path: Path, *, model: str | nn.Module | None = None) -> Chec
 def read_file(path: Path) -> bytes:
     """Return the bytes of a checkpoint file. Raises: CheckpointError if it is missing, or cannot be read."""
     if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}")
+        raise CheckpointError(f"no checkpoint at {path}{close_name(path)}")
     try:
         size = path.stat().st_size
         if size > LARGEST_FILE:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hydrabench.checkpoints.header import Header, read_header, shown
 from hydrabench.errors import CheckpointError
+from hydrabench.files import close_name
 
 METADATA_KEY = "hydrabench"
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"  # how the two formats of torch.save begin
@@ -29,7 +30,7 @@ def peek(path: Path) -> Header | None:
     Raises: CheckpointError if the file cannot be one of ours, as `load_checkpoint` has it.
     """
     if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}")
+        raise CheckpointError(f"no checkpoint at {path}{close_name(path)}")
     if is_torch_file(path):
         return None
     with path.open("rb") as file:
@@ -53,6 +54,8 @@ def own_header(metadata: dict[str, str], path: Path) -> Header:
 
 def not_whole(path: Path, why: str) -> CheckpointError:
     """Return the message about a file that is no safetensors file."""
+    if path.suffix in (".onnx", ".pt2"):
+        return CheckpointError(f"{path} holds a network and is no checkpoint; give --model {path} in place of --ckpt")
     return CheckpointError(
         f"{path} is not a whole safetensors file ({shown(why, 200)}); fetch or write it again, or, if it is a .pt or "
         ".pth file, convert it first"

@@ -10,7 +10,7 @@ from hydrabench.checkpoints.download import Progress
 from hydrabench.checkpoints.hub import PREFIX, WEIGHTS, fetch_from_hub, is_on_hub
 from hydrabench.checkpoints.manifest import RELEASED, SHIPPED, ProtocolResult, ZooEntry, read_entries
 from hydrabench.errors import CheckpointError, ConfigError
-from hydrabench.files import sha256_of, shipped
+from hydrabench.files import close_name, sha256_of, shipped
 
 __all__ = [
     "ProtocolResult",
@@ -95,7 +95,7 @@ def resolve(ref: str, *, progress: Progress | None = None) -> Path:
     except OSError as error:
         raise CheckpointError(f"no checkpoint at {ref[:200]} ({error.strerror})") from error
     if path.suffix or path.is_absolute() or ref.startswith("."):
-        raise CheckpointError(f"no checkpoint at {ref}")
+        raise CheckpointError(f"no checkpoint at {ref}{close_name(path)}")
     return fetch(find_entry(ref), progress=progress)
 
 

@@ -24,6 +24,7 @@ from hydrabench.data.images import ImageSet, check_labels
 from hydrabench.data.labels import feature_names, plain_class
 from hydrabench.data.parquet import LABEL_COLUMNS, column_names, read_column, read_parquet
 from hydrabench.errors import DataError
+from hydrabench.files import close_name
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 LOOKED_AT = 100  # images whose sizes decide whether all are taken as they are
@@ -41,7 +42,7 @@ def load_own(name: str, split: str) -> OwnImages:
     form, _, place = name.partition(":")
     path = Path(place)
     if form not in INSIDE and not path.exists():
-        raise DataError(f"{name}: there is no {place or 'path'}; give {OWN_FORMS}")
+        raise DataError(f"{name}: there is no {place or 'path'}; give {OWN_FORMS}{close_name(Path(place))}")
     images = OWN[form](path, name, split)
     check_labels(images, name)
     return images

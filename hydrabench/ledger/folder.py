@@ -18,7 +18,7 @@ from typing import Any
 
 from hydrabench.documents import parse_json, read_json, read_text
 from hydrabench.errors import ConfigError, LedgerError, shortened
-from hydrabench.files import now, sha256_of, write_json
+from hydrabench.files import close_name, now, sha256_of, write_json
 from hydrabench.ledger.examples import ADVERSARIAL, LIST, ExampleStore
 from hydrabench.ledger.records import Record
 from hydrabench.plugins import loaded, require
@@ -251,7 +251,8 @@ def read_run(path: Path) -> RunFolder:
     Raises: LedgerError if it is none, or of an unknown schema; ConfigError naming a plugin that it needs.
     """
     if not (path / "run.json").is_file():
-        raise LedgerError(f"{path} is not a run folder: it holds no run.json")
+        problem = "holds no run.json" if path.exists() else f"does not exist{close_name(path)}"
+        raise LedgerError(f"{path} is not a run folder: it {problem}")
     header = _read_json(path / "run.json")
     if header.get("schema") not in READABLE:
         raise LedgerError(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydrabench.documents import read_bytes
 from hydrabench.errors import ConfigError, shortened
-from hydrabench.files import cache_folder
+from hydrabench.files import cache_folder, close_name
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -111,7 +111,7 @@ def _version(library: str) -> str:
 def _from_file(path: Path) -> tuple[ModuleType, CodeFile, Path]:
     """Run a file as a module; what lies beside it can be imported from it."""
     if not path.is_file():
-        raise ConfigError(f"--model {path}: there is no such file; give {CODE_FORMS}")
+        raise ConfigError(f"--model {path}: there is no such file; give {CODE_FORMS}{close_name(path)}")
     path = path.resolve()
     source = CodeFile(path.name, read_bytes(path, CODE_BYTES))
     _importable(path.parent)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from hydrabench.data.forms import OWN_KINDS
 from hydrabench.documents import read_yaml
 from hydrabench.errors import ConfigError
-from hydrabench.files import shipped
+from hydrabench.files import close_name, shipped
 from hydrabench.models.own_code import is_program
 
 REPLACED = ("objective",)  # sections whose keys depend on their `name`; with another name, nothing is inherited
@@ -31,7 +32,9 @@ def find_recipe(path: Path, beside: Path | None = None) -> Path:
     name = path.name.removesuffix(".yml")
     if len(path.parts) == 1 and name in known:
         return known[name]
-    raise ConfigError(f"no recipe {str(path)!r}; give a YAML file or one of: {', '.join(known)}")
+    similar = get_close_matches(name[:100], known, n=1)
+    hint = close_name(file) or (f"; did you mean {similar[0]!r}?" if similar else "")
+    raise ConfigError(f"no recipe {str(path)!r}; give a YAML file, or a name of `hydrabench list recipes`{hint}")
 
 
 def resolved_values(file: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from hydrabench.config import parse
 from hydrabench.documents import parse_json, read_bytes, read_json
 from hydrabench.errors import ConfigError, LedgerError, shortened
 from hydrabench.evaluators import EVALUATORS, at, record_of, recorded_settings
-from hydrabench.files import json_text
+from hydrabench.files import close_name, json_text
 from hydrabench.reporting.evaluations import Evaluation, ImageSelection
 
 BASELINE_SCHEMA = "hydrabench.baseline/1"
@@ -194,7 +194,10 @@ def read_baseline(folder: Path) -> list[Ledger]:
             raise LedgerError(f"{source} has schema {schema}, this version reads {BASELINE_SCHEMA!r}; {MAKE_AGAIN}")
         manifest = parse(Contents, values, str(source))
     except FileNotFoundError as error:
-        raise LedgerError(f"{folder} is no baseline: it holds no {CONTENTS_FILE}") from error
+        problem = f"holds no {CONTENTS_FILE}" if folder.exists() else f"does not exist{close_name(folder)}"
+        raise LedgerError(
+            f"{folder} is no baseline: it {problem}; `hydrabench baseline RUNS --out {folder}` makes one"
+        ) from error
     except ConfigError as error:
         raise LedgerError(f"{error}; {MAKE_AGAIN}") from error
     return [_read_ledger(folder, entry) for entry in manifest.ledgers]

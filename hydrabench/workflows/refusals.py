@@ -20,6 +20,7 @@ from hydrabench.checkpoints.zoo import fetch, resolve
 from hydrabench.data.choosing import PICKED, Choice, choose, require_indices
 from hydrabench.data.registry import DATASETS, data_folder, require_folder
 from hydrabench.errors import ConfigError, lookup
+from hydrabench.files import close_name
 from hydrabench.ledger import find_run, read_run
 from hydrabench.workflows.evaluation.request import ModelRequest
 from hydrabench.workflows.evaluation.settings import complete_settings
@@ -92,9 +93,9 @@ def refuse_model(request: ModelRequest) -> None:
     """Refuse a file of --model or --weights that is not there. Raises: ConfigError."""
     place = request.spec.rpartition(":")[0] or request.spec
     if Path(place).suffix in (".py", ".pt2", ".onnx") and not Path(place).is_file():
-        raise ConfigError(f"--model {place}: there is no such file")
+        raise ConfigError(f"--model {place}: there is no such file{close_name(Path(place))}")
     if request.weights is not None and not request.weights.is_file():
-        raise ConfigError(f"--weights {request.weights}: there is no such file")
+        raise ConfigError(f"--weights {request.weights}: there is no such file{close_name(request.weights)}")
 
 
 def refuse_evaluation(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hydrabench.checkpoints import read_manifest
 from hydrabench.errors import GateError, LedgerError, lookup
-from hydrabench.files import json_text, shipped, write_together
+from hydrabench.files import close_name, json_text, shipped, write_together
 from hydrabench.ledger import RunFolder, read_run, writing
 from hydrabench.reporting import (
     IMPORTS,
@@ -182,7 +182,7 @@ def find_runs(paths: Sequence[Path]) -> list[RunFolder]:
     for path in paths:
         if not path.is_dir():
             problem = "is a file" if path.exists() else "does not exist"
-            raise LedgerError(f"{path} {problem}; give run folders, or folders that hold some")
+            raise LedgerError(f"{path} {problem}; give run folders, or folders that hold some{close_name(path)}")
         folders = [file.parent for file in path.rglob("run.json")]
         if not folders:
             raise LedgerError(f"{path} is not a run folder and holds none: no run.json in it or below")

@@ -212,15 +212,20 @@ def _open_subject(run: RunFolder, network: NetworkSource, options: RunOptions) -
         ref, remedy = request.spec, "name that network with --model"
         subject = open_model(request, options=options, precision=precision)
     elif about.get("external") and network.ref is None:
-        raise CheckpointError(
-            f"{run.path} is about {about['arch']}, which hydrabench did not build; name it as then with --model, "
-            "--weights, --normalization"
-        )
+        raise CheckpointError(f"{run.path} judged a network of other code; name it again: {_options(about)}")
     else:
         ref, remedy = network.ref or _find_checkpoint(run), "name that checkpoint with --ckpt"
         subject = open_subject(ref, options=options, precision=precision, described=network.described)
     _require_same_network(run, subject, ref, remedy)
     return subject
+
+
+def _options(about: Mapping[str, Any]) -> str:
+    """Return the options that named a network of other code, as far as the header of a run says them."""
+    arguments = [f"--model-args {key}={value}" for key, value in about.get("arguments", {}).items()]
+    weights = ["--weights FILE"] if "weights_sha256" in about else []
+    normalization = ["(and --normalization, if it was given)"] if about.get("normalization") else []
+    return " ".join([f"--model {about.get('spec', about['arch'])}", *arguments, *weights, *normalization])
 
 
 def _require_same_network(run: RunFolder, subject: Subject, name: str, remedy: str) -> None:

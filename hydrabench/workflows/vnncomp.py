@@ -26,7 +26,7 @@ from hydrabench.bounds.properties import read_property
 from hydrabench.checkpoints.foreign.onnx_reader import OnnxNetwork, read_onnx
 from hydrabench.documents import read_text
 from hydrabench.errors import ConfigError, DataError, HydrabenchError, LedgerError
-from hydrabench.files import write_text
+from hydrabench.files import close_name, write_text
 from hydrabench.runtime import World, exact_arithmetic
 from hydrabench.workflows.progress import say, tracking
 from hydrabench.workflows.writer import one_writer
@@ -87,7 +87,7 @@ def read_instances(path: Path) -> list[Instance]:
     Raises: DataError naming the line that is none.
     """
     if not path.is_file():
-        raise ConfigError(f"{path}: there is no such file; give the instances.csv of a benchmark")
+        raise ConfigError(f"{path}: there is no such file; give the instances.csv of a benchmark{close_name(path)}")
     found = []
     for number, line in enumerate(csv.reader(read_text(path).splitlines()), start=1):
         parts = [part.strip() for part in line]

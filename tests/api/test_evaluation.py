@@ -218,7 +218,7 @@ MISTAKES = {
         "few",
         {"epsilon": None},
         ConfigError,
-        "names no radius",
+        "does not say which radius",
     ),
 }
 

@@ -360,7 +360,9 @@ def test_a_missing_data_set_and_a_missing_radius_are_named(code, hydrabench):
     assert "--model needs --dataset: one of cifar10, cifar100, digits" in result.output
     assert "folder:DIR (one folder per class), npz:FILE" in result.output
     result = hydrabench("attack", *BUILD, *SMALL)
-    assert "names no radius in this norm that it was trained for; add --epsilon, for example 8/255" in result.output
+    assert (
+        "does not say which radius it was trained for in this norm; add --epsilon, for example 8/255" in result.output
+    )
 
 
 def test_timm_is_named_where_it_is_not_installed(code, hydrabench, monkeypatch):

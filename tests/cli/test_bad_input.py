@@ -55,9 +55,7 @@ def test_a_bad_override_is_named(refused, recipe, override, message):
 
 
 def test_a_recipe_that_is_missing_or_not_yaml_is_refused(refused, here):
-    refused(
-        r"no recipe 'digits-tradez'; give a YAML file or one of: .*digits-trades", "train", "--config", "digits-tradez"
-    )
+    refused(r"no recipe 'digits-tradez'; give a YAML file, or a name of", "train", "--config", "digits-tradez")
     (here / "bad.yml").write_text("name: [tiny")
     refused(r"bad\.yml is not YAML: ", "train", "--config", "bad.yml")
     (here / "bad.yml").write_text("- tiny")

@@ -59,7 +59,7 @@ def test_a_value_that_is_none_of_a_closed_list_is_a_usage_error(hydrabench, dens
         (("attack", "--attack", "pdg"), r"'pdg'; did you mean 'pgd'\? choose one of: apgd, autoattack, clean"),
         (
             ("attack", "--norm", "l2"),
-            r"names no radius in this norm that it was trained for; add --epsilon",
+            r"does not say which radius it was trained for in this norm; add --epsilon",
         ),
         (("attack", "--steps", "0"), r"steps: input should be greater than 0 \(got 0\)"),
         (
@@ -132,7 +132,10 @@ def test_a_value_that_is_none_of_a_closed_list_is_a_usage_error(hydrabench, dens
             ("certify", "--method", "smoothing", "--sigma", "0.1, 0.10"),
             r"--sigma 0.1, 0.10 names one value twice",
         ),
-        (("certify", "--norm", "l2"), r"no radius in this norm .*; add --epsilon, for example 0\.25"),
+        (
+            ("certify", "--norm", "l2"),
+            r"does not say which radius it was trained for in this norm; add --epsilon, for example 0\.25",
+        ),
         (("certify", "--method", "smoothing", "--sigma", "-1"), r"sigma: input should be greater than 0 \(got '-1'\)"),
         (("certify", "--method", "smoothing", "--alpha", "1"), r"alpha: input should be less than 1 \(got 1\.0\)"),
         (("certify", "--method", "smoothing", "--radii", "0,far"), r"radii\.1: .*valid number.*'far'"),

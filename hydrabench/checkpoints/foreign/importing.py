@@ -144,7 +144,10 @@ def _new_header(source: _Source, arch: str | None, dataset: str | None, normaliz
     """A header for a file of others, with density 1 for now."""
     arch = arch or source.says("arch")
     if arch is None:
-        raise CheckpointError(f"{source.path} names no architecture; give it, for example --arch wrn_28_10")
+        raise CheckpointError(
+            f"{source.path} names no architecture; give it, for example --arch wrn_28_10, or, of a network of your "
+            f"own, --model FILE.py:NAME --weights {source.path} in place of --ckpt"
+        )
     dataset, shape, num_classes = _find_dataset(source, dataset)
     return Header(
         layout=_layout(source),

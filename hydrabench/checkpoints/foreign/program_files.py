@@ -7,6 +7,7 @@ from pathlib import Path
 from hydrabench.checkpoints.foreign.onnx_reader import read_onnx, whole_file
 from hydrabench.checkpoints.foreign.programs import PROGRAMS
 from hydrabench.errors import ConfigError
+from hydrabench.files import close_name
 from hydrabench.models.own_code import Built, CodeFile
 
 ONNX = ".onnx"
@@ -24,7 +25,7 @@ def build_program(path: Path, shape: tuple[int, int, int]) -> Built:
     Raises: ConfigError if there is no such file; CheckpointError as `read_onnx` and `programs`.
     """
     if not path.is_file():
-        raise ConfigError(f"--model {path}: there is no such file")
+        raise ConfigError(f"--model {path}: there is no such file{close_name(path)}")
     if path.suffix == ONNX:
         network = read_onnx(path, shape)
         module, check = network.for_images(shape), network.require_same_on_images

@@ -17,6 +17,7 @@ from hydrabench.checkpoints.header import Header, read_header, shown
 from hydrabench.checkpoints.peeking import METADATA_KEY, is_torch_file
 from hydrabench.config import Normalization
 from hydrabench.errors import CheckpointError
+from hydrabench.files import close_name
 
 COUNTER = ".num_batches_tracked"  # of batch norm; old files have none, and nothing is computed with it
 
@@ -30,7 +31,7 @@ def load_weights(network: nn.Module, path: Path) -> Normalization | None:
     Raises: CheckpointError naming what is missing, unexpected or of another shape.
     """
     if not path.is_file():
-        raise CheckpointError(f"--weights {path}: there is no such file")
+        raise CheckpointError(f"--weights {path}: there is no such file{close_name(path)}")
     if is_torch_file(path):
         values, header = read_torch_file(path)[0], None
     else:

@@ -81,7 +81,7 @@ def _logits(subject: Subject, x: Tensor) -> Tensor:
         size = " x ".join(map(str, x.shape))
         raise ConfigError(
             f"{subject.name} fails on images of {size} ({type(error).__name__}: {' '.join(str(error).split())[:200]}); "
-            "give a network of these images, for any batch size"
+            "check that --dataset is what it was made for; it has to take batches of any size"
         ) from error
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

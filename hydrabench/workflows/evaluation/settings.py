@@ -24,7 +24,7 @@ def complete_settings(name: str, header: Header, values: Mapping[str, Any]) -> E
     needs_radius = "epsilon" in EVALUATORS[complete["kind"]].conditions()
     if known_norm and needs_radius and "epsilon" not in complete:
         raise ConfigError(
-            f"{name} names no radius in this norm that it was trained for; add --epsilon, for example "
+            f"{name} does not say which radius it was trained for in this norm; add --epsilon, for example "
             f"{'0.25' if complete.get('norm') == 'l2' else '8/255'}"
         )
     settings = parse_settings(complete)

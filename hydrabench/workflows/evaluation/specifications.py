@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from hydrabench.checkpoints.foreign.program_files import is_file_of_network
 from hydrabench.checkpoints.own_code import build_own
 from hydrabench.errors import ConfigError, shortened
+from hydrabench.files import close_name
 from hydrabench.models.own_code import CODE_FORMS, Built, CodeFile
 
 SPEC_FORMS = f"{CODE_FORMS}, or a file: ONNX (.onnx), torch.export (.pt2) or TorchScript (.pt)"
@@ -28,10 +30,15 @@ def build(
     """
     given = dict(map(_argument, arguments))
     if ":" not in spec and not is_file_of_network(spec):
-        raise ConfigError(f"--model {shortened(spec)} names no network; give {SPEC_FORMS}")
+        raise ConfigError(f"--model {shortened(spec)} names no network; give {SPEC_FORMS}{_meant(Path(spec))}")
     built = build_own(spec, given, num_classes, shape)
     identity: dict[str, Any] = {"spec": spec} if is_file_of_network(spec) else {"spec": spec, "arguments": given}
     return built, {**identity, **decisive(built)}
+
+
+def _meant(path: Path) -> str:
+    """Return what a specification without a colon may have meant: a file of code without a name, or another file."""
+    return f"; for example {path}:build" if path.suffix == ".py" and path.is_file() else close_name(path)
 
 
 def decisive(built: Built) -> Mapping[str, str]:

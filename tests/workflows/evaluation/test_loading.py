@@ -21,7 +21,7 @@ def test_the_radius_defaults_to_the_one_the_checkpoint_was_trained_for(subject):
     assert settings_for(subject, {"kind": "pgd"}) == PgdSettings(epsilon="8/255")
     assert settings_for(subject, {"kind": "ibp", "epsilon": "1/255"}) == VerifiedSettings(kind="ibp", epsilon="1/255")
     assert settings_for(subject, {"kind": "clean"}) == CleanSettings()
-    with pytest.raises(ConfigError, match=r"names no radius in this norm that it was trained for; add --epsilon"):
+    with pytest.raises(ConfigError, match=r"does not say which radius it was trained for in this norm; add --epsilon"):
         settings_for(subject, {"kind": "pgd", "norm": "l2"})
 
 
