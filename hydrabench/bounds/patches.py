@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Pair = tuple[int, int]  # along the last two axes, height and width
-CHUNK = {"cpu": 2**20, "cuda": 2**26}  # coefficients that one chunk may have at any one value, of either sign
+CHUNK = {"cpu": 2**19, "cuda": 2**26}  # coefficients that one chunk may have at any one value, of either sign
 
 
 @dataclass(frozen=True)
