@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 Pair = tuple[int, int]  # along the last two axes, height and width
 CHUNK = {"cpu": 2**19, "cuda": 2**26}  # coefficients that one chunk may have at any one value, of either sign
+WITH_GRADIENT = 8  # chunks of a CPU are so many times as long where gradients are kept
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,9 @@ def _pair(numbers: Iterable[int]) -> Pair:
 
 def chunk_length(largest: int, device: torch.device) -> int:
     """Return how many neurons to carry at a time whose rows have at most so many coefficients of a value."""
-    return max(1, CHUNK.get(device.type, CHUNK["cpu"]) // largest)
+    # A second chunk would be carried twice for a gradient, which costs more than leaving the cache.
+    times = WITH_GRADIENT if device.type == "cpu" and torch.is_grad_enabled() else 1
+    return max(1, times * CHUNK.get(device.type, CHUNK["cpu"]) // largest)
 
 
 def single_pixels(grid: Sequence[int]) -> Window:

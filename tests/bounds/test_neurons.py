@@ -63,7 +63,8 @@ def test_every_wanted_neuron_is_worked_on_once_and_its_result_returned_in_its_pl
     largest = patches.CHUNK["cpu"] // length
     expected = wanted.flatten().nonzero().squeeze(1)
     shares = []
-    found = in_chunks(wanted, largest, work, shares.append)
+    with torch.no_grad():
+        found = in_chunks(wanted, largest, work, shares.append)
     assert torch.equal(found, torch.stack([expected // wanted[0].numel(), expected % wanted[0].numel()]))
     assert shares == sorted(set(shares))
     assert len(shares) == len(rows)
