@@ -126,25 +126,25 @@ training_options = options(
         type=closed("float32", "bfloat16", "float16"),
         default="float32",
         show_default=True,
-        help="Of the network's forward and backward passes while training: float32, bfloat16, or float16 with scaled "
-        "gradients. Weights, losses, bounds, validation and what follows stay in float32, so a network that is "
-        "trained on bounds alone gains nothing.",
+        help="Number format of the forward and backward passes: float32, bfloat16, or float16 with scaled gradients. "
+        "Weights, losses, bounds and validation stay in float32, so training on bounds alone gains nothing.",
     ),
-    click.option("--compile", is_flag=True, help="Run these passes through torch.compile; without it if that fails."),
+    click.option(
+        "--compile", is_flag=True, help="Speed up the forward and backward passes by torch.compile, where it works."
+    ),
     click.option("--channels-last", is_flag=True, help="Store images and convolutions channels last; for GPUs."),
     click.option(
         "--micro-batch",
         type=click.IntRange(1, 10**9),
-        help="Pass at most so many images through the network at once, and add up their gradients; batch_size "
-        "stays. Batch norm then normalises each part by itself.  [default: all of a process's share; halved "
-        "whenever memory runs out]",
+        help="Most images that pass through the network at once; gradients are added up to those of batch_size. Batch "
+        "norm normalises each part by itself.  [default: all of a process's share; halved whenever memory runs out]",
     ),
     click.option(
         "--save-minutes",
         type=Minutes(0, 1e6),
         default=10.0,
         show_default=True,
-        help="Also save the state that --resume goes on from within an epoch, so often.",
+        help="Minutes between two saved states, from which --resume goes on within an epoch.",
     ),
     click.option("--tensorboard", is_flag=True, help="Also write the metrics for TensorBoard, to OUT/tensorboard."),
 )
@@ -174,7 +174,7 @@ model_options = options(
     click.option(
         "--threat",
         type=click.Choice(["Linf", "L2", "corruptions"]),
-        help="Of robustbench:NAME: which of its lists the network is on.  [default: Linf]",
+        help="The threat model under which RobustBench lists robustbench:NAME.  [default: Linf]",
     ),
     click.option("--weights", type=click.Path(path_type=Path), help="State dict for --model: safetensors, .pt, .pth."),
 )
@@ -182,22 +182,25 @@ foreign_options = options(
     click.option(
         "--arch",
         type=ARCHITECTURE,
-        help="Architecture of a file of other code (.pth.tar, .pt).  [default: what the file says]",
+        help="Architecture of a checkpoint file of other code (.pth.tar, .pt).  [default: what the file says]",
     ),
     click.option(
         "--dataset",
         type=DATASET,
-        help="Data set of such a file, or of --model. For any network, also images of your own: folder:DIR (one folder "
-        "per class), npz:FILE (images, labels), parquet:PATH, cifar10c:DIR/fog/3.  [default: what the file says]",
+        help="Data set of --model, or of a file of other code, such as cifar10. For any network, images of your own: "
+        "folder:DIR (one folder per class), npz:FILE (images, labels), parquet:PATH, cifar10c:DIR/fog/3.  [default: "
+        "what the file says]",
     ),
     click.option(
-        "--source-density", type=float, help="Density of such a file, HYDRA's --k.  [default: from its zeros]"
+        "--source-density",
+        type=float,
+        help="Density of a checkpoint file of other code, HYDRA's --k.  [default: from its zeros]",
     ),
     click.option(
         "--normalization",
         type=NORMALIZATION,
-        help="Normalisation of such a file, or of --model: none, cifar10, imagenet, or MEAN/STD, e.g. "
-        "0.49,0.48,0.44/0.2,0.19,0.2.  [default: what the file says; HYDRA's: none, imagenet for ImageNet]",
+        help="Normalisation to put in front of --model or a file of other code: none, cifar10, imagenet, or MEAN/STD, "
+        "e.g. 0.49,0.48,0.44/0.2,0.19,0.2.  [default: what the file says; HYDRA's: none, imagenet for ImageNet]",
     ),
 )
 image_options = options(

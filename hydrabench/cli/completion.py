@@ -8,7 +8,7 @@ from click.shell_completion import get_completion_class
 PROGRAM, VARIABLE = "hydrabench", "_HYDRABENCH_COMPLETE"
 
 
-@click.command()
+@click.command(short_help="Print the script for completion in a shell.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:

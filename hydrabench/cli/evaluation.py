@@ -46,7 +46,12 @@ settings_option = click.option(
 )
 
 
-@click.command(cls=EvaluatorCommand, choice="attack", sections=MACHINE)
+@click.command(
+    cls=EvaluatorCommand,
+    choice="attack",
+    sections=MACHINE,
+    short_help="Attack a network: an upper bound on robust accuracy.",
+)
 @click.option("--ckpt", "ref", type=CHECKPOINT, help=REF_HELP)
 @model_options
 @click.option("--attack", type=Name(lambda: evaluators_of("attack")), default="pgd", show_default=True)
@@ -73,6 +78,7 @@ def attack(ref: str | None, attack: str, **given: Any) -> None:
 
 
 @click.command(
+    short_help="Certify a network: a lower bound on robust accuracy.",
     cls=EvaluatorCommand,
     choice="method",
     sections={"Files for other verifiers": ("export_vnnlib", "vnnlib_timeout"), **MACHINE},

@@ -64,7 +64,9 @@ class EvaluatorCommand(SectionedCommand):
         assert isinstance(chooser, click.Option)
         chooser.help = f"One of: {', '.join(evaluators)}."
         declared = declared_options(evaluators)
-        added = {name: _click_option(options, self.choice) for name, options in declared.items()}
+        added = {
+            name: _click_option(options, self.choice, _default(name, evaluators)) for name, options in declared.items()
+        }
         self._declared[place + 1 : place + 1] = added.values()
         headings: dict[str, list[str]] = {}
         for name, options in declared_options(evaluators).items():
@@ -104,11 +106,22 @@ def allowed_values(choice: str, name: str) -> list[str]:
     return list(found)
 
 
-def _click_option(options: list[Option], choice: str) -> click.Option:
+def _default(name: str, evaluators: Mapping[str, Evaluator]) -> str:
+    """Return the default of an option as --help shows it: the first evaluator's, and which others have another."""
+    kinds: dict[str, list[str]] = {}
+    for kind, evaluator in evaluators.items():
+        for option in evaluator.options:
+            if option.name == name and option.default:
+                kinds.setdefault(option.default, []).append(kind)
+    first, *others = kinds or [""]
+    return "; ".join([first, *(f"{', '.join(kinds[other])}: {other}" for other in others)])
+
+
+def _click_option(options: list[Option], choice: str, default: str) -> click.Option:
     first = options[0]
-    texts = [option.help for option in options]
+    texts = list(dict.fromkeys(option.help for option in options))
     text = " ".join(one for one in texts if not any(one[:-1] in other for other in texts if other != one))
-    shown = f"{text}  [default: {first.default}]" if first.default else text
+    shown = f"{text}  [default: {default}]" if default else text
     if first.kind == "flag":
         return click.Option([first.flag], is_flag=True, help=shown)
     if first.kind == "repeated":

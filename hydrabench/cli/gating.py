@@ -13,7 +13,7 @@ from hydrabench.errors import ConfigError, GateError, IncomparableError
 FILE = click.Path(path_type=Path, dir_okay=False)
 
 
-@click.command()
+@click.command(short_help="Keep the ledgers of runs, for `gate` to compare with.")
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", type=FOLDER, required=True, help="Folder of the baseline; an earlier one is replaced.")
 @plugin_option
@@ -45,7 +45,7 @@ def _drop(_context: click.Context, _option: click.Parameter, text: str | None) -
         raise click.BadParameter(str(error)) from error
 
 
-@click.command()
+@click.command(short_help="Compare runs with a baseline; status 1 if one got worse.")
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--against", type=FOLDER, required=True, help="Baseline, or folder of runs, to compare with.")
 @click.option(
@@ -60,7 +60,7 @@ def _drop(_context: click.Context, _option: click.Parameter, text: str | None) -
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     default=0.01,
     show_default=True,
-    help="Of the test of numbers that chance has a part in.",
+    help="Level of the test on numbers with chance in them, such as smoothing.",
 )
 @click.option("--junit", type=FILE, help="Also write JUnit's XML.")
 @click.option("--markdown", type=FILE, help='Also write a summary in Markdown, e.g. to "$GITHUB_STEP_SUMMARY".')

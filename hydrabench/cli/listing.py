@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import itertools
+import re
+import shutil
+import sys
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -61,7 +66,15 @@ def _recipes() -> dict[str, str]:
     from hydrabench.files import shipped
 
     files = sorted(shipped("configs").glob("*.yml"))
-    return {file.stem: read_text(file).partition("\n")[0].removeprefix("#").strip() for file in files}
+    return {file.stem: _first_sentence(read_text(file)) for file in files}
+
+
+def _first_sentence(recipe: str) -> str:
+    """Return the first sentence of the comment with which a recipe begins, which may go over several lines."""
+    comment = itertools.takewhile(lambda line: line.startswith("#"), recipe.splitlines())
+    text = " ".join(line.removeprefix("#").strip() for line in comment)
+    found = re.match(r".+?(?<!et al)\.(?=\s+[A-Z`]|$)", text)
+    return found[0] if found else text
 
 
 def _first_line(described: Any) -> str:
@@ -78,7 +91,7 @@ KINDS: dict[str, Callable[[], dict[str, str]]] = {
 }
 
 
-@click.command("list")
+@click.command("list", short_help="List what can be chosen, with a line on each.")
 @click.argument("kind", type=click.Choice(list(KINDS)))
 @plugin_option
 def listing(kind: str) -> None:
@@ -92,4 +105,11 @@ def listing(kind: str) -> None:
     lines = KINDS[kind]()
     width = max(map(len, lines))
     for name, text in sorted(lines.items()):
-        click.echo(f"{name:<{width}}  {text}".rstrip())
+        line = f"{name:<{width}}  {text}".rstrip()
+        click.echo(_wrapped(line, width + 2) if sys.stdout.isatty() else line)
+
+
+def _wrapped(line: str, indent: int) -> str:
+    """Break a line where the terminal ends; further lines stand below its text."""
+    room = max(shutil.get_terminal_size().columns, indent + 20)
+    return textwrap.fill(line, room, subsequent_indent=" " * indent, break_on_hyphens=False, break_long_words=False)

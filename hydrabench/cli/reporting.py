@@ -15,7 +15,7 @@ from hydrabench.selection import MOST_IMAGES
 LEAST_WIDTH = 80
 
 
-@click.command()
+@click.command(short_help="Make a leaderboard from the ledgers of runs.")
 @click.argument("runs", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--out", type=FOLDER, default=Path("reports/latest"), show_default=True, help="Folder of the report.")
 @click.option(
@@ -105,4 +105,5 @@ def show_report(leaderboard: Any, out: Path, as_json: bool) -> None:
     console = Console()
     console.width = max(console.width, LEAST_WIDTH)  # a narrow window may wrap lines, a log must not lose columns
     console.print(*rich_tables(leaderboard, console.width))
-    click.echo(f"report written to {out}")
+    page = out / "index.html"
+    click.echo(f"report written to {out}" + (f"; open {page}" if page.exists() else ""))

@@ -47,7 +47,7 @@ def _refuse(
     return described, request
 
 
-@click.command()
+@click.command(short_help="Train a network, from scratch or from --ckpt.")
 @recipe_options
 @click.option("--ckpt", "ref", type=CHECKPOINT, help=f"Start from its weights instead of fresh ones. {REF_HELP}")
 @model_options
@@ -85,7 +85,7 @@ def train(
     print_summary(summary, given["as_json"])
 
 
-@click.command()
+@click.command(short_help="Learn which weights to keep, under the robust loss.")
 @recipe_options
 @click.option("--ckpt", "ref", type=CHECKPOINT, help=REF_HELP)
 @model_options
@@ -161,7 +161,7 @@ def finetune(
     print_summary(summary, given["as_json"])
 
 
-@click.command()
+@click.command(short_help="Run a whole recipe, from training to the report.")
 @recipe_options
 @click.option(
     "--dry-run", is_flag=True, help="Print the resolved recipe, the steps and about what they cost; run none."

@@ -22,7 +22,7 @@ from hydrabench.cli.values import CHECKPOINT
 from hydrabench.errors import GateError
 
 
-@click.command()
+@click.command(short_help="Compute a sample of a run's records again, and compare.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--sample", type=int, default=50, show_default=True, help="How many records to compute again.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Chooses the records.")

@@ -10,7 +10,7 @@ import click
 from hydrabench.cli.common import FOLDER
 
 
-@click.command()
+@click.command(short_help="Decide instances of VNN-COMP: ONNX and VNN-LIB.")
 @click.argument("instances", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=FOLDER, help="Folder for results.csv and results/.")
 @click.option("--timeout", type=float, help="Seconds for each instance.  [default: those of INSTANCES]")

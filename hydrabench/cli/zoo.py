@@ -20,10 +20,8 @@ from hydrabench.cli.common import (
 )
 from hydrabench.cli.values import ARCHITECTURE, CHECKPOINT, DATASET, ENTRY, OBJECTIVE
 
-GAP = "  "  # between columns
 
-
-@click.group()
+@click.group(short_help="Checkpoints by name: list, show, fetch, verify, export.")
 def zoo() -> None:
     """Checkpoints by name: those that come with hydrabench, and released ones that are fetched from the web.
 
@@ -35,7 +33,7 @@ def zoo() -> None:
     """
 
 
-@zoo.command("list")
+@zoo.command("list", short_help="List the checkpoints and their accuracies in percent.")
 @click.option("--dataset", type=DATASET, help="Only this data set, for example cifar10.")
 @click.option("--arch", type=ARCHITECTURE, help="Only this architecture, for example wrn_28_4.")
 @click.option("--objective", type=OBJECTIVE, help="Only this training objective, for example trades.")
@@ -44,8 +42,9 @@ def zoo() -> None:
 def zoo_list(as_json: bool, **wanted: Any) -> None:
     """List the checkpoints, all or those with the given properties, and their accuracies in percent.
 
-    `robust` is the lowest accuracy that an attack left, `verified` the highest that bounds proved, as `zoo show` lists
-    them with their settings. A narrow terminal gets fewer columns; --json has everything.
+    `robust` is the lowest accuracy that an attack left, `verified` the highest that bounds proved, both in the ball of
+    the given L∞ radius, as `zoo show` lists them with their settings. Where `radius` says "paper", the authors' numbers
+    stand. A narrow terminal gets fewer columns; --json has everything.
 
     \b
     Example
@@ -68,23 +67,26 @@ def _table(entries: Sequence[dict[str, Any]]) -> str:
     Accuracies are in percent: the lowest that attacks leave, the highest that is verified.
     """
     columns = {key: [str(entry[key]) for entry in entries] for key in ("id", "dataset", "arch", "objective", "where")}
+    columns["radius"] = [entry["radius"] or ("paper" if any(entry["accuracy"].values()) else "") for entry in entries]
     columns["density"] = [f"{entry['density']:g}" for entry in entries]
     columns["size"] = ["?" if entry["bytes"] is None else f"{entry['bytes'] / 1000:.0f} kB" for entry in entries]
     for name in ("clean", "robust", "verified"):
         found = [entry["accuracy"][name] for entry in entries]
         columns[name] = ["" if value is None else f"{100 * value:.1f}" for value in found]
     widths = {name: max(map(len, (name, *cells))) for name, cells in columns.items()}
-    order = ["id", "dataset", "arch", "objective", "density", "clean", "robust", "verified", "size", "where"]
+    order = ["id", "dataset", "arch", "objective", "density", "clean", "robust", "verified", "radius", "size", "where"]
     room = shutil.get_terminal_size().columns
     for name in ("size", "dataset", "objective", "arch", "where"):  # what the id says, too, goes first
-        if sum(widths[one] + len(GAP) for one in order) - len(GAP) > room:
-            order.remove(name)
+        gap = "  " if name != "where" else " "  # the last resort before something goes that stands nowhere else
+        if sum(widths[one] + len(gap) for one in order) - len(gap) <= room:
+            break
+        order.remove(name)
     rows = [{name: name for name in order}]
     rows += [{name: columns[name][row] for name in order} for row in range(len(entries))]
-    return "\n".join(GAP.join(f"{row[name]:<{widths[name]}}" for name in order).rstrip() for row in rows)
+    return "\n".join(gap.join(f"{row[name]:<{widths[name]}}" for name in order).rstrip() for row in rows)
 
 
-@zoo.command("show")
+@zoo.command("show", short_help="Print the manifest's entry of a checkpoint, as JSON.")
 @click.argument("name", metavar="ID", type=ENTRY)
 def zoo_show(name: str) -> None:
     """Print everything the manifest says of one checkpoint, as JSON.
@@ -98,7 +100,7 @@ def zoo_show(name: str) -> None:
     click.echo(zoo_listing.show_entry(name))
 
 
-@zoo.command("fetch")
+@zoo.command("fetch", short_help="Download a checkpoint, check its hash, print its path.")
 @click.argument("name", metavar="ID", type=ENTRY)
 @click.option("--offline", is_flag=True, help="Use the cache only; fail if the checkpoint is not there.")
 def zoo_fetch(name: str, offline: bool) -> None:
@@ -119,7 +121,7 @@ def zoo_fetch(name: str, offline: bool) -> None:
     click.echo(str(workflow.fetch_entry(name, offline=offline)))
 
 
-@zoo.command("verify")
+@zoo.command("verify", short_help="Evaluate shipped checkpoints again, and compare.")
 @click.argument("names", metavar="[ID]...", nargs=-1, type=ENTRY)
 @machine_options
 def zoo_verify(names: tuple[str, ...], **given: Any) -> None:
@@ -141,7 +143,7 @@ def zoo_verify(names: tuple[str, ...], **given: Any) -> None:
     click.echo(json.dumps(lines, indent=2) if given["as_json"] else f"{len(lines)} ledgers agree")
 
 
-@zoo.command("export")
+@zoo.command("export", short_help="Write a checkpoint or --model in another format.")
 @click.argument("ref", required=False, type=CHECKPOINT)
 @model_options
 @click.option(

@@ -84,5 +84,5 @@ FMN = ball_attack(
     meaning="right on the clean image, and the smallest perturbation that fast minimum norm finds exceeds the radius",
     passes=lambda settings, _sizes: 2 + INPUT_GRADIENT * settings.steps,
     piece=short_pgd,
-    options=(NORMS, Option("steps", "FMN steps.", "int", default="100")),
+    options=(NORMS, Option("steps", "Steps of the attack.", "int", default="100")),
 )

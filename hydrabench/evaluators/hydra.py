@@ -96,7 +96,7 @@ HYDRA = ball_attack(
     passes=lambda settings, _sizes: 2 + INPUT_GRADIENT * settings.steps * len(settings.radii_in_turn),
     piece=short_pgd,
     options=(
-        Option("steps", "PGD steps.", "int", default="50"),
+        Option("steps", "Steps of the attack.", "int", default="50"),
         Option(
             "step_size", "Length of a PGD step in pixel units; of hydra 0.0078.", default="2.5 radii over the steps"
         ),

@@ -215,7 +215,7 @@ PGD = ball_attack(
     suits=require_classes,
     options=(
         NORMS,
-        Option("steps", "PGD steps.", "int", default="50"),
+        Option("steps", "Steps of the attack.", "int", default="50"),
         Option("restarts", "PGD random starts for each loss.", "int", default="1"),
         LOSS,
         Option("step_size", "Length of a PGD step in pixel units.", default="2.5 radii over the steps"),

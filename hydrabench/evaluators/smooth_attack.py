@@ -189,7 +189,7 @@ SMOOTHED_ATTACK = Evaluator(
     options=(
         EPSILON,
         Option("sigma", "Noise of the smoothed classifier.", default="0.25"),
-        Option("steps", "PGD steps.", "int", default="50"),
+        Option("steps", "Steps of the attack.", "int", default="20"),
         Option("alpha", "Probability that a break is none.", "float", default="0.001"),
         SEED,
         KEEP,

@@ -68,7 +68,7 @@ def _lines(axes: Any, data: pd.DataFrame, key: list[str], x: str, y: str, *, ban
     groups = list(data.groupby(key, sort=False))
     for (name, part), style in zip(groups[:MOST_LINES], styles(len(groups)), strict=False):
         label = " ".join(str(one) for one in (name if isinstance(name, tuple) else (name,)))
-        axes.plot(part[x], part[y], label=label, linewidth=1.6, **style)
+        axes.plot(part[x], part[y], label=label, linewidth=1.6, marker="o" if len(part) == 1 else None, **style)
         if band and "low" in part and part["low"].notna().all():
             axes.fill_between(part[x], part["low"], part["high"], color=style["color"], alpha=0.12, linewidth=0)
     if len(groups) > MOST_LINES:
@@ -224,7 +224,12 @@ def layers(canvas: Any, data: pd.DataFrame) -> None:
     _lines(axes, data, ["network"], "place", "density", band=False)
     names = data.drop_duplicates("place").sort_values("place")
     axes.set_xticks(names["place"].tolist(), names["layer"].tolist(), rotation=30, ha="right")
-    axes.set(yscale="log", xlabel="layer", ylabel="fraction of weights kept")
+    low, high = data["density"].min(), data["density"].max()
+    if 0 < 10 * low < high:
+        axes.set_yscale("log")
+    else:  # a logarithmic axis of less than a decade has no readable ticks
+        axes.set_ylim(0, 1.1 * high)
+    axes.set(xlabel="layer", ylabel="fraction of weights kept")
 
 
 def training(canvas: Any, data: pd.DataFrame) -> None:
@@ -232,3 +237,4 @@ def training(canvas: Any, data: pd.DataFrame) -> None:
     axes = canvas.subplots()
     _lines(axes, data, ["run", "metric"], "epoch", "value", band=False)
     axes.set(xlabel="epoch", ylabel="on held-out images")
+    axes.xaxis.get_major_locator().set_params(integer=True)

@@ -66,7 +66,9 @@ def arrange(
 
 
 def _text(value: Any) -> str:
-    """A density as it is written, 1 and not 1.0; other values as they are."""
+    """A density as it is written, 1 and not 1.0; other values as they are, what nobody said as "unknown"."""
+    if value is None:
+        return "unknown"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -34,11 +34,9 @@ def tracking(title: str, *, total: int, done: int = 0, visible: bool = True) -> 
     """
     if not visible:
         yield _ignore
-    elif _shows_bars():
-        with _bar(title, total, done) as advance:
-            yield advance
     else:
-        yield _log(title, total, done)
+        with (_bar if _shows_bars() else _log)(title, total, done) as advance:
+            yield advance
 
 
 def _shows_bars() -> bool:
@@ -70,10 +68,12 @@ def _flexible(ratio: int) -> Column:
     return Column(no_wrap=True, overflow="ellipsis", ratio=ratio)
 
 
-def _log(title: str, total: int, done: int) -> Advance:
-    """Print a line when `LOG_SECONDS` have passed since the last, and at the end."""
+@contextmanager
+def _log(title: str, total: int, done: int) -> Iterator[Advance]:
+    """Print a line when `LOG_SECONDS` have passed since the last, and at the end of work that is complete."""
     start = time.monotonic()
     state: dict[str, float] = {"done": done, "fresh": 0, "printed": start, "end": 0}
+    waiting: list[str] = []
 
     def advance(pieces: float, note: str) -> None:
         moment = time.monotonic()
@@ -81,13 +81,16 @@ def _log(title: str, total: int, done: int) -> Advance:
         state["fresh"] += pieces
         if pieces:
             state["end"] = moment + (moment - start) / state["fresh"] * (total - state["done"])
-        if moment - state["printed"] >= LOG_SECONDS or state["done"] >= total:
+        # Until something is done, and once a piece takes longer than those before it, nobody knows.
+        left = f", {state['end'] - moment:.0f} s left" if state["end"] >= moment else ""
+        waiting[:] = [f"{title}: {state['done']:.0f}/{total}, {moment - start:.0f} s{left}  {note}"]
+        if moment - state["printed"] >= LOG_SECONDS:
             state["printed"] = moment
-            # Until something is done, and once a piece takes longer than those before it, nobody knows.
-            left = f", {state['end'] - moment:.0f} s left" if state["end"] >= moment else ""
-            say(f"{title}: {state['done']:.0f}/{total}, {moment - start:.0f} s{left}  {note}")
+            say(waiting.pop())
 
-    return advance
+    yield advance
+    if waiting and state["done"] >= total:
+        say(waiting.pop())
 
 
 def _ignore(pieces: float, note: str) -> None:

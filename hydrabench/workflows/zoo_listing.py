@@ -21,8 +21,8 @@ def list_entries(
 ) -> list[dict[str, Any]]:
     """The entries of the zoo with all of the given properties as plain values, in the order of the manifests.
 
-    Each also says under `where` whether its file is "shipped", "cached", or on the "web", and under `accuracy` what
-    `accuracies` finds.
+    Each also says under `where` whether its file is "shipped", "cached", or on the "web", under `accuracy` what
+    `accuracies` finds, and under `radius` of which ball.
     Raises: ConfigError naming the values there are, if no checkpoint at all has a given one.
     """
     entries = everything = list(read_zoo().values())
@@ -38,7 +38,7 @@ def list_entries(
                 f"choose one of: {', '.join(f'{value:g}' for value in known)}"
             )
         entries = [entry for entry in entries if entry.density == density]
-    more = ({"where": _where(entry), "accuracy": accuracies(entry)} for entry in entries)
+    more = ({"where": _where(entry), "accuracy": accuracies(entry), "radius": radius(entry)} for entry in entries)
     return [{**entry.model_dump(mode="json"), **one} for entry, one in zip(entries, more, strict=True)]
 
 
@@ -46,6 +46,12 @@ def _where(entry: ZooEntry) -> str:
     if entry.file is not None:
         return "shipped"
     return "cached" if cached_files(entry, check=False) else "web"
+
+
+def radius(entry: ZooEntry) -> str | None:
+    """Return the radius of most of our ledgers, such as "8/255"; None where the accuracies are published ones."""
+    found = [result.settings.get("epsilon") for result in entry.results]
+    return str(max(found, key=found.count)) if found else None
 
 
 def accuracies(entry: ZooEntry) -> dict[str, float | None]:

@@ -36,7 +36,7 @@ def test_the_whole_line_command_by_command(succeed, here, recipe):
         succeed("attack", *given, "--steps", 3, "--out", f"e/{name}/pgd")
         succeed("certify", *given, "--method", "ibp", "--out", f"e/{name}/ibp")
     printed = succeed("report", "e", "--out", "report")
-    assert printed.endswith("report written to report\n")
+    assert printed.endswith("report written to report; open report/index.html\n")
     table = (here / "report" / "leaderboard.csv").read_text()
     for name in ("dense", "final", "lwm"):
         assert name in printed

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 import hydrabench
 from hydrabench.cli import main
+from hydrabench.cli.evaluators import evaluators_of
 
 ROOT = Path(hydrabench.__file__).parents[1]
 HEAVY = ("torch", "pydantic", "numpy", "scipy", "sklearn", "pandas", "rich")
@@ -108,3 +109,29 @@ def test_certify_lists_every_option_once_under_the_heading_of_its_method():
     order = ["--ckpt", "\nBounds:", "--methods", "\nSmoothing:", "--sigma", "\nMachine:", "--device"]
     places = [text.index(word) for word in order]
     assert places == sorted(places)
+
+
+@pytest.mark.parametrize("words", [words for words, c in COMMANDS.items() if isinstance(c, click.Group)],
+                         ids=" ".join)  # fmt: skip
+def test_a_list_of_commands_holds_whole_sentences_on_a_terminal_of_80_columns(words, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = CliRunner().invoke(main, [*words, "--help"]).stdout.partition("Commands:\n")[2].splitlines()
+    assert len(lines) == len(COMMANDS[words].commands)
+    assert not [line for line in lines if not line.endswith(".") or line.endswith("...")]
+
+
+def test_help_names_every_default_that_differs_between_attacks_or_methods():
+    """The same option has several defaults; one of them was shown for all."""
+    for command, choice in (("attack", "attack"), ("certify", "method")):
+        text = " ".join(CliRunner().invoke(main, [command, "--help"]).stdout.split())
+        for kind, evaluator in evaluators_of(choice).items():
+            for option in evaluator.options:
+                field = evaluator.settings.model_fields.get(option.setting or option.name)
+                if option.kind != "int" or field is None or not isinstance(field.default, int):
+                    continue
+                shown = text.partition(f" {option.flag} INTEGER")[2].partition("[default: ")[2].partition("]")[0]
+                said = dict(reversed(part.partition(": ")[::2]) for part in shown.split("; ")[1:])
+                wanted = next(
+                    (number for number, kinds in said.items() if kind in kinds.split(", ")), shown.split(";")[0]
+                )
+                assert wanted == str(field.default), (command, kind, option.name, shown)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import click.testing
 import pytest
 
 from hydrabench.cli.listing import KINDS
@@ -30,3 +31,31 @@ def test_every_entry_is_listed_with_a_line(hydrabench, kind):
 
 def test_what_cannot_be_listed_is_a_usage_error(hydrabench):
     assert hydrabench("list", "colours").exit_code == 2
+
+
+def test_a_recipe_is_listed_with_a_whole_sentence_that_points_to_nothing_outside(hydrabench):
+    lines = hydrabench("list", "recipes").output.splitlines()
+    assert not [line for line in lines if not line.endswith(".") or "reference/" in line]
+
+
+def test_lines_are_broken_on_a_terminal_and_whole_in_a_pipe(hydrabench, monkeypatch):
+    whole = hydrabench("list", "attacks").output.splitlines()
+    assert max(map(len, whole)) > 100
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(click.testing._NamedTextIOWrapper, "isatty", lambda _self: True, raising=False)
+    broken = hydrabench("list", "attacks").output
+    assert max(map(len, broken.splitlines())) <= 100
+    assert broken.split() == " ".join(whole).split()
+
+
+@pytest.mark.parametrize("columns", [80, 100, 140])
+def test_the_zoo_fits_into_a_terminal_and_names_the_radius_of_its_numbers(hydrabench, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    title, *lines = hydrabench("zoo", "list").output.splitlines()
+    assert max(map(len, lines)) <= columns
+    assert title.split()[-1] == "where"
+    radii = {line.split()[0]: line[title.index("radius") :][:6].strip() for line in lines}
+    assert radii["cifar10-crown-ibp-99"] == "2/255"
+    assert radii["digits-trades"] == "16/255"
+    assert radii["hydra/cifar10-wrn_28_4-adv-99"] == "paper"
+    assert radii["hydra/cifar10-wrn_28_4-smooth-99"] == "", "no number, so no radius"

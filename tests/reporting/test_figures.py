@@ -6,11 +6,13 @@ import hashlib
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from safetensors.numpy import save_file
 
 from hydrabench.ledger import CurveRecord, RunFolder
-from hydrabench.reporting import build_leaderboard
+from hydrabench.reporting import build_leaderboard, drawing
 from hydrabench.reporting.figures import figures
 from hydrabench.reporting.page import IMAGES_INLINE, html_page
 from hydrabench.reporting.weights import Material
@@ -108,3 +110,23 @@ def test_a_page_of_fifty_networks_stays_below_three_megabytes_however_many_image
     assert len(page.encode()) < 3e6
     told = json.loads(page.split('id="data">')[1].split("</script>")[0])
     assert {len(cell["bits"]) for row in told["rows"] for cell in row["cells"] if cell} == {IMAGES_INLINE // 4}
+
+
+def axes_of(draw, data):
+    canvas = Figure()
+    draw(canvas, data)
+    return canvas.axes[0]
+
+
+def test_one_epoch_is_a_point_and_not_an_empty_figure():
+    data = pd.DataFrame({"run": ["a"], "metric": ["robust_accuracy"], "epoch": [1], "value": [0.1]})
+    (line,) = axes_of(drawing.training, data).get_lines()
+    assert line.get_marker() == "o"
+
+
+@pytest.mark.parametrize(("densities", "scale"), [([0.102, 0.1, 0.1], "linear"), ([0.5, 0.1, 0.01], "log")])
+def test_layers_of_nearly_one_density_stand_on_a_linear_axis(densities, scale):
+    data = pd.DataFrame({"network": "a", "layer": list("xyz"), "place": range(3), "density": densities})
+    axes = axes_of(drawing.layers, data)
+    assert axes.get_yscale() == scale
+    assert scale == "log" or axes.get_ylim()[0] == 0

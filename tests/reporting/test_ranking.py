@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from hydrabench.errors import ConfigError
-from hydrabench.reporting import build_leaderboard, markdown, summary_json
+from hydrabench.reporting import build_leaderboard, markdown, ranking, summary_json
 from hydrabench.reporting.columns import GROUPS
 from hydrabench.reporting.paired import cochran_table, pairs, seeds, significance, twins
 from hydrabench.reporting.ranking import PREFERRED, rank_text
@@ -140,3 +140,7 @@ def test_a_network_whose_epoch_the_test_images_chose_has_a_dagger(tmp_path, writ
     text = markdown(build_leaderboard([write_run(tmp_path / "a", "pgd", header={"origin": {"selection": "test"}})]))
     assert "| dense † |" in text
     assert "- † The test images chose the epoch" in text
+
+
+def test_a_group_of_networks_whose_density_nobody_said_is_called_unknown():
+    assert [ranking._text(value) for value in (1.0, 0.05, "trades", None)] == ["1", "0.05", "trades", "unknown"]

@@ -87,7 +87,7 @@ def test_a_notebook_without_widgets_gets_lines_instead_of_a_bar(monkeypatch, not
     monkeypatch.setattr(progress, "find_spec", lambda name: object() if widgets and name == "ipywidgets" else None)
     chosen = []
     monkeypatch.setattr(progress, "_bar", lambda *args: chosen.append("bar") or nullcontext(progress._ignore))
-    monkeypatch.setattr(progress, "_log", lambda *args: chosen.append("lines") or progress._ignore)
+    monkeypatch.setattr(progress, "_log", lambda *args: chosen.append("lines") or nullcontext(progress._ignore))
     with tracking("work", total=1) as advance:
         advance(1, "")
     assert chosen == ["bar" if bars else "lines"]

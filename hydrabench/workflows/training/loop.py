@@ -33,7 +33,7 @@ from hydrabench.workflows.training.micro_batches import Memory, minibatches
 from hydrabench.workflows.training.optimizer import Average, build_optimizer, limit_gradients, set_learning_rate
 from hydrabench.workflows.training.resume import Progressed, Sums, read_state, resuming, write_metrics, write_state
 from hydrabench.workflows.training.tensorboard import Write, scalars
-from hydrabench.workflows.training.validation import validate
+from hydrabench.workflows.training.validation import rehearse, validate
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,8 @@ class Loop:
             tracking(job.title, total=total, done=start, visible=main) as advance,
             scalars(self.folder, first_step=start, wanted=main and job.options.tensorboard) as write,
         ):
+            if start == 0:
+                rehearse(job.network, job.validation, job.objective, job.device)
             while self.done.epochs < job.recipe.epochs:
                 self._epoch(advance, write)
         return self._trained()
@@ -133,7 +135,13 @@ class Loop:
             if job.recipe.population_statistics:
                 self.gradients.take_population_statistics(minibatches(job.batches, job.world, epoch=epoch, first=0))
             accuracies = validate(
-                job.network, job.validation, job.objective, seed=job.seed, device=job.device, world=job.world
+                job.network,
+                job.validation,
+                job.objective,
+                seed=job.seed,
+                device=job.device,
+                world=job.world,
+                tell=lambda seen: advance(0, f"epoch {epoch + 1}: validation, {seen}"),
             )
             tensors = state_of(job.network)
             if unfit := [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]:

@@ -173,6 +173,8 @@ def test_of_equally_good_epochs_the_latest_is_kept_with_its_own_tensors(make_rec
     snapshots = []
 
     def scripted(network, x, y, settings, step):
+        if len(y) == 1:  # the rehearsal before the first epoch
+            return torch.ones(1, dtype=torch.bool)
         snapshots.append({key: tensor.clone() for key, tensor in state_of(network).items()})
         return torch.arange(len(y)) < (1, 3, 3, 2)[len(snapshots) - 1]
 
