@@ -41,6 +41,7 @@ from hydrabench.bounds.slopes import Slopes, has_slopes
 from hydrabench.bounds.specification import Problem, flat, pose, solved
 from hydrabench.threat import Norm
 
+TOGETHER = 8  # times as many neurons as CROWN takes at once: they share what a step costs however few they are
 DECAY = 0.98  # of the learning rate, each iteration
 KEPT = (2, 6)  # tensors that a search holds: of the size of each value, and of the unstable neurons of each layer
 
@@ -248,7 +249,8 @@ class _Climb:
             left -= count
             return self._neuron_bounds(number, image, neuron, end)
 
-        ends = in_chunks(wanted, self.shapes[: number + 1], work, progress("alpha-crown", self.nodes, number))
+        whole = max(shape[1:].numel() for shape in self.shapes[: number + 1])
+        ends = in_chunks(wanted, -(-whole // TOGETHER), work, progress("alpha-crown", self.nodes, number))
         corners = zip((box.lower(), box.upper()), ends, strict=True)
         self.fixed.clear()  # lines that were drawn for the box before
         return intersection(box, Interval.between(*(scattered(wanted, old, new) for old, new in corners)))

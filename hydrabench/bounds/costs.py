@@ -8,15 +8,12 @@ writes waits for memory, and counts as much as many of them.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from math import prod
 
 import torch
 from torch import nn
 
-from hydrabench.bounds.neurons import bounded_values
-from hydrabench.bounds.patches import Window
+from hydrabench.bounds.neurons import bounded_values, entries
 from hydrabench.bounds.program.dead_channels import compacted
-from hydrabench.bounds.program.operations import Operation
 from hydrabench.bounds.program.program import Node, program_of, read, shapes_of
 
 SIGNS = {"symbolic": 1, "crown": 2}  # rows of a neuron; the other methods take next to nothing
@@ -77,33 +74,8 @@ def neuron_operations(nodes: Sequence[Node], shapes: Sequence[torch.Size], numbe
 
     Args: shapes: of all values, without the batch axis.
     """
-    shape = shapes[number]
-    waiting: dict[int, Window | None] = {number: None}
-    if len(shape) == 3:
-        waiting[number] = Window((1, 1), (1, 1), (0, 0), (shape[1], shape[2]))
     count = 0.0
-    for position in range(number, 0, -1):
-        if position not in waiting:
-            continue
-        operation, window = nodes[position - 1].operation, waiting.pop(position)
-        entries = _entries(shapes[position], window)
-        count += MOVED * entries
-        count += 2 * entries * operation.products
-        for source in nodes[position - 1].inputs:
-            found = _behind(operation, window, shapes[source])
-            waiting[source] = _joined(waiting[source], found) if source in waiting else found
+    for position, found in entries(nodes, shapes, number)[:-1]:
+        count += MOVED * found
+        count += 2 * found * nodes[position - 1].operation.products
     return count
-
-
-def _entries(shape: torch.Size, window: Window | None) -> int:
-    return shape.numel() if window is None else shape[0] * prod(window.size)
-
-
-def _behind(operation: Operation, window: Window | None, shape: torch.Size) -> Window | None:
-    """The window in what an operation takes, or None if rows are whole there, as in `back_patches`."""
-    grown = None if window is None else operation.window_behind(window)
-    return None if grown is None or prod(grown.size) >= prod(shape[1:]) else grown
-
-
-def _joined(one: Window | None, other: Window | None) -> Window | None:
-    return one.joined(other) if one and other and one.stride == other.stride else None

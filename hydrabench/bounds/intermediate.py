@@ -21,6 +21,7 @@ from hydrabench.bounds.interval import Propagation
 from hydrabench.bounds.neurons import (
     bounded_values,
     in_chunks,
+    largest,
     neuron_rows,
     progress,
     scattered,
@@ -80,8 +81,8 @@ class IntermediateBounds:
         """Replace the bounds of the `wanted` neurons of a value."""
         box = self.values[number]
         if wanted.any():
-            tell = progress("crown", self.nodes, number)
-            ends = in_chunks(wanted, self._shapes(number), partial(self._neuron_bounds, number), tell)
+            tell, widest = progress("crown", self.nodes, number), largest(self.nodes, self._shapes(number), number)
+            ends = in_chunks(wanted, widest, partial(self._neuron_bounds, number), tell)
             lower, upper = (
                 scattered(wanted, old, new) for old, new in zip((box.lower(), box.upper()), ends, strict=True)
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -11,8 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from hydrabench.bounds.backward import carried_back, linear
 from hydrabench.bounds.box import Interval
-from hydrabench.bounds.patches import Rows, chunk_length, unit_rows
-from hydrabench.bounds.program.operations import Relaxed
+from hydrabench.bounds.patches import Rows, Window, chunk_length, single_pixels, unit_rows
+from hydrabench.bounds.program.operations import Operation, Relaxed
 from hydrabench.bounds.program.program import Node
 from hydrabench.bounds.progress import Moment, tell
 
@@ -68,20 +69,20 @@ def neuron_rows(
 
 def in_chunks(
     wanted: Tensor,
-    shapes: Sequence[torch.Size],
+    largest: int,
     work: Callable[[Tensor, Tensor], Tensor],
     done: Callable[[float], None],
 ) -> Tensor:
     """Do `work` for the neurons that are `wanted`, so many at a time that their rows fit.
 
     Args:
-        wanted: mask of a value, (B, ...), of one neuron at least. shapes: of the values that rows pass.
+        wanted: mask of a value, (B, ...), of one neuron at least. largest: coefficients that a row has of any value.
         work: from images and neurons, (G,) and (S · G,), as for `unit_rows`, to results (..., S · G). With gradients it
             is done again in the pass backward if there are several chunks, since their rows would not fit at once.
         done: called after each chunk with the share of the neurons that have results, in (0, 1].
     Returns: (..., how many are wanted), in the order of the mask.
     """
-    chunks = grouped(wanted, chunk_length(shapes, wanted.device))
+    chunks = grouped(wanted, chunk_length(largest, wanted.device))
     repeat = torch.is_grad_enabled() and len(chunks) > 1
     size, parts, places = wanted[0].numel(), [], []
     count, total = 0, int(wanted.sum())
@@ -117,15 +118,55 @@ def grouped(wanted: Tensor, length: int) -> list[tuple[Tensor, Tensor]]:
     counts, groups = known.sum(1).sort(descending=True, stable=True)
     order = numbers.flatten(0, 1).gather(1, order)
     chunks, totals = [], counts.tolist()
-    for done in range(0, max(totals), length):
+    most = -(-max(totals) // -(-max(totals) // length))  # the large groups in equal parts
+    for done in range(0, max(totals), most):
         start = 0
         while start < len(totals) and totals[start] > done:
-            members = slice(done, min(totals[start], done + length))
+            members = slice(done, min(totals[start], done + most))
             picked = groups[start : start + max(1, length // (members.stop - done))]
             picked = picked[: sum(total > done for total in totals[start : start + len(picked)])]
             chunks.append((order[picked, members].T, known[picked, members].T > 0))
             start += len(picked)
     return chunks
+
+
+def entries(nodes: Sequence[Node], shapes: Sequence[torch.Size], number: int) -> list[tuple[int, int]]:
+    """Return how many coefficients a row of one neuron of value `number` has at most on its way back to the input.
+
+    Args: shapes: of all values up to `number`, without the batch axis.
+    Returns: the numbers of the values that it passes, from `number` down to 0, and the coefficients at each.
+    """
+    shape, found = shapes[number], []
+    waiting: dict[int, Window | None] = {number: single_pixels(shape[1:]) if len(shape) == 3 else None}
+    for position in range(number, -1, -1):
+        if position not in waiting:
+            continue
+        window = waiting.pop(position)
+        found.append(
+            (position, shapes[position].numel() if window is None else shapes[position][0] * prod(window.size))
+        )
+        for source in nodes[position - 1].inputs if position else ():
+            part = _behind(nodes[position - 1].operation, window, shapes[source])
+            waiting[source] = _joined(waiting[source], part) if source in waiting else part
+    return found
+
+
+def largest(nodes: Sequence[Node], shapes: Sequence[torch.Size], number: int) -> int:
+    """Return the largest number of coefficients that a row of a neuron of value `number` has of any value.
+
+    Args: shapes: as for `entries`, but with the batch axis.
+    """
+    return max(count for _, count in entries(nodes, [shape[1:] for shape in shapes], number))
+
+
+def _behind(operation: Operation, window: Window | None, shape: torch.Size) -> Window | None:
+    """The window in what an operation takes, or None if rows are whole there, as in `back_patches`."""
+    grown = None if window is None else operation.window_behind(window)
+    return None if grown is None or prod(grown.size) >= prod(shape[1:]) else grown
+
+
+def _joined(one: Window | None, other: Window | None) -> Window | None:
+    return one.joined(other) if one and other and one.stride == other.stride else None
 
 
 def relaxed_values(nodes: Sequence[Node]) -> list[int]:

@@ -16,29 +16,33 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Pair = tuple[int, int]  # along the last two axes, height and width
-CHUNK = {"cpu": 2**22, "cuda": 2**26}  # coefficients that the rows of one chunk may have at any one value
+CHUNK = {"cpu": 2**19, "cuda": 2**26}  # coefficients that one chunk may have at any one value, of either sign
+WITH_GRADIENT = 8  # chunks of a CPU are so many times as long where gradients are kept
 
 
 @dataclass(frozen=True)
 class Window:
     """The window of each row: the row of position (i, j) of `grid` to the block of `size` at stride · (i, j) - padding.
 
-    All four hold two numbers, for the vertical and the horizontal axis; `grid` is that of the neurons' own layer.
+    All hold two numbers, for the vertical and the horizontal axis; `grid` is that of the neurons' own layer. No row is
+    of a position before `first` or behind `last`.
     """
 
     size: Pair
     stride: Pair
     padding: Pair
     grid: Pair
+    first: Pair
+    last: Pair
 
     def behind(self, kernel: Sequence[int], stride: Pair, padding: Pair, dilation: Pair) -> Window:
         """The window in the input of a convolution whose output this one lies in."""
         axes = list(zip(self.size, stride, dilation, kernel, strict=True))
-        return Window(
-            _pair((size - 1) * step + apart * (taps - 1) + 1 for size, step, apart, taps in axes),
-            _pair(a * b for a, b in zip(self.stride, stride, strict=True)),
-            _pair(a * step + b for a, step, b in zip(self.padding, stride, padding, strict=True)),
-            self.grid,
+        return replace(
+            self,
+            size=_pair((size - 1) * step + apart * (taps - 1) + 1 for size, step, apart, taps in axes),
+            stride=_pair(a * b for a, b in zip(self.stride, stride, strict=True)),
+            padding=_pair(a * step + b for a, step, b in zip(self.padding, stride, padding, strict=True)),
         )
 
     def joined(self, other: Window) -> Window:
@@ -46,7 +50,32 @@ class Window:
         padding = _pair(map(max, self.padding, other.padding))
         ends = ([size - before for size, before in zip(one.size, one.padding, strict=True)] for one in (self, other))
         size = _pair(before + end for before, end in zip(padding, map(max, *ends), strict=True))
-        return Window(size, self.stride, padding, self.grid)
+        return replace(self, size=size, padding=padding)
+
+    def inside(self, extent: Sequence[int]) -> bool:
+        """Return whether no row's window leaves a value of this height and width."""
+        ends = [start + size for start, size in zip(self._starts(self.last), self.size, strict=True)]
+        return min(self._starts(self.first)) >= 0 and all(a <= b for a, b in zip(ends, extent, strict=True))
+
+    def cropped(self, extent: Sequence[int]) -> Window:
+        """The part that lies inside a value of this height and width for any of the rows; one pixel if none does."""
+        size, padding = [], []
+        for first, last, old, before, pixels in zip(
+            self._starts(self.first), self._starts(self.last), self.size, self.padding, extent, strict=True
+        ):
+            low, high = max(0, -last), min(old, pixels - first)
+            size.append(high - low if high > low else 1)
+            padding.append(before - low if high > low else before)
+        return replace(self, size=_pair(size), padding=_pair(padding))
+
+    def _starts(self, spot: Pair) -> list[int]:
+        return [place * step - before for place, step, before in zip(spot, self.stride, self.padding, strict=True)]
+
+    def within(self, other: Window) -> tuple[slice, slice]:
+        """Where this window lies in a larger one of the same stride and grid: rows and columns."""
+        starts = [new - old for new, old in zip(other.padding, self.padding, strict=True)]
+        down, right = (slice(start, start + size) for start, size in zip(starts, self.size, strict=True))
+        return down, right
 
     def blocks(self, value: Tensor, image: Tensor, spot: Tensor) -> Tensor:
         """Return what the windows of some positions show of a value (B, C, H, W), 0 outside it: (G, C, h, w).
@@ -59,10 +88,11 @@ class Window:
                 self.padding, self.grid, self.stride, self.size, value.shape[2:], strict=True
             )
         ]
-        padded = F.pad(value, (*margins[1], *margins[0]))
-        views = padded.unfold(2, self.size[0], self.stride[0]).unfold(3, self.size[1], self.stride[1])
+        # Channels last, as the coefficients are.
+        padded = F.pad(value, (*margins[1], *margins[0])).movedim(1, -1)
+        views = padded.unfold(1, self.size[0], self.stride[0]).unfold(2, self.size[1], self.stride[1]).movedim(3, -1)
         down, right = spot // self.grid[1], spot % self.grid[1]
-        return views[0, :, down, right].transpose(0, 1) if len(value) == 1 else views[image, :, down, right]
+        return (views[0, down, right] if len(value) == 1 else views[image, down, right]).movedim(-1, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +102,7 @@ class Rows:
     They come in groups of one size that see the same of every value: R = S · G, and row s · G + g is one of group g.
     image: which image each group is about, (G,), int64. window, spot: for rows in a window, which one, and the
     position of each group in its grid, (G,). inside: whether coefficients outside the value are known to be 0; the
-    value is 0 there, but what it is computed from would not be.
+    value is 0 there, but what it is computed from would not be. fresh: whether nobody else reads the coefficients.
     """
 
     coefficients: Tensor
@@ -80,6 +110,12 @@ class Rows:
     window: Window | None = None
     spot: Tensor | None = None
     inside: bool = True
+    fresh: bool = False
+
+    @property
+    def spent(self) -> bool:
+        """Whether the coefficients may be written over."""
+        return self.fresh and not torch.is_grad_enabled()
 
     def seen(self, value: Tensor) -> Tensor:
         """Return what rows of each group multiply of a value (B, ...): (G, ...), or (1, ...) if all see the same."""
@@ -94,28 +130,40 @@ class Rows:
 
     def changed(self, factor: Tensor, plus: tuple[Tensor, Tensor] | None = None) -> Rows:
         """Rows with coefficients · factor + plus[0] · plus[1], factors as `seen` returns them, 0 outside the value."""
-        found = _by_rows(self.coefficients, factor) * factor
+        coefficients = _by_rows(self.coefficients, factor)
+        found = coefficients.mul_(factor) if self.spent else coefficients * factor
         if plus is not None:
             found = found.addcmul_(_by_rows(plus[0], factor), plus[1])
-        return replace(self, coefficients=found.view_as(self.coefficients), inside=True)
+        return replace(self, coefficients=found.view_as(self.coefficients), inside=True, fresh=True)
 
     def masked(self, shape: torch.Size) -> Rows:
         """The same functions of a value of this shape, (B, ...), with `inside`."""
         if self.inside:
             return self
-        seen = self.seen(self.coefficients.new_ones(1, 1, *shape[2:]))
-        found = self.coefficients.view(-1, len(seen), *self.coefficients.shape[1:]) * seen
-        return replace(self, coefficients=found.flatten(0, 1), inside=True)
+        return self.times(self.coefficients.new_ones(1, 1, 1, 1).expand(1, *shape[1:]))
 
     def plus(self, other: Rows, shape: torch.Size) -> Rows:
         """The sums of these functions and others of the same images and neurons, of a value of this shape, (B, ...)."""
         if self.window is None or other.window is None or self.window.stride != other.window.stride:
-            return replace(
-                self.whole(shape), coefficients=self.whole(shape).coefficients + other.whole(shape).coefficients
-            )
+            one, two = self.whole(shape), other.whole(shape)
+            return Rows(one.coefficients + two.coefficients, self.image, fresh=True)
         window = self.window.joined(other.window)
+        inside = self.inside and other.inside
+        for large, small in ((self, other), (other, self)):
+            if large.window == window and large.spent and small.window is not None:
+                down, right = small.window.within(window)
+                large.coefficients[:, :, down, right].add_(small.coefficients)
+                return replace(large, inside=inside)
         coefficients = self._within(window) + other._within(window)
-        return Rows(coefficients, self.image, window, self.spot, inside=self.inside and other.inside)
+        return Rows(coefficients, self.image, window, self.spot, inside=inside, fresh=True)
+
+    def cropped(self, shape: torch.Size) -> Rows:
+        """The same functions of a value of this shape, (B, ...), without pixels that none of them sees inside it."""
+        assert self.window is not None
+        window = self.window.cropped(shape[2:])
+        down, right = window.within(self.window)
+        inside = self.inside or window.inside(shape[2:])
+        return replace(self, coefficients=self.coefficients[:, :, down, right], window=window, inside=inside)
 
     def _within(self, window: Window) -> Tensor:
         """The coefficients in a larger window of the same stride."""
@@ -129,6 +177,8 @@ class Rows:
         if self.window is None:
             return self
         assert self.spot is not None
+        if self.window.size == shape[2:] and self.window.inside(shape[2:]):
+            return replace(self, window=None, spot=None)
         found, window = self.coefficients, self.window
         spot = self.spot.repeat(len(found) // len(self.spot))
         places = (spot // window.grid[1], spot % window.grid[1])
@@ -141,7 +191,7 @@ class Rows:
             size[2 + axis] = shape[2 + axis]
             index = taken.clamp(0, window.size[axis] - 1).view(view).expand(size)
             found = found.gather(2 + axis, index) * known.view(view).to(found.dtype)
-        return Rows(found, self.image)
+        return Rows(found, self.image, fresh=True)
 
 
 def _by_rows(coefficients: Tensor, seen: Tensor) -> Tensor:
@@ -151,6 +201,8 @@ def _by_rows(coefficients: Tensor, seen: Tensor) -> Tensor:
 
 def row_products(coefficients: Tensor, seen: Tensor) -> Tensor:
     """Inner product of every row with what it sees: one number for each row of `coefficients`."""
+    if coefficients.ndim == 4:  # channels last, in the order of memory
+        coefficients, seen = coefficients.permute(0, 2, 3, 1), seen.permute(0, 2, 3, 1)
     if len(seen) == 1:
         return coefficients.flatten(1) @ seen.flatten()
     rows = _by_rows(coefficients, seen).flatten(2).transpose(0, 1)
@@ -160,7 +212,7 @@ def row_products(coefficients: Tensor, seen: Tensor) -> Tensor:
 
 def mirrored(rows: Rows) -> Rows:
     """The rows, and after them the same with the other sign."""
-    return replace(rows, coefficients=torch.cat([rows.coefficients, -rows.coefficients]))
+    return replace(rows, coefficients=torch.cat([rows.coefficients, -rows.coefficients]), fresh=True)
 
 
 def _pair(numbers: Iterable[int]) -> Pair:
@@ -168,9 +220,16 @@ def _pair(numbers: Iterable[int]) -> Pair:
     return first, second
 
 
-def chunk_length(shapes: Sequence[torch.Size], device: torch.device) -> int:
-    """Return how many rows to carry through values of these shapes at a time."""
-    return max(1, CHUNK.get(device.type, CHUNK["cpu"]) // max(prod(shape[1:]) for shape in shapes))
+def chunk_length(largest: int, device: torch.device) -> int:
+    """Return how many neurons to carry at a time whose rows have at most so many coefficients of a value."""
+    # A second chunk would be carried twice for a gradient, which costs more than leaving the cache.
+    times = WITH_GRADIENT if device.type == "cpu" and torch.is_grad_enabled() else 1
+    return max(1, times * CHUNK.get(device.type, CHUNK["cpu"]) // largest)
+
+
+def single_pixels(grid: Sequence[int]) -> Window:
+    """The windows of neurons anywhere in a layer of this height and width, in the layer itself."""
+    return Window((1, 1), (1, 1), (0, 0), _pair(grid), (0, 0), _pair(count - 1 for count in grid))
 
 
 def unit_rows(shape: torch.Size, image: Tensor, neuron: Tensor, like: Tensor) -> Rows:
@@ -187,5 +246,7 @@ def unit_rows(shape: torch.Size, image: Tensor, neuron: Tensor, like: Tensor) ->
     positions = shape[2] * shape[3]
     channel, spot = neuron // positions, neuron[: len(image)] % positions
     coefficients = like.new_zeros(len(neuron), shape[1]).scatter_(1, channel.unsqueeze(1), 1.0)
-    window = Window((1, 1), (1, 1), (0, 0), (shape[2], shape[3]))
+    down, right = spot // shape[3], spot % shape[3]
+    first, last = (_pair(int(end(places)) for places in (down, right)) for end in (torch.min, torch.max))
+    window = replace(single_pixels(shape[2:]), first=first, last=last)
     return Rows(coefficients.view(len(neuron), shape[1], 1, 1), image, window, spot)

@@ -139,18 +139,19 @@ class Sloped(Lines):
         if any(shape[1:] != self._high().shape[1:] for shape in shapes):
             return super().carried(rows, shapes)
         negative = rows.coefficients.clamp(max=0)
+        gain = row_products(negative, rows.seen(self._high()))
+        if self.low is not None:
+            gain = gain + row_products(rows.coefficients.clamp(min=0), rows.seen(self.low))
+        rows = replace(rows, fresh=rows.fresh and len(shapes) == 1)
         found = tuple(
             rows.changed(rows.seen(below), plus=(negative, rows.seen(above - below)))
             for below, above in zip(self.below, self.above, strict=True)
         )
-        gain = row_products(negative, rows.seen(self._high()))
-        if self.low is not None:
-            gain = gain + row_products(rows.coefficients.clamp(min=0), rows.seen(self.low))
         return found, gain
 
     def back_along(self, rows: Rows, shapes: Sequence[torch.Size]) -> tuple[Rows, ...]:
         """See `Lines`."""
-        found = []
+        found, rows = [], replace(rows, fresh=rows.fresh and len(shapes) == 1)
         for slope, shape in zip(self.above, shapes, strict=True):
             part = rows.times(slope)
             if shape[1:] != slope.shape[1:]:

@@ -22,6 +22,7 @@ from hydrabench.bounds.box import Interval
 from hydrabench.bounds.neurons import (
     exact_values,
     in_chunks,
+    largest,
     neuron_rows,
     progress,
     relaxed_values,
@@ -125,7 +126,7 @@ class Strips:
         radii = box.width[:0]
         if wanted.any():
             tell = progress("symbolic", self.nodes, number)
-            radii = in_chunks(wanted, shapes, partial(self._neuron_radius, number), tell)
+            radii = in_chunks(wanted, largest(self.nodes, shapes, number), partial(self._neuron_radius, number), tell)
         self.values[number] = Interval(box.center, scattered(wanted, box.width, 2 * radii.flatten()))
 
     def _neuron_radius(self, number: int, image: Tensor, neuron: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from hydrabench.bounds import BOUNDS, neurons
+from hydrabench.bounds import BOUNDS, neurons, patches
 from hydrabench.bounds.neurons import grouped, heeded, in_chunks
 from hydrabench.bounds.program.program import program_of, read
 
@@ -60,10 +60,11 @@ def test_every_wanted_neuron_is_worked_on_once_and_its_result_returned_in_its_pl
             assert (spots == spots[0]).all()
         return torch.stack([images.repeat(len(neurons) // len(images)), neurons])
 
-    shapes = [torch.Size((3, (1 << 22) // length))]
+    largest = patches.CHUNK["cpu"] // length
     expected = wanted.flatten().nonzero().squeeze(1)
     shares = []
-    found = in_chunks(wanted, shapes, work, shares.append)
+    with torch.no_grad():
+        found = in_chunks(wanted, largest, work, shares.append)
     assert torch.equal(found, torch.stack([expected // wanted[0].numel(), expected % wanted[0].numel()]))
     assert shares == sorted(set(shares))
     assert len(shares) == len(rows)

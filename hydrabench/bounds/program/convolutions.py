@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
@@ -87,14 +87,19 @@ class Convolution(Weighted):
     ) -> tuple[tuple[Rows | None, ...], Tensor | None]:
         """Patches grow, until they are as large as the value."""
         if rows.window is None:
-            return super().back_patches(rows, shapes, after)
+            return (Rows(*self.back(rows.coefficients, shapes), rows.image, fresh=True),), self.gain(
+                rows.coefficients, shapes
+            )
         rows = rows.masked(after)
         window = self.window_behind(rows.window)  # type: ignore[arg-type]
         coefficients = F.conv_transpose2d(
             rows.coefficients, self.weight, stride=self.stride, groups=self.groups, dilation=self.dilation
         )
-        grown = Rows(coefficients, rows.image, window, rows.spot, inside=not any(window.padding))
-        found = grown.whole(shapes[0]) if prod(window.size) >= prod(shapes[0][2:]) else grown
+        found = Rows(coefficients, rows.image, window, rows.spot, inside=window.inside(shapes[0][2:]), fresh=True)
+        if not torch.is_grad_enabled():
+            found = replace(found, coefficients=channels_last(coefficients)).cropped(shapes[0])
+        if prod(found.window.size) >= prod(shapes[0][2:]):  # type: ignore[union-attr]
+            found = found.whole(shapes[0])
         return (found,), self.gain(rows.coefficients, shapes)
 
     def mixed_channels(self, *, vectors: bool) -> tuple[Tensor, Tensor | None] | None:  # noqa: ARG002

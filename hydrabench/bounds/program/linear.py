@@ -160,8 +160,10 @@ class Scale(Linear):
     ) -> tuple[tuple[Rows | None, ...], Tensor | None]:
         """Patches stay."""
         rows = rows.masked(after)
-        found = replace(rows, coefficients=self.back(rows.coefficients, shapes)[0])
-        return (found,), self.gain(rows.coefficients, shapes)
+        gain = self.gain(rows.coefficients, shapes)
+        scale = per_channel(self.scale, rows.coefficients.ndim)
+        coefficients = rows.coefficients.mul_(scale) if rows.spent else rows.coefficients * scale
+        return (replace(rows, coefficients=coefficients, fresh=True),), gain
 
     def known_channels(self, channels: Tensor) -> Tensor:
         """See `Operation`."""
@@ -210,8 +212,9 @@ class Add(Linear):
     def back_patches(
         self, rows: Rows, _shapes: Sequence[torch.Size], _after: torch.Size
     ) -> tuple[tuple[Rows | None, ...], Tensor | None]:
-        """Patches stay."""
-        return (rows, rows), None
+        """Patches stay; both values get the same."""
+        shared = replace(rows, fresh=False)
+        return (shared, shared), None
 
     def known_channels(self, one: Tensor, other: Tensor) -> Tensor:
         """See `Operation`."""
