@@ -13,16 +13,21 @@ The floor of `ibp` is two passes of the plain network, one for centers and one f
 network before the clock starts; `ibp, read anew` is `ibp` of a network that is not prepared. `training` is
 the loss of CROWN-IBP, both bounds mixed evenly, forward and backward; its floor is the work of `ibp` and
 `crown-ibp` with all margins, three times, for a gradient takes twice what a pass does.
+
+Last comes CROWN of one image of the residual network, on CPUs: each side in a new process, which trained nothing and
+has kept no memory, times as the least of `CROWN_REPEATS` runs, memory as how far the resident set grows.
 """
 
 from __future__ import annotations
 
 import copy
+import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from statistics import median
 
 import torch
@@ -33,6 +38,7 @@ from hydrabench.bounds import (
     Node,
     class_margins,
     crown_ibp_margins,
+    crown_margins,
     interval_margins,
     lirpa,
     prepared,
@@ -48,6 +54,7 @@ from hydrabench.process import prepare
 
 METHODS = {"ibp": interval_margins, "crown-ibp": crown_ibp_margins}  # the tighter ones are in benchmarks/cascade.py
 BATCH, SHAPE, CLASSES, EPSILON, REPEATS, STEPS = 32, (3, 32, 32), 10, 2 / 255, 7, 80
+CROWN_REPEATS = 5
 Work = Callable[[], object]
 
 
@@ -186,6 +193,42 @@ def works_of(network: nn.Module, x: Tensor, y: Tensor) -> tuple[dict[str, Work],
     return works, float(is_open.sum() / (len(y) * (CLASSES - 1)))
 
 
+# CROWN of one image ----------------------------------------------------------------------------
+
+
+def crown_of_one_image(whose: str, network: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float, float]:
+    """The lower bound of the margin of an image (1, C, H, W), the milliseconds that it takes, and the MiB."""
+    torch.set_grad_enabled(False)
+    if whose == "ours":
+        work: Callable[[], Tensor] = partial(crown_margins, prepared(network), x, y, EPSILON)
+    else:
+        bounded = lirpa.bounded_module(network, x, sparse=True)
+        rows = lirpa.margin_rows(y, CLASSES, x.dtype)
+        work = lambda: lirpa.lower_bounds(bounded, lirpa.perturbed(x, EPSILON), rows, "CROWN").min(1).values  # noqa: E731
+    before = resident("VmRSS")
+    times = [milliseconds(work, x.device) for _ in range(CROWN_REPEATS)]
+    return float(work()), min(times), resident("VmHWM") - before
+
+
+def resident(name: str) -> float:
+    """The resident set of this process, now (VmRSS) or at its largest (VmHWM), in MiB, as Linux has it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(name))
+
+
+def compare_crown(network: nn.Module, x: Tensor, y: Tensor) -> str:
+    """Both sides' times and memory, and how often ours goes into theirs. Raises: AssertionError if bounds differ."""
+    fixed, found = copy.deepcopy(network).requires_grad_(False), []
+    for whose in ("ours", "theirs"):
+        with multiprocessing.get_context("spawn").Pool(1, prepare) as pool:
+            found.append(pool.apply(crown_of_one_image, (whose, fixed, x, y)))
+    (ours, spent, memory), (theirs, their_time, their_memory) = found
+    assert abs(ours - theirs) < 1e-3
+    texts = [f"{ms:.0f} ms, {mib:.0f} MiB" for ms, mib in ((spent, memory), (their_time, their_memory))]
+    ratios = f"{their_time / spent:.2f}, {their_memory / memory:.2f}"
+    return f"crown of one image: ours {texts[0]}; theirs {texts[1]}; theirs/ours {ratios}"
+
+
 # Clocks ----------------------------------------------------------------------------------------
 
 
@@ -235,6 +278,8 @@ def main(names: Sequence[str]) -> None:
                 title = f"{name}, {state}"
                 print(f"{title:26} {share:5.0%} {work:14} {floor:9.2f} {ours:9.2f} {ours / floor:7.2f} ", end="")
                 print(f"{theirs / ours:12.2f}", flush=True)
+            if name == "residual" and device.type == "cpu" and "theirs ibp" in works:
+                print(f"{name + ', ' + state:26} {compare_crown(network, x[:1], y[:1])}", flush=True)
 
 
 if __name__ == "__main__":
