@@ -41,7 +41,7 @@ from hydrabench.bounds.slopes import Slopes, has_slopes
 from hydrabench.bounds.specification import Problem, flat, pose, solved
 from hydrabench.threat import Norm
 
-TOGETHER = 8  # times as many neurons as CROWN takes at once: they share what a step costs however few they are
+TOGETHER = 4  # times as many neurons as CROWN takes at once: they share what a step costs however few they are
 DECAY = 0.98  # of the learning rate, each iteration
 KEPT = (2, 6)  # tensors that a search holds: of the size of each value, and of the unstable neurons of each layer
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Pair = tuple[int, int]  # along the last two axes, height and width
-CHUNK = {"cpu": 2**19, "cuda": 2**26}  # coefficients that one chunk may have at any one value, of either sign
-WITH_GRADIENT = 8  # chunks of a CPU are so many times as long where gradients are kept
+CHUNK = {"cpu": 2**20, "cuda": 2**26}  # coefficients that one chunk may have at any one value, of either sign
+WITH_GRADIENT = 4  # chunks of a CPU are so many times as long where gradients are kept
 
 
 @dataclass(frozen=True)
