@@ -22,6 +22,7 @@ from reproduction import write_up
 
 from hydrabench.checkpoints import read_manifest
 from hydrabench.evaluators import (
+    AutoAttackSettings,
     EvaluationSettings,
     ExactSettings,
     PgdSettings,
@@ -48,12 +49,16 @@ CIFAR10: Evaluations = (
     (PgdSettings(epsilon="8/255"), 1000),
     (VerifiedSettings(kind="cascade", epsilon="2/255"), 1000),
 )
+ATTACKED: Evaluations = (  # a security curve and AutoAttack
+    *((PgdSettings(epsilon=f"{k}/255"), 1000) for k in (4, 12, 16)),
+    (AutoAttackSettings(epsilon="8/255"), 500),
+)
 EXACT: Evaluations = ((ExactSettings(epsilon="2/255"), 1000),)
 # By report: the data set it belongs to, how the ids of its networks begin, evaluations, and the column that ranks.
 KEPT: Mapping[str, tuple[str, str, Evaluations, str]] = {
     "zoo": ("digits", "digits-", DIGITS, "CROWN-IBP"),
     "cifar10-crown-ibp": ("cifar10", "cifar10-crown-ibp", CIFAR10 + EXACT, "cascade"),
-    "cifar10-trades": ("cifar10", "cifar10-trades", CIFAR10, "PGD-50 L∞ 8/255"),
+    "cifar10-trades": ("cifar10", "cifar10-trades", CIFAR10 + ATTACKED, "PGD-50 L∞ 8/255"),
 }
 
 
