@@ -72,7 +72,7 @@ class Window:
         return [place * step - before for place, step, before in zip(spot, self.stride, self.padding, strict=True)]
 
     def within(self, other: Window) -> tuple[slice, slice]:
-        """Where this window lies in a larger one of the same stride and grid: rows and columns."""
+        """Return the rows and columns of a larger window, of the same stride and grid, that this one takes."""
         starts = [new - old for new, old in zip(other.padding, self.padding, strict=True)]
         down, right = (slice(start, start + size) for start, size in zip(starts, self.size, strict=True))
         return down, right
@@ -114,7 +114,7 @@ class Rows:
 
     @property
     def spent(self) -> bool:
-        """Whether the coefficients may be written over."""
+        """Tell if the coefficients may be written over."""
         return self.fresh and not torch.is_grad_enabled()
 
     def seen(self, value: Tensor) -> Tensor:
