@@ -79,9 +79,10 @@ def gate(
     """Compare RUNS with a baseline, image by image; exit with status 1 if something got worse.
 
     A run is compared with the ledger of the same images, protocol, settings and precision. Where the evaluator is
-    deterministic, every image that lost its verdict counts, but for those whose margin is within 1e-5 of 0. Where
-    chance has a part (smoothing, time limits), an exact one-sided McNemar test at --alpha decides, and too few changed
-    images for any finding are "undecided".
+    deterministic, every image that lost its verdict is a regression, even if others gained it and the number rose (but
+    see --max-drop); those whose margin is within 1e-5 of 0 do not count. Where chance has a part (smoothing, time
+    limits), an exact one-sided McNemar test at --alpha decides, and too few changed images for any finding are
+    "undecided".
 
     Exit status: 0 no regression, 1 a regression, 2 bad usage, 3 something cannot be compared (the reason is printed).
 

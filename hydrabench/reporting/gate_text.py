@@ -31,7 +31,7 @@ def terminal_text(verdict: GateVerdict) -> str:
         lines += _wrapped(here) if here != title else []
         title = here
         before, now = percent(one.old, one.n), percent(one.new, one.n)
-        lines.append(f"  {one.metric:<26}{before:>5} → {now:>5}  {MARKS[one.outcome]}")
+        lines.append(f"  {one.metric:<26}{before:>5} → {now:>5}  {mark(one)}")
         lines += _wrapped(remark(one, verdict.tolerance), "    ") if one.changes else []
         for change in _worst_first(one.changes)[:MOST_SHOWN]:
             lines += _wrapped(f"image {change.index} {change.direction}: {change_text(change)}", "    ")
@@ -53,9 +53,10 @@ def _wrapped(text: str, indent: str = "") -> list[str]:
 def conclusion(verdict: GateVerdict) -> str:
     """Return one line that says how it ended."""
     numbers = f"{len(verdict.comparisons)} number{'s' * (len(verdict.comparisons) != 1)}"
-    regressed = sum(one.outcome == "regressed" for one in verdict.comparisons)
+    regressed = [one for one in verdict.comparisons if one.outcome == "regressed"]
     if regressed:
-        return f"{regressed} of {numbers} regressed"
+        held = sum(one.new >= one.old for one in regressed)
+        return f"{len(regressed)} of {numbers} regressed" + f" ({held} lost images without falling)" * bool(held)
     if verdict.refusals:
         return f"{numbers} compared, {len(verdict.refusals)} could not be"
     undecided = sum(one.outcome == "undecided" for one in verdict.comparisons)
@@ -72,11 +73,21 @@ def percent(count: int, n: int) -> str:
     return f"{count / n:.1%}"[:-1]
 
 
+def mark(one: Comparison) -> str:
+    """Return the outcome of one number; a number that did not fall has regressed on the images that it lost."""
+    if one.outcome == "regressed" and one.new >= one.old:
+        lost = one.count("lost")
+        return f"{MARKS[one.outcome]} on {lost} image{'s' * (lost != 1)}"
+    return MARKS[one.outcome]
+
+
 def remark(one: Comparison, tolerance: Tolerance) -> str:
     """Say how many images changed, and what the outcome rests on."""
     parts = [f"{one.count('lost')} lost, {one.count('gained')} gained"]
     if one.count("rounding"):
         parts[0] += f", {one.count('rounding')} turned by rounding"
+    if one.outcome == "regressed" and one.new >= one.old:
+        parts.append("without --max-drop, images gained do not make up for images lost")
     if one.p_value is not None:
         parts.append(f"p = {one.p_value:.2g}")
     if one.outcome == "undecided":
@@ -128,7 +139,7 @@ def markdown_text(verdict: GateVerdict) -> str:
 def _row(one: Comparison) -> str:
     before, now = percent(one.old, one.n), percent(one.new, one.n)
     p_value = "" if one.p_value is None else f"{one.p_value:.2g}"
-    counts = (images_text(one), before, now, one.count("lost"), one.count("gained"), p_value, MARKS[one.outcome])
+    counts = (images_text(one), before, now, one.count("lost"), one.count("gained"), p_value, mark(one))
     return "| " + " | ".join(map(str, (one.network, f"`{one.title}`", one.metric, *counts))) + " |"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 from xml.etree import ElementTree
 
 import pytest
@@ -31,7 +32,7 @@ def test_the_terminal_says_which_images_changed_and_how(verdict):
     text = terminal_text(verdict)
     assert "dense: ibp@1 at L∞ 8/255, 10 images\n" in text
     assert "  clean_accuracy            100.0 → 100.0  ✓ passed\n" in text
-    assert "  verified_accuracy          90.0 →  90.0  ✗ regressed\n    1 lost, 1 gained\n" in text
+    assert "  verified_accuracy          90.0 →  90.0  ✗ regressed on 1 image\n    1 lost, 1 gained; without" in text
     assert "    image 3 lost: verified yes → no, lower 0.1 → -0.1\n" in text
     assert "    image 7 gained: verified no → yes, lower -0.1 → 0.1\n" in text
     flat = " ".join(text.split())
@@ -39,8 +40,30 @@ def test_the_terminal_says_which_images_changed_and_how(verdict):
         "? undecided 1 lost, 0 gained; p = 0.5; too few to tell at α = 0.01, which needs 7 losses: judge more" in flat
     )
     assert "pgd cannot be compared: it is pgd-50@1 at L∞ 8/255" in flat
-    assert text.endswith("1 of 4 numbers regressed")
+    assert text.endswith("1 of 4 numbers regressed (1 lost images without falling)")
     assert all(len(line) <= 80 or "/" in line for line in text.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "max_drop", "mark", "conclusion"),
+    [
+        ([3, 4], [7], None, "✗ regressed on 1 image", "1 of 2 numbers regressed (1 lost images without falling)"),
+        ([3, 4], [7], 0, "✓ passed", "2 numbers compared, no regression"),
+        ([3], [4, 7], None, "✗ regressed", "1 of 2 numbers regressed"),
+        ([3], [4, 7], 0, "✗ regressed", "1 of 2 numbers regressed"),
+    ],
+)
+def test_a_number_that_rose_regressed_only_on_the_images_it_lost(
+    before, now, max_drop, mark, conclusion, tmp_path, write_run
+):
+    runs = [read_evaluation(write_run(tmp_path / str(fails), "ibp", fails=fails)) for fails in (before, now)]
+    old, new = map(ledger_of, runs)
+    found = compare([new], [old], Tolerance(None if max_drop is None else Fraction(max_drop)))
+    text = terminal_text(found)
+    assert f"  {mark}\n    {len(now)} lost, {len(before)} gained" in text
+    assert ("make up for images lost" in " ".join(text.split())) == ("image" in mark)
+    assert text.endswith(f"\n{conclusion}")
+    assert found.outcome == ("passed" if "passed" in mark else "regressed")
 
 
 def test_many_changes_are_cut_but_all_counted(tmp_path, write_run):
@@ -56,8 +79,9 @@ def test_many_changes_are_cut_but_all_counted(tmp_path, write_run):
 
 def test_markdown_is_a_table_with_the_images_folded_away(verdict):
     text = markdown_text(verdict)
-    assert text.startswith("## Robustness gate: regressed\n\n1 of 4 numbers regressed.\n")
-    assert "| dense | `ibp@1 at L∞ 8/255` | verified_accuracy | 10 | 90.0 | 90.0 | 1 | 1 |  | ✗ regressed |" in text
+    assert text.startswith(f"## Robustness gate: regressed\n\n{conclusion(verdict)}.\n")
+    row = "| dense | `ibp@1 at L∞ 8/255` | verified_accuracy | 10 | 90.0 | 90.0 | 1 | 1 |  | ✗ regressed on 1 image |"
+    assert row in text.splitlines()
     assert "| 3 | lost | verified yes → no, lower 0.1 → -0.1 |" in text
     assert text.count("<details>") == text.count("</details>") == 2
     assert "Not comparable:\n\n- `" in text
@@ -71,7 +95,7 @@ def test_junit_counts_failures_errors_and_skips(verdict):
         "tests": "5", "failures": "1", "errors": "1", "skipped": "1",
     }  # fmt: skip
     failure = suite.find(".//failure")
-    assert failure.get("message") == "90.0 → 90.0 %: 1 lost, 1 gained"
+    assert failure.get("message").startswith("90.0 → 90.0 %: 1 lost, 1 gained; without --max-drop")
     assert "image 3 lost: verified yes → no" in failure.text
     names = [(case.get("classname"), case.get("name")) for case in suite]
     assert ("dense", "verified_accuracy ibp@1 at L∞ 8/255") in names
