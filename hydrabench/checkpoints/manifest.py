@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from hydrabench.config import Density, Normalization, parse
 from hydrabench.config.fields import Section
@@ -44,11 +44,15 @@ class ManifestSection(Section):
 
 
 class ProtocolResult(ManifestSection):
-    """One result of ours: `count` of the first `n` test images hold; `ledger` has one record per image."""
+    """One result of ours: `count` of the first `n` test images hold; `ledger` has one record per image.
+
+    radius: in L2, at which images hold by randomized smoothing; None for balls, which the settings name.
+    """
 
     settings: dict[str, Any]  # of an evaluator, its `kind` included
     n: PositiveInt
     count: NonNegativeInt
+    radius: PositiveFloat | None = None
     ledger: str
 
 

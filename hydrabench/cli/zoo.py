@@ -42,9 +42,9 @@ def zoo() -> None:
 def zoo_list(as_json: bool, **wanted: Any) -> None:
     """List the checkpoints, all or those with the given properties, and their accuracies in percent.
 
-    `robust` is the lowest accuracy that an attack left, `verified` the highest that bounds proved, both in the ball of
-    the given L∞ radius, as `zoo show` lists them with their settings. Where `radius` says "paper", the authors' numbers
-    stand. A narrow terminal gets fewer columns; --json has everything.
+    `robust` is the lowest accuracy that an attack left, `verified` the highest that bounds proved, `certified` that of
+    randomized smoothing, all in the ball of the given radius, L∞ unless it says L2; `zoo show` has their settings.
+    Where `radius` says "paper", the authors' numbers stand. A narrow terminal gets fewer columns, --json all.
 
     \b
     Example
@@ -64,18 +64,22 @@ def zoo_list(as_json: bool, **wanted: Any) -> None:
 def _table(entries: Sequence[dict[str, Any]]) -> str:
     """One line per checkpoint under a line of titles, in columns of equal width, as many as the terminal has room for.
 
-    Accuracies are in percent: the lowest that attacks leave, the highest that is verified.
+    Accuracies are in percent: the lowest that attacks leave, the highest that is verified or certified.
     """
     columns = {key: [str(entry[key]) for entry in entries] for key in ("id", "dataset", "arch", "objective", "where")}
     columns["radius"] = [entry["radius"] or ("paper" if any(entry["accuracy"].values()) else "") for entry in entries]
     columns["density"] = [f"{entry['density']:g}" for entry in entries]
     columns["size"] = ["?" if entry["bytes"] is None else f"{entry['bytes'] / 1000:.0f} kB" for entry in entries]
-    for name in ("clean", "robust", "verified"):
+    for name in ("clean", "robust", "verified", "certified"):
         found = [entry["accuracy"][name] for entry in entries]
         columns[name] = ["" if value is None else f"{100 * value:.1f}" for value in found]
     widths = {name: max(map(len, (name, *cells))) for name, cells in columns.items()}
-    order = ["id", "dataset", "arch", "objective", "density", "clean", "robust", "verified", "radius", "size", "where"]
+    order = [
+        *("id", "dataset", "arch", "objective", "density"),
+        *("clean", "robust", "verified", "certified", "radius", "size", "where"),
+    ]
     room = shutil.get_terminal_size().columns
+    order = [name for name in order if any(columns[name])]
     for name in ("size", "dataset", "objective", "arch", "where"):  # what the id says, too, goes first
         gap = "  " if name != "where" else " "  # the last resort before something goes that stands nowhere else
         if sum(widths[one] + len(gap) for one in order) - len(gap) <= room:
@@ -126,6 +130,8 @@ def zoo_fetch(name: str, offline: bool) -> None:
 @machine_options
 def zoo_verify(names: tuple[str, ...], **given: Any) -> None:
     """Evaluate shipped checkpoints again (all if no ID is given) and compare every image with the shipped ledgers.
+
+    Of ledgers of randomized smoothing, which take thousands of passes an image, the first 20 images are judged again.
 
     \b
     Example

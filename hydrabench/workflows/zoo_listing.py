@@ -7,13 +7,13 @@ import json
 import zlib
 from typing import Any
 
-from hydrabench.checkpoints import ZooEntry, find_entry, read_zoo
+from hydrabench.checkpoints import ProtocolResult, ZooEntry, find_entry, read_zoo
 from hydrabench.checkpoints.cache import cached_files
 from hydrabench.errors import ConfigError, lookup
 from hydrabench.evaluators import EVALUATORS
 from hydrabench.files import shipped
 
-CLAIMED = {"upper": "robust", "lower": "verified"}  # by what an evaluator claims
+CLAIMED = {"upper": "robust", "lower": "verified", "smoothed": "certified"}  # by what an evaluator claims
 
 
 def list_entries(
@@ -49,39 +49,50 @@ def _where(entry: ZooEntry) -> str:
 
 
 def radius(entry: ZooEntry) -> str | None:
-    """Return the radius of most of our ledgers, such as "8/255"; None where the accuracies are published ones."""
-    found = [result.settings.get("epsilon") for result in entry.results]
-    return str(max(found, key=found.count)) if found else None
+    """Return the ball of most of our ledgers, as `ball` writes it; None where the accuracies are published ones."""
+    found = [ball(result) for result in entry.results]
+    return max(found, key=found.count) if found else None
+
+
+def ball(result: ProtocolResult) -> str:
+    """Return what a result is about: "8/255" of an L∞ ball, "L2 0.25" of an L2 ball or of a smoothed certificate."""
+    if result.radius is not None:
+        return f"L2 {result.radius:g}"
+    text = str(result.settings["epsilon"])
+    return text if result.settings["norm"] == "linf" else f"{result.settings['norm'].upper()} {text}"
 
 
 def accuracies(entry: ZooEntry) -> dict[str, float | None]:
-    """Return the clean, the lowest robust and the highest verified accuracy that are known; None where none is.
+    """Return the clean, the lowest robust and the highest verified and certified accuracy; None where none is known.
 
-    They are fractions of the images: ours where there is a ledger, of one radius, that of most ledgers; published ones
-    elsewhere.
+    They are fractions of the images: ours where there is a ledger, of one ball, that of most ledgers; published ones
+    elsewhere. Certified means by randomized smoothing.
     """
-    found: dict[str, list[float]] = {"clean": [], "robust": [], "verified": []}
-    radii = [(result.settings.get("norm"), result.settings.get("epsilon")) for result in entry.results]
-    for result, radius in zip(entry.results, radii, strict=True):
-        if radius != max(radii, key=radii.count):
-            continue
+    found: dict[str, list[float]] = {"clean": [], "robust": [], "verified": [], "certified": []}
+    for result in entry.results:
         claims = EVALUATORS[str(result.settings["kind"])].claims
-        if claims in CLAIMED:
+        if ball(result) == radius(entry) and claims in CLAIMED:
             found[CLAIMED[claims]].append(result.count / result.n)
     if entry.results:
         found["clean"] += _clean_accuracy(entry)
     for number in entry.published:
         name = number.metric.removesuffix("_accuracy")
-        if name in found and not found[name]:
+        if not found[name]:
             found[name] += [one.value for one in entry.published if one.metric == number.metric]
-    best = {"clean": max, "robust": min, "verified": max}
+    best = {"clean": max, "robust": min, "verified": max, "certified": max}
     return {name: best[name](values) if values else None for name, values in found.items()}
 
 
 def _clean_accuracy(entry: ZooEntry) -> list[float]:
-    """Return the fraction of right predictions in a shipped ledger; nothing if it is damaged, which `verify` says."""
+    """Return the fraction of right predictions in a shipped ledger; nothing if it is damaged, which `verify` says.
+
+    A ledger of the smoothed classifier does not know the network's own predictions.
+    """
+    ledgers = [one.ledger for one in entry.results if one.radius is None]
+    if not ledgers:
+        return []
     try:
-        with gzip.open(shipped("zoo") / entry.results[0].ledger, "rt", encoding="utf-8") as file:
+        with gzip.open(shipped("zoo") / ledgers[0], "rt", encoding="utf-8") as file:
             records = [json.loads(line) for line in file]
         return [sum(bool(record["prediction"] == record["label"]) for record in records) / len(records)]
     except (OSError, EOFError, ValueError, LookupError, TypeError, ArithmeticError, zlib.error):

@@ -24,11 +24,11 @@ def test_list_names_every_checkpoint_with_what_it_is(folder, monkeypatch):
     robust = [np.mean([one["robust"] for one in read_ledger(folder / name / "pgd.jsonl.gz")])
               for name in ("tiny", "tiny-90")]  # fmt: skip
     assert hydrabench("list").stdout.splitlines() == [
-        "id       dataset  arch            objective  density  clean  robust  verified  radius  size   where",
+        "id       dataset  arch            objective  density  clean  robust  radius  size   where",
         f"tiny     digits   cifar_model_bn  trades     1        {100 * clean[0]:.1f}   {100 * robust[0]:.1f}"
-        f"              8/255   {sizes[0] / 1000:.0f} kB  shipped",
+        f"    8/255   {sizes[0] / 1000:.0f} kB  shipped",
         f"tiny-90  digits   cifar_model_bn  trades     0.1      {100 * clean[1]:.1f}   {100 * robust[1]:.1f}"
-        f"              8/255   {sizes[1] / 1000:.0f} kB  shipped",
+        f"    8/255   {sizes[1] / 1000:.0f} kB  shipped",
     ]
     monkeypatch.setenv("COLUMNS", "80")
     assert max(map(len, hydrabench("list").stdout.splitlines())) <= 80

@@ -6,13 +6,18 @@ import json
 
 import pytest
 import torch
+import yaml
 
 from hydrabench.checkpoints import load_checkpoint, state_of
 from hydrabench.errors import GateError, LedgerError
+from hydrabench.evaluators import SmoothingSettings
 from hydrabench.files import sha256_of
+from hydrabench.ledger import read_run
 from hydrabench.masking import score_masks
 from hydrabench.workflows import zoo
-from tests.helpers.small_zoo import MARGIN, SETTINGS, VERDICT, hydrabench, read_ledger, write_ledger
+from hydrabench.workflows.evaluation.evaluate import evaluate
+from hydrabench.workflows.evaluation.loading import open_subject
+from tests.helpers.small_zoo import MARGIN, SETTINGS, VERDICT, N, hydrabench, read_ledger, write_ledger
 
 
 def flip(folder, kind, *, margin=None):
@@ -36,6 +41,29 @@ def test_verify_passes_on_what_was_shipped(folder, cpu):
     result = hydrabench("verify", "tiny", "--json", "--device", "cpu")
     assert (result.exit_code, json.loads(result.stdout)) == (0, agreed[:2])
     assert hydrabench("verify", "tiny", "--device", "cpu").stdout == "2 ledgers agree\n"
+
+
+def test_a_smoothed_ledger_is_listed_as_certified_and_twenty_of_its_images_are_drawn_again(folder, cpu, tmp_path):
+    settings = SmoothingSettings(sigma=0.25, samples=200, n0=20, radii=(0.0, 0.1))
+    evaluate(open_subject("tiny", options=cpu), settings, tmp_path / "run", options=cpu, n=N)
+    records = list(read_run(tmp_path / "run").records())
+    held = sum(one["prediction"] == one["label"] and one["radius"] >= 0.1 for one in records)
+    ledger = "tiny/smoothing.jsonl.gz"
+    write_ledger(folder / ledger, records)
+    manifest = yaml.safe_load((folder / "manifest.yml").read_text())
+    result = {"settings": settings.model_dump(mode="json"), "n": N, "count": held, "radius": 0.1, "ledger": ledger}
+    manifest["checkpoints"][0]["results"] = [result]
+    (folder / "manifest.yml").write_text(yaml.safe_dump(manifest))
+    (listed, _) = json.loads(hydrabench("list", "--json").stdout)
+    assert 0 < held < N
+    assert listed["accuracy"] == {"clean": None, "robust": None, "verified": None, "certified": held / N}
+    assert listed["radius"] == "L2 0.1"
+    assert "L2 0.1" in hydrabench("list").stdout
+    (agreed,) = zoo.verify_shipped(["tiny"], options=cpu)
+    assert agreed == f"tiny {settings.protocol}: 20/20 records as shipped; 20 take long and were left out"
+    write_ledger(folder / ledger, [{**records[0], "selected": 1 - records[0]["selected"]}, *records[1:]])
+    with pytest.raises((GateError, LedgerError), match=r"tiny"):
+        zoo.verify_shipped(["tiny"], options=cpu)
 
 
 @pytest.mark.parametrize("kind", SETTINGS)
