@@ -21,8 +21,7 @@ os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 import jinja2
 import pandas as pd
-from reproduction import table
-from scipy.stats import t
+from reproduction import spread, table
 
 import hydrabench as hb
 from hydrabench.files import write_text
@@ -83,13 +82,6 @@ def _percentages(places: Sequence[Path]) -> pd.DataFrame:
         shares = {CLEAN: right.mean(), ATTACKED: attacked["robust"].mean(), VERIFIED: bounded["verified"].mean()}
         rows.append({name: 100 * share for name, share in shares.items()})
     return pd.DataFrame(rows)
-
-
-def spread(differences: pd.Series) -> str:
-    """Return a mean with Student's 95 % interval."""
-    half = t.ppf(0.975, len(differences) - 1) * differences.sem()
-    mean = differences.mean()
-    return f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]"
 
 
 def write(folder: Path) -> None:

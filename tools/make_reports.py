@@ -2,9 +2,11 @@
 
     python tools/make_reports.py                    # reports/zoo: the digits, in minutes
     python tools/make_reports.py cifar10            # reports/cifar10-*: needs CIFAR-10 in HYDRABENCH_DATA, and an hour
+    python tools/make_reports.py seeds              # reports/digits-seeds.csv: ten digits trainings, half an hour
+    python tools/make_reports.py write              # reports/hydra-reproduction.md from the zoo and what is in reports/
     python tools/make_reports.py --runs RUNS NAME   # RUNS: where the ledgers lie (default runs/reports), resumed
 
-On a CPU. Each report is written anew; after all of them reports/hydra-reproduction.md.
+On a CPU. Each report is written anew.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see hydrabench/process.py
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
-from reproduction import write_up
+from reproduction import train_seeds, write_up
 
 from hydrabench.checkpoints import read_manifest
 from hydrabench.evaluators import (
@@ -29,7 +31,7 @@ from hydrabench.evaluators import (
     SmoothingSettings,
     VerifiedSettings,
 )
-from hydrabench.reporting import Leaderboard
+from hydrabench.files import write_text
 from hydrabench.workflows.evaluation.evaluate import evaluate
 from hydrabench.workflows.evaluation.loading import open_subject
 from hydrabench.workflows.evaluation.run_folders import run_name
@@ -54,36 +56,49 @@ ATTACKED: Evaluations = (  # a security curve and AutoAttack
     (AutoAttackSettings(epsilon="8/255"), 500),
 )
 EXACT: Evaluations = ((ExactSettings(epsilon="2/255"), 1000),)
-# By report: the data set it belongs to, how the ids of its networks begin, evaluations, and the column that ranks.
-KEPT: Mapping[str, tuple[str, str, Evaluations, str]] = {
-    "zoo": ("digits", "digits-", DIGITS, "CROWN-IBP"),
-    "cifar10-crown-ibp": ("cifar10", "cifar10-crown-ibp", CIFAR10 + EXACT, "cascade"),
-    "cifar10-trades": ("cifar10", "cifar10-trades", CIFAR10 + ATTACKED, "PGD-50 L∞ 8/255"),
+# By report: the data set it belongs to, the recipe of its networks (None: all), evaluations, and what ranks.
+KEPT: Mapping[str, tuple[str, str | None, Evaluations, str]] = {
+    "zoo": ("digits", None, DIGITS, "CROWN-IBP"),
+    "cifar10-crown-ibp": ("cifar10", "cifar10-crown-ibp-cifar_model", CIFAR10 + EXACT, "cascade"),
+    "cifar10-trades": ("cifar10", "cifar10-trades-cifar_model", CIFAR10 + ATTACKED, "PGD-50 L∞ 8/255"),
 }
 
 
-def main(runs: Path, datasets: list[str]) -> None:
-    """Evaluate what is missing, and write the reports."""
-    boards = {name: report(name, runs) for name, (dataset, *_) in KEPT.items() if dataset in datasets}
-    if len(boards) == len(KEPT):
-        write_up(boards, runs, REPORTS)
+CHOICES = ("digits", "cifar10", "seeds", "write")
 
 
-def report(name: str, runs: Path) -> Leaderboard:
+def main(runs: Path, wanted: list[str]) -> None:
+    """Evaluate what is missing, and write what is wanted."""
+    for name, (dataset, *_) in KEPT.items():
+        if dataset in wanted:
+            report(name, runs)
+    if "seeds" in wanted:
+        train_seeds(runs / "seeds", REPORTS)
+    if "write" in wanted:
+        write_text(REPORTS / "hydra-reproduction.md", write_up(REPORTS))
+
+
+def report(name: str, runs: Path) -> None:
     """Evaluate the networks of one report, and write it."""
-    _, prefix, evaluations, sort = KEPT[name]
+    dataset, recipe, evaluations, sort = KEPT[name]
     options = RunOptions(device="cpu")
-    networks = [network for network in read_manifest() if network.startswith(prefix) and "-seed" not in network]
+    networks = [
+        identity
+        for identity, entry in read_manifest().items()
+        if entry.dataset == dataset and recipe in (None, entry.recipe) and "-seed" not in identity
+    ]
     for network in networks:
         for settings, n in evaluations:
             folder = runs / network / run_name(settings)
             evaluate(open_subject(network, options=options), settings, folder, options=options, n=n, resume=True)
-    return write_report([runs / network for network in networks], REPORTS / name, REPORT_FORMATS, sort=sort)
+    write_report([runs / network for network in networks], REPORTS / name, REPORT_FORMATS, sort=sort)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("datasets", nargs="*", default=["digits"], metavar="NAME", help="digits, cifar10")
+    parser.add_argument(
+        "datasets", nargs="*", default=["digits"], choices=CHOICES, metavar="NAME", help=", ".join(CHOICES)
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs/reports"))
     given = parser.parse_args()
     main(given.runs, given.datasets)

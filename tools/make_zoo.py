@@ -4,6 +4,7 @@
     python tools/make_zoo.py cifar10-crown-ibp-cifar_model cifar10-trades-cifar_model    # hours; data: HYDRABENCH_DATA
     python tools/make_zoo.py --runs RUNS RECIPE...    # RUNS: where the pipelines run, resumed if they are there
     python tools/make_zoo.py --seed 1 RECIPE...       # another seed; its dense checkpoint is called NAME-seed1
+    python tools/make_zoo.py --bfloat16 cifar10-trades-wrn_10_1    # trained in bfloat16, channels last
     python tools/make_zoo.py --schema                 # only write the manifest's JSON Schema again
 
 The checkpoints are those that `hydrabench pipeline --config RECIPE` writes, in the compact layout but for the digits',
@@ -17,7 +18,7 @@ import gzip
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,17 +39,18 @@ from hydrabench.workflows.run_options import RunOptions
 
 ZOO = Path(__file__).resolve().parents[1] / "zoo"
 DIGITS = ("digits-crown-ibp", "digits-trades")
-COMPARED = ("pgd", "ibp", "crown-ibp", "cascade")  # deterministic verdicts; smoothing counts would need their noise
+PLAIN = "-cifar_model"  # not named in ids
+COMPARED = ("pgd", "ibp", "crown-ibp", "cascade", "smoothing")
 
 
-def main(runs: Path, recipes: Sequence[str], seed: int) -> None:
+def main(runs: Path, recipes: Sequence[str], seed: int, options: RunOptions) -> None:
     """Run the pipelines and fill the zoo's folder."""
     manifest = yaml.safe_load((ZOO / SHIPPED).read_text(encoding="utf-8"))
     entries = {entry["id"]: entry for entry in manifest["checkpoints"]}
     for name in recipes:
         suffix = f"-seed{seed}" if seed else ""
         recipe = load_recipe(name, [f"seed={seed}"])
-        run_pipeline(recipe, runs / f"{name}{suffix}", options=RunOptions(device="cpu"), resume=True)
+        run_pipeline(recipe, runs / f"{name}{suffix}", options=options, resume=True)
         entries |= {one[1]: add(runs / f"{name}{suffix}", *one) for one in names(recipe, suffix)}
     manifest["checkpoints"] = list(entries.values())
     comments = f"# yaml-language-server: $schema={SCHEMA}\n# Written by make_zoo.py.\n"
@@ -58,7 +60,7 @@ def main(runs: Path, recipes: Sequence[str], seed: int) -> None:
 
 def names(recipe: Recipe, suffix: str) -> list[tuple[str, str, str | None]]:
     """Return the run folder, the id and the parent's id of every network of a pipeline that ships."""
-    dense = recipe.name.removesuffix(f"-{recipe.model.arch}") + suffix
+    dense = recipe.name.removesuffix(PLAIN) + suffix
     found: list[tuple[str, str, str | None]] = [("train", dense, None)]
     for kind, infix in (("finetune", ""), ("lwm", "-lwm")):
         if kind == "finetune" or recipe.pipeline.lwm:
@@ -106,16 +108,23 @@ def ledger(run: RunFolder, target: Path) -> dict[str, Any]:
     """Ship one ledger without its times, and return its entry."""
     settings = run.header["settings"]
     records = [{key: value for key, value in record.items() if key != "seconds"} for record in run.records()]
-    verdict = {"upper": "robust", "lower": "verified"}[EVALUATORS[settings["kind"]].claims]
+    count, radius = held(records, settings)
     file = target / f"{settings['kind']}.jsonl.gz"
     with file.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as packed:
         packed.write("".join(json.dumps(record) + "\n" for record in records).encode())
-    return {
-        "settings": settings,
-        "n": len(records),
-        "count": sum(record[verdict] for record in records),
-        "ledger": f"{target.name}/{file.name}",
-    }
+    entry = {"settings": settings, "n": len(records), "count": count, "ledger": f"{target.name}/{file.name}"}
+    return entry if radius is None else entry | {"radius": radius}
+
+
+def held(records: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> tuple[int, float | None]:
+    """Return how many images hold, and of a certificate by smoothing at which radius: the smallest that is not 0."""
+    evaluator = EVALUATORS[settings["kind"]]
+    metrics = evaluator.metrics(records, evaluator.read(settings))
+    if evaluator.claims == "smoothed":
+        radius = min(radius for radius in settings["radii"] if radius > 0)
+        (metric,) = [one for one in metrics.values() if one.radius == radius]
+        return int(sum(metric.values)), radius
+    return int(sum(metrics[{"upper": "robust_accuracy", "lower": "verified_accuracy"}[evaluator.claims]].values)), None
 
 
 def arguments() -> argparse.Namespace:
@@ -124,6 +133,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("recipes", nargs="*", default=DIGITS)
     parser.add_argument("--runs", type=Path, default=Path("runs/zoo"))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--bfloat16", action="store_true")
     parser.add_argument("--schema", action="store_true")
     return parser.parse_args()
 
@@ -133,4 +143,5 @@ if __name__ == "__main__":
     if given.schema:
         write_json(ZOO / SCHEMA, json_schema())
     else:
-        main(given.runs, given.recipes, given.seed)
+        fast = {"precision": "bfloat16", "channels_last": True} if given.bfloat16 else {}
+        main(given.runs, given.recipes, given.seed, RunOptions(device="cpu", **fast))

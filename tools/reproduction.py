@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import numpy as np
@@ -16,45 +17,47 @@ from scipy.stats import t
 import hydrabench as hb
 from hydrabench.checkpoints import read_manifest
 from hydrabench.checkpoints.manifest import ZooEntry
+from hydrabench.evaluators import EVALUATORS
 from hydrabench.files import shipped, write_text
 from hydrabench.masking import prunable_layers
 from hydrabench.recipes import load_recipe
-from hydrabench.reporting import Leaderboard, build_leaderboard
-from hydrabench.reporting.legend import headings, size_text
+from hydrabench.reporting import build_leaderboard
+from hydrabench.reporting.legend import size_text
 from hydrabench.reporting.paired import twins
-from hydrabench.reporting.rows import Row
 from hydrabench.reporting.significance import PairedCounts, holm, mcnemar_p, paired_counts, tango_interval
 from hydrabench.workflows.pipeline import run_pipeline
 from hydrabench.workflows.reporting import find_runs
 from hydrabench.workflows.run_options import RunOptions
 
 TEXT = Path(__file__).parent / "hydra-reproduction.md.j2"
-SEEDS = range(5)
 SEEDED = ("digits-crown-ibp", "digits-trades")  # recipes that take a minute or two
-# By recipe: the ledger in which twins are compared, the field that says what an image holds, and the column's name.
+SEEDS = range(5)
+DIFFERENCES = "digits-seeds.csv"  # of those, HYDRA - LWM in points
+# By recipe: the ledger in which twins are compared, the metric that says what an image holds, and the column's name.
+VERIFIED = ("crown-ibp", "verified_accuracy", "CROWN-IBP L∞ 16/255")
+ATTACKED = ("pgd", "robust_accuracy", "PGD-50 L∞ 8/255")
 COLUMNS = {
-    "digits-crown-ibp": ("crown-ibp", "verified", "CROWN-IBP L∞ 16/255"),
-    "digits-trades": ("crown-ibp", "verified", "CROWN-IBP L∞ 16/255"),
-    "cifar10-crown-ibp-cifar_model": ("cascade", "verified", "cascade L∞ 2/255"),
-    "cifar10-trades-cifar_model": ("pgd", "robust", "PGD-50 L∞ 8/255"),
+    "digits-crown-ibp": VERIFIED,
+    "digits-trades": VERIFIED,
+    "cifar10-crown-ibp-cifar_model": ("cascade", "verified_accuracy", "cascade L∞ 2/255"),
+    "cifar10-trades-cifar_model": ATTACKED,
+    "cifar10-trades-wrn_10_1": ATTACKED,
+    "cifar10-stability-wrn_10_1": ("smoothing", "certified_accuracy@0.25", "smoothing σ 0.25, L2 0.25"),
 }
 METHODS = {"train": "dense", "finetune": "HYDRA", "lwm": "LWM"}
+UNSHOWN = ("average_certified_radius",)
 
 
-def write_up(boards: Mapping[str, Leaderboard], runs: Path, folder: Path) -> None:
-    """Write hydra-reproduction.md in `folder`, with its tables made from the boards of the three reports.
-
-    Args:
-        runs: where the digits networks of more seeds are trained, resumed.
-    """
+def write_up(folder: Path) -> str:
+    """Return the text of hydra-reproduction.md, from the reports and differences in `folder` and from the zoo."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
-    text = environment.from_string(TEXT.read_text(encoding="utf-8")).render(
+    reports = {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("*/summary.json"))}
+    return environment.from_string(TEXT.read_text(encoding="utf-8")).render(
         comparisons=comparisons(),
-        seeds=seeds(seeded(runs / "seeds")),
-        networks={name: networks(board) for name, board in boards.items()},
+        seeds=seeds(pd.read_csv(folder / DIFFERENCES)),
+        networks={name: networks(report) for name, report in reports.items()},
         kept=kept(),
     )
-    write_text(folder / "hydra-reproduction.md", text)
 
 
 @dataclass(frozen=True)
@@ -77,19 +80,21 @@ def pairs() -> list[Pair]:
         stem, _, pruned = name.rpartition("-")
         twin = entries.get(f"{stem}-lwm-{pruned}")
         if entry.density < 1 and twin is not None:
-            kind, field, column = COLUMNS[str(entry.recipe)]
-            verdicts = [_verdicts(one, kind, field) for one in (entry, twin)]
+            kind, metric, column = COLUMNS[str(entry.recipe)]
+            verdicts = [_verdicts(one, kind, metric) for one in (entry, twin)]
             shares = (sum(verdicts[0]) / len(verdicts[0]), sum(verdicts[1]) / len(verdicts[1]))
             seed = int(stem.rpartition("-seed")[2]) if "-seed" in stem else 0
-            counts = paired_counts(*map(np.array, verdicts))
+            counts = paired_counts(*(np.array(each, dtype=bool) for each in verdicts))
             found.append(Pair(name, str(entry.recipe), entry.density, seed, column, counts, shares))
     return found
 
 
-def _verdicts(entry: ZooEntry, kind: str, field: str) -> list[bool]:
+def _verdicts(entry: ZooEntry, kind: str, metric: str) -> tuple[float, ...]:
     (result,) = [one for one in entry.results if one.settings["kind"] == kind]
     with gzip.open(shipped("zoo") / result.ledger, "rt", encoding="utf-8") as file:
-        return [bool(json.loads(line)[field]) for line in file]
+        lines = [json.loads(line) for line in file]
+    evaluator = EVALUATORS[kind]
+    return evaluator.metrics(lines, evaluator.read(result.settings))[metric].values
 
 
 def comparisons() -> str:
@@ -116,52 +121,56 @@ def comparisons() -> str:
     return table(heads, rows)
 
 
-def seeded(runs: Path) -> Leaderboard:
-    """Train, prune and judge digits networks of several seeds, or continue; return their leaderboard."""
+def train_seeds(runs: Path, folder: Path) -> None:
+    """Train, prune and judge digits networks of several seeds, or continue; write how HYDRA and LWM differ."""
     for recipe in SEEDED:
         for seed in SEEDS:
             changed = [f"seed={seed}", "evaluate=[{kind: pgd}, {kind: crown-ibp}]"]
             options = RunOptions(device="cpu")
             run_pipeline(load_recipe(recipe, changed), runs / f"{recipe}-{seed}", options=options, resume=True)
-    return build_leaderboard(find_runs([runs]), sort="CROWN-IBP")
-
-
-def seeds(board: Leaderboard) -> str:
-    """Return the difference of HYDRA and LWM for every recipe and density over seeds, with Student's 95 % interval.
-
-    Args: board: of digits networks of several seeds; those of CIFAR-10 are in the zoo.
-    """
-    differences: dict[tuple[str, float, str], dict[int, float]] = {}
+    board = build_leaderboard(find_runs([runs]), sort="CROWN-IBP")
     about = {row.label: row.checkpoint for row in board.rows}
+    found = []
     for line in twins(board).itertuples():
         network = about[line.first]
-        key = str(network.recipe), float(network.density or 1), COLUMNS[str(network.recipe)][2]
-        differences.setdefault(key, {})[int(network.seed or 0)] = 100 * line.difference
-    for one in pairs():
-        if one.recipe not in SEEDED:
-            key = one.recipe, one.density, one.column
-            differences.setdefault(key, {})[one.seed] = 100 * one.counts.difference
+        found.append((network.recipe, network.density, network.seed, round(100 * line.difference, 6)))
+    frame = pd.DataFrame(sorted(found), columns=["recipe", "density", "seed", "points"])
+    write_text(folder / DIFFERENCES, frame.to_csv(index=False))
+
+
+def seeds(digits: pd.DataFrame) -> str:
+    """Return the difference of HYDRA and LWM for every recipe and density over seeds, with Student's 95 % interval.
+
+    Args: digits: recipe, density, seed and difference in points; those of CIFAR-10 are in the zoo.
+    """
+    found = [(one.recipe, one.density, one.seed, 100 * one.counts.difference) for one in pairs()]
+    others = pd.DataFrame([one for one in found if one[0] not in SEEDED], columns=digits.columns)
+    together = pd.concat([digits, others]).sort_values(["recipe", "density", "seed"], ascending=[True, False, True])
     rows = []
-    for (recipe, density, column), found in sorted(differences.items(), key=lambda pair: (pair[0][0], -pair[0][1])):
-        values = pd.Series([found[seed] for seed in sorted(found)])
-        half = t.ppf(0.975, len(values) - 1) * values.sem()
-        span = f"{values.mean():+.1f} [{values.mean() - half:+.1f}, {values.mean() + half:+.1f}]"
+    for (recipe, density), part in together.groupby(["recipe", "density"], sort=False):
+        values = part["points"]
         each = ", ".join(f"{value:+.1f}" for value in values)
-        rows.append((recipe, f"{density:g}", column, each, span))
+        if len(values) > 1:
+            rows.append((recipe, f"{density:g}", COLUMNS[recipe][2], each, spread(values)))
     return table(("recipe", "density", "column", "HYDRA − LWM of each seed", "mean, 95 % over seeds"), rows)
 
 
-def networks(board: Leaderboard) -> str:
+def spread(values: pd.Series) -> str:
+    """Return a mean with Student's 95 % interval."""
+    half, mean = t.ppf(0.975, len(values) - 1) * values.sem(), values.mean()
+    return f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]"
+
+
+def networks(report: Mapping[str, Any]) -> str:
     """Return the numbers of every network of a report, densest first; bytes are those of the compact file."""
-    columns = [column for column in board.columns if column.metric != "average_certified_radius"]
-    names = headings(board)
+    columns = [column for column in report["columns"] if column["metric"] not in UNSHOWN]
+    values = {(one["sha256"], one["column"]): f"{100 * one['value']:.1f}" for one in report["numbers"]}
     rows = []
-    for row in sorted(board.rows, key=lambda row: (-(row.checkpoint.density or 0), _method(row))):
-        numbers = [row.cells.get(column) for column in columns]
-        cells = ["–" if one is None else f"{100 * one.value:.1f}" for one in numbers]
-        density, size = row.checkpoint.density, size_text(row.checkpoint.size)
-        rows.append((_method(row), f"{density:g}", f"{row.checkpoint.nonzero_parameters:,}", size, *cells))
-    return table(("", "density", "nonzero", "bytes", *(names[column] for column in columns)), rows)
+    for one in sorted(report["networks"], key=lambda one: (-one["density"], _method(one))):
+        cells = [values.get((one["sha256"], column["column"]), "–") for column in columns]
+        size = size_text(one["compact_bytes"] or one["bytes"])
+        rows.append((_method(one), f"{one['density']:g}", f"{one['nonzero_parameters']:,}", size, *cells))
+    return table(("", "density", "nonzero", "bytes", *(column["heading"] for column in columns)), rows)
 
 
 def kept() -> str:
@@ -187,5 +196,5 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _method(row: Row) -> str:
-    return METHODS[row.checkpoint.phase or "train"]
+def _method(network: Mapping[str, Any]) -> str:
+    return METHODS[network["phase"] or "train"]
