@@ -66,7 +66,7 @@ class Checkpoint:
 def state_of(model: nn.Module) -> dict[str, Tensor]:
     """The tensors of a network under their names in a file: `NAME.weight` and, if masked, `NAME.scores`."""
     return {
-        key.replace(_ORIGINAL, ".weight").replace(_SCORES, ".scores"): tensor.detach().cpu().contiguous()
+        key.replace(_ORIGINAL, ".weight").replace(_SCORES, ".scores"): _plain(tensor)
         for key, tensor in inner_network(model).state_dict().items()
     }
 
@@ -77,7 +77,12 @@ def stored_state(model: nn.Module) -> dict[str, Tensor]:
     Masks are stored because scores alone do not tell them: which of two equal scores is kept is up to the device.
     """
     masks = score_masks(inner_network(model))
-    return {**state_of(model), **{f"{name}{MASK}": mask.mask.detach().cpu().bool() for name, mask in masks.items()}}
+    return {**state_of(model), **{f"{name}{MASK}": _plain(mask.mask.bool()) for name, mask in masks.items()}}
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """The tensor as files hold it: training with channels last keeps weights and masks in another order."""
+    return tensor.detach().cpu().contiguous()
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Tensor], header: Header) -> str:

@@ -36,6 +36,22 @@ def test_both_layouts_of_a_phase_are_the_same_network(line, phase):
     assert all(torch.equal(tensor, found[key]) for key, tensor in state_of(main.baked()).items())
 
 
+@pytest.mark.parametrize("way", [{"channels_last": True}, {"precision": "bfloat16"}, {"precision": "float16"}], ids=str)
+def test_every_phase_passes_on_the_same_masks_however_it_computes(make_recipe, cpu, tmp_path, way):
+    options = replace(cpu, **way)
+    short = {"epochs": 1, "epsilon_ramp_epochs": 1}
+    recipe = make_recipe(train=short, prune={"epochs": 1, "density": 0.1}, finetune={"epochs": 1}, evaluate=[])
+    training.train(recipe, tmp_path / "train", options=options)
+    training.prune(recipe, str(tmp_path / "train"), tmp_path / "prune", options=options)
+    training.finetune(recipe, str(tmp_path / "prune"), tmp_path / "finetune", options=options)
+    chosen, kept = (
+        {name: mask.mask for name, mask in score_masks(load_checkpoint(path).network).items()}
+        for path in (tmp_path / "prune/checkpoint.safetensors", tmp_path / "finetune/checkpoint_masked.safetensors")
+    )
+    assert {name: (mask.numel(), int(mask.sum())) for name, mask in kept.items()} == KEPT
+    assert all(torch.equal(mask, chosen[name]) for name, mask in kept.items())
+
+
 def test_finetuning_keeps_the_scores_and_masks_of_the_pruned_network(line):
     pruned = load_checkpoint(line.prune / "checkpoint.safetensors").network
     final = load_checkpoint(line.finetune / "checkpoint_masked.safetensors").network
