@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column
 
 LOG_SECONDS = 5.0
+PART_ROUNDING = 1e-6  # pieces, of a sum of parts of them
 Advance = Callable[[float, str], None]  # pieces of work, and a note beside them
 
 
@@ -60,7 +61,18 @@ def _bar(title: str, total: int, done: int) -> Iterator[Advance]:
     )
     with Progress(*columns, console=Console(stderr=True), expand=True) as progress:
         task = progress.add_task(title, total=total, completed=done, note="")
-        yield lambda pieces, note: progress.update(task, advance=pieces, note=note)
+        state = {"done": float(done)}
+
+        def advance(pieces: float, note: str) -> None:
+            state["done"] += pieces
+            progress.update(task, completed=_whole(state["done"]), note=note)
+
+        yield advance
+
+
+def _whole(done: float) -> int:
+    """Return the pieces that are done as a whole; a sum of parts may be a rounding error short of one."""
+    return int(done + PART_ROUNDING)
 
 
 def _flexible(ratio: int) -> Column:
@@ -83,7 +95,7 @@ def _log(title: str, total: int, done: int) -> Iterator[Advance]:
             state["end"] = moment + (moment - start) / state["fresh"] * (total - state["done"])
         # Until something is done, and once a piece takes longer than those before it, nobody knows.
         left = f", {state['end'] - moment:.0f} s left" if state["end"] >= moment else ""
-        waiting[:] = [f"{title}: {state['done']:.0f}/{total}, {moment - start:.0f} s{left}  {note}"]
+        waiting[:] = [f"{title}: {_whole(state['done'])}/{total}, {moment - start:.0f} s{left}  {note}"]
         if moment - state["printed"] >= LOG_SECONDS:
             state["printed"] = moment
             say(waiting.pop())
@@ -91,7 +103,7 @@ def _log(title: str, total: int, done: int) -> Iterator[Advance]:
     try:
         yield advance
     finally:  # what came whole is said, too, if it turns out to be of no use
-        if waiting and state["done"] >= total:
+        if waiting and _whole(state["done"]) >= total:
             say(waiting.pop())
 
 

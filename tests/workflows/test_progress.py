@@ -50,6 +50,16 @@ def test_the_forecast_counts_down_while_a_piece_is_at_work_and_ends_where_it_tak
     assert capsys.readouterr().err.splitlines() == lines
 
 
+def test_parts_of_pieces_are_not_rounded_up_to_a_whole_and_their_sum_is_one(capsys, monkeypatch):
+    """Ten tenths are one in spite of float64, in which they sum to 0.9999999999999999."""
+    monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
+    with tracking("work", total=1) as advance:
+        for _ in range(10):
+            advance(0.1, "")
+    counts = [line.split(",")[0] for line in capsys.readouterr().err.splitlines()]
+    assert counts == ["work: 0/1"] * 9 + ["work: 1/1"]
+
+
 def test_an_invisible_process_prints_nothing(capsys):
     with tracking("work", total=1, visible=False) as advance:
         advance(1, "note")

@@ -138,6 +138,7 @@ class Turns:
             while waiting := self.standing.waiting(attack):
                 self._round(attack, waiting)
         self._write_settled()
+        self.note = str(self.totals)
         self._advance()
         closing = self.in_turn.closing([one for done in self.standing.of.values() for one in done])
         if closing and self.world.is_main:

@@ -19,8 +19,10 @@ from hydrabench.evaluators import (
     VerifiedSettings,
 )
 from hydrabench.files import sha256_of
+from hydrabench.ledger import read_run
 from hydrabench.workflows.evaluation.evaluate import evaluate
 from hydrabench.workflows.evaluation.loading import open_subject
+from hydrabench.workflows.evaluation.running_totals import RunningTotals
 from tests.helpers.evaluations import CASES, CROWN, read
 
 IMAGES_OF_THEIR_OWN = {"corruptions"}  # a library that need not be there makes them; see its own tests
@@ -42,6 +44,14 @@ def test_a_ledger_has_one_record_per_image_about_the_very_pixels_of_the_data_set
     assert [entry["label"] for entry in records] == raw.target[1297 : 1297 + n].tolist()
     if n > 100:
         assert 0 < sum(entry[verdict] for entry in records) < n  # some hold, some do not
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_the_last_line_of_progress_says_what_the_records_say(kind, subject, cpu, tmp_path, capsys):
+    settings = CASES[kind][0]
+    evaluate(subject, settings, tmp_path / "run", options=cpu, n=2)
+    line = next(line for line in reversed(capsys.readouterr().err.splitlines()) if ": 2/2, " in line)
+    assert line.endswith(f"  {RunningTotals(settings, read_run(tmp_path / 'run').records())}")
 
 
 @pytest.mark.parametrize("kind", ["clean", "pgd", "ibp", "crown-ibp"])
