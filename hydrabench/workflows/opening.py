@@ -12,7 +12,7 @@ from typing import Any
 from hydrabench.checkpoints import Checkpoint, is_torch_file, open_ref, resolve
 from hydrabench.checkpoints.download import Progress
 from hydrabench.runtime import World
-from hydrabench.workflows.progress import LOG_SECONDS, Advance, say, tracking
+from hydrabench.workflows.progress import LOG_SECONDS, Advance, log_line, say, tracking
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})  # said of a checkpoint that says everything itself
 
@@ -54,7 +54,7 @@ def megabytes(name: str) -> Iterator[Progress]:
                 advance(now - shown, "")
             elif total is None and time.monotonic() - printed >= LOG_SECONDS:
                 printed = time.monotonic()
-                say(f"fetch {name}: {now} MB")
+                say(log_line(f"fetch {name}", f"{now} MB"))
             shown = now
 
         yield report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column
 
 LOG_SECONDS = 5.0
+LOG_WIDTH = 120  # characters of a line in a log
+LEAST_NOTE = 40  # characters of it that a long title leaves
 PART_ROUNDING = 1e-6  # pieces, of a sum of parts of them
 Advance = Callable[[float, str], None]  # pieces of work, and a note beside them
 
@@ -95,7 +98,7 @@ def _log(title: str, total: int, done: int) -> Iterator[Advance]:
             state["end"] = moment + (moment - start) / state["fresh"] * (total - state["done"])
         # Until something is done, and once a piece takes longer than those before it, nobody knows.
         left = f", {state['end'] - moment:.0f} s left" if state["end"] >= moment else ""
-        waiting[:] = [f"{title}: {_whole(state['done'])}/{total}, {moment - start:.0f} s{left}  {note}"]
+        waiting[:] = [log_line(title, f"{_whole(state['done'])}/{total}, {moment - start:.0f} s{left}", note)]
         if moment - state["printed"] >= LOG_SECONDS:
             state["printed"] = moment
             say(waiting.pop())
@@ -105,6 +108,15 @@ def _log(title: str, total: int, done: int) -> Iterator[Advance]:
     finally:  # what came whole is said, too, if it turns out to be of no use
         if waiting and _whole(state["done"]) >= total:
             say(waiting.pop())
+
+
+def log_line(title: str, numbers: str, note: str = "") -> str:
+    """Return a line of a log. A long title is cut in its middle, a long note after a word, the numbers never."""
+    room = LOG_WIDTH - LEAST_NOTE - len(f": {numbers}  ")
+    if len(title) > room:
+        title = f"{title[: room // 2]}…{title[-((room - 1) // 2) :]}"
+    head = f"{title}: {numbers}" + "  " * bool(note)
+    return head + textwrap.shorten(note, LOG_WIDTH - len(head), placeholder=" …")
 
 
 def _ignore(pieces: float, note: str) -> None:

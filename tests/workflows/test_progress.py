@@ -27,7 +27,7 @@ def test_what_an_earlier_run_did_counts_as_done_but_not_towards_the_speed(capsys
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(moments))
     with tracking("work", total=4, done=2) as advance:
         advance(1, "")
-    assert capsys.readouterr().err == "work: 3/4, 10 s, 10 s left  \n"
+    assert capsys.readouterr().err == "work: 3/4, 10 s, 10 s left\n"
 
 
 def test_a_note_before_anything_is_done_comes_without_a_forecast(capsys, monkeypatch):
@@ -36,7 +36,7 @@ def test_a_note_before_anything_is_done_comes_without_a_forecast(capsys, monkeyp
     with tracking("work", total=4) as advance:
         advance(0, "layer 1")
         advance(1, "")
-    assert capsys.readouterr().err.splitlines() == ["work: 0/4, 6 s  layer 1", "work: 1/4, 12 s, 36 s left  "]
+    assert capsys.readouterr().err.splitlines() == ["work: 0/4, 6 s  layer 1", "work: 1/4, 12 s, 36 s left"]
 
 
 def test_the_forecast_counts_down_while_a_piece_is_at_work_and_ends_where_it_takes_longer(capsys, monkeypatch):
@@ -46,7 +46,7 @@ def test_the_forecast_counts_down_while_a_piece_is_at_work_and_ends_where_it_tak
     with tracking("work", total=3) as advance:
         for pieces in (1, 0, 0):
             advance(pieces, "")
-    lines = ["work: 1/3, 6 s, 12 s left  ", "work: 1/3, 12 s, 6 s left  ", "work: 1/3, 19 s  "]
+    lines = ["work: 1/3, 6 s, 12 s left", "work: 1/3, 12 s, 6 s left", "work: 1/3, 19 s"]
     assert capsys.readouterr().err.splitlines() == lines
 
 
@@ -58,6 +58,24 @@ def test_parts_of_pieces_are_not_rounded_up_to_a_whole_and_their_sum_is_one(caps
             advance(0.1, "")
     counts = [line.split(",")[0] for line in capsys.readouterr().err.splitlines()]
     assert counts == ["work: 0/1"] * 9 + ["work: 1/1"]
+
+
+LONG_NOTE = "certified@0 93.3% [68.1, 99.8], @0.25 80.0%, @0.5 26.7%, @0.75 0.0%, 123,456,789 draws, 12.3% saved"
+
+
+@pytest.mark.parametrize("title", ["work", "smoothing-cohen-n1000@4 runs/" + 20 * "long/" + "end at σ=0.25"])
+@pytest.mark.parametrize("note", ["", "short", LONG_NOTE])
+def test_a_line_of_a_log_is_short_but_keeps_its_numbers_and_both_ends_of_the_title(title, note, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
+    with tracking(title, total=50_000) as advance:
+        advance(12_345, note)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert len(line) <= 120
+    head, rest = line.split(": 12345/50000, 0 s, 0 s left")
+    assert head == title or (head.startswith(title[:20]) and head.endswith(title[-20:]) and "…" in head)
+    shown = rest.removeprefix("  ").removesuffix(" …")
+    assert note.startswith(shown)
+    assert not note or shown
 
 
 def test_an_invisible_process_prints_nothing(capsys):

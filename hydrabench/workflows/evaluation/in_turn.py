@@ -235,10 +235,9 @@ class Turns:
         """Say which attack is at which images, and move the bar by the share of the passes that is done."""
         first, last = shares[0][0], shares[-1][-1]
         later = self.attacks[self.attacks.index(attack) + 1 :]
-        after = f", then {', '.join(later)}" if later else ""
+        after = f"; then {', '.join(later)}" if later else ""  # last: a short line cuts it off
         wrong, broken = self.standing.losses()
-        lost = f"{wrong} wrong, {broken} broken of {len(self.standing.of)}"
-        self.note = f"{attack} at images {first} to {last}, {len(waiting)} wait{after}; {lost}"
+        self.note = f"{attack} at images {first} to {last}, {len(waiting)} wait; {wrong} wrong, {broken} broken{after}"
         self._advance()
 
     def _advance(self) -> None:

@@ -33,16 +33,21 @@ class RunningTotals:
     def __str__(self) -> str:
         if not self.seen:
             return ""
-        shown = [f"{name.replace('_accuracy', '')} {self._fraction(name)}" for name in list(self.counts)[:SHOWN_TOTALS]]
+        shown: list[str] = []
+        before = ""
+        for name in list(self.counts)[:SHOWN_TOTALS]:
+            metric, at, radius = name.replace("_accuracy", "").partition("@")
+            called = at + radius if metric == before else metric + at + radius
+            shown.append(f"{called} {self.counts[name] / self.seen:.1%}" + ("" if shown else self._interval(name)))
+            before = metric
         most = self.seen * getattr(self.settings, "samples", 0)
         if 0 < self.drawn < most:
             shown.append(f"{self.drawn:,} draws, {1 - self.drawn / most:.1%} saved")
         return ", ".join(shown)
 
-    def _fraction(self, metric: str) -> str:
-        """A fraction so far; of a smoothed classifier, whose images take long, with its interval."""
-        count = self.counts[metric]
+    def _interval(self, metric: str) -> str:
+        """The interval of a smoothed classifier's first fraction so far: its images take long, so there are few."""
         if self.evaluator.claims != "smoothed":
-            return f"{count / self.seen:.1%}"
-        found = clopper_pearson(count, self.seen)
-        return f"{found.value:.1%} [{found.low * 100:.1f}, {found.high * 100:.1f}]"
+            return ""
+        found = clopper_pearson(self.counts[metric], self.seen)
+        return f" [{found.low * 100:.1f}, {found.high * 100:.1f}]"

@@ -94,5 +94,7 @@ def test_progress_shows_certified_accuracy_with_its_interval_and_what_was_saved(
     tally.add([record, {**record, "prediction": -1, "abstain": True}])
     assert str(tally) == "certified@0 75.0% [19.4, 99.4], 1,000 draws, 75.0% saved"
     assert str(RunningTotals(settings)) == ""
+    several = RunningTotals(SmoothingSettings(samples=250, radii=(0.0, 0.05, 0.5)), [record])
+    assert str(several) == "certified@0 100.0% [2.5, 100.0], @0.05 100.0%, @0.5 0.0%"
     full = RunningTotals(SmoothingSettings(samples=250, radii=(0.0,)), [record])
     assert str(full) == "certified@0 100.0% [2.5, 100.0]"  # all draws were made: nothing to say

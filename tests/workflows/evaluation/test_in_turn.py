@@ -288,7 +288,7 @@ def test_the_progress_line_names_the_attack_its_images_and_what_is_left(subject,
 
     monkeypatch.setattr(evaluation, "tracking", lambda *_arguments, **_names: Shown())
     evaluate(subject, SETTINGS, tmp_path, options=cpu, n=100)
-    first = "clean at images 0 to 39, 100 wait, then apgd-ce, apgd-t, fab-t, square; 0 wrong, 0 broken of 100"
+    first = "clean at images 0 to 39, 100 wait; 0 wrong, 0 broken; then apgd-ce, apgd-t, fab-t, square"
     assert notes[0][1] == first
     assert any(note.startswith("square at images") for _, note in notes)
     assert notes[-1][1].startswith("clean ")  # the totals, not what waited before the last attack
