@@ -20,6 +20,17 @@ def example(name: str):
     return runpy.run_path(str(ROOT / "examples" / name))["main"]
 
 
+@pytest.mark.parametrize("data", [None, "elsewhere"])
+def test_the_demo_judges_the_images_that_come_with_hydrabench_whatever_data_are_here(data, tmp_path, monkeypatch):
+    monkeypatch.delenv("HYDRABENCH_DATA", raising=False)
+    if data is not None:
+        (tmp_path / data).mkdir()
+        monkeypatch.setenv("HYDRABENCH_DATA", str(tmp_path / data))
+    demo = runpy.run_path(str(ROOT / "examples" / "demo.py"))
+    counts = [len(demo["subject_of"](ref).test_images(demo["OPTIONS"])) for ref in demo["EVALUATIONS"]]
+    assert counts == [500, 500, 500, 500, 200, 200]
+
+
 def test_an_own_network_goes_from_training_to_a_table(capsys):
     example("own_network.py")(20)
     out = capsys.readouterr().out
