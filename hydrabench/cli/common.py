@@ -127,12 +127,17 @@ training_options = options(
         default="float32",
         show_default=True,
         help="Number format of the forward and backward passes: float32, bfloat16, or float16 with scaled gradients. "
-        "Weights, losses, bounds and validation stay in float32, so training on bounds alone gains nothing.",
+        "Weights, losses, bounds and validation stay in float32, so training on bounds alone gains nothing. "
+        "bfloat16 is faster on GPUs, and on CPUs with avx512_bf16.",
     ),
     click.option(
         "--compile", is_flag=True, help="Speed up the forward and backward passes by torch.compile, where it works."
     ),
-    click.option("--channels-last", is_flag=True, help="Store images and convolutions channels last; for GPUs."),
+    click.option(
+        "--channels-last",
+        is_flag=True,
+        help="Store images and convolutions channels last: faster on GPUs, and on CPUs with avx512_bf16.",
+    ),
     click.option(
         "--micro-batch",
         type=click.IntRange(1, 10**9),
