@@ -94,10 +94,10 @@ def _meeting(text: str | None) -> Any:
 
 
 def show_report(leaderboard: Any, out: Path, as_json: bool) -> None:
-    """Print a leaderboard as a table and say where the report lies, or print its JSON."""
+    """Print a leaderboard as a table, how networks differ, and where the report lies, or print its JSON."""
     from rich.console import Console
 
-    from hydrabench.reporting import rich_tables, summary_json
+    from hydrabench.reporting import comparison_lines, rich_tables, summary_json
 
     if as_json:
         click.echo(json.dumps(summary_json(leaderboard), indent=2))
@@ -105,5 +105,7 @@ def show_report(leaderboard: Any, out: Path, as_json: bool) -> None:
     console = Console()
     console.width = max(console.width, LEAST_WIDTH)  # a narrow window may wrap lines, a log must not lose columns
     console.print(*rich_tables(leaderboard, console.width))
+    for line in comparison_lines(leaderboard):
+        click.echo(line)
     page = out / "index.html"
     click.echo(f"report written to {out}" + (f"; open {page}" if page.exists() else ""))

@@ -18,7 +18,7 @@ from hydrabench.reporting.legend import headings
 from hydrabench.reporting.robustbench import model_infos
 from hydrabench.reporting.rows import Row
 from hydrabench.reporting.statistics import Estimate, clopper_pearson, mean_interval, summarize, wilson
-from hydrabench.reporting.tables import csv_text, latex, markdown, parquet, rich_tables, summary_json
+from hydrabench.reporting.tables import comparison_lines, csv_text, latex, markdown, parquet, rich_tables, summary_json
 
 __all__ = [
     "IMPORTS",
@@ -31,6 +31,7 @@ __all__ = [
     "Row",
     "build_leaderboard",
     "clopper_pearson",
+    "comparison_lines",
     "csv_text",
     "headings",
     "latex",

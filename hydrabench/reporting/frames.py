@@ -65,6 +65,7 @@ NUMBERS = (
     "column",
 )
 OPTIONAL = ("additional data", "chosen on", "parent", "seed")
+MEASURED = ("density", "nonzero", "size")  # what is known of no network that other tools judged
 WHOLE = ("best_rank", "worst_rank", "parameters", "nonzero_parameters", "bytes", "compact_bytes", "seed")
 
 
@@ -215,6 +216,7 @@ def described(board: Leaderboard) -> pd.DataFrame:
     frame = pd.DataFrame([_described(row, labels) for row in board.rows], index=[row.label for row in board.rows])
     optional = ["data set"] if len(board.score) < 2 else []
     optional += [name for name in OPTIONAL if frame[name].nunique() == 1]
+    optional += [name for name in MEASURED if (frame[name] == MISSING).all()]
     return frame.drop(columns=optional)
 
 

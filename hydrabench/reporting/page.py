@@ -41,7 +41,7 @@ def html_page(board: Leaderboard, pictures: Sequence[Figure] = ()) -> str:
         style=(PAGE_PARTS / "page.css").read_text(encoding="utf-8"),
         script=(PAGE_PARTS / "page.js").read_text(encoding="utf-8"),
         caption=caption(board),
-        lead=list(LEAD),
+        lead=[name for name in LEAD if name in about.columns],
         rest=[name for name in about.columns if name not in LEAD],
         groups=_groups(names),
         columns=[{"heading": names[column], "group": column.group} for column in board.columns],

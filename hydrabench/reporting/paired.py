@@ -238,10 +238,8 @@ def _twins_shown(found: pd.DataFrame) -> pd.DataFrame:
             "column": found["column"],
             "HYDRA %": found["first_value"].map(_percent),
             "LWM %": found["second_value"].map(_percent),
-            "difference": found["difference"].map(_points),
-            "95 %": [
-                f"[{_points(low)}, {_points(high)}]" for low, high in zip(found["low"], found["high"], strict=True)
-            ],
+            "difference": found["difference"].map(points),
+            "95 %": [f"[{points(low)}, {points(high)}]" for low, high in zip(found["low"], found["high"], strict=True)],
             "p": found["p"].map(p_text),
             "p (Holm)": found["p_holm"].map(p_text),
         }
@@ -274,7 +272,8 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
-def _points(value: float) -> str:
+def points(value: float) -> str:
+    """Write a difference of fractions in percentage points: "+2.5"."""
     return f"{100 * value:+.1f}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -16,12 +17,15 @@ from hydrabench.reporting.columns import Column
 from hydrabench.reporting.frames import alike, as_records, cell_text, columns, networks, numbers, records, shown
 from hydrabench.reporting.leaderboard import Leaderboard
 from hydrabench.reporting.legend import MISSING, caption, headings, notes, protocol_lines, size_text
-from hydrabench.reporting.paired import cochran_table, comparisons, seeds, significance
+from hydrabench.reporting.paired import cochran_table, comparisons, p_text, points, seeds, significance
 from hydrabench.reporting.statistics import Estimate
 
 if TYPE_CHECKING:
     import pandas as pd
 
+NAME = "checkpoint"  # heading of the names
+EMPTY = f"{MISSING}\n"  # letters of a cell that says nothing
+MOST_COMPARISONS = 10  # of networks that a terminal shows; JSON has all
 UNBOUNDED = 100_000  # characters: more than any table has
 SCHEMA = "hydrabench.leaderboard/2"
 # What LaTeX has no letter for without a package.
@@ -124,11 +128,11 @@ def summary_json(board: Leaderboard) -> dict[str, Any]:
 
 
 def rich_tables(board: Leaderboard, width: int) -> list[Table]:
-    """The leaderboard for a terminal: intervals on a second line, headings and names cut into lines.
+    """The leaderboard for a terminal: intervals on a second line, headings cut into lines.
 
     Mean radii, architectures and objectives are left to the written report, so that clean, one attack, one bound and
-    two certified radii fit into 100 columns. What does not fit goes on in further tables of the same rows. Every data
-    set has tables of its own.
+    two certified radii fit into 100 columns. What does not fit goes on in further tables of the same rows. A name is
+    broken, behind a "/", only where there is no room for it. Every data set has tables of its own.
 
     Args:
         width: characters in a line of the terminal.
@@ -137,46 +141,87 @@ def rich_tables(board: Leaderboard, width: int) -> list[Table]:
 
 
 def _rich_tables(board: Leaderboard, width: int) -> list[Table]:
-    unbounded = Console(width=UNBOUNDED)
+    narrowest = max(len(NAME), *(len(part) for row in board.rows for part in _parts(row.label)))
     groups: list[list[Column]] = [[]]
+    widths = [0]  # of the table of each group, with the narrowest names
     for column in board.columns:
         if column.metric in ("average_certified_radius", "average_verified_radius"):
             continue
-        wider = [*groups[-1], column]
-        needed = Measurement.get(unbounded, unbounded.options, _rich_table(board, wider)).maximum
+        needed = _width(_rich_table(board, [*groups[-1], column], narrowest))
         if groups[-1] and needed > width:
             groups.append([column])
+            widths.append(_width(_rich_table(board, [column], narrowest)))
         else:
-            groups[-1] = wider
-    tables = [_rich_table(board, group) for group in groups]
+            groups[-1].append(column)
+            widths[-1] = needed
+    room = narrowest + max(0, width - max(widths))
+    tables = [_rich_table(board, group, room) for group in groups]
     tables[-1].caption = Text(caption(board))
     return tables
 
 
-def _rich_table(board: Leaderboard, columns: Sequence[Column]) -> Table:
-    names = headings(board)
+def _width(table: Table) -> int:
+    unbounded = Console(width=UNBOUNDED)
+    return Measurement.get(unbounded, unbounded.options, table).maximum
+
+
+def _rich_table(board: Leaderboard, columns: Sequence[Column], room: int) -> Table:
+    """Make one table. room: characters of a line of a name, at least those of its longest part."""
+    titled = headings(board)
     table = Table(caption_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True)
-    parts = [part for row in board.rows for part in row.label.replace("/", "/\n").split("\n")]
-    table.add_column("checkpoint", overflow="fold", min_width=max(map(len, parts)))
-    for name in ("density", "size\nnonzero"):
+    broken = [_broken(row.label, room) for row in board.rows]
+    table.add_column(NAME, overflow="fold", min_width=max(len(line) for lines in broken for line in lines))
+    about = {name: cells for name, cells in _about(board).items() if any(set(cell) - set(EMPTY) for cell in cells)}
+    for name in about:
         table.add_column(name, justify="right", no_wrap=True)
     for column in columns:
-        table.add_column(Text(_stacked(names[column])), justify="right", no_wrap=True)
-    for row in board.rows:
-        checkpoint = row.checkpoint
-        size = f"{size_text(checkpoint.size)}\n{_counted(checkpoint.nonzero_parameters)}"
+        table.add_column(Text(_stacked(titled[column])), justify="right", no_wrap=True)
+    for number, row in enumerate(board.rows):
         cells = [_stacked_cell(row.cells.get(column)) for column in columns]
-        table.add_row(
-            Text(row.label.replace("/", "/\n")),
-            MISSING if checkpoint.density is None else f"{checkpoint.density:g}",
-            size,
-            *cells,
-        )
+        table.add_row(Text("\n".join(broken[number])), *(texts[number] for texts in about.values()), *cells)
     return table
 
 
-def _density(density: float | None) -> str:
-    return MISSING if density is None else f"{density:g}"
+def _about(board: Leaderboard) -> dict[str, list[str]]:
+    """Return what the tables of a terminal say of each network beside its name."""
+    networks = [row.checkpoint for row in board.rows]
+    return {
+        "density": [MISSING if one.density is None else f"{one.density:g}" for one in networks],
+        "size\nnonzero": [f"{size_text(one.size)}\n{_counted(one.nonzero_parameters)}" for one in networks],
+    }
+
+
+def comparison_lines(board: Leaderboard) -> list[str]:
+    """Say for a terminal how networks differ: a line for each paired comparison, HYDRA's with LWM first.
+
+    There are at most `MOST_COMPARISONS` of them, and nothing if there are no comparisons.
+    """
+    known: dict[tuple[str, ...], str] = {}
+    for one in as_records(significance(board)):
+        first, second, column = one["first"], one["second"], one["column"]
+        interval = f"[{points(one['low'])}, {points(one['high'])}]"
+        line = f"  {first} - {second}, {column}: {points(one['difference'])} {interval}, p = {p_text(one['p_holm'])}"
+        known.setdefault((column, *sorted((first, second))), line)  # HYDRA and its twin may be a pair of a group, too
+    lines = [*known.values()]
+    more = len(lines) - MOST_COMPARISONS
+    rest = [f"  and {more} more, see significance in --json"] if more > 0 else []
+    title = "Differences on the same images: percentage points, 95 % interval, McNemar's p after Holm's correction"
+    return [title, *lines[:MOST_COMPARISONS], *rest] if lines else []
+
+
+def _parts(label: str) -> list[str]:
+    """Cut a name behind every "/"."""
+    return [part for part in re.split(r"(?<=/)", label) if part]
+
+
+def _broken(label: str, room: int) -> list[str]:
+    """Break a name into lines of at most `room` characters, behind a "/", as few as will do."""
+    lines = [""]
+    for part in _parts(label):
+        if lines[-1] and len(lines[-1] + part) > room:
+            lines.append("")
+        lines[-1] += part
+    return lines
 
 
 def _counted(count: int | None) -> str:

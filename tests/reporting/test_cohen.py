@@ -176,6 +176,8 @@ def test_a_report_says_what_it_does_not_know_of_imports(tmp_path, table, write_r
     assert summary_json(board)["networks"][-1]["bytes"] is None
     assert rich_tables(board, 130)[0].row_count == 2
     alone = build_leaderboard([], [imported])
+    assert "| checkpoint | rank | arch | objective | smoothing" in markdown(alone)  # no empty columns
+    assert {"density", "size\nnonzero"}.isdisjoint(str(column.header) for column in rich_tables(alone, 130)[0].columns)
     assert not any("α" in part for part in notes(alone))
     assert not any("Imported" in part for part in notes(build_leaderboard([write_run(tmp_path / "b", "smoothing")])))
 
