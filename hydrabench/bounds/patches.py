@@ -94,6 +94,21 @@ class Window:
         down, right = spot // self.grid[1], spot % self.grid[1]
         return (views[0, down, right] if len(value) == 1 else views[image, down, right]).movedim(-1, 1)
 
+    def places(self, extent: Sequence[int], spot: Tensor) -> tuple[Tensor, Tensor]:
+        """Return where in the windows of some positions the pixels of a value of this height and width lie.
+
+        Returns: numbers along the flattened windows, (G, H · W), int32, and whether the pixel is in the window at all.
+        """
+        place = spot.new_zeros(len(spot), 1, 1, dtype=torch.int32)
+        known = torch.ones_like(place, dtype=torch.bool)
+        for axis, along in enumerate((spot // self.grid[1], spot % self.grid[1])):
+            start = (along * self.stride[axis] - self.padding[axis]).to(place.dtype).unsqueeze(1)
+            taken = torch.arange(extent[axis], dtype=place.dtype, device=spot.device) - start
+            taken = taken.unsqueeze(2 - axis)
+            place = place * self.size[axis] + taken.clamp(0, self.size[axis] - 1)
+            known = known & (taken >= 0) & (taken < self.size[axis])
+        return place.flatten(1), known.flatten(1)
+
 
 @dataclass(frozen=True, eq=False)
 class Rows:
@@ -119,6 +134,8 @@ class Rows:
 
     def seen(self, value: Tensor) -> Tensor:
         """Return what rows of each group multiply of a value (B, ...): (G, ...), or (1, ...) if all see the same."""
+        if self.window is None and value.ndim == 4 and len(value) > 1:  # channels last, as the coefficients are
+            return value.movedim(1, -1).contiguous().index_select(0, self.image).movedim(-1, 1)
         if self.window is None:
             return value if len(value) == 1 else value.index_select(0, self.image)
         assert self.spot is not None
@@ -126,14 +143,16 @@ class Rows:
 
     def times(self, factor: Tensor) -> Rows:
         """The rows of the value that these rows' value is `factor` (B, ...) times."""
-        return self.changed(self.seen(factor))
+        return self.changed(factor)
 
     def changed(self, factor: Tensor, plus: tuple[Tensor, Tensor] | None = None) -> Rows:
-        """Rows with coefficients · factor + plus[0] · plus[1], factors as `seen` returns them, 0 outside the value."""
-        coefficients = _by_rows(self.coefficients, factor)
-        found = coefficients.mul_(factor) if self.spent else coefficients * factor
+        """Rows with coefficients · factor + plus[0] · plus[1], factors (B, ...), 0 outside the value."""
+        seen = self.seen(factor)
+        coefficients = _by_rows(self.coefficients, seen)
+        found = coefficients.mul_(seen) if self.spent else coefficients * seen
         if plus is not None:
-            found = found.addcmul_(_by_rows(plus[0], factor), plus[1])
+            seen = self.seen(plus[1])  # the first factor's is freed here
+            found = found.addcmul_(_by_rows(plus[0], seen), seen)
         return replace(self, coefficients=found.view_as(self.coefficients), inside=True, fresh=True)
 
     def masked(self, shape: torch.Size) -> Rows:
@@ -179,19 +198,13 @@ class Rows:
         assert self.spot is not None
         if self.window.size == shape[2:] and self.window.inside(shape[2:]):
             return replace(self, window=None, spot=None)
-        found, window = self.coefficients, self.window
-        spot = self.spot.repeat(len(found) // len(self.spot))
-        places = (spot // window.grid[1], spot % window.grid[1])
-        for axis, place in enumerate(places):
-            start = place * window.stride[axis] - window.padding[axis]
-            taken = torch.arange(shape[2 + axis], device=start.device) - start.unsqueeze(1)
-            known = (taken >= 0) & (taken < window.size[axis])
-            view = (len(start), 1, -1, 1) if axis == 0 else (len(start), 1, 1, -1)
-            size = [*found.shape]
-            size[2 + axis] = shape[2 + axis]
-            index = taken.clamp(0, window.size[axis] - 1).view(view).expand(size)
-            found = found.gather(2 + axis, index) * known.view(view).to(found.dtype)
-        return Rows(found, self.image, fresh=True)
+        place, known = self.window.places(shape[2:], self.spot)
+        pixels = self.coefficients.movedim(1, -1).reshape(-1, shape[1])
+        starts = torch.arange(0, len(pixels), prod(self.window.size), dtype=place.dtype, device=place.device)
+        index = starts.view(-1, len(place), 1) + place  # a pixel of all channels is copied at once
+        known = known.unsqueeze(-1).to(pixels.dtype)
+        found = pixels.index_select(0, index.flatten()).view(-1, *known.shape[:2], shape[1]).mul_(known)
+        return Rows(found.view(-1, *shape[2:], shape[1]).movedim(-1, 1), self.image, fresh=True)
 
 
 def _by_rows(coefficients: Tensor, seen: Tensor) -> Tensor:

@@ -144,7 +144,7 @@ class Sloped(Lines):
             gain = gain + row_products(rows.coefficients.clamp(min=0), rows.seen(self.low))
         rows = replace(rows, fresh=rows.fresh and len(shapes) == 1)
         found = tuple(
-            rows.changed(rows.seen(below), plus=(negative, rows.seen(above - below)))
+            rows.changed(below, plus=(negative, above - below))
             for below, above in zip(self.below, self.above, strict=True)
         )
         return found, gain

@@ -87,20 +87,25 @@ class Convolution(Weighted):
     ) -> tuple[tuple[Rows | None, ...], Tensor | None]:
         """Patches grow, until they are as large as the value."""
         if rows.window is None:
-            return (Rows(*self.back(rows.coefficients, shapes), rows.image, fresh=True),), self.gain(
-                rows.coefficients, shapes
-            )
+            coefficients = channels_last(*self.back(rows.coefficients, shapes))  # phases come with gaps in memory
+            return (Rows(coefficients, rows.image, fresh=True),), self.gain(rows.coefficients, shapes)
         rows = rows.masked(after)
         window = self.window_behind(rows.window)  # type: ignore[arg-type]
-        coefficients = F.conv_transpose2d(
-            rows.coefficients, self.weight, stride=self.stride, groups=self.groups, dilation=self.dilation
-        )
+        coefficients = self._grown(rows.coefficients)
         found = Rows(coefficients, rows.image, window, rows.spot, inside=window.inside(shapes[0][2:]), fresh=True)
         if not torch.is_grad_enabled():
             found = replace(found, coefficients=channels_last(coefficients)).cropped(shapes[0])
         if prod(found.window.size) >= prod(shapes[0][2:]):  # type: ignore[union-attr]
             found = found.whole(shapes[0])
         return (found,), self.gain(rows.coefficients, shapes)
+
+    def _grown(self, windows: Tensor) -> Tensor:
+        """Carry coefficients in windows of the output, (R, C, h, w), to the larger windows of the input behind them."""
+        if windows.shape[2:] == (1, 1) and self.groups == 1 and self.dilation == (1, 1):
+            # A pixel has one product of matrices, several times as fast as a convolution of any layout.
+            weight = self.weight.permute(0, 2, 3, 1)
+            return (windows.flatten(1) @ weight.flatten(1)).view(-1, *weight.shape[1:]).movedim(-1, 1)
+        return F.conv_transpose2d(windows, self.weight, stride=self.stride, groups=self.groups, dilation=self.dilation)
 
     def mixed_channels(self, *, vectors: bool) -> tuple[Tensor, Tensor | None] | None:  # noqa: ARG002
         """See `Operation`."""
