@@ -39,6 +39,22 @@ def sequential_cnn(
     """
     from torch import nn
 
+    modules, features = _convolutions(layers, shape, batch_norm=batch_norm)
+    modules.append(nn.Flatten())
+    for hidden in (spec for spec in layers if isinstance(spec, int)):
+        norm = [nn.BatchNorm1d(hidden)] if linear_batch_norm else []
+        modules += [nn.Linear(features, hidden), *norm, nn.ReLU()]
+        features = hidden
+    modules.append(nn.Linear(features, num_classes))
+    return nn.Sequential(*modules)
+
+
+def _convolutions(
+    layers: Sequence[Layer], shape: tuple[int, int, int], *, batch_norm: bool
+) -> tuple[list[nn.Module], int]:
+    """Return the layers before the flatten, and how many numbers of an image (channels, height, width) they leave."""
+    from torch import nn
+
     channels, height, width = shape
     modules: list[nn.Module] = []
     for spec in (spec for spec in layers if isinstance(spec, tuple)):
@@ -50,14 +66,7 @@ def sequential_cnn(
         height, width = ((size + 2 * padding - kernel) // stride + 1 for size in (height, width))
         if height < 1 or width < 1:
             raise ValueError(f"images of {shape[1]}x{shape[2]} pixels are too small for this network")
-    modules.append(nn.Flatten())
-    features = channels * height * width
-    for hidden in (spec for spec in layers if isinstance(spec, int)):
-        norm = [nn.BatchNorm1d(hidden)] if linear_batch_norm else []
-        modules += [nn.Linear(features, hidden), *norm, nn.ReLU()]
-        features = hidden
-    modules.append(nn.Linear(features, num_classes))
-    return nn.Sequential(*modules)
+    return modules, channels * height * width
 
 
 def _convolution(in_channels: int, spec: tuple[int, int, int, int]) -> nn.Conv2d:

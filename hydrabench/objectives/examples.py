@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -43,21 +45,8 @@ def strongest_examples(
     """
     network.eval()
     ball = ExactBall.around(x, epsilon, "linf")
-    points = ball.scaled(step.uniform(x))
-    best, most = points, torch.full((len(x),), -torch.inf, device=x.device)
-    for number in range(steps):
-        points = points.detach().requires_grad_()
-        with torch.enable_grad():
-            losses, ranked = _judged(network, points, y)
-        if number:
-            best, most = _stronger(best, most, points.detach(), ranked)
-        size = step_size * (_decay(number, steps) if decays else 1.0)
-        (gradient,) = torch.autograd.grad(losses.sum(), points)
-        points = ball.project(steepest(points.detach(), gradient, size, norm="linf"))
-    if steps > 1:
-        with torch.no_grad():
-            _, ranked = _judged(network, points, y)
-        points, _ = _stronger(best, most, points, ranked)
+    sizes = [step_size * (_decay(number, steps) if decays else 1.0) for number in range(steps)]
+    points = _strongest_visited(network, ball, ball.scaled(step.uniform(x)), y, sizes)
     network.train()
     return points.detach()
 
@@ -72,6 +61,25 @@ def small_centres(points: Tensor, x: Tensor, epsilon: float, half: float) -> Ten
     low, high = lower + half, upper - half
     cut = torch.where(x < MIDDLE, high, low)
     return torch.where(low <= high, torch.minimum(torch.maximum(points, low), high), cut)
+
+
+def _strongest_visited(network: nn.Module, ball: ExactBall, start: Tensor, y: Tensor, sizes: Sequence[float]) -> Tensor:
+    """Return the strongest of the points after each step from `start`; `sizes` holds the lengths of the steps."""
+    best, most = start, torch.full((len(start),), -torch.inf, device=start.device)
+    points = start
+    for number, size in enumerate(sizes):
+        points = points.detach().requires_grad_()
+        with torch.enable_grad():
+            losses, ranked = _judged(network, points, y)
+        if number:
+            best, most = _stronger(best, most, points.detach(), ranked)
+        (gradient,) = torch.autograd.grad(losses.sum(), points)
+        points = ball.project(steepest(points.detach(), gradient, size, norm="linf"))
+    if len(sizes) == 1:
+        return points  # no need to judge the only one
+    with torch.no_grad():
+        _, ranked = _judged(network, points, y)
+    return _stronger(best, most, points, ranked)[0]
 
 
 def _judged(network: nn.Module, points: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

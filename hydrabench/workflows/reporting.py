@@ -77,19 +77,32 @@ def write_report(
     _require_place(out)
     runs = find_runs(paths)
     imported = [_imported(read, *given) for read, given in zip(readers, imports, strict=True)]
-    evaluations = [evaluation for one in imported for evaluation in one.evaluations]
-    external = [row for one in imported for row in one.rows]
-    try:
-        board = build_leaderboard(runs, evaluations, n=n, external=external, sort=sort, group_by=group_by)
-    except ContradictionError as error:
-        folder = _write_reproducer(out / CONTRADICTION, error.contradictions[0])
-        raise GateError(f"{error}; what shows it again is in {folder}") from error
+    board = _board(runs, imported, out / CONTRADICTION, n=n, sort=sort, group_by=group_by)
     board = replace(board, ancestors=_ancestors(board, runs))
     rendered = _contents(board, runs, formats)
     with writing(out):
         write_together(out, rendered)
         _remove_old_figures(out, rendered)
     return board
+
+
+def _board(
+    runs: Sequence[RunFolder],
+    imported: Sequence[Imported],
+    contradiction: Path,
+    *,
+    n: Meeting,
+    sort: str,
+    group_by: str,
+) -> Leaderboard:
+    """Build the leaderboard; if the runs contradict each other, write to `contradiction` and raise GateError."""
+    evaluations = [evaluation for one in imported for evaluation in one.evaluations]
+    external = [row for one in imported for row in one.rows]
+    try:
+        return build_leaderboard(runs, evaluations, n=n, external=external, sort=sort, group_by=group_by)
+    except ContradictionError as error:
+        folder = _write_reproducer(contradiction, error.contradictions[0])
+        raise GateError(f"{error}; what shows it again is in {folder}") from error
 
 
 def _require_place(out: Path) -> None:

@@ -69,11 +69,7 @@ def import_checkpoint(
     if source.header is not None:
         _restore_own(source, header, network)
     else:
-        kept, sha256 = _kept(source, header, network, density)
-        for name, mask in score_masks(network).items():
-            keep(mask, kept.counts[name])
-        even = kept_counts(network, kept.density) == kept.counts
-        header = header.model_copy(update={"density": kept.density, "kept": None if even else kept.counts})
+        header, sha256 = _masked(source, header, network, density)
     return Checkpoint(path, sha256, header, network, source.notes, size=source.size)
 
 
@@ -244,6 +240,15 @@ def _restore_own(source: _Source, header: Header, network: nn.Module) -> None:
     restore_masks(network, masks, str(source.path))
     if not source.masked:
         counts_of_dense(source.path, network, header.density, at_most=counts)
+
+
+def _masked(source: _Source, header: Header, network: nn.Module, density: float | None) -> tuple[Header, str]:
+    """Set the masks of a network whose file is not ours; return its header with the counts, and its SHA-256."""
+    kept, sha256 = _kept(source, header, network, density)
+    for name, mask in score_masks(network).items():
+        keep(mask, kept.counts[name])
+    even = kept_counts(network, kept.density) == kept.counts
+    return header.model_copy(update={"density": kept.density, "kept": None if even else kept.counts}), sha256
 
 
 def _kept(source: _Source, header: Header, network: nn.Module, density: float | None) -> tuple[LayerCounts, str]:

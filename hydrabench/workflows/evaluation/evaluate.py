@@ -69,6 +69,12 @@ def evaluate(
     selection = ChosenImages(images, chosen, explicit=bool(indices))
     judge = judge_of(subject, settings, images, options)
     _check(judge, selection, options, world)
+    return _judge_into(out, judge, selection, world, resume=resume)
+
+
+def _judge_into(out: Path, judge: Judge, selection: ChosenImages, world: World, *, resume: bool) -> dict[str, Any]:
+    """Start or continue the run in the folder `out`, finish it, and return its summary."""
+    subject, settings = judge.subject, judge.settings
     with one_writer(out, world):
         opened = world.on_main(
             lambda: open_evaluation(
