@@ -8,16 +8,14 @@ Everything resumes; `--runs` says where the runs lie (default runs/budgets). On 
 
 from __future__ import annotations
 
+import one_thread  # noqa: F401  # first: before torch is imported
+
+# isort: split
+
 import argparse
-import os
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see hydrabench/process.py
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("MKL_NUM_THREADS", "1")
-os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 import jinja2
 import pandas as pd

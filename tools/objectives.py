@@ -14,6 +14,10 @@ STUDIES are chosen by it.
 
 from __future__ import annotations
 
+import one_thread  # noqa: F401  # first: before torch is imported
+
+# isort: split
+
 import argparse
 import os
 import time
@@ -24,11 +28,6 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see hydrabench/process.py
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("MKL_NUM_THREADS", "1")
-os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 import jinja2
 import pandas as pd

@@ -8,15 +8,13 @@ CIFAR-10 in HYDRABENCH_DATA. On a CPU with one thread; `--runs` says where the r
 
 from __future__ import annotations
 
+import one_thread  # noqa: F401  # first: before torch is imported
+
+# isort: split
+
 import argparse
-import os
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see hydrabench/process.py
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("MKL_NUM_THREADS", "1")
-os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 import hydrabench as hb
 from hydrabench.workflows.reporting import REPORT_FORMATS, write_report

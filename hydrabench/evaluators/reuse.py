@@ -106,15 +106,9 @@ def _about(block: Block, row: int) -> dict[str, Any]:
 def _abstention(settings: ReuseSettings, known: Known, about: Mapping[str, Any]) -> ReuseRecord:
     """Return a record that abstains, with the class and the bound of the parent's record."""
     share, count, samples = settings.alpha * SHARE, known["count"], known["samples"]
-    return ReuseRecord(
+    return ReuseRecord.abstaining(
         **about,
-        prediction=ABSTAIN,
         selected=known["selected"],
-        count=0,
-        samples=0,
-        p_lower=0.0,
-        radius=0.0,
-        abstain=True,
         mode=settings.mode,
         alpha_spent=settings.alpha,
         radius_linf=0.0,

@@ -132,15 +132,9 @@ def _abstention(
     settings: SmoothingSettings, selection: list[int], selected: int, about: Mapping[str, Any]
 ) -> SmoothedRecord:
     """The record of an image before its class is estimated; it stays so where the label-aware estimation is skipped."""
-    return SmoothedRecord(
+    return SmoothedRecord.abstaining(
         **about,
-        prediction=ABSTAIN,
         selected=selected,
-        count=0,
-        samples=0,
-        p_lower=0.0,
-        radius=0.0,
-        abstain=True,
         mode=settings.mode,
         selection=selection,
         counts=[0] * len(selection),

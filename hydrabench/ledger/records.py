@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import ConfigDict
 
@@ -20,6 +20,7 @@ MARGIN_TOLERANCE = 1e-5
 VOTES_TOLERANCE = 1e-3  # fraction of the draws whose votes rounding may turn, at least `FEWEST_VOTES`
 FEWEST_VOTES = 2
 
+Smoothed = TypeVar("Smoothed", bound="SmoothedRecord")
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -145,6 +146,11 @@ class SmoothedRecord(Record):
     skipped: bool = False
     radius_linf: float | None = None
     p_value: float | None = None
+
+    @classmethod
+    def abstaining(cls: type[Smoothed], **others: Any) -> Smoothed:
+        """Return a record without a certificate, of no samples, with the other fields as given."""
+        return cls(prediction=ABSTAIN, count=0, samples=0, p_lower=0.0, radius=0.0, abstain=True, **others)
 
     def problems(self, settings: Mapping[str, Any]) -> Iterator[str]:
         """Yield what cannot be."""

@@ -10,7 +10,7 @@ from hydrabench.bounds import alpha_crown_margins
 from hydrabench.bounds.alpha import Search
 from hydrabench.bounds.patches import CHUNK
 from hydrabench.masking import attach_masks
-from tests.helpers.alpha_problems import MODES, SHORT, crown_margins, problem
+from tests.helpers.alpha_problems import MODES, SHORT, crown_margins, partly_unstable, problem
 
 
 def test_networks_without_unstable_neurons_are_as_crown_has_them():
@@ -31,18 +31,7 @@ def test_no_images_have_no_bounds():
 @pytest.mark.parametrize("convolution", [False, True])
 @pytest.mark.parametrize("unstable", [1, 15, 19, 20])
 def test_any_number_of_neurons_may_be_unstable(unstable, convolution, slopes):
-    """Of 20 neurons with z in [-1, 1] the first ones are unstable, the others shifted by 9."""
-    rng = torch.Generator().manual_seed(0)
-    first = [nn.Conv2d(4, 20, 1), nn.Flatten()] if convolution else [nn.Flatten(), nn.Linear(4, 20)]
-    network = nn.Sequential(*first, nn.ReLU(), nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 3)).eval()
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=rng) / 4)
-        weight, bias = network.get_parameter("0.weight" if convolution else "1.weight"), first[not convolution].bias
-        weight.copy_(torch.eye(4).repeat(5, 1).view_as(weight) * 2)
-        bias.copy_(torch.cat([-torch.ones(unstable), torch.full((20 - unstable,), 9.0)]))
-    x = torch.full((2, 4, 1, 1), 0.5)
-    wrong = (network(x).argmax(1) + 1) % 3
+    network, x, wrong = partly_unstable(unstable, convolution=convolution)
     found = alpha_crown_margins(network, x, wrong, 0.5, search=Search(slopes, iterations=5))
     assert (found > crown_margins(network, x, wrong, 0.5) + 1e-4).all()
 

@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
-from torch import nn
 
 from hydrabench.bounds import Search, alpha_crown_margins, lirpa, lirpa_alpha_margins, lirpa_margins
 from hydrabench.bounds.lirpa import search
 from hydrabench.errors import HydrabenchError
-from tests.helpers.networks import randomise
+from tests.helpers import alpha_problems
+from tests.helpers.alpha_problems import partly_unstable
 
 SHORT = Search(iterations=20)
-
+problem = partial(alpha_problems.problem, convolutions=1)
 
 pytestmark = pytest.mark.usefixtures("auto_lirpa")
-
-
-def problem(seed, *, pooling=False, images=4, dtype=torch.float32):
-    rng = torch.Generator().manual_seed(seed)
-    pool = [nn.MaxPool2d(2)] if pooling else []
-    network = nn.Sequential(
-        *(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), *pool),
-        *(nn.Flatten(), nn.Linear(36 if pooling else 144, 12), nn.ReLU(), nn.Linear(12, 4)),
-    ).eval()
-    randomise(network, rng)
-    with torch.no_grad():
-        network[1].running_var.uniform_(0.5, 2.0, generator=rng)
-        x = torch.rand(images, 1, 6, 6, generator=rng)
-        network[-1].bias -= network(x).mean(0)  # otherwise one class wins everywhere
-    network, x = network.to(dtype), x.to(dtype)
-    return network, x, network(x).argmax(1), rng
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -99,18 +85,8 @@ def test_a_time_limit_that_is_over_at_once_leaves_crowns_bounds():
 @pytest.mark.parametrize("convolution", [False, True])
 @pytest.mark.parametrize("unstable", [15, 17, 18, 19, 20])
 def test_any_number_of_neurons_may_be_unstable(unstable, convolution, slopes):
-    """Of 20 neurons with z in [-1, 1] the first ones are unstable, the others shifted by 9; 18 are nine in ten."""
-    rng = torch.Generator().manual_seed(0)
-    first = [nn.Conv2d(4, 20, 1), nn.Flatten()] if convolution else [nn.Flatten(), nn.Linear(4, 20)]
-    network = nn.Sequential(*first, nn.ReLU(), nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 3)).eval()
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=rng) / 4)
-        weight, bias = network.get_parameter("0.weight" if convolution else "1.weight"), first[not convolution].bias
-        weight.copy_(torch.eye(4).repeat(5, 1).view_as(weight) * 2)
-        bias.copy_(torch.cat([-torch.ones(unstable), torch.full((20 - unstable,), 9.0)]))
-    x = torch.full((2, 4, 1, 1), 0.5)
-    wrong = (network(x).argmax(1) + 1) % 3
+    """18 of 20 are nine in ten."""
+    network, x, wrong = partly_unstable(unstable, convolution=convolution)
     found = lirpa_alpha_margins(network, x, wrong, 0.5, search=Search(slopes, iterations=5))
     assert (found > lirpa_margins(network, x, wrong, 0.5, method="crown") + 1e-4).all()
 

@@ -15,12 +15,14 @@ NORMS = pytest.mark.parametrize(("norm", "radius"), [("linf", 1.0), ("l2", 3.0)]
 MODES = pytest.mark.parametrize("slopes", ["output", "all"])
 
 
-def problem(seed, *, pooling=False, images=4, dtype=torch.float32):
+def problem(seed, *, convolutions=2, pooling=False, images=4, dtype=torch.float32):
+    """A network with one or two convolutions, images, the network's own labels, and the generator they came from."""
     rng = torch.Generator().manual_seed(seed)
+    second = [nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()] if convolutions == 2 else []
     pool = [nn.MaxPool2d(2)] if pooling else []
     network = nn.Sequential(
-        *(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()),
-        *(*pool, nn.Flatten(), nn.Linear(36 if pooling else 144, 12), nn.ReLU(), nn.Linear(12, 4)),
+        *(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), *second, *pool),
+        *(nn.Flatten(), nn.Linear(36 if pooling else 144, 12), nn.ReLU(), nn.Linear(12, 4)),
     ).eval()
     randomise(network, rng)
     with torch.no_grad():
@@ -29,6 +31,24 @@ def problem(seed, *, pooling=False, images=4, dtype=torch.float32):
         network[-1].bias -= network(x).mean(0)  # otherwise one class wins everywhere
     network, x = network.to(dtype), x.to(dtype)
     return network, x, network(x).argmax(1), rng
+
+
+def partly_unstable(unstable, *, convolution):
+    """A network of 20 neurons with z in [-1, 1], of which only the first are unstable, the others being shifted by 9.
+
+    Returns: the network, images, and wrong labels; the range holds for a radius of 0.5.
+    """
+    rng = torch.Generator().manual_seed(0)
+    first = [nn.Conv2d(4, 20, 1), nn.Flatten()] if convolution else [nn.Flatten(), nn.Linear(4, 20)]
+    network = nn.Sequential(*first, nn.ReLU(), nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 3)).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=rng) / 4)
+        weight, bias = network.get_parameter("0.weight" if convolution else "1.weight"), first[not convolution].bias
+        weight.copy_(torch.eye(4).repeat(5, 1).view_as(weight) * 2)
+        bias.copy_(torch.cat([-torch.ones(unstable), torch.full((20 - unstable,), 9.0)]))
+    x = torch.full((2, 4, 1, 1), 0.5)
+    return network, x, (network(x).argmax(1) + 1) % 3
 
 
 def planar(seed, width=4):
