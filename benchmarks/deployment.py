@@ -1,6 +1,7 @@
 """What of a pruned network arrives on a device: bytes, channels, latency, beside what is proved and broken.
 
 Usage: python benchmarks/deployment.py [ID...]      # of `hydrabench zoo list`; default: all CIFAR-10 networks shipped
+       python benchmarks/deployment.py --csv reports/deployment.csv      # what reports/hydra-reproduction.md shows
 
 Two ONNX files of each network run in onnxruntime, one thread, one image at a time: as it is, and without the channels
 that pruning disconnected (`zoo export --format onnx-narrow`). Their logits are compared on images. Times are medians of
@@ -9,7 +10,7 @@ turns, and the last column is their ratio within this run. Accuracies are those 
 
 from __future__ import annotations
 
-import sys
+import argparse
 import tempfile
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+import pandas as pd
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -25,11 +27,15 @@ from rich.table import Table
 from hydrabench.bounds.program.dead_channels import NarrowNetwork
 from hydrabench.checkpoints import compact_size, export_onnx, open_ref, read_manifest
 from hydrabench.data import load_images, pixels
+from hydrabench.files import write_text
 from hydrabench.models import inner_network
 from hydrabench.reporting.legend import size_text
 from hydrabench.workflows.zoo_listing import accuracies
 
 TURNS, PASSES, IMAGES = 15, 200, 100
+ACCURACIES = ("clean", "robust", "verified", "certified")
+FILES = ("compact", "onnx", "narrow")
+HEADS = ("network", *ACCURACIES, *FILES, "channels", "differ by", "µs", "narrow µs", "ratio")
 
 
 def session(path: Path) -> Any:
@@ -69,10 +75,10 @@ def row(name: str, folder: Path) -> tuple[str, ...]:
         for kind, run in runs.items():
             times[kind].append(microseconds(run, x[:1]))
     whole, small = median(times["whole"]), median(times["narrow"])
-    shown = [f"{100 * value:.1f}" if value is not None else "–" for value in accuracies(read_manifest()[name]).values()]
+    known = accuracies(read_manifest()[name])
     return (
         name,
-        *shown,
+        *("–" if known[one] is None else f"{100 * known[one]:.1f}" for one in ACCURACIES),
         size_text(compact_size(inner_network(network))),
         size_text(files["whole"].stat().st_size),
         size_text(files["narrow"].stat().st_size),
@@ -84,27 +90,22 @@ def row(name: str, folder: Path) -> tuple[str, ...]:
     )
 
 
-def main(names: list[str]) -> None:
-    """Print one row a network."""
-    heads = (
-        "network",
-        "clean",
-        "robust",
-        "verified",
-        "compact",
-        "onnx",
-        "narrow",
-        "channels",
-        "differ by",
-        "µs",
-        "narrow µs",
-    )
-    table = Table(*heads, "ratio")
+def main(names: list[str], csv: Path | None) -> None:
+    """Print one row a network, and write them to a file."""
     with tempfile.TemporaryDirectory() as folder:
-        for name in names:
-            table.add_row(*row(name, Path(folder)))
+        rows = [row(name, Path(folder)) for name in names]
+    table = Table(*HEADS)
+    for one in rows:
+        table.add_row(*one)
     Console(width=160).print(table)
+    if csv is not None:
+        write_text(csv, pd.DataFrame(rows, columns=HEADS).to_csv(index=False))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or [name for name, entry in read_manifest().items() if entry.dataset == "cifar10"])
+    parser = argparse.ArgumentParser()
+    parser.add_argument("names", nargs="*", metavar="ID")
+    parser.add_argument("--csv", type=Path)
+    given = parser.parse_args()
+    every = [name for name, entry in read_manifest().items() if entry.dataset == "cifar10"]
+    main(given.names or every, given.csv)

@@ -57,6 +57,7 @@ def write_up(folder: Path) -> str:
         seeds=seeds(pd.read_csv(folder / DIFFERENCES)),
         networks={name: networks(report) for name, report in reports.items()},
         kept=kept(),
+        deployment=deployment(pd.read_csv(folder / "deployment.csv", dtype=str)),
     )
 
 
@@ -188,6 +189,12 @@ def kept() -> str:
             every = sum(int(mask.sum()) for mask in masks[0].values())
             rows.append((name, f"{every:,}", f"{100 * both / every:.0f}"))
     return table(("network", "weights kept by HYDRA", "of them kept by LWM, too, %"), rows)
+
+
+def deployment(found: pd.DataFrame) -> str:
+    """Return what arrives on a device of the first seed's networks, from what benchmarks/deployment.py wrote."""
+    first = found[~found["network"].str.contains("-seed")].drop(columns="differ by")
+    return table(tuple(first), first.itertuples(index=False))
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
