@@ -1,7 +1,8 @@
 """How a pruning budget is shared among layers: reports/pruning-budgets.md.
 
-    python tools/budgets.py shares         # layer, global and learned budgets (HARP) at 99 and 99.5 %, digits, 5 seeds
-    python tools/budgets.py write          # the report, from what is there
+    python tools/budgets.py digits         # layer, global and learned budgets (HARP) at 99 and 99.5 %, five seeds
+    python tools/budgets.py cifar10        # at 99 % under CROWN-IBP, from the zoo's dense networks; HYDRABENCH_DATA
+    python tools/budgets.py write          # the report, from the tables that these two left in reports/
 
 Everything resumes; `--runs` says where the runs lie (default runs/budgets). On a CPU with one thread.
 """
@@ -19,10 +20,11 @@ from pathlib import Path
 
 import jinja2
 import pandas as pd
-from reproduction import spread, table
+from reproduction import spread, table, verdicts
 
 import hydrabench as hb
 from hydrabench.files import write_text
+from hydrabench.reporting.significance import mcnemar_p, paired_counts, tango_interval
 
 TEXT = Path(__file__).parent / "pruning-budgets.md.j2"
 REPORTS = Path(__file__).resolve().parents[1] / "reports"
@@ -32,32 +34,78 @@ DENSITIES = (0.01, 0.005)
 SEEDS = range(5)
 RECIPES = ("digits-crown-ibp", "digits-trades")
 # Adam's steps need a learning rate for keep rates; chosen among four pairs on seed 0 at 99 %. TRADES has HARP's SGD.
-LEARNED = {"digits-crown-ibp": {"rate_lr": 0.02, "budget_weight": 0.1}, "digits-trades": {}}
+ADAM = {"rate_lr": 0.02, "budget_weight": 0.1}
+LEARNED = {"digits-crown-ibp": ADAM, "digits-trades": {}, "cifar10-crown-ibp-cifar_model": ADAM}
 RADIUS = "16/255"
 CLEAN, ATTACKED, VERIFIED = "clean", "PGD-50", "CROWN-IBP"
+# On CIFAR-10 the zoo's networks are HYDRA's scope; by column, the ledger and the metric that say what an image holds.
+IMAGES, ZOO = "cifar10-crown-ibp-cifar_model", ("cifar10-crown-ibp", "cifar10-crown-ibp-seed1")
+HELD = {
+    CLEAN: ("pgd", "clean_accuracy"),
+    ATTACKED: ("pgd", "robust_accuracy"),
+    "cascade": ("cascade", "verified_accuracy"),
+}
 
 
-def shares(folder: Path) -> None:
+def train_digits(folder: Path) -> None:
     """Train, prune under every scope, fine-tune and judge digits networks of every seed, or continue."""
     for name, seed in product(RECIPES, SEEDS):
         place = folder / f"{name}-seed{seed}"
         dense = hb.train({"base": name, "seed": seed}, out=place / "dense", resume=True, device="cpu").path
         for scope, density in product(SCOPES, DENSITIES):
             pruned = place / f"{scope}-{density:g}"
-            recipe = {
-                "base": name,
-                "seed": seed,
-                "prune": {"scope": scope, **(LEARNED[name] if scope == "learned" else {})},
-            }
-            chosen = hb.prune(recipe, dense, density=density, out=pruned / "prune", resume=True, device="cpu").path
-            tuned = hb.finetune(recipe, chosen, out=pruned / "finetune", resume=True, device="cpu").path
+            tuned = prune(name, seed, scope, density, dense, pruned)
             hb.attack(tuned, epsilon=RADIUS, out=pruned / "pgd", resume=True, device="cpu")
             hb.certify(tuned, epsilon=RADIUS, out=pruned / "crown-ibp", resume=True, device="cpu")
 
 
-def shares_table(folder: Path) -> str:
+def prune(name: str, seed: int, scope: str, density: float, dense: Path | str, place: Path) -> Path:
+    """Prune a dense network under one scope and fine-tune it, or continue; return the run's folder."""
+    section = {"scope": scope, **(LEARNED[name] if scope == "learned" else {})}
+    recipe = {"base": name, "seed": seed, "prune": section}
+    chosen = hb.prune(recipe, dense, density=density, out=place / "prune", resume=True, device="cpu").path
+    return hb.finetune(recipe, chosen, out=place / "finetune", resume=True, device="cpu").path
+
+
+def train_images(folder: Path) -> None:
+    """Prune the zoo's dense CIFAR-10 networks of both seeds under the other scopes, and judge them, or continue."""
+    for (seed, dense), scope in product(enumerate(ZOO), SCOPES[1:]):
+        place = folder / f"{dense}-{scope}"
+        tuned = prune(IMAGES, seed, scope, DENSITIES[0], dense, place)
+        hb.attack(tuned, epsilon="2/255", n=1000, out=place / "pgd", resume=True, device="cpu")
+        hb.certify(tuned, method="cascade", epsilon="2/255", n=1000, out=place / "cascade", resume=True, device="cpu")
+
+
+def images_table(folder: Path) -> pd.DataFrame:
+    """Return the numbers of every scope and seed, and the paired difference with HYDRA's scope, which the zoo has."""
+    rows: list[tuple[str, ...]] = []
+    for dense in ZOO:
+        found = {"layer": pd.DataFrame({kind: verdicts(f"{dense}-99", *metric) for kind, metric in HELD.items()})}
+        for scope in SCOPES[1:]:
+            places = {"pgd": folder / f"{dense}-{scope}/pgd", "cascade": folder / f"{dense}-{scope}/cascade"}
+            records = {kind: hb.Run(place).records for kind, place in places.items()}
+            right = records["pgd"]["prediction"] == records["pgd"]["label"]
+            held = {CLEAN: right, ATTACKED: records["pgd"]["robust"], "cascade": records["cascade"]["verified"]}
+            found[scope] = pd.DataFrame(held)
+        for scope, held in found.items():
+            cells = [f"{100 * held[column].mean():.1f}" for column in HELD]
+            other = ("", "") if scope == "layer" else against(held["cascade"], found["layer"]["cascade"])
+            rows.append((f"{dense}, {scope}", *cells, *other))
+    heads = ("network, scope", *HELD, "cascade − layer, 95 %", "p")
+    return pd.DataFrame(rows, columns=heads)
+
+
+def against(held: pd.Series, others: pd.Series) -> tuple[str, str]:
+    """Return the paired difference in points with Tango's 95 % interval, and McNemar's exact p."""
+    counts = paired_counts(held.to_numpy(bool), others.to_numpy(bool))
+    low, high = tango_interval(counts.first, counts.second, counts.n)
+    span = f"{100 * counts.difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+    return span, f"{mcnemar_p(counts.first, counts.second):.2g}"
+
+
+def digits_table(folder: Path) -> pd.DataFrame:
     """Return means over seeds, and the difference with HYDRA's scope with Student's 95 % interval over seeds."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, density in product(RECIPES, DENSITIES):
         held = {
             scope: _percentages([folder / f"{name}-seed{n}" / f"{scope}-{density:g}" for n in SEEDS])
@@ -69,7 +117,7 @@ def shares_table(folder: Path) -> str:
             means = [f"{found[column].mean():.1f}" for column in (CLEAN, ATTACKED, VERIFIED)]
             rows.append((f"{name}, {scope}", f"{100 * (1 - density):g} %", *means, against))
     heads = ("recipe, scope", "pruned", CLEAN, ATTACKED, VERIFIED, f"{VERIFIED} − {SCOPES[0]}, 95 % over seeds")
-    return table(heads, rows)
+    return pd.DataFrame(rows, columns=heads)
 
 
 def _percentages(places: Sequence[Path]) -> pd.DataFrame:
@@ -82,22 +130,29 @@ def _percentages(places: Sequence[Path]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def write(folder: Path) -> None:
+def write() -> None:
     """Write reports/pruning-budgets.md."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
-    text = environment.from_string(TEXT.read_text(encoding="utf-8")).render(shares=shares_table(folder / "shares"))
-    write_text(REPORTS / "pruning-budgets.md", text)
+    found = {name: pd.read_csv(REPORTS / f"budgets-{name}.csv", dtype=str, keep_default_na=False) for name in MADE}
+    shown = {name: table(tuple(frame), frame.itertuples(index=False)) for name, frame in found.items()}
+    write_text(REPORTS / "pruning-budgets.md", environment.from_string(TEXT.read_text(encoding="utf-8")).render(shown))
+
+
+MADE = {"digits": (train_digits, digits_table), "cifar10": (train_images, images_table)}
 
 
 def main() -> None:
     """Do what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=("shares", "write"))
+    parser.add_argument("action", choices=(*MADE, "write"))
     parser.add_argument("--runs", type=Path, default=Path("runs/budgets"))
     given = parser.parse_args()
     if given.action == "write":
-        return write(given.runs)
-    return shares(given.runs / "shares")
+        return write()
+    train, tabulate = MADE[given.action]
+    train(given.runs / given.action)
+    write_text(REPORTS / f"budgets-{given.action}.csv", tabulate(given.runs / given.action).to_csv(index=False))
+    return None
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from scipy.stats import t
 
 import hydrabench as hb
 from hydrabench.checkpoints import read_manifest
-from hydrabench.checkpoints.manifest import ZooEntry
 from hydrabench.evaluators import EVALUATORS
 from hydrabench.files import shipped, write_text
 from hydrabench.masking import prunable_layers
@@ -82,15 +81,17 @@ def pairs() -> list[Pair]:
         twin = entries.get(f"{stem}-lwm-{pruned}")
         if entry.density < 1 and twin is not None:
             kind, metric, column = COLUMNS[str(entry.recipe)]
-            verdicts = [_verdicts(one, kind, metric) for one in (entry, twin)]
-            shares = (sum(verdicts[0]) / len(verdicts[0]), sum(verdicts[1]) / len(verdicts[1]))
+            held = [verdicts(identity, kind, metric) for identity in (name, twin.id)]
+            shares = (sum(held[0]) / len(held[0]), sum(held[1]) / len(held[1]))
             seed = int(stem.rpartition("-seed")[2]) if "-seed" in stem else 0
-            counts = paired_counts(*(np.array(each, dtype=bool) for each in verdicts))
+            counts = paired_counts(*(np.array(each, dtype=bool) for each in held))
             found.append(Pair(name, str(entry.recipe), entry.density, seed, column, counts, shares))
     return found
 
 
-def _verdicts(entry: ZooEntry, kind: str, metric: str) -> tuple[float, ...]:
+def verdicts(identity: str, kind: str, metric: str) -> tuple[float, ...]:
+    """Return what a metric says of each image, by the ledger that ships with a network of the zoo."""
+    entry = read_manifest()[identity]
     (result,) = [one for one in entry.results if one.settings["kind"] == kind]
     with gzip.open(shipped("zoo") / result.ledger, "rt", encoding="utf-8") as file:
         lines = [json.loads(line) for line in file]
