@@ -195,6 +195,7 @@ def kept() -> str:
 def deployment(found: pd.DataFrame) -> str:
     """Return what arrives on a device of the first seed's networks, from what benchmarks/deployment.py wrote."""
     first = found[~found["network"].str.contains("-seed")].drop(columns="differ by")
+    first = first.loc[:, (first != "–").any()]
     return table(tuple(first), first.itertuples(index=False))
 
 
