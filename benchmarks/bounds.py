@@ -15,7 +15,8 @@ the loss of CROWN-IBP, both bounds mixed evenly, forward and backward; its floor
 `crown-ibp` with all margins, three times, for a gradient takes twice what a pass does.
 
 Last comes CROWN of one image of the residual network, on CPUs: each side in a new process, which trained nothing and
-has kept no memory, times as the least of `CROWN_REPEATS` runs, memory as how far the resident set grows.
+has kept no memory, times as the least of `CROWN_REPEATS` runs, memory as how far the resident set grows. Pages of
+libraries do not count: auto_LiRPA reads a network by running it, and has torch's loaded before the count begins.
 """
 
 from __future__ import annotations
@@ -205,13 +206,13 @@ def crown_of_one_image(whose: str, network: nn.Module, x: Tensor, y: Tensor) -> 
         bounded = lirpa.bounded_module(network, x, sparse=True)
         rows = lirpa.margin_rows(y, CLASSES, x.dtype)
         work = lambda: lirpa.lower_bounds(bounded, lirpa.perturbed(x, EPSILON), rows, "CROWN").min(1).values  # noqa: E731
-    before = resident("VmRSS")
+    before = resident("RssAnon")
     times = [milliseconds(work, x.device) for _ in range(CROWN_REPEATS)]
-    return float(work()), min(times), resident("VmHWM") - before
+    return float(work()), min(times), resident("VmHWM") - resident("RssFile") - before
 
 
 def resident(name: str) -> float:
-    """The resident set of this process, now (VmRSS) or at its largest (VmHWM), in MiB, as Linux has it."""
+    """MiB of this process: what it wrote (RssAnon), pages of files (RssFile), or both at their largest (VmHWM)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(name))
 
