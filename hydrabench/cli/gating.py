@@ -42,7 +42,7 @@ def _drop(_context: click.Context, _option: click.Parameter, text: str | None) -
     try:
         return text if text is None or parse_drop(text) is not None else None
     except ConfigError as error:
-        raise click.BadParameter(str(error)) from error
+        raise click.BadParameter(str(error).removeprefix("max-drop ")) from error
 
 
 @click.command(short_help="Compare runs with a baseline; status 1 if one got worse.")

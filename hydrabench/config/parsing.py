@@ -61,6 +61,8 @@ def describe(problem: Complaint, keys: Collection[str] = (), *, tags: Collection
     if problem["type"] == "missing":
         return f"{path}: is required"
     message = problem["msg"].removeprefix("Value error, ")
+    if where:  # a text that names its field, for those who read it without a path
+        message = message.removeprefix(f"{where[-1]} ").removeprefix(f"{where[-1]}: ")
     received = problem.get("input")
     shown = isinstance(received, str | int | float | None) and problem["type"] != "value_error"
     lead = f"{path}: " if where else ""  # what is wrong with several keys together names them
@@ -90,4 +92,4 @@ def _unknown_tag(context: Mapping[str, str]) -> str:
     tags = sorted(tag.strip(" '") for tag in context["expected_tags"].split(","))
     close = get_close_matches(context["tag"][:100], tags, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{key}: unknown {key} {shortened(context['tag'])}; {hint}choose one of: {', '.join(tags)}"
+    return f"{key}: unknown {shortened(context['tag'])}; {hint}choose one of: {', '.join(tags)}"

@@ -45,9 +45,9 @@ def test_all_misspelt_keys_of_a_recipe_are_listed_at_once(refused, here, write_r
             r"unknown data set 'stl10'; .*: cifar10, cifar100, digits, fashionmnist, imagenet, mnist",
         ),
         ("train.epsilon_ramp_epochs=9", r"epsilon_ramp_epochs 9 exceeds epochs 2"),
-        ("objective={name: trades, epsilon: 8}", r"epsilon '8' lies outside \[0, 1\].* write 8/255"),
+        ("objective={name: trades, epsilon: 8}", r"epsilon: '8' lies outside \[0, 1\].* write 8/255"),
         ("objective={name: trades}", r"objective\.epsilon: is required"),
-        ("objective={name: crown}", r"objective\.name: unknown name 'crown'; did you mean 'crown-ibp'"),
+        ("objective={name: crown}", r"objective\.name: unknown 'crown'; did you mean 'crown-ibp'"),
     ],
 )
 def test_a_bad_override_is_named(refused, recipe, override, message):
@@ -157,8 +157,8 @@ def drop_header(path):
 )
 def test_a_file_that_is_not_a_whole_checkpoint_is_refused(refused, recipe, dense, damage, message):
     damage(dense)
-    refused(message, "attack", "--ckpt", dense, "--out", "run")
-    refused(message, "certify", "--ckpt", dense, "--out", "run")
+    refused(message, "attack", "--ckpt", dense, "--epsilon", "8/255", "--out", "run")
+    refused(message, "certify", "--ckpt", dense, "--epsilon", "8/255", "--out", "run")
     refused(message, "finetune", "--config", recipe, "--lwm", "--density", 0.1, "--ckpt", dense, "--out", "run")
 
 

@@ -18,9 +18,9 @@ from hydrabench.bounds.program.convert import LAYERS
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--epsilon", "8"), r"epsilon '8' lies outside \[0, 1\], .* if you mean 8 of 255 grey levels, write 8/255"),
-        (("--epsilon", "-1/255"), r"epsilon '-1/255' is not a radius: a radius is not negative; write .* 8/255"),
-        (("--epsilon", "8/0"), r"epsilon '8/0' is not a radius: write a fraction of the pixel range such as 8/255"),
+        (("--epsilon", "8"), r"epsilon: '8' lies outside \[0, 1\], .* if you mean 8 of 255 grey levels, write 8/255"),
+        (("--epsilon", "-1/255"), r"epsilon: '-1/255' is not a radius: a radius is not negative; write .* 8/255"),
+        (("--epsilon", "8/0"), r"epsilon: '8/0' is not a radius: write a fraction of the pixel range such as 8/255"),
         (("-n", "501"), r"-n 501 is outside 1\.\.500, the test images of digits"),
         (("-n", "0"), r"-n 0 is outside 1\.\.500"),
         (("--device", "gpu"), r"device 'gpu' is not available here; choose cpu, cuda or cuda:N"),

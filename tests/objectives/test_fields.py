@@ -31,9 +31,9 @@ def test_radii_and_noise_are_read_exactly():
         (TrainRecipe, {"epochs": "9" * 5000, "lr": 1}, r"epochs: .*\(got '9{39}…9{39}'\)"),
         (SmoothingSettings, {"kind": "smoothing", "samples": 10**24}, r"samples: is at most 1,000,000,000"),
         (SmoothingSettings, {"kind": "smoothing", "seed": 2**64}, r"seed: is at most 9,223,372,036,854,775,807, got"),
-        (SmoothingSettings, {"kind": "smoothing", "sigma": 64}, r"sigma '64' lies outside .* write 64/255"),
+        (SmoothingSettings, {"kind": "smoothing", "sigma": 64}, r"sigma: '64' lies outside .* write 64/255"),
         (SmoothingSettings, {"kind": "smoothing", "sigma": "1/0"}, r"sigma: .*valid number.*'1/0'"),
-        (PgdSettings, {"kind": "pgd", "norm": "l2", "epsilon": 64}, r"epsilon '64' .* write 64/255"),
+        (PgdSettings, {"kind": "pgd", "norm": "l2", "epsilon": 64}, r"epsilon: '64' .* write 64/255"),
     ],
     ids=range(9),
 )

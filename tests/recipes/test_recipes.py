@@ -76,7 +76,7 @@ def test_every_problem_is_named_at_once(tmp_path):
         "trian: unknown key, did you mean 'train'?",
         "prune.epochs: input should be greater than 0 (got 0)",
         "prune.density: is the fraction of weights kept, in (0, 1], got 99; to prune 99% of the weights write",
-        "objective.epsilon: epsilon '8' lies outside [0, 1]",
+        "objective.epsilon: '8' lies outside [0, 1]",
         "finetune.epoch: unknown key, did you mean 'epochs'?",
         "finetune.epochs: is required",
         "finetune.lr: input should be greater than 0 (got -1)",
@@ -143,10 +143,10 @@ def test_overrides_are_yaml_values_at_dotted_keys(tmp_path):
         ("train=3", r"train: expected keys and values \(got 3\)"),
         (
             "objective.name=tradez",
-            r"objective.name: unknown name 'tradez'; did you mean 'trades'\? choose one of: cat-rs, cc-ibp",
+            r"objective.name: unknown 'tradez'; did you mean 'trades'\? choose one of: cat-rs, cc-ibp",
         ),
         ("prune.objective={beta: 1}", r"prune.objective.name: is required"),
-        ("evaluate=[{kind: x}]", r"evaluate.0.kind: unknown kind 'x'; choose one of: alpha-crown, apgd, autoattack, "),
+        ("evaluate=[{kind: x}]", r"evaluate.0.kind: unknown 'x'; choose one of: alpha-crown, apgd, autoattack, "),
     ],
 )
 def test_a_bad_override_is_refused(tmp_path, override, message):
@@ -239,7 +239,7 @@ def test_the_default_threat_fills_in_what_is_missing_only():
 @pytest.mark.parametrize(
     ("objective", "kinds", "problem"),
     [
-        ({"name": "trades", "epsilon": "foo"}, ["pgd", "ibp", "crown"], "objective.epsilon: epsilon 'foo' is not a"),
+        ({"name": "trades", "epsilon": "foo"}, ["pgd", "ibp", "crown"], "objective.epsilon: 'foo' is not a"),
         (
             {"name": "pgd", "epsilon": "8/255", "norm": "l7"},
             ["pgd", "ibp"],
@@ -270,7 +270,7 @@ def test_a_value_that_is_wrong_for_its_heirs_only_is_named_once_with_them(tmp_pa
     with pytest.raises(ConfigError) as refused:
         load_recipe(write(tmp_path, objective=objective, evaluate=[*entries, {"kind": "pgd", "epsilon": "foo"}]))
     _, _, problems = str(refused.value).partition(": ")
-    assert problems.startswith("evaluate.3.epsilon: epsilon 'foo' is not a radius")
+    assert problems.startswith("evaluate.3.epsilon: 'foo' is not a radius")
     assert problems.count("sigma: ") == problems.count("; objective.sigma: ") == 1
     assert problems.endswith(" (inherited by evaluate.0, evaluate.2)")
 
