@@ -166,8 +166,11 @@ def _evaluate(ref: str | None, choice: str, kind: str, given: dict[str, Any]) ->
     runs, given["precision"] = _with_precision(settings_of(kind, given), given["precision"])
     refusals.refuse_machine(given, "evaluation")
     refusals.refuse_folder(given["out"] if len(runs) == 1 else None, resume=given["resume"])
+    if given.get("export_vnnlib") is not None:
+        refusals.refuse_export(given["export_vnnlib"])
     if request is not None:
         refusals.refuse_model(request)
+        refusals.refuse_runs(request.spec, None, runs, given)
     elif ref is not None:
         refusals.refuse_evaluation(ref, runs, given, described.get("dataset"))
     from hydrabench.workflows.evaluation import reuse
@@ -218,15 +221,13 @@ def _run(subject: Subject, runs: list[EvaluationSettings], run_options: RunOptio
     from hydrabench.ledger import find_run
     from hydrabench.runtime import World
     from hydrabench.workflows.evaluation.evaluate import evaluate
-    from hydrabench.workflows.evaluation.run_folders import default_folder, run_name
+    from hydrabench.workflows.evaluation.run_folders import folders_of
     from hydrabench.workflows.progress import say
     from hydrabench.workflows.training.forward_pass import COMPILING
 
     among = Choice(step=given["skip"], ids=given["ids"])
     chosen = {"n": given["n"], "among": among, "indices": given.get("indices", ())}
-    folders = [given["out"] or default_folder(subject, settings, **chosen) for settings in runs]
-    if given["out"] and len(runs) > 1:
-        folders = [given["out"] / run_name(settings) for settings in runs]
+    folders = folders_of(runs, given["out"], name=subject.name, precision=subject.precision, **chosen)
     # A folder in use is found now, not when its turn comes, hours later.
     World().on_main(lambda: [find_run(folder, resume=given["resume"]) for folder in folders])
     if given.get("export_vnnlib") is not None:

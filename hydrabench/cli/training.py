@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 
 
 def _refuse(
-    given: dict[str, Any], ref: str | None, out: Path | None, *, resume: bool, needed: bool = True
+    given: dict[str, Any], ref: str | None, folder: Path, *, resume: bool, needed: bool = True
 ) -> tuple[dict[str, Any], ModelRequest | None]:
     """Refuse what can be refused before torch is imported; return what `read_network` does."""
     from hydrabench.workflows import refusals
 
     described, request = read_network(given, ref, needed=needed)
     refusals.refuse_machine(given, "training")
-    refusals.refuse_folder(out, resume=resume)
+    refusals.refuse_folder(folder, resume=resume)
     if request is not None:
         refusals.refuse_model(request)
     elif ref is not None:
@@ -76,11 +76,13 @@ def train(
       torchrun --nproc-per-node 2 -m hydrabench train --config digits-trades --out runs/two
     """
     recipe = read_recipe(config, overrides)
-    described, request = _refuse(given, ref, out, resume=resume, needed=False)
-    from hydrabench.workflows.training import commands as training
     from hydrabench.workflows.training.run_folders import default_folder
 
-    options, folder = read_training_options(given), out or default_folder(recipe, "train")
+    folder = out or default_folder(recipe, "train")
+    described, request = _refuse(given, ref, folder, resume=resume, needed=False)
+    from hydrabench.workflows.training import commands as training
+
+    options = read_training_options(given)
     summary = training.train(recipe, folder, options=options, ref=ref or request, described=described, resume=resume)
     print_summary(summary, given["as_json"])
 
@@ -112,12 +114,13 @@ def prune(
       hydrabench prune --config digits-trades --model net.onnx --density 0.1 --out runs/pruned
     """
     recipe = read_recipe(config, (*overrides, *density_override("prune", density)))
-    described, request = _refuse(given, ref, out, resume=resume)
-    from hydrabench.workflows.training import commands as training
     from hydrabench.workflows.training.run_folders import default_folder
 
-    source = request or str(ref)
-    options, folder = read_training_options(given), out or default_folder(recipe, "prune")
+    folder = out or default_folder(recipe, "prune")
+    described, request = _refuse(given, ref, folder, resume=resume)
+    from hydrabench.workflows.training import commands as training
+
+    source, options = request or str(ref), read_training_options(given)
     summary = training.prune(recipe, source, folder, options=options, described=described, resume=resume)
     print_summary(summary, given["as_json"])
 
@@ -151,12 +154,13 @@ def finetune(
       hydrabench finetune --config digits-trades --model mynet.py:build --weights pruned.pt --out runs/tuned
     """
     recipe = read_recipe(config, (*overrides, *density_override("finetune", density)))
-    described, request = _refuse(given, ref, out, resume=resume)
-    from hydrabench.workflows.training import commands as training
     from hydrabench.workflows.training.run_folders import default_folder
 
-    source = request or str(ref)
-    options, folder = read_training_options(given), out or default_folder(recipe, "finetune", ref=str(source), lwm=lwm)
+    folder = out or default_folder(recipe, "finetune", ref=str(ref or given["model"]), lwm=lwm)
+    described, request = _refuse(given, ref, folder, resume=resume)
+    from hydrabench.workflows.training import commands as training
+
+    source, options = request or str(ref), read_training_options(given)
     summary = training.finetune(recipe, source, folder, options=options, lwm=lwm, described=described, resume=resume)
     print_summary(summary, given["as_json"])
 
@@ -188,10 +192,11 @@ def pipeline(
     if dry_run:
         _show_plan(recipe, given)
         return
-    refusals.require_place(out or Path("runs"))
+    folder = out or Path("runs") / recipe.name
+    refusals.require_place(folder)
+    refusals.refuse_files(folder, resume=resume)
     from hydrabench.workflows.pipeline import run_pipeline
 
-    folder = out or Path("runs") / recipe.name
     leaderboard = run_pipeline(recipe, folder, options=read_training_options(given), resume=resume)
     if is_main_process():
         show_report(leaderboard, folder / "report", given["as_json"])

@@ -34,6 +34,9 @@ def vnncomp(instances: Path, out: Path, timeout: float | None, n: int | None, *,
 
     if timeout is not None and not 0 < timeout < float("inf"):
         raise ConfigError(f"--timeout is a number of seconds above 0, got {timeout:g}")
+    from hydrabench.workflows import refusals
+
+    refusals.refuse_results(out / refusals.RESULTS, resume=resume)
     from hydrabench.workflows.vnncomp import run_instances
 
     found = run_instances(instances, out, timeout=timeout, n=n, resume=resume)

@@ -189,6 +189,7 @@ def zoo_export(ref: str | None, layout: str, out: Path, **given: Any) -> None:
 
     described, request = read_network(given, ref)
     refusals.require_place(out)
+    refusals.require_free(out)
     if request is None:
         refusals.header_of(str(ref))
     else:

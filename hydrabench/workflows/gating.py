@@ -25,15 +25,11 @@ def write_baseline(paths: Sequence[Path], out: Path) -> dict[str, Any]:
     Returns: the number of ledgers, records and bytes.
     Raises: LedgerError if a run cannot be used, two are about the same, or `out` holds something else.
     """
+    _require_baseline(out)
     runs = find_runs(paths)
     evaluations = read_evaluations(runs)
     environments = {run.path: run.environment for run in runs}
     files = baseline_files(evaluations, environments)
-    if out.exists() and not out.is_dir():
-        raise LedgerError(f"{out} is a file; --out names a folder")
-    strangers = sorted(path.name for path in out.glob("[!.]*")) if out.is_dir() else []
-    if strangers and CONTENTS_FILE not in strangers:
-        raise LedgerError(f"{out} holds {strangers[0]} and is no baseline; choose another --out")
     with writing(out):
         for name, content in files.items():  # the manifest last, which names the others by their hashes
             with replacing(out / name) as scratch:
@@ -43,6 +39,15 @@ def write_baseline(paths: Sequence[Path], out: Path) -> dict[str, Any]:
                 old.unlink()
     records = sum(len(evaluation.records) for evaluation in evaluations)
     return {"ledgers": len(evaluations), "records": records, "bytes": sum(map(len, files.values()))}
+
+
+def _require_baseline(out: Path) -> None:
+    """Raise LedgerError for a place that is neither new nor a baseline."""
+    if out.exists() and not out.is_dir():
+        raise LedgerError(f"{out} is a file; --out names a folder")
+    strangers = sorted(path.name for path in out.glob("[!.]*")) if out.is_dir() else []
+    if strangers and CONTENTS_FILE not in strangers:
+        raise LedgerError(f"{out} holds {strangers[0]} and is no baseline; choose another --out")
 
 
 def gate_runs(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hydrabench.data import ImageSource, first_images, load_test_images
 from hydrabench.data.forms import is_own
-from hydrabench.errors import ConfigError, LedgerError
+from hydrabench.errors import ConfigError
 from hydrabench.evaluators import EVALUATORS
 from hydrabench.models.own_code import is_code
 from hydrabench.recipes import Recipe
@@ -26,6 +26,7 @@ from hydrabench.workflows.evaluation.loading import open_subject
 from hydrabench.workflows.evaluation.run_folders import run_name
 from hydrabench.workflows.planning.plan import PlannedRun, plan
 from hydrabench.workflows.progress import say
+from hydrabench.workflows.refusals import refuse_files
 from hydrabench.workflows.reporting import REPORT_FORMATS, write_report
 from hydrabench.workflows.run_options import RunOptions
 from hydrabench.workflows.training import commands as training
@@ -103,8 +104,7 @@ def _check(
     """Check before the first run what would otherwise fail hours later."""
     if not recipe.evaluate:
         raise ConfigError(f"recipe {recipe.name} has no `evaluate:` entries; a pipeline ends in a leaderboard")
-    if not resume and any(out.glob("[!.]*")):
-        raise LedgerError(f"{out} already holds files; continue with --resume or choose a new --out")
+    refuse_files(out, resume=resume)
     network, device = training.fresh_network(recipe).eval(), pick_device(options.device)
     for section in dict.fromkeys(step.section for step in steps):
         check_phase(recipe, section, network, device=device, options=options, world=world)

@@ -19,15 +19,17 @@ from hydrabench.checkpoints.manifest import ZooEntry
 from hydrabench.checkpoints.zoo import fetch, resolve
 from hydrabench.data.choosing import PICKED, Choice, choose, require_indices
 from hydrabench.data.registry import DATASETS, data_folder, require_folder
-from hydrabench.errors import ConfigError, lookup
+from hydrabench.errors import ConfigError, LedgerError, lookup
 from hydrabench.files import close_name
-from hydrabench.ledger import find_run, read_run
+from hydrabench.ledger import find_run, interrupted, read_run
 from hydrabench.workflows.evaluation.request import ModelRequest
+from hydrabench.workflows.evaluation.run_folders import folders_of
 from hydrabench.workflows.evaluation.settings import complete_settings
 
 DEVICES = re.compile(r"auto|(cpu|cuda|mps|xpu|meta)(:\d{1,4})?")
 PRECISIONS_OF = {"evaluation": ("float32", "float64", "bfloat16"), "training": ("float32", "bfloat16", "float16")}
 LONGEST_ID = 200  # characters of an id of the zoo; a path may have more
+RESULTS = "results.csv"  # of `vnncomp`
 NAMED = ("imagenet",)  # data sets whose images have names; --ids may list these
 
 
@@ -61,6 +63,35 @@ def refuse_folder(out: Path | None, *, resume: bool) -> None:
     if out is not None:
         find_run(out, resume=resume)
         require_place(out)
+
+
+def refuse_files(out: Path, *, resume: bool) -> None:
+    """Refuse a folder that holds files and is not to be gone on with. Raises: LedgerError."""
+    if not resume and any(out.glob("[!.]*")):
+        raise LedgerError(f"{out} already holds files; continue with --resume or choose a new --out")
+
+
+def refuse_results(path: Path, *, resume: bool) -> None:
+    """Refuse a file of results that is there and is not to be gone on with. Raises: LedgerError."""
+    if path.exists() and not resume:
+        raise LedgerError(f"{path} is there already; add --resume to go on with it, or choose a new --out")
+
+
+def require_free(out: Path) -> None:
+    """Raise LedgerError for a file that is there already."""
+    if out.exists():
+        raise LedgerError(f"{out} exists already; choose another --out")
+
+
+def refuse_export(folder: Path, *, but: frozenset[str] = frozenset()) -> None:
+    """Refuse a folder of --export-vnnlib that holds something, unless an export that was killed left it so.
+
+    Args: but: what it may hold all the same. Raises: LedgerError.
+    """
+    if not but and interrupted(folder):
+        return
+    if folder.exists() and (not folder.is_dir() or {path.name for path in folder.glob("[!.]*")} - but):
+        raise LedgerError(f"{folder} already holds something; choose a new folder for --export-vnnlib, or leave it out")
 
 
 def require_place(path: Path) -> None:
@@ -98,6 +129,22 @@ def refuse_model(request: ModelRequest) -> None:
         raise ConfigError(f"--weights {request.weights}: there is no such file{close_name(request.weights)}")
 
 
+def refuse_runs(ref: str, header: Header | None, runs: Sequence[Mapping[str, Any]], given: Mapping[str, Any]) -> None:
+    """Refuse settings that are wrong or lack a radius, and folders that are in use.
+
+    Args: ref: the checkpoint, or the value of --model. header: None for a network of others. runs, given: as for
+        `refuse_evaluation`.
+    """
+    name = checkpoint_name(ref) if header else ref
+    settings = [complete_settings(name, header, run) for run in runs]
+    if header is None and given["out"] is None:
+        return  # the name of its folder is not known before it is opened
+    among = Choice(step=given["skip"], ids=given["ids"])
+    chosen = {"n": given["n"], "among": among, "indices": given.get("indices", ())}
+    for folder in folders_of(settings, given["out"], name=name, precision=given["precision"], **chosen):
+        find_run(folder, resume=given["resume"])
+
+
 def refuse_evaluation(
     ref: str, runs: Sequence[Mapping[str, Any]], given: Mapping[str, Any], dataset: str | None = None
 ) -> None:
@@ -109,12 +156,9 @@ def refuse_evaluation(
     header = header_of(ref)
     if given.get("reuse") is not None:
         read_run(given["reuse"])
-    if header is None or header.dataset not in DATASETS:
-        return
-    if given.get("reuse") is None:
-        for run in runs:
-            complete_settings(checkpoint_name(ref), header, run)
-    if dataset is not None:
+    elif header is not None or os.path.exists(ref):
+        refuse_runs(ref, header, runs, given)
+    if header is None or header.dataset not in DATASETS or dataset is not None:
         return
     images = _Published(header.dataset, DATASETS[header.dataset].test)
     choice, indices = Choice(given["n"], given["skip"], given["ids"]), given.get("indices", ())

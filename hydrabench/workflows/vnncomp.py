@@ -29,9 +29,9 @@ from hydrabench.errors import ConfigError, DataError, HydrabenchError, LedgerErr
 from hydrabench.files import close_name, write_text
 from hydrabench.runtime import World, exact_arithmetic
 from hydrabench.workflows.progress import say, tracking
+from hydrabench.workflows.refusals import RESULTS, refuse_results
 from hydrabench.workflows.writer import one_writer
 
-RESULTS = "results.csv"
 ROW_LENGTH = 6  # of a row: category, network, property, seconds to prepare, answer, seconds to decide
 ANSWERS = {"verified": "holds", "broken": "violated", "unknown": "unknown"}
 
@@ -112,10 +112,9 @@ def _positive(text: str) -> float | None:
 
 def _kept(path: Path, instances: Sequence[Instance], *, resume: bool) -> list[list[str]]:
     """Return the rows that are done. Raises: LedgerError if they are about other instances, or there are any."""
+    refuse_results(path, resume=resume)
     if not path.exists():
         return []
-    if not resume:
-        raise LedgerError(f"{path} is there already; add --resume to go on with it, or choose a new --out")
     rows = list(csv.reader(read_text(path).splitlines()))
     for row, one in zip(rows, instances, strict=False):
         if len(row) != ROW_LENGTH or row[1:3] != [one.onnx, one.vnnlib]:

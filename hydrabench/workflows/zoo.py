@@ -35,6 +35,7 @@ from hydrabench.workflows.evaluation.request import ModelRequest
 from hydrabench.workflows.hub import write_repository
 from hydrabench.workflows.opening import NOTHING, megabytes, open_checkpoint
 from hydrabench.workflows.progress import say
+from hydrabench.workflows.refusals import require_free
 from hydrabench.workflows.run_options import RunOptions
 from hydrabench.workflows.verifying import Finding, open_judge, recompute
 
@@ -68,7 +69,7 @@ def export_entry(ref: str | ModelRequest, out: Path, layout: str, *, described: 
     """
     exports = {**EXPORTS, NARROW: _export_narrow}
     export = None if layout == REPOSITORY else lookup("format", exports, layout)
-    _require_free(out)
+    require_free(out)
     checkpoint = own_checkpoint(ref) if isinstance(ref, ModelRequest) else open_checkpoint(ref, **described)
     if layout in get_args(Layout):
         require_recordable(checkpoint.header.arch, checkpoint.header.code, str(ref))
@@ -78,17 +79,12 @@ def export_entry(ref: str | ModelRequest, out: Path, layout: str, *, described: 
         require_recordable(checkpoint.header.arch, checkpoint.header.code, str(ref))
         return write_repository(checkpoint, out, read_zoo().get(str(ref)))
     with writing_file(out):
-        _require_free(out)  # again: now no other process writes it
+        require_free(out)  # again: now no other process writes it
         return export(checkpoint, out)
 
 
 def _export_narrow(checkpoint: Checkpoint, path: Path) -> str:
     return export_onnx(checkpoint, path, network=NarrowNetwork(checkpoint.baked().eval()))
-
-
-def _require_free(out: Path) -> None:
-    if out.exists():
-        raise LedgerError(f"{out} exists already; choose another --out")
 
 
 def dense_bytes(path: Path) -> int:

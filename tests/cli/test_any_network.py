@@ -367,7 +367,7 @@ def test_a_missing_data_set_and_a_missing_radius_are_named(code, hydrabench):
 
 def test_timm_is_named_where_it_is_not_installed(code, hydrabench, monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    result = hydrabench("attack", "--model", "timm:resnet18", "--normalization", "half", *SMALL)
+    result = hydrabench(*KINDS["clean"], "--model", "timm:resnet18", "--normalization", "half", *SMALL)
     assert "--model timm:resnet18 needs timm, which is not installed; `pip install timm`" in result.output
 
 

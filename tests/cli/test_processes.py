@@ -245,8 +245,7 @@ def test_two_processes_stop_at_once_when_they_must(both):
     lines = done.stderr.splitlines()
     for message in (
         "error: -n 501 is outside 1..500, the test images of digits",
-        "error: pgd: epsilon: '8' lies outside [0, 1], the pixel range; if you mean 8 of 255 grey levels, "
-        "write 8/255",
+        "error: pgd: epsilon: '8' lies outside [0, 1], the pixel range; if you mean 8 of 255 grey levels, write 8/255",
         "error: two/cohen already holds a run; continue it with --resume or choose a new --out",
     ):
         assert lines.count(message) == 1

@@ -1,24 +1,38 @@
-"""Default run folders: different evaluations get different names."""
+"""Default run folders: different evaluations get different names. Imports no torch."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from hydrabench.data import Choice
+from hydrabench.data.choosing import Choice
 from hydrabench.evaluators import EvaluationSettings
 from hydrabench.evaluators.smoothing_settings import radii_text
-from hydrabench.workflows.evaluation.loading import Subject
 
 ALL = Choice()
 LONGEST_NAME = 40  # characters of the indices in a folder name
 
 
+def folders_of(
+    runs: Sequence[EvaluationSettings], out: Path | None, *, name: str, precision: str, **chosen: Any
+) -> list[Path]:
+    """Return the folder of each run of one command.
+
+    Args: out: the value of --out, which holds the folders of several runs. name, precision, chosen: as for
+        `default_folder`, which decides where there is no --out.
+    """
+    if out is None:
+        return [default_folder(name, settings, precision=precision, **chosen) for settings in runs]
+    return [out] if len(runs) == 1 else [out / run_name(settings) for settings in runs]
+
+
 def default_folder(
-    subject: Subject,
+    name: str,
     settings: EvaluationSettings,
     *,
+    precision: str = "float32",
     n: int | None = None,
     among: Choice = ALL,
     indices: Sequence[int] = (),
@@ -27,15 +41,15 @@ def default_folder(
 
     Runs of images that were picked one by one lie under runs/images: a report on runs/evaluations would refuse them.
 
-    Args: n, among, indices: as for `evaluation.evaluate`.
+    Args: name: of the network. n, among, indices: as for `evaluation.evaluate`.
     """
     parts = [run_name(settings)]
-    parts += [subject.precision] if subject.precision != "float32" else []
+    parts += [precision] if precision != "float32" else []
     parts += [f"n{n}"] if n is not None else []
     parts += [f"skip{among.step}"] if among.step != 1 else []
     parts += [f"ids-{among.ids.stem[:LONGEST_NAME]}"] if among.ids is not None else []
     parts += [f"index{_indices_text(sorted(set(indices)))}"] if indices else []
-    return Path("runs") / ("images" if indices else "evaluations") / subject.name / "-".join(parts)
+    return Path("runs") / ("images" if indices else "evaluations") / name / "-".join(parts)
 
 
 def run_name(settings: EvaluationSettings) -> str:

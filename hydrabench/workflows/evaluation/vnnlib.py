@@ -15,18 +15,18 @@ from torch import Tensor
 from hydrabench.bounds.vnnlib import robustness_property
 from hydrabench.checkpoints import export_onnx
 from hydrabench.data import Block, Choice, load_block
-from hydrabench.errors import ConfigError, LedgerError
+from hydrabench.errors import ConfigError
 from hydrabench.evaluators import EvaluationSettings
 from hydrabench.evaluators.blocks import BLOCK_SIZE
 from hydrabench.evaluators.clean import clean_logits
 from hydrabench.files import write_text
-from hydrabench.ledger import interrupted
 from hydrabench.runtime import PRECISIONS, World, exact_arithmetic
 from hydrabench.threat import linf_box, parse_radius
 from hydrabench.workflows.evaluation.continuing import ChosenImages, chosen_images
 from hydrabench.workflows.evaluation.loading import Subject
 from hydrabench.workflows.evaluation.run_folders import ALL
 from hydrabench.workflows.progress import say
+from hydrabench.workflows.refusals import refuse_export
 from hydrabench.workflows.run_options import RunOptions
 from hydrabench.workflows.writer import one_writer
 
@@ -68,8 +68,7 @@ def export_vnnlib(
     epsilon = _radius(settings)
     if not timeout > 0:
         raise ConfigError(f"--vnnlib-timeout is a number of seconds above 0, got {timeout:g}")
-    if not interrupted(folder):
-        _require_new(folder)
+    refuse_export(folder)
     images = subject.test_images(options)
     selection = ChosenImages(images, chosen_images(images, among, indices, settings))
     world = World()
@@ -94,7 +93,7 @@ def _radius(settings: EvaluationSettings) -> float:
 
 def _write(subject: Subject, selection: ChosenImages, folder: Path, *, epsilon: float, timeout: float) -> Export:
     images = selection.images
-    _require_new(folder, but=frozenset({"onnx", "vnnlib"}))  # again: now no other process writes there
+    refuse_export(folder, but=frozenset({"onnx", "vnnlib"}))  # again: now no other process writes there
     for left in (*folder.glob("onnx/*"), *folder.glob("vnnlib/*")):
         left.unlink()  # by an export that was killed, perhaps of other images
     name = subject.name.replace("/", "_")
@@ -120,11 +119,6 @@ def _write(subject: Subject, selection: ChosenImages, folder: Path, *, epsilon: 
             written.append(indices[row])
     write_text(folder / "instances.csv", rows.getvalue())
     return Export(tuple(written), tuple(sorted(set(selection.indices).difference(written))))
-
-
-def _require_new(folder: Path, *, but: frozenset[str] = frozenset()) -> None:
-    if folder.exists() and (not folder.is_dir() or {path.name for path in folder.glob("[!.]*")} - but):
-        raise LedgerError(f"{folder} already holds something; choose a new folder for --export-vnnlib, or leave it out")
 
 
 def _logits(subject: Subject, block: Block) -> Tensor:
