@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hydrabench.checkpoints.foreign.importing import import_checkpoint
     from hydrabench.checkpoints.foreign.normalization import better_normalization, parse_normalization
     from hydrabench.checkpoints.foreign.onnx_file import export_onnx
+    from hydrabench.checkpoints.foreign.own_normalization import own_normalization
     from hydrabench.checkpoints.format import (
         Checkpoint,
         compact_size,
@@ -55,6 +56,7 @@ __all__ = [
     "load_checkpoint",
     "load_state",
     "open_ref",
+    "own_normalization",
     "parse_normalization",
     "peek",
     "read_manifest",
@@ -70,6 +72,7 @@ _LATER = {
     "foreign.importing": ("import_checkpoint",),
     "foreign.normalization": ("better_normalization", "parse_normalization"),
     "foreign.onnx_file": ("export_onnx",),
+    "foreign.own_normalization": ("own_normalization",),
     "format": (
         "Checkpoint",
         "compact_size",

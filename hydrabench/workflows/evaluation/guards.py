@@ -9,10 +9,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from hydrabench.checkpoints import better_normalization
+from hydrabench.checkpoints import better_normalization, own_normalization
 from hydrabench.data import DATASETS, ImageSet, ImageSource, pixels
 from hydrabench.data.encoded import EncodedImages
 from hydrabench.errors import ConfigError, DataError
+from hydrabench.models import inner_network
 from hydrabench.runtime import exact_arithmetic
 from hydrabench.workflows.evaluation.loading import STORED_IN, Subject
 
@@ -143,6 +144,8 @@ def _doubts(subject: Subject, x: Tensor, y: Tensor, logits: Tensor, *, normaliza
             if not normalization_given:
                 raise ConfigError(f"{line}; give that, or --normalization none to judge it as it is")
             return [f"warning: {line}; was it trained on images normalised so?"]
+    if twice := _normalized_twice(subject, x, y, accuracy):
+        return [twice]
     noise: Callable[[float], float] = lambda p: math.sqrt(p * (1 - p) / count)  # noqa: E731
     if x.shape[1] == 3:
         flipped = _accuracy(subject.network(x.flip(1)), y)
@@ -158,6 +161,19 @@ def _doubts(subject: Subject, x: Tensor, y: Tensor, logits: Tensor, *, normaliza
             "order of its classes"
         ]
     return []
+
+
+def _normalized_twice(subject: Subject, x: Tensor, y: Tensor, accuracy: float) -> str | None:
+    """Warn of a normalisation in front of a network that has its own, unless it is far better with both."""
+    inner = inner_network(subject.network)
+    own = own_normalization(inner, x[:2]) if inner is not subject.network else None
+    if own is None or accuracy - _accuracy(inner(x), y) >= GUARD_GAP:
+        return None
+    mean, std = (", ".join(f"{value:.3g}" for value in side) for side in (own.mean, own.std))
+    return (
+        f"warning: {subject.name} normalises images itself, with mean {mean} and std {std}, after --normalization did; "
+        "give --normalization none if it takes pixels"
+    )
 
 
 def _accuracy(logits: Tensor, y: Tensor) -> float:

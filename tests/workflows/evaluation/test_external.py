@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from hydrabench.config import Normalization
-from hydrabench.data import load_images
+from hydrabench.data import load_images, pixels
 from hydrabench.errors import CheckpointError
 from hydrabench.evaluators import PgdSettings, VerifiedSettings
 from hydrabench.ledger import read_run
@@ -19,6 +20,7 @@ from hydrabench.models import normalized
 from hydrabench.reporting.evaluations import read_evaluation
 from hydrabench.workflows.evaluation.evaluate import evaluate
 from hydrabench.workflows.evaluation.external import external_subject
+from hydrabench.workflows.evaluation.guards import guard
 
 
 def network(seed=0):
@@ -105,3 +107,26 @@ def test_it_can_be_judged_on_images_in_memory(tmp_path, cpu):
     images = load_images("digits", "test").subset(torch.arange(100, 120), "test")
     subject = replace(subject_of(network()), images=images)
     assert evaluate(subject, PgdSettings(epsilon="1/255", steps=1), tmp_path / "run", options=cpu)["n"] == 20
+
+
+def test_a_normalisation_in_front_of_a_network_that_has_its_own_is_warned_of_unless_both_belong_there():
+    own = nn.Sequential(OrderedDict(front=normalized(nn.Identity(), (0.3,), (0.4,)), rest=network())).eval()
+    both, images = normalized(own, (0.25,), (0.5,)).eval(), load_images("digits", "test")
+
+    def warnings(module, labels):
+        known = replace(images, labels=labels)
+        return guard(subject_of(module), known, normalization_given=True)
+
+    def right_for(module):
+        with torch.no_grad():
+            return module(pixels(images.images)).argmax(1)
+
+    (warned,) = warnings(both, right_for(both)[torch.randperm(len(images))])  # as accurate with it as without
+    assert warned == (
+        "warning: mine normalises images itself, with mean 0.3 and std 0.4, after --normalization did; give "
+        "--normalization none if it takes pixels"
+    )
+    assert (right_for(both) == right_for(own)).double()[:100].mean() < 0.9
+    assert warnings(both, right_for(both)) == []
+    assert warnings(own, right_for(own)) == []
+    assert warnings(normalized(network(), (0.25,), (0.5,)).eval(), right_for(both)) == []
