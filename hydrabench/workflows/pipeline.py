@@ -10,12 +10,14 @@ Under torchrun all processes work on each step together; folders are read and wr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from hydrabench.data import ImageSource, first_images, load_test_images
 from hydrabench.data.forms import is_own
 from hydrabench.errors import ConfigError
-from hydrabench.evaluators import EVALUATORS
+from hydrabench.evaluators import EVALUATORS, EvaluationSettings
 from hydrabench.models.own_code import is_code
 from hydrabench.recipes import Recipe
 from hydrabench.reporting import Leaderboard
@@ -68,9 +70,16 @@ def _run(recipe: Recipe, steps: Sequence[PlannedRun], out: Path, options: RunOpt
             if is_own(recipe.data.name):
                 subject = on_images(subject, _test_images(recipe, options))
             folder = out / "evaluations" / name / run_name(settings)
-            evaluate(subject, settings, folder, options=options, n=recipe.evaluate_images, resume=True)
+            computing = replace(options, computing=_computing(settings, options))
+            evaluate(subject, settings, folder, options=computing, n=recipe.evaluate_images, resume=True)
     runs = [out / "evaluations", *(out / step.name for step in steps)]
     return world.on_main(lambda: write_report(runs, out / "report", REPORT_FORMATS))
+
+
+def _computing(settings: EvaluationSettings, options: RunOptions) -> dict[str, Any]:
+    """The options of a training that an evaluator has, too: what it computes with, which changes no protocol."""
+    known = {option.name for option in EVALUATORS[settings.kind].options if option.role == "computing"}
+    return {name: True for name in ("compile", "channels_last") if name in known and getattr(options, name)}
 
 
 def _train_step(recipe: Recipe, step: PlannedRun, out: Path, options: RunOptions) -> None:

@@ -179,6 +179,16 @@ def test_an_interrupted_pipeline_goes_on_to_the_same_leaderboard(done, make_reci
     pd.testing.assert_frame_equal(*(table.drop(columns=["seconds", "peak_memory"]) for table in tables))
 
 
+def test_what_a_training_computes_with_its_certificates_are_computed_with_too(make_recipe, cpu, tmp_path):
+    """Where the evaluator knows it: smoothing has --channels-last, PGD has not. The protocol is the same."""
+    smoothing = {"kind": "smoothing", "sigma": 0.1, "samples": 100, "radii": [0, 0.1]}
+    short = {"epochs": 1, "epsilon_ramp_epochs": 1}
+    recipe = make_recipe(train=short, evaluate=[smoothing, {"kind": "pgd", "steps": 1}], pipeline={"densities": []})
+    run_pipeline(recipe, tmp_path / "run", options=replace(cpu, channels_last=True))
+    runs = [json.loads(path.read_text()) for path in sorted((tmp_path / "run/evaluations/train").glob("*/run.json"))]
+    assert [(run["settings"]["kind"], run.get("channels_last")) for run in runs] == [("pgd", None), ("smoothing", True)]
+
+
 def test_a_pipeline_is_not_continued_with_another_recipe(done, make_recipe, cpu):
     out, _ = done
     before = contents(out)
