@@ -17,7 +17,7 @@ from hydrabench.reporting.evaluations import ImageSelection, read_evaluation
 from hydrabench.workflows.evaluation.evaluate import evaluate
 from hydrabench.workflows.evaluation.loading import open_subject
 
-N = {"pgd": 3}  # images; bounds are cheaper
+N = {"pgd": 3, "smoothing": 1}  # images; bounds are cheaper
 BOUNDED = 10
 ENTRIES = {name: entry for name, entry in read_zoo().items() if entry.results}
 
