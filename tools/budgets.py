@@ -17,8 +17,10 @@ import argparse
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import jinja2
+import numpy as np
 import pandas as pd
 from reproduction import spread, table, verdicts
 
@@ -37,14 +39,9 @@ RECIPES = ("digits-crown-ibp", "digits-trades")
 LEARNED = {"digits-crown-ibp": {"rate_lr": 0.02, "budget_weight": 0.1}, "digits-trades": {}}
 RADIUS = "16/255"
 CLEAN, ATTACKED, VERIFIED = "clean", "PGD-50", "CROWN-IBP"
-# On CIFAR-10 the zoo's networks are HYDRA's scope; by column, the ledger and the metric that say what an image holds.
-COMPARED = ("global",)
+SLOW = 1e-4  # a tenth of the recipe's learning rate, for scores
+# On CIFAR-10 the zoo has HYDRA's scope.
 IMAGES, ZOO = "cifar10-crown-ibp-cifar_model", ("cifar10-crown-ibp", "cifar10-crown-ibp-seed1")
-HELD = {
-    CLEAN: ("pgd", "clean_accuracy"),
-    ATTACKED: ("pgd", "robust_accuracy"),
-    "cascade": ("cascade", "verified_accuracy"),
-}
 
 
 def train_digits(folder: Path) -> None:
@@ -59,45 +56,56 @@ def train_digits(folder: Path) -> None:
             hb.certify(tuned, epsilon=RADIUS, out=pruned / "crown-ibp", resume=True, device="cpu")
 
 
-def prune(name: str, seed: int, scope: str, density: float, dense: Path | str, place: Path) -> Path:
+def prune(name: str, seed: int, scope: str, density: float, dense: Path | str, place: Path, **more: Any) -> Path:
     """Prune a dense network under one scope and fine-tune it, or continue; return the run's folder."""
-    section = {"scope": scope, **(LEARNED[name] if scope == "learned" else {})}
+    section = {"scope": scope, **(LEARNED[name] if scope == "learned" else {}), **more}
     recipe = {"base": name, "seed": seed, "prune": section}
     chosen = hb.prune(recipe, dense, density=density, out=place / "prune", resume=True, device="cpu").path
     return hb.finetune(recipe, chosen, out=place / "finetune", resume=True, device="cpu").path
 
 
 def train_images(folder: Path) -> None:
-    """Prune the zoo's dense CIFAR-10 networks of both seeds under other scopes, and judge them, or continue."""
-    for (seed, dense), scope in product(enumerate(ZOO), COMPARED):
-        place = folder / f"{dense}-{scope}"
-        tuned = prune(IMAGES, seed, scope, DENSITIES[0], dense, place)
-        hb.attack(tuned, epsilon="2/255", n=1000, out=place / "pgd", resume=True, device="cpu")
-        hb.certify(tuned, method="cascade", epsilon="2/255", n=1000, out=place / "cascade", resume=True, device="cpu")
+    """Prune the dense CIFAR-10 networks of both seeds by HYDRA and by magnitude under one budget, and judge them."""
+    for seed, dense in enumerate(ZOO):
+        hydra, slow, lwm = (folder / f"{dense}-{how}" for how in ("global", "global-slow", "global-lwm"))
+        recipe = {"base": IMAGES, "seed": seed, "finetune": {"scope": "global"}}
+        prune(IMAGES, seed, "global", DENSITIES[0], dense, hydra)
+        prune(IMAGES, seed, "global", DENSITIES[0], dense, slow, lr=SLOW)
+        kept = {"density": DENSITIES[0], "lwm": True, "resume": True, "device": "cpu"}
+        hb.finetune(recipe, dense, out=lwm / "finetune", **kept)
+        for place in (hydra, slow, lwm):
+            tuned, given = place / "finetune", {"epsilon": "2/255", "n": 1000, "resume": True, "device": "cpu"}
+            hb.attack(tuned, out=place / "pgd", **given)
+            hb.certify(tuned, method="cascade", out=place / "cascade", **given)
 
 
 def images_table(folder: Path) -> pd.DataFrame:
-    """Return the numbers of every scope and seed, and the paired difference with HYDRA's scope, which the zoo has."""
+    """Return what HYDRA and magnitude verify under HYDRA's scope, which the zoo has, and under one budget."""
     rows: list[tuple[str, ...]] = []
     for dense in ZOO:
-        found = {"layer": pd.DataFrame({kind: verdicts(f"{dense}-99", *metric) for kind, metric in HELD.items()})}
-        for scope in COMPARED:
-            places = {"pgd": folder / f"{dense}-{scope}/pgd", "cascade": folder / f"{dense}-{scope}/cascade"}
-            records = {kind: hb.Run(place).records for kind, place in places.items()}
-            right = records["pgd"]["prediction"] == records["pgd"]["label"]
-            held = {CLEAN: right, ATTACKED: records["pgd"]["robust"], "cascade": records["cascade"]["verified"]}
-            found[scope] = pd.DataFrame(held)
+        shipped = {"HYDRA": f"{dense}-99", "LWM": f"{dense}-lwm-99"}
+        layer = {how: np.array(verdicts(name, "cascade", "verified_accuracy")) for how, name in shipped.items()}
+        lwm = _verified(folder / f"{dense}-global-lwm")
+        found = {
+            "layer": layer,
+            "global": {"HYDRA": _verified(folder / f"{dense}-global"), "LWM": lwm},
+            f"global, HYDRA at lr {SLOW:g}": {"HYDRA": _verified(folder / f"{dense}-global-slow"), "LWM": lwm},
+        }
         for scope, held in found.items():
-            cells = [f"{100 * held[column].mean():.1f}" for column in HELD]
-            other = ("", "") if scope == "layer" else against(held["cascade"], found["layer"]["cascade"])
-            rows.append((f"{dense}, {scope}", *cells, *other))
-    heads = ("network, scope", *HELD, "cascade − layer, 95 %", "p")
+            shares = [f"{100 * held[how].mean():.1f}" for how in held]
+            gain = ("", "") if scope == "layer" else against(held["HYDRA"], layer["HYDRA"])
+            rows.append((f"{dense}, {scope}", *shares, *against(held["HYDRA"], held["LWM"]), *gain))
+    heads = ("network, scope", "HYDRA", "LWM", "HYDRA − LWM, 95 %", "p", "HYDRA − HYDRA with layer, 95 %", "p of it")
     return pd.DataFrame(rows, columns=heads)
 
 
-def against(held: pd.Series, others: pd.Series) -> tuple[str, str]:
+def _verified(place: Path) -> np.ndarray[Any, Any]:
+    return hb.Run(place / "cascade").records["verified"].to_numpy(float)
+
+
+def against(held: np.ndarray[Any, Any], others: np.ndarray[Any, Any]) -> tuple[str, str]:
     """Return the paired difference in points with Tango's 95 % interval, and McNemar's exact p."""
-    counts = paired_counts(held.to_numpy(bool), others.to_numpy(bool))
+    counts = paired_counts(held.astype(bool), others.astype(bool))
     low, high = tango_interval(counts.first, counts.second, counts.n)
     span = f"{100 * counts.difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
     return span, f"{mcnemar_p(counts.first, counts.second):.2g}"
