@@ -206,4 +206,5 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _method(network: Mapping[str, Any]) -> str:
-    return METHODS[network["phase"] or "train"]
+    """How a network came to be; one whose weights were chosen and not trained is known by what chose them."""
+    return METHODS.get(network["phase"] or "train", network["objective"])
