@@ -39,7 +39,7 @@ from hydrabench.workflows.run_options import RunOptions
 
 ZOO = Path(__file__).resolve().parents[1] / "zoo"
 DIGITS = ("digits-crown-ibp", "digits-trades")
-PLAIN = "-cifar_model"  # not named in ids
+SHORT = {"-cifar_model": "", "-wrn_10_1": "-wrn"}  # how ids name the architecture at the end of a recipe's name
 COMPARED = ("pgd", "ibp", "crown-ibp", "cascade", "smoothing")
 
 
@@ -60,7 +60,8 @@ def main(runs: Path, recipes: Sequence[str], seed: int, options: RunOptions) -> 
 
 def names(recipe: Recipe, suffix: str) -> list[tuple[str, str, str | None]]:
     """Return the run folder, the id and the parent's id of every network of a pipeline that ships."""
-    dense = recipe.name.removesuffix(PLAIN) + suffix
+    end = f"-{recipe.model.arch}"
+    dense = recipe.name.removesuffix(end) + SHORT.get(end, "") * recipe.name.endswith(end) + suffix
     found: list[tuple[str, str, str | None]] = [("train", dense, None)]
     for kind, infix in (("finetune", ""), ("lwm", "-lwm")):
         if kind == "finetune" or recipe.pipeline.lwm:

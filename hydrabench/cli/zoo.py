@@ -80,7 +80,7 @@ def _table(entries: Sequence[dict[str, Any]]) -> str:
     ]
     room = shutil.get_terminal_size().columns
     order = [name for name in order if any(columns[name])]
-    for name in ("size", "dataset", "objective", "arch", "where"):  # what the id says, too, goes first
+    for name in ("size", "dataset", "objective", "arch", "density", "where"):  # what the id says, too, goes first
         gap = "  " if name != "where" else " "  # the last resort before something goes that stands nowhere else
         if sum(widths[one] + len(gap) for one in order) - len(gap) <= room:
             break

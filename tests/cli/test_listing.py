@@ -53,9 +53,13 @@ def test_the_zoo_fits_into_a_terminal_and_names_the_radius_of_its_numbers(hydrab
     monkeypatch.setenv("COLUMNS", str(columns))
     title, *lines = hydrabench("zoo", "list").output.splitlines()
     assert max(map(len, lines)) <= columns
-    assert title.split()[-1] == "where"
-    radii = {line.split()[0]: line[title.index("radius") :][:6].strip() for line in lines}
+    assert title.split()[-1] == ("where" if columns > 80 else "radius")
+    radii = {line.split()[0]: line[title.index("radius") :][:7].strip() for line in lines}
     assert radii["cifar10-crown-ibp-99"] == "2/255"
     assert radii["digits-trades"] == "16/255"
     assert radii["hydra/cifar10-wrn_28_4-adv-99"] == "paper"
-    assert radii["hydra/cifar10-wrn_28_4-smooth-99"] == "", "no number, so no radius"
+    assert radii["hydra/cifar10-wrn_28_4-smooth-99"] == "paper"
+    assert radii["cifar10-stability-wrn-99"] == "L2 0.25"
+    certified = {line.split()[0]: line[title.index("certified") :][:9].strip() for line in lines}
+    assert certified["hydra/cifar10-wrn_28_4-smooth-99"] == "56.0"
+    assert certified["cifar10-crown-ibp-99"] == ""
