@@ -11,14 +11,13 @@ On a CPU. Each report is written anew.
 
 from __future__ import annotations
 
+import one_thread  # noqa: F401  # first: before torch is imported
+
+# isort: split
+
 import argparse
-import os
 from collections.abc import Mapping
 from pathlib import Path
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see hydrabench/process.py
-os.environ.setdefault("MKL_NUM_THREADS", "1")
-os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 from reproduction import train_seeds, write_up
 

@@ -13,18 +13,17 @@ which are copied byte for byte; the ledgers are those of the same runs, without 
 
 from __future__ import annotations
 
+import one_thread  # noqa: F401  # first: before torch is imported
+
+# isort: split
+
 import argparse
 import gzip
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see hydrabench/process.py
-os.environ.setdefault("MKL_NUM_THREADS", "1")
-os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 import yaml
 
@@ -60,8 +59,8 @@ def main(runs: Path, recipes: Sequence[str], seed: int, options: RunOptions) -> 
 
 def names(recipe: Recipe, suffix: str) -> list[tuple[str, str, str | None]]:
     """Return the run folder, the id and the parent's id of every network of a pipeline that ships."""
-    end = f"-{recipe.model.arch}"
-    dense = recipe.name.removesuffix(end) + SHORT.get(end, "") * recipe.name.endswith(end) + suffix
+    end = next((one for one in SHORT if recipe.name.endswith(one)), "")
+    dense = (recipe.name.removesuffix(end) + SHORT[end] if end in SHORT else recipe.name) + suffix
     found: list[tuple[str, str, str | None]] = [("train", dense, None)]
     for kind, infix in (("finetune", ""), ("lwm", "-lwm")):
         if kind == "finetune" or recipe.pipeline.lwm:
