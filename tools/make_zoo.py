@@ -39,7 +39,7 @@ from hydrabench.workflows.run_options import RunOptions
 ZOO = Path(__file__).resolve().parents[1] / "zoo"
 DIGITS = ("digits-crown-ibp", "digits-trades")
 SHORT = {"-cifar_model": "", "-wrn_10_1": "-wrn"}  # how ids name the architecture at the end of a recipe's name
-COMPARED = ("pgd", "ibp", "crown-ibp", "cascade", "smoothing")
+COMPARED = ("pgd", "ibp", "crown-ibp", "cascade")  # and smoothing, but for the digits, of which these say enough
 
 
 def main(runs: Path, recipes: Sequence[str], seed: int, options: RunOptions) -> None:
@@ -94,14 +94,15 @@ def add(run: Path, folder: str, identity: str, parent: str | None) -> dict[str, 
         "licence": "MIT",
         "normalization": header.normalization and header.normalization.model_dump(mode="json"),
         "additional_data": False,
-        "results": [ledger(found, target) for found in evaluations(run, folder)],
+        "results": [ledger(found, target) for found in evaluations(run, folder, header.recipe)],
     }
 
 
-def evaluations(run: Path, folder: str) -> list[RunFolder]:
+def evaluations(run: Path, folder: str, recipe: str | None) -> list[RunFolder]:
     """The evaluation runs of one checkpoint whose ledgers are shipped."""
     found = [read_run(path.parent) for path in sorted((run / "evaluations" / folder).glob("*/run.json"))]
-    return [evaluation for evaluation in found if evaluation.header["settings"]["kind"] in COMPARED]
+    kinds = COMPARED if recipe in DIGITS else (*COMPARED, "smoothing")
+    return [evaluation for evaluation in found if evaluation.header["settings"]["kind"] in kinds]
 
 
 def ledger(run: RunFolder, target: Path) -> dict[str, Any]:
